@@ -1,0 +1,73 @@
+"""The errors a caller may see. Each has a stable `code`, a message that says what and where, and mostly a hint."""
+
+from __future__ import annotations
+
+
+class RecCocktailError(Exception):
+    """Anything RecCocktail refuses or cannot do; the message names the value and the place, the hint the next step."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(RecCocktailError):
+    """The request itself is malformed: an unknown name in an option, a bad reference, an impossible combination."""
+
+    code = "usage"
+
+
+class InvalidReferenceError(UsageError):
+    """The text is not `NAME`, `NAME@vN` or `NAME@ALIAS`."""
+
+    code = "invalid_reference"
+
+
+class NotFoundError(RecCocktailError):
+    """The registry holds nothing under that name, version, alias or id."""
+
+    code = "not_found"
+
+
+class ConflictError(RecCocktailError):
+    """The name is taken by something else, or the state does not allow the change."""
+
+    code = "conflict"
+
+
+class InvalidArtifactError(RecCocktailError):
+    """A folder or file is not what it has to be: broken, incomplete, or not finite."""
+
+    code = "invalid_artifact"
+
+
+class UnsupportedAdapterError(InvalidArtifactError):
+    """The adapter is sound but uses something that merging cannot honour."""
+
+    code = "unsupported_adapter"
+
+
+class BaseMismatchError(InvalidArtifactError):
+    """The adapter was made for another base model."""
+
+    code = "base_mismatch"
+
+
+class DatabaseError(RecCocktailError):
+    """The database cannot be used: unreachable, not migrated, or from a newer version."""
+
+    code = "database"
+
+
+class StoreError(RecCocktailError):
+    """The artifact store cannot be read or written, or holds bytes that do not match their digest."""
+
+    code = "store"
+
+
+class HubError(RecCocktailError):
+    """The Hugging Face Hub refused or could not be reached."""
+
+    code = "hub"
