@@ -1,0 +1,5 @@
+"""The `reccocktail` command."""
+
+from .app import main
+
+__all__ = ["main"]

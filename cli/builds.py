@@ -1,0 +1,307 @@
+"""`build`, `worker` and `status`: merged checkpoints per domain."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..registry.errors import ConflictError, RecCocktailError, UsageError
+from ..tasks.errors import TaskError
+from .app import App, base_option, example, json_option, paging_options, pass_app
+from .console import answer, details, page, progress, say, short, table
+
+if TYPE_CHECKING:
+    from ..registry import Build, Registry
+
+
+@click.group()
+def build() -> None:
+    """Merged checkpoints, requested per domain."""
+
+
+@build.command(
+    epilog=example(
+        "reccocktail build request beauty --wait",
+        "reccocktail build request beauty toys --recipe average",
+        "reccocktail build request --stale --wait",
+    )
+)
+@click.argument("domains", metavar="DOMAIN...", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Every domain.")
+@click.option("--stale", is_flag=True, help="Domains whose inputs moved since their newest build, or without one.")
+@click.option("--recipe", "recipe_name", metavar="NAME_OR_FILE", help="Else the domain's own, else `default`.")
+@click.option("--wait", is_flag=True, help="Carry the builds out here and now.")
+@click.option("--force", is_flag=True, help="Build although an equal build has succeeded.")
+@base_option
+@json_option
+@pass_app
+def request(
+    app: App,
+    domains: tuple[str, ...],
+    all_: bool,
+    stale: bool,
+    recipe_name: str | None,
+    wait: bool,
+    force: bool,
+    base: str | None,
+    as_json: bool,
+) -> None:
+    """Ask for merged builds; an equal build that exists is not made twice."""
+    if sum((bool(domains), all_, stale)) != 1:
+        raise UsageError("name domains, or say --all, or --stale")
+    from ..engine.builds import freshness
+    from ..engine.builds import request as ask
+    from ..engine.recipes import load_recipe
+
+    with app.registry() as registry:
+        names = list(domains) or [row.name for row in registry.domains.list()]
+        if stale:
+            states = {n: freshness(registry, n, registry.builds.newest_succeeded(n)) for n in names}
+            for name, state in states.items():
+                if state.state == "blocked":
+                    say(f"{name} cannot be built: {'; '.join(state.reasons)}")
+            names = [name for name, state in states.items() if state.state in ("stale", "unbuilt")]
+        asked = []
+        for name in names:
+            recipe = load_recipe(recipe_name or registry.domains.get(name).recipe or "default")
+            answered = ask(registry, name, recipe, base=base, force=force)
+            asked.append(answered.build)
+            if not answered.created:
+                say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
+        if wait:
+            asked = [carry_out(registry, row, app.device()) for row in asked]
+    _show_builds(asked, as_json, empty="nothing to build")
+
+
+def carry_out(registry: Registry, row: Build, device: str) -> Build:
+    """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
+    from ..engine.builds import run, worker_name
+
+    me = worker_name()
+    waited = False
+    while row.status in ("queued", "running"):
+        mine = registry.builds.claim(me, build_id=row.id)
+        if mine is not None:
+            with _Bars(f"build {row.domain}") as bars:
+                return run(registry, mine, worker=me, device=device, progress=bars.update)
+        if not waited:
+            say(f"build {row.id} is with worker {row.worker}; waiting for it")
+            waited = True
+        time.sleep(1)
+        row = registry.builds.get(row.id)
+    if row.status == "failed":
+        raise ConflictError(f"build {row.id} failed: {(row.error or {}).get('message')}", hint=f"reccocktail build retry {row.id}")
+    return row
+
+
+class _Bars:
+    """One bar after the other: a build adapts, then merges."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._stage: str | None = None
+        self._open = None
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.__exit__()
+            self._stage = stage
+            self._open = progress(f"{self._title}: {stage}", unit="bytes" if stage == "merge" else "prompts")
+            self._update = self._open.__enter__()
+        self._update(done, total, "")
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
+
+
+def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
+    rows = [
+        [b.id, b.domain, b.status, b.coefficients, short(b.digest), b.path or (b.error or {}).get("message")] for b in builds
+    ]
+
+    def show_rows() -> None:
+        table(["id", "domain", "status", "coefficients", "digest", "path or error"], rows, empty=empty)
+        if limit:
+            page(builds, limit)
+
+    answer(as_json, [b.to_json() for b in builds], show_rows)
+
+
+@build.command(name="list", epilog=example("reccocktail build list --domain beauty --status failed"))
+@click.option("--domain", metavar="D", help="Only this domain's.")
+@click.option("--status", type=click.Choice(["queued", "running", "succeeded", "failed", "cancelled"]))
+@paging_options
+@json_option
+@pass_app
+def list_(app: App, domain: str | None, status: str | None, limit: int, after: str | None, as_json: bool) -> None:
+    """List builds, newest first."""
+    with app.registry() as registry:
+        builds = registry.builds.list(domain=domain, status=status, limit=limit, after=after)
+    _show_builds(builds, as_json, empty="no build yet; `reccocktail build request DOMAIN --wait`", limit=limit)
+
+
+@build.command(epilog=example("reccocktail build show 01J9"))
+@click.argument("id_", metavar="ID")
+@json_option
+@pass_app
+def show(app: App, id_: str, as_json: bool) -> None:
+    """Show a build; the start of its id is enough."""
+    with app.registry() as registry:
+        row = registry.builds.get(id_)
+    answer(as_json, row.to_json(), lambda: _show_one(row))
+
+
+def _show_one(row: Build) -> None:
+    document = row.to_json()
+    report = document.pop("report") or {}
+    inputs = document.pop("inputs")
+    for name in ("done", "total"):
+        document.pop(name)
+    document["base"] = f"{inputs['base']['name']} {short(inputs['base']['digest'])}"
+    document |= {a["role"]: f"{a['ref']} {short(a['digest'])}" for a in inputs["adapters"]}
+    details(document)
+    if "adaptation" in report:
+        found = report["adaptation"]
+        click.echo(f"\nentropy of the first {found['tokens']} answer tokens over {found['prompts']} prompts, in nats:")
+        most = max(point["entropy"] for point in found["curve"]) or 1.0
+        for point in found["curve"]:
+            bar = "█" * max(1, round(40 * point["entropy"] / most))
+            mark = "  ← chosen" if point["ingredient"] == found["ingredient"] else ""
+            click.echo(f"  ingredient {point['ingredient']:4.2f}  {point['entropy']:.4f}  {bar}{mark}")
+    if "merge" in report:
+        click.echo("")
+        details(report["merge"])
+
+
+@build.command(epilog=example("reccocktail build cancel 01J9"))
+@click.argument("id_", metavar="ID")
+@json_option
+@pass_app
+def cancel(app: App, id_: str, as_json: bool) -> None:
+    """Cancel a queued or running build."""
+    with app.registry() as registry:
+        row = registry.builds.cancel(id_)
+    answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
+
+
+@build.command(epilog=example("reccocktail build retry 01J9"))
+@click.argument("id_", metavar="ID")
+@json_option
+@pass_app
+def retry(app: App, id_: str, as_json: bool) -> None:
+    """Queue a failed or cancelled build again."""
+    with app.registry() as registry:
+        row = registry.builds.retry(id_)
+    answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
+
+
+@build.command(epilog=example("reccocktail build export 01J9 ./merged"))
+@click.argument("id_", metavar="ID")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
+@pass_app
+def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
+    """Copy a build's merged checkpoint into the new folder DIR."""
+    with app.registry() as registry:
+        row = registry.builds.get(id_)
+        if row.path is None:
+            raise ConflictError(f"build {row.id} is {row.status} and has nothing to export")
+        target = new_folder(folder)
+        staged = target.with_name(f".{target.name}.part")
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            shutil.copytree(row.path, staged, copy_function=shutil.copyfile)
+            staged.rename(target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
+
+
+def new_folder(folder: Path) -> Path:
+    """The absolute path of a folder that is not there or is empty. Raises ConflictError, UsageError."""
+    target = folder.expanduser().absolute()
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if target.exists() or target.is_symlink():
+        raise ConflictError(f"{target} exists and is not an empty folder", hint="name a new folder")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is no folder")
+    return target
+
+
+@click.command(epilog=example("reccocktail worker --once"))
+@click.option("--once", is_flag=True, help="Stop when no build is waiting.")
+@json_option
+@pass_app
+def worker(app: App, once: bool, as_json: bool) -> None:
+    """Take queued builds and carry them out, in this process."""
+    from ..engine.builds import run, worker_name
+
+    me = worker_name()
+    done = []
+    with app.registry() as registry:
+        while True:
+            claimed = registry.builds.claim(me)
+            if claimed is None:
+                if once:
+                    break
+                time.sleep(2)
+                continue
+            say(f"build {claimed.id} of {claimed.domain} begins")
+            try:
+                with _Bars(f"build {claimed.domain}") as bars:
+                    done.append(run(registry, claimed, worker=me, device=app.device(), progress=bars.update))
+                say(f"build {claimed.id} succeeded")
+            except (RecCocktailError, TaskError) as error:
+                done.append(registry.builds.get(claimed.id))
+                say(f"build {claimed.id} failed: {error}")
+    _show_builds(done, as_json, empty="no build was waiting")
+    if any(row.status == "failed" for row in done):
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog=example("reccocktail status", "reccocktail status beauty --json"))
+@click.argument("domain", required=False)
+@json_option
+@pass_app
+def status(app: App, domain: str | None, as_json: bool) -> None:
+    """Per domain: what is current, what is built and published, and whether the build is fresh."""
+    from ..engine.builds import freshness
+    from ..registry.errors import NotFoundError
+
+    def current(registry: Registry, ref: str) -> str | None:
+        try:
+            return registry.adapters.resolve(ref).ref
+        except (NotFoundError, UsageError):
+            return None
+
+    with app.registry() as registry:
+        rows = [registry.domains.get(domain)] if domain else registry.domains.list()
+        document = []
+        for row in rows:
+            newest = registry.builds.newest_succeeded(row.name)
+            state = freshness(registry, row.name, newest)
+            published = registry.publications.list(domain=row.name, limit=1)
+            document.append(
+                {
+                    "domain": row.name,
+                    "spirit": current(registry, "spirit"),
+                    "ingredient": current(registry, row.name),
+                    "build": newest.id if newest else None,
+                    "state": state.state,
+                    "reasons": list(state.reasons),
+                    "published": f"{published[0].repo}@{published[0].revision[:12]}" if published else None,
+                }
+            )
+    columns = ["domain", "spirit", "ingredient", "build", "state", "reasons", "published"]
+    cells = [[entry[c] for c in columns] for entry in document]
+    answer(as_json, document, lambda: table(columns, cells, empty="no domain yet; `reccocktail domain add NAME`"))

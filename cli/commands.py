@@ -1,0 +1,35 @@
+"""All commands, in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+from .adapters import adapter
+from .bases import base
+from .builds import build, status, worker
+from .demo import demo
+from .domains import domain
+from .evaluation import evaluate
+from .merging import merge
+from .publishing import publish
+from .recipes import recipe
+from .setup import db, doctor, init, store
+from .training import train, trainers
+
+ALL = (
+    init,
+    status,
+    doctor,
+    base,
+    domain,
+    adapter,
+    train,
+    evaluate,
+    recipe,
+    build,
+    worker,
+    publish,
+    merge,
+    trainers,
+    store,
+    db,
+    demo,
+)

@@ -1,0 +1,1 @@
+"""How adapters are mixed: recipes, methods, the streaming merge, adaptive mixing, evaluation, and running builds."""

@@ -1,0 +1,297 @@
+"""Builds: requests for merged checkpoints, who works on them, and what came of them.
+
+    queued → running → succeeded | failed        cancel: queued, running → cancelled        retry: failed, cancelled → queued
+
+A worker holds a running build by a lease that it renews. Once the lease has run out another may claim the build, and
+whatever the first still reports is refused.
+"""
+
+from __future__ import annotations
+
+import builtins
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
+
+from . import events
+from .adapters import find_adapter
+from .bases import find_base
+from .database import Database
+from .domains import find_domain
+from .errors import ConflictError, NotFoundError, StoreError
+from .records import Record
+from .store import Store
+from .tables import BuildInputRow, BuildRow, now
+
+LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Build(Record):
+    """One build. `inputs` are pinned versions and digests; `path` is where the result lies; `done` of `total` is progress."""
+
+    id: str
+    domain: str
+    base: str
+    status: str
+    key: str
+    digest: str | None
+    recipe: Mapping[str, Any]
+    coefficients: Mapping[str, Any] | None
+    inputs: Mapping[str, Any]
+    path: Path | None
+    report: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    done: int
+    total: int
+    attempts: int
+    worker: str | None
+    created_at: datetime
+    created_by: str
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The answer to a request: the build, and whether it is a new one."""
+
+    build: Build
+    created: bool
+
+
+class Builds:
+    def __init__(self, database: Database, store: Store) -> None:
+        self._database = database
+        self._store = store
+
+    def request(
+        self,
+        domain: str,
+        base: str,
+        key: str,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        *,
+        force: bool = False,
+    ) -> Request:
+        """A build of that key: the one that is queued, running or succeeded, otherwise a new one.
+
+        `force` makes a new one although one has succeeded. `inputs["adapters"]`, a list of objects with `ref` and
+        `digest`, becomes the build's lineage.
+        """
+        reusable = ("queued", "running") if force else ("queued", "running", "succeeded")
+        query = select(BuildRow).where(BuildRow.key == key, BuildRow.status.in_(reusable))
+        with self._database.writing() as session:
+            if (row := session.scalar(query.order_by(BuildRow.id.desc()).limit(1))) is not None:
+                return Request(self._build(row), created=False)
+            row = BuildRow(
+                id=_new_id(),
+                domain_id=find_domain(session, domain).id,
+                base_id=find_base(session, base).id,
+                status="queued",
+                key=key,
+                recipe=dict(recipe),
+                inputs=dict(inputs),
+            )
+            session.add(row)
+            session.flush()
+            for adapter_id in _lineage(session, base, inputs):
+                session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
+            events.append(session, "build.queued", row.id, domain=domain, key=key)
+            return Request(self._build(row), created=True)
+
+    def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
+        """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none."""
+        moment = now()
+        query = (
+            select(BuildRow)
+            .where(
+                or_(
+                    BuildRow.status == "queued",
+                    and_(BuildRow.status == "running", BuildRow.lease_until < moment),
+                )
+            )
+            .order_by(BuildRow.id)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=BuildRow)
+        )
+        if build_id is not None:
+            query = query.where(BuildRow.id == build_id)
+        with self._database.writing() as session:
+            row = session.scalar(query)
+            if row is None:
+                return None
+            row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
+            row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
+            self._move(session, row, "running", worker=worker)
+            return self._build(row)
+
+    def heartbeat(self, build_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        """Renews the lease. Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            _held(session, build_id, worker).lease_until = now() + timedelta(seconds=lease_seconds)
+
+    def progress(self, build_id: str, worker: str, done: int, total: int) -> None:
+        """Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            row.done, row.total = done, total
+
+    def succeed(
+        self,
+        build_id: str,
+        worker: str,
+        digest: str,
+        coefficients: Mapping[str, Any] | None,
+        report: Mapping[str, Any] | None,
+    ) -> Build:
+        """Raises ConflictError if the build is not the worker's any more, StoreError if the result is not stored."""
+        if not self._store.has(digest):
+            raise StoreError(f"the result {digest} of build {build_id} is not in the store")
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            row.digest = digest
+            row.coefficients = None if coefficients is None else dict(coefficients)
+            row.report = None if report is None else dict(report)
+            self._move(session, row, "succeeded", digest=digest)
+            return self._build(row)
+
+    def fail(self, build_id: str, worker: str, error: Mapping[str, Any]) -> Build:
+        """Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            row.error = dict(error)
+            self._move(session, row, "failed", error=row.error)
+            return self._build(row)
+
+    def cancel(self, build_id: str) -> Build:
+        """A running build's worker finds out when it next reports. Raises ConflictError for one that has ended."""
+        with self._database.writing() as session:
+            row = _find(session, build_id)
+            if row.status not in ("queued", "running"):
+                raise ConflictError(f"build {row.id} has {row.status} and cannot be cancelled")
+            self._move(session, row, "cancelled")
+            return self._build(row)
+
+    def retry(self, build_id: str) -> Build:
+        """Queues a failed or cancelled build again. Raises ConflictError if its key is being built, or was."""
+        with self._database.writing() as session:
+            row = _find(session, build_id)
+            if row.status not in ("failed", "cancelled"):
+                raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
+            taken = select(BuildRow).where(
+                BuildRow.key == row.key, BuildRow.status.in_(("queued", "running", "succeeded"))
+            )
+            if (other := session.scalar(taken.limit(1))) is not None:
+                raise ConflictError(f"build {other.id}, which is {other.status}, has the same key as {row.id}")
+            row.worker = row.error = row.started_at = row.finished_at = None
+            row.done = row.total = 0
+            self._move(session, row, "queued")
+            return self._build(row)
+
+    def get(self, build_id: str) -> Build:
+        """By id, or by the beginning of one if it is unique."""
+        with self._database.reading() as session:
+            return self._build(_find(session, build_id))
+
+    def list(
+        self,
+        *,
+        domain: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> builtins.list[Build]:
+        """Newest first; `after` is the id that the page before ended with."""
+        query = select(BuildRow).order_by(BuildRow.id.desc()).limit(limit)
+        with self._database.reading() as session:
+            if domain is not None:
+                query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
+            if status is not None:
+                query = query.where(BuildRow.status == status)
+            if after is not None:
+                query = query.where(BuildRow.id < _find(session, after).id)
+            return [self._build(row) for row in session.scalars(query)]
+
+    def newest_succeeded(self, domain: str) -> Build | None:
+        """The one that finished last."""
+        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(BuildRow.finished_at.desc()).limit(1)
+        with self._database.reading() as session:
+            row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
+            return None if row is None else self._build(row)
+
+    def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
+        row.status = status
+        if status != "running":
+            row.lease_until = None
+        if status not in ("queued", "running"):
+            row.finished_at = now()
+        session.flush()
+        events.append(session, f"build.{status}", row.id, domain=row.domain.name, **detail)
+
+    def _build(self, row: BuildRow) -> Build:
+        return Build(
+            id=row.id,
+            domain=row.domain.name,
+            base=row.base.name,
+            status=row.status,
+            key=row.key,
+            digest=row.digest,
+            recipe=row.recipe,
+            coefficients=row.coefficients,
+            inputs=row.inputs,
+            path=self._store.folder(row.digest) if row.digest and self._store.has(row.digest) else None,
+            report=row.report,
+            error=row.error,
+            done=row.done,
+            total=row.total,
+            attempts=row.attempts,
+            worker=row.worker,
+            created_at=row.created_at,
+            created_by=row.created_by,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+
+
+def _new_id() -> str:
+    """16 hex digits that sort by time: microseconds since 1970, then 12 random bits."""
+    return f"{time.time_ns() // 1000:013x}{secrets.randbits(12):03x}"
+
+
+def _lineage(session: Session, base: str, inputs: Mapping[str, Any]) -> set[int]:
+    found = set()
+    for entry in inputs.get("adapters", ()):
+        row = find_adapter(session, entry["ref"], base)
+        if row.digest != entry["digest"]:
+            raise ConflictError(f"{entry['ref']} is {row.digest}, not {entry['digest']} as the request says")
+        found.add(row.id)
+    return found
+
+
+def _find(session: Session, build_id: str) -> BuildRow:
+    begins = BuildRow.id.startswith(build_id, autoescape=True)
+    rows = session.scalars(select(BuildRow).where(begins).order_by(BuildRow.id.desc()).limit(2)).all()
+    if not rows or not build_id:
+        raise NotFoundError(f"there is no build {build_id!r}", hint="`reccocktail build list` shows them")
+    if len(rows) > 1:
+        raise NotFoundError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
+    return rows[0]
+
+
+def _held(session: Session, build_id: str, worker: str) -> BuildRow:
+    row = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
+    if row is None:
+        raise NotFoundError(f"there is no build {build_id!r}")
+    if row.status != "running" or row.worker != worker:
+        holder = f" by {row.worker}" if row.status == "running" else ""
+        raise ConflictError(f"build {row.id} is {row.status}{holder}: {worker} does not hold it any more")
+    return row

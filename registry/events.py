@@ -1,0 +1,54 @@
+"""What happened, in the order it happened: additions, alias moves, archivings, changes of a build's status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from .database import Database
+from .records import Record
+from .tables import EventRow
+
+
+@dataclass(frozen=True)
+class Event(Record):
+    """`kind` is like `alias.moved`; `subject` is the reference, name or id that it is about."""
+
+    id: int
+    kind: str
+    subject: str
+    detail: Mapping[str, Any]
+    created_at: datetime
+    created_by: str
+
+
+def append(session: Session, kind: str, subject: str, **detail: Any) -> None:
+    """To be called in the transaction that makes the event true."""
+    session.add(EventRow(kind=kind, subject=subject, detail=detail))
+
+
+class Events:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(
+        self, *, kind: str | None = None, subject: str | None = None, limit: int = 50, after: int | None = None
+    ) -> list[Event]:
+        """Newest first; `after` is the id of the last event of the page before."""
+        query = select(EventRow).order_by(EventRow.id.desc()).limit(limit)
+        if kind is not None:
+            query = query.where(EventRow.kind == kind)
+        if subject is not None:
+            query = query.where(EventRow.subject == subject)
+        if after is not None:
+            query = query.where(EventRow.id < after)
+        with self._database.reading() as session:
+            return [
+                Event(row.id, row.kind, row.subject, row.detail, row.created_at, row.created_by)
+                for row in session.scalars(query)
+            ]

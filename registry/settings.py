@@ -1,0 +1,91 @@
+"""Where the registry lives: settings from options, the environment and two configuration files."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UsageError
+
+KEYS = ("home", "database_url", "store_url", "device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every command needs to know. `store_url` is a folder or a URL; `device` is `auto`, `cpu`, `cuda`, …"""
+
+    home: Path
+    database_url: str
+    store_url: str
+    device: str
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        home: str | Path | None = None,
+        database_url: str | None = None,
+        store_url: str | Path | None = None,
+        device: str | None = None,
+        cwd: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default."""
+        environ = os.environ if environ is None else environ
+        user = Path(environ.get("HOME") or Path.home())
+        cwd = cwd or Path.cwd()
+        options = {"home": home, "database_url": database_url, "store_url": store_url, "device": device}
+        variables = {key: environ.get(f"RECCOCKTAIL_{key.upper()}") for key in KEYS}
+        configs = Path(environ.get("XDG_CONFIG_HOME") or user / ".config") / "reccocktail"
+
+        values: dict[str, str] = {}
+        for found, folder in (
+            (_read(configs / "config.toml"), configs),
+            (_read(cwd / "reccocktail.toml"), cwd),
+            (variables, cwd),
+            (options, cwd),
+        ):
+            given = {key: str(value) for key, value in found.items() if value}
+            # a relative path means: relative to where it was written
+            for key in given.keys() & {"home", "store_url"}:
+                if "://" not in given[key]:
+                    given[key] = os.path.normpath(folder.absolute() / _expanded(given[key], user))
+            values |= given
+
+        place = Path(values.get("home") or user / ".reccocktail")
+        return cls(
+            home=place,
+            database_url=values.get("database_url") or f"sqlite:///{place / 'registry.sqlite'}",
+            store_url=values.get("store_url") or str(place / "store"),
+            device=values.get("device") or "auto",
+        )
+
+
+def _expanded(path: str, user: Path) -> Path:
+    return user / path[2:] if path.startswith("~/") else Path(path)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
+    for key, value in values.items():
+        if key not in KEYS:
+            raise UsageError(f"{path}: unknown key {key!r}", hint=f"known keys are {', '.join(KEYS)}")
+        if not isinstance(value, str):
+            raise UsageError(f"{path}: {key} must be text, not {value!r}")
+    return values
+
+
+def redacted_url(url: str) -> str:
+    """The URL with its password, and anything in the query that looks like a secret, replaced by `***`."""
+    # greedy up to the last @, because people forget to escape the @ in a password
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|token|secret|key)[^=&]*=)[^&#]*", r"\1***", url)

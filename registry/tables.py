@@ -1,0 +1,241 @@
+"""The tables. What must never be untrue is held here, by the database, and not only by the code that writes."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+# every constraint has a name, so that later migrations can alter it on every database
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+ROLES = ("spirit", "ingredient")
+STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in and out, always UTC; SQLite itself forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user id without a name
+        return "unknown"
+
+
+def _actor(context: DefaultExecutionContext) -> str:
+    return context.execution_options.get("actor") or login_name()
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012  SQLAlchemy reads it from the class
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(),
+        int: BigInteger(),
+        str: String(),
+    }
+
+    created_at: Mapped[datetime] = mapped_column(default=now, sort_order=100)
+    created_by: Mapped[str] = mapped_column(default=_actor, sort_order=101)
+
+
+def _id() -> Mapped[int]:
+    # SQLite numbers rows by itself only if the column is INTEGER
+    return mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+class BaseModelRow(Table):
+    __tablename__ = "base_models"
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    source: Mapped[str]
+    revision: Mapped[str | None]
+    digest: Mapped[str]
+    architecture: Mapped[str]
+    dtype: Mapped[str]
+    parameters: Mapped[int]
+    bytes: Mapped[int]
+
+
+class DomainRow(Table):
+    __tablename__ = "domains"
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    title: Mapped[str]
+    data: Mapped[str | None]
+    trainer: Mapped[str | None]
+    recipe: Mapped[str | None]
+
+    __table_args__ = (
+        _one_of("role", ROLES),
+        # spirits live under one built-in domain, so that one rule numbers and names all adapters
+        CheckConstraint("(name = 'spirit') = (role = 'spirit')", name="spirit"),
+        UniqueConstraint("id", "role"),
+    )
+
+
+class AdapterRow(Table):
+    __tablename__ = "adapters"
+
+    id: Mapped[int] = _id()
+    base_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
+    domain_id: Mapped[int]
+    role: Mapped[str]
+    version: Mapped[int]
+    digest: Mapped[str]
+    rank: Mapped[int]
+    alpha: Mapped[float]
+    target_modules: Mapped[list[str]]
+    tensors: Mapped[int]
+    bytes: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    tags: Mapped[list[str]]
+    note: Mapped[str | None]
+    context: Mapped[dict[str, Any]]
+    is_current: Mapped[bool] = mapped_column(default=False)
+    archived_at: Mapped[datetime | None]
+
+    base: Mapped[BaseModelRow] = relationship(lazy="joined", innerjoin=True)
+    domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
+    aliases: Mapped[list[AliasRow]] = relationship(lazy="selectin", order_by="AliasRow.name", viewonly=True)
+
+    __table_args__ = (
+        ForeignKeyConstraint(["domain_id", "role"], ["domains.id", "domains.role"]),  # the role is the domain's
+        CheckConstraint("version > 0", name="version"),
+        CheckConstraint("NOT is_current OR (role = 'spirit' AND archived_at IS NULL)", name="current"),
+        UniqueConstraint("base_id", "domain_id", "version"),
+        UniqueConstraint("base_id", "domain_id", "digest"),
+        UniqueConstraint("base_id", "domain_id", "id"),  # what aliases point to
+        Index(
+            "uq_adapters_current_spirit", "base_id", unique=True,
+            sqlite_where=text("is_current"), postgresql_where=text("is_current"),
+        ),
+    )  # fmt: skip
+
+
+class AliasRow(Table):
+    __tablename__ = "aliases"
+
+    base_id: Mapped[int] = mapped_column(primary_key=True)
+    domain_id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int]
+
+    __table_args__ = (
+        # an alias cannot leave its base and domain
+        ForeignKeyConstraint(
+            ["base_id", "domain_id", "adapter_id"], ["adapters.base_id", "adapters.domain_id", "adapters.id"]
+        ),
+    )
+
+
+class BuildRow(Table):
+    __tablename__ = "builds"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    base_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
+    domain_id: Mapped[int] = mapped_column(ForeignKey("domains.id"))
+    status: Mapped[str]
+    key: Mapped[str] = mapped_column(index=True)
+    recipe: Mapped[dict[str, Any]]
+    inputs: Mapped[dict[str, Any]]
+    digest: Mapped[str | None]
+    coefficients: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    done: Mapped[int] = mapped_column(default=0)
+    total: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    base: Mapped[BaseModelRow] = relationship(lazy="joined", innerjoin=True)
+    domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
+
+    __table_args__ = (
+        _one_of("status", STATUSES),
+        CheckConstraint("(status = 'succeeded') = (digest IS NOT NULL)", name="digest"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease"),
+        Index(
+            "uq_builds_open_key", "key", unique=True,
+            sqlite_where=text("status IN ('queued', 'running')"),
+            postgresql_where=text("status IN ('queued', 'running')"),
+        ),
+    )  # fmt: skip
+
+
+class BuildInputRow(Table):
+    __tablename__ = "build_inputs"
+
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+
+
+class PublicationRow(Table):
+    __tablename__ = "publications"
+
+    id: Mapped[int] = _id()
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+    repo: Mapped[str]
+    revision: Mapped[str]
+    tag: Mapped[str | None]
+
+    build: Mapped[BuildRow] = relationship(lazy="joined", innerjoin=True)
+
+
+class EventRow(Table):
+    __tablename__ = "events"
+
+    id: Mapped[int] = _id()
+    kind: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
+    detail: Mapped[dict[str, Any]]

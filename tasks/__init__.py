@@ -1,0 +1,65 @@
+"""What recommending means: interactions, splits, candidates, prompts, ranking, metrics. Imports nothing until it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
+    from .errors import DataError, TaskError
+    from .metrics import Interval, hit_rate, mrr, ndcg, paired_difference, summarise
+    from .prompts import Question, TaskSpec, Template, load_template, question, questions
+    from .ranking import Ranking, rank_by_likelihood
+    from .samples import SAMPLE_DOMAINS, SampleDomain, generate
+    from .splits import Example, Split, examples, sample
+
+__all__ = [
+    "SAMPLE_DOMAINS",
+    "DataError",
+    "DataFacts",
+    "DomainData",
+    "Example",
+    "History",
+    "Interval",
+    "Item",
+    "Question",
+    "Ranking",
+    "SampleDomain",
+    "Split",
+    "TaskError",
+    "TaskSpec",
+    "Template",
+    "describe",
+    "examples",
+    "generate",
+    "hit_rate",
+    "load_template",
+    "mrr",
+    "ndcg",
+    "paired_difference",
+    "question",
+    "questions",
+    "rank_by_likelihood",
+    "read_domain",
+    "sample",
+    "summarise",
+    "write_domain",
+]
+
+_HOMES = {
+    "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
+    "errors": ("DataError", "TaskError"),
+    "metrics": ("Interval", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
+    "prompts": ("Question", "TaskSpec", "Template", "load_template", "question", "questions"),
+    "ranking": ("Ranking", "rank_by_likelihood"),
+    "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
+    "splits": ("Example", "Split", "examples", "sample"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,50 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _beside(name: str) -> ModuleType:
+    """A module of this folder; with `--import-mode=importlib` it is on no search path."""
+    spec = importlib.util.spec_from_file_location(f"reccocktail_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_hub_server = _beside("hub_server")
+
+
+@pytest.fixture
+def loopback_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A `LoopbackHub` (tests/hub_server.py). The client in this process and in every child process talks to it alone."""
+    from huggingface_hub import constants
+
+    hub = _hub_server.LoopbackHub()
+    home = tmp_path_factory.mktemp("hf_home")
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_OIDC_RESOURCE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in hub.env(home).items():
+        monkeypatch.setenv(name, value)
+    # huggingface_hub reads the environment once, when it is imported: here that has happened already.
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    yield hub
+    hub.close()

@@ -1,0 +1,129 @@
+"""A registry in a temporary folder, and models and adapters written by hand, byte by byte."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reccocktail.registry import Adapter, Base, Registry, Settings
+
+HIDDEN, OUT = 8, 6
+MODULES = {f"model.layers.{layer}.self_attn.{name}": (OUT, HIDDEN) for layer in (0, 1) for name in ("q_proj", "v_proj")}
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def write_safetensors() -> Callable[..., Path]:
+    """(path, tensors, dtypes by name): writes the format as its page describes it, without the library."""
+
+    def write(path: Path, tensors: Tensors, dtypes: Mapping[str, str] | None = None) -> Path:
+        names = {"float64": "F64", "float32": "F32", "float16": "F16", "uint16": "BF16"}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        data = b""
+        for name, array in tensors.items():
+            dtype = (dtypes or {}).get(name, names[str(array.dtype)])
+            offsets = [len(data), len(data) + array.nbytes]
+            header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+            data += array.tobytes()
+        raw = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_base(write_safetensors: Callable[..., Path]) -> Callable[..., Path]:
+    """(folder, seed, config): a model of two layers with what a Hub repo has around the weights."""
+
+    def make(folder: Path, *, seed: int = 0, config: Mapping[str, Any] | None = None) -> Path:
+        folder.mkdir(parents=True)
+        random = np.random.default_rng(seed)
+        tensors = {"model.embed_tokens.weight": random.normal(size=(10, HIDDEN)).astype("float32")}
+        tensors |= {f"{name}.weight": random.normal(size=shape).astype("float32") for name, shape in MODULES.items()}
+        tensors["lm_head.weight"] = random.normal(size=(10, HIDDEN)).astype("float32")
+        write_safetensors(folder / "model.safetensors", tensors)
+        about = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False} | dict(config or {})
+        (folder / "config.json").write_text(json.dumps(about))
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "README.md").write_text("# tiny\n")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lora_tensors() -> Callable[..., dict[str, np.ndarray]]:
+    """(seed, rank): the factors of every module, under PEFT's names."""
+
+    def tensors(*, seed: int = 0, rank: int = 2) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        found = {}
+        for name, (rows, columns) in MODULES.items():
+            prefix = f"base_model.model.{name}"
+            found[f"{prefix}.lora_A.weight"] = random.normal(size=(rank, columns)).astype("float32")
+            found[f"{prefix}.lora_B.weight"] = random.normal(size=(rows, rank)).astype("float32")
+        return found
+
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def make_adapter(
+    write_safetensors: Callable[..., Path], lora_tensors: Callable[..., dict[str, np.ndarray]]
+) -> Callable[..., Path]:
+    """(folder, seed, rank, config, tensors): an adapter of the model that `make_base` makes."""
+
+    def make(
+        folder: Path,
+        *,
+        seed: int = 0,
+        rank: int = 2,
+        config: Mapping[str, Any] | None = None,
+        tensors: Tensors | None = None,
+        dtypes: Mapping[str, str] | None = None,
+    ) -> Path:
+        folder.mkdir(parents=True)
+        about = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "base_model_name_or_path": None, "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(about | dict(config or {})))
+        given = lora_tensors(seed=seed, rank=rank) if tensors is None else tensors
+        write_safetensors(folder / "adapter_model.safetensors", given, dtypes)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.load(home=tmp_path / "home", cwd=tmp_path, environ={"HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def registry(settings: Settings) -> Iterator[Registry]:
+    with Registry.create(settings) as registry:
+        yield registry
+
+
+@pytest.fixture
+def base(registry: Registry, make_base: Callable[..., Path], tmp_path: Path) -> Base:
+    return registry.bases.add("tiny", make_base(tmp_path / "tiny"), source="org/tiny", revision="c0ffee")
+
+
+@pytest.fixture
+def add(registry: Registry, base: Base, make_adapter: Callable[..., Path], tmp_path: Path) -> Callable[..., Adapter]:
+    """(domain or "spirit", seed, options of adapters.add): registers an adapter made from the seed."""
+
+    def add_one(name: str, seed: int = 0, **options: Any) -> Adapter:
+        folder = tmp_path / f"adapter-{seed}"
+        if not folder.exists():
+            make_adapter(folder, seed=seed)
+        place: dict[str, Any] = {"role": "spirit"} if name == "spirit" else {"role": "ingredient", "domain": name}
+        return registry.adapters.add(folder, **{"base": base} | place | options)
+
+    return add_one

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from reccocktail.registry import Adapter, Base, Build, Registry
+from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError
+
+
+@pytest.fixture
+def ask(registry: Registry, base: Base) -> Callable[..., Build]:
+    """(key): requests a build for `beauty`."""
+    registry.domains.add("beauty")
+
+    def request(key: str = "k", **options: Any) -> Build:
+        return registry.builds.request("beauty", base.name, key, {"method": "linear"}, {}, **options).build
+
+    return request
+
+
+@pytest.fixture
+def stored(registry: Registry) -> str:
+    """The digest of some result."""
+    with registry.store.staging("build") as staged:
+        (staged / "model.safetensors").write_bytes(b"x")
+        return registry.store.adopt(staged).digest
+
+
+def test_a_build_goes_from_queued_to_succeeded(registry: Registry, ask: Callable[..., Build], stored: str) -> None:
+    asked = ask()
+    assert (asked.status, asked.domain, asked.base, asked.path) == ("queued", "beauty", "tiny", None)
+    running = registry.builds.claim("w1")
+    assert running is not None
+    assert (running.id, running.status, running.worker, running.attempts) == (asked.id, "running", "w1", 1)
+    registry.builds.progress(asked.id, "w1", 3, 10)
+    assert (registry.builds.get(asked.id).done, registry.builds.get(asked.id).total) == (3, 10)
+    done = registry.builds.succeed(asked.id, "w1", stored, {"spirit": 0.5}, {"lost": 0.1})
+    assert (done.status, done.digest, done.coefficients) == ("succeeded", stored, {"spirit": 0.5})
+    assert done.path == registry.store.folder(stored)
+    assert done.started_at is not None
+    assert done.finished_at is not None
+    assert registry.builds.newest_succeeded("beauty") == done
+    assert stored in registry.digests()
+    kinds = [event.kind for event in registry.events.list(subject=asked.id)]
+    assert kinds == ["build.succeeded", "build.running", "build.queued"]
+
+
+def test_a_build_answers_with_the_agreed_names(ask: Callable[..., Build]) -> None:
+    agreed = set(
+        ["id", "domain", "status", "key", "digest", "recipe", "coefficients", "inputs", "path", "report", "error", "created_at", "started_at", "finished_at"]
+    )
+    assert agreed <= ask().to_json().keys()
+
+
+def test_an_equal_request_gives_the_build_that_is_there(
+    registry: Registry, base: Base, ask: Callable[..., Build], stored: str
+) -> None:
+    def again(**options: Any) -> tuple[str, bool]:
+        request = registry.builds.request("beauty", base.name, "k", {}, {}, **options)
+        return request.build.id, request.created
+
+    first = ask()
+    assert again() == again(force=True) == (first.id, False)  # queued
+    registry.builds.claim("w")
+    assert again() == again(force=True) == (first.id, False)  # running
+    registry.builds.succeed(first.id, "w", stored, None, None)
+    assert again() == (first.id, False)
+    forced, created = again(force=True)
+    assert created
+    assert forced != first.id
+    assert registry.builds.get(first.id).status == "succeeded"
+
+
+def test_a_failed_build_does_not_stand_in_the_way(registry: Registry, ask: Callable[..., Build]) -> None:
+    first = ask()
+    registry.builds.claim("w")
+    assert registry.builds.fail(first.id, "w", {"code": "store", "message": "full"}).error == {
+        "code": "store",
+        "message": "full",
+    }
+    assert ask().id != first.id
+
+
+def test_the_oldest_waiting_build_is_claimed_first_and_each_only_once(
+    registry: Registry, ask: Callable[..., Build]
+) -> None:
+    asked = [ask(key).id for key in "abc"]
+    claimed = [build.id if (build := registry.builds.claim("w")) else None for _ in range(4)]
+    assert claimed == [*asked, None]
+
+
+def test_a_certain_build_can_be_claimed(registry: Registry, ask: Callable[..., Build]) -> None:
+    _, second = ask("a"), ask("b")
+    claimed = registry.builds.claim("w", build_id=second.id)
+    assert claimed is not None
+    assert claimed.id == second.id
+    assert registry.builds.claim("w", build_id=second.id) is None
+
+
+def test_a_dead_workers_build_is_taken_over_and_its_word_refused(
+    registry: Registry, ask: Callable[..., Build], stored: str
+) -> None:
+    build = ask()
+    registry.builds.claim("dead", lease_seconds=-1)
+    taken = registry.builds.claim("alive")
+    assert taken is not None
+    assert (taken.id, taken.worker, taken.attempts) == (build.id, "alive", 2)
+    for report in (
+        lambda: registry.builds.succeed(build.id, "dead", stored, None, None),
+        lambda: registry.builds.fail(build.id, "dead", {}),
+        lambda: registry.builds.heartbeat(build.id, "dead"),
+        lambda: registry.builds.progress(build.id, "dead", 1, 2),
+    ):
+        with pytest.raises(ConflictError, match="running by alive: dead does not hold it"):
+            report()
+    assert registry.builds.succeed(build.id, "alive", stored, None, None).status == "succeeded"
+
+
+def test_a_heartbeat_keeps_the_lease(registry: Registry, ask: Callable[..., Build]) -> None:
+    build = ask()
+    registry.builds.claim("w", lease_seconds=-1)
+    registry.builds.heartbeat(build.id, "w", lease_seconds=60)
+    assert registry.builds.claim("other") is None
+
+
+def test_a_result_that_is_not_in_the_store_is_no_success(registry: Registry, ask: Callable[..., Build]) -> None:
+    build = ask()
+    registry.builds.claim("w")
+    with pytest.raises(StoreError):
+        registry.builds.succeed(build.id, "w", "sha256:" + "0" * 64, None, None)
+    assert registry.builds.get(build.id).status == "running"
+
+
+def test_a_cancelled_build_is_lost_to_its_worker_and_can_be_retried(
+    registry: Registry, ask: Callable[..., Build], stored: str
+) -> None:
+    build = ask()
+    registry.builds.claim("w")
+    assert registry.builds.cancel(build.id).status == "cancelled"
+    with pytest.raises(ConflictError, match="is cancelled"):
+        registry.builds.heartbeat(build.id, "w")
+    retried = registry.builds.retry(build.id)
+    assert (retried.status, retried.worker, retried.finished_at) == ("queued", None, None)
+    registry.builds.claim("w")
+    registry.builds.succeed(build.id, "w", stored, None, None)
+    for change in (registry.builds.cancel, registry.builds.retry):
+        with pytest.raises(ConflictError):
+            change(build.id)
+
+
+def test_a_build_is_not_retried_beside_one_of_its_key(registry: Registry, ask: Callable[..., Build]) -> None:
+    first = ask()
+    registry.builds.cancel(first.id)
+    second = ask()
+    with pytest.raises(ConflictError, match=second.id):
+        registry.builds.retry(first.id)
+
+
+def test_a_unique_beginning_of_an_id_is_enough(registry: Registry, ask: Callable[..., Build]) -> None:
+    first, second = ask("a"), ask("b")
+    assert first.id < second.id
+    assert registry.builds.get(first.id).id == first.id
+    assert registry.builds.get(first.id[:15]).id == first.id
+    for unknown in (first.id[:3], "", "%", "zz"):
+        with pytest.raises(NotFoundError):
+            registry.builds.get(unknown)
+
+
+def test_builds_are_listed_newest_first_by_status_and_page(registry: Registry, ask: Callable[..., Build]) -> None:
+    ids = [ask(key).id for key in "abcd"]
+    registry.builds.cancel(ids[0])
+    assert [b.id for b in registry.builds.list(status="cancelled")] == [ids[0]]
+    first = registry.builds.list(domain="beauty", limit=2)
+    assert [b.id for b in first + registry.builds.list(limit=2, after=first[-1].id)] == ids[::-1]
+
+
+def test_inputs_become_lineage(
+    registry: Registry, base: Base, add: Callable[..., Adapter], ask: Callable[..., Build]
+) -> None:
+    spirit, ingredient = add("spirit", 1), add("beauty", 2)
+    inputs = {"adapters": [{"ref": a.ref, "digest": a.digest} for a in (spirit, ingredient)]}
+    build = registry.builds.request("beauty", base.name, "k", {}, inputs).build
+    with sqlite3.connect(registry.settings.home / "registry.sqlite") as connection:
+        rows = connection.execute(
+            "SELECT a.digest FROM build_inputs i JOIN adapters a ON a.id = i.adapter_id WHERE i.build_id = ?",
+            [build.id],
+        ).fetchall()
+    assert {row[0] for row in rows} == {spirit.digest, ingredient.digest}
+    assert build.inputs == inputs
+    wrong = {"adapters": [{"ref": spirit.ref, "digest": ingredient.digest}]}
+    with pytest.raises(ConflictError, match=r"spirit@v1 is"):
+        registry.builds.request("beauty", base.name, "other", {}, wrong)
+    assert len(registry.builds.list()) == 1
+
+
+def test_a_publication_is_listed_under_its_domain(registry: Registry, ask: Callable[..., Build]) -> None:
+    build = ask()
+    publication = registry.publications.add(build, "org/beauty", "abc123", "v1")
+    assert (publication.build, publication.domain, publication.tag) == (build.id, "beauty", "v1")
+    registry.domains.add("office")
+    assert registry.publications.list("beauty") == registry.publications.list() == [publication]
+    assert registry.publications.list("office") == []

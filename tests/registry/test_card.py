@@ -1,0 +1,136 @@
+"""The model card: metadata that the Hub's own loader reads, text that no title can break."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from reccocktail.registry.card import CardAdaptation, CardFacts, CardInput, render_card
+
+FACTS = CardFacts(
+    title="Beauty",
+    domain="beauty",
+    domain_title="Beauty and care",
+    base_name="SmolLM2",
+    base_source="HuggingFaceTB/SmolLM2-135M-Instruct",
+    license="apache-2.0",
+    method="linear",
+    coefficients={"spirit": 0.3, "beauty@v2": 0.7},
+    inputs=(CardInput("spirit", "spirit@v1", "sha256:" + "a" * 64), CardInput("ingredient", "beauty@v2", "sha256:b")),
+    adaptive=CardAdaptation("entropy", 2.5, 1.25, prompts=50, tokens=3, plot="adaptation.png"),
+    metrics={"cocktail": {"HR@1": 0.41321, "users": 300}, "average": {"HR@1": 0.3722}},
+    dtype="bfloat16",
+    recipe="reccocktail",
+    reccocktail_version="0.1.0",
+)
+
+
+def tables(card: ModelCard) -> list[list[list[str]]]:
+    """The cells of every table, as a Markdown parser reads them."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for token in MarkdownIt("commonmark").enable("table").parse(card.text):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type in ("th_open", "td_open"):
+            inside = True
+        elif token.type == "inline" and inside:
+            found[-1][-1].append("".join(child.content for child in token.children or ()))
+            inside = False
+    return found
+
+
+def headings(card: ModelCard) -> list[str]:
+    tokens = MarkdownIt("commonmark").parse(card.text)
+    after = [tokens[i + 1] for i, token in enumerate(tokens) if token.type == "heading_open"]
+    return ["".join(child.content for child in token.children or ()) for token in after]
+
+
+def test_the_hubs_loader_reads_back_the_metadata():
+    card = ModelCard(render_card(FACTS))
+    assert card.data.to_dict() == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "lora", "recommendation", "reccocktail"],
+    }
+
+
+@pytest.mark.parametrize("source", [None, "/home/ada/models/smol", "./smol", "~/smol", "gs://bucket/smol"])
+def test_a_base_from_elsewhere_is_no_base_model_of_the_hub_and_its_place_is_not_told(source):
+    text = render_card(replace(FACTS, base_source=source, license=None))
+    data = ModelCard(text).data.to_dict()
+    assert not {"base_model", "base_model_relation", "license"} & set(data)
+    assert source is None or source not in text
+    assert "Base model: SmolLM2." in text
+
+
+def test_every_input_stands_in_the_table_with_its_coefficient_and_digest():
+    mixture, measured = tables(ModelCard(render_card(FACTS)))
+    assert mixture[1:] == [
+        ["spirit", "spirit@v1", "0.3000", "sha256:" + "a" * 64],
+        ["ingredient", "beauty@v2", "0.7000", "sha256:b"],
+    ]
+    assert measured == [["", "HR@1", "users"], ["cocktail", "0.4132", "300"], ["average", "0.3722", ""]]
+
+
+def test_an_input_without_a_coefficient_is_not_passed_over():
+    with pytest.raises(KeyError, match="ingredient"):
+        render_card(replace(FACTS, coefficients={"spirit": 1.0}))
+
+
+def test_adaptive_mixing_tells_its_entropy_and_its_trap():
+    text = render_card(FACTS)
+    assert "from 2.5000 to 1.2500 nats" in text
+    assert "(<adaptation.png>)" in text
+    assert "confident nonsense" in text
+    plain = render_card(replace(FACTS, adaptive=None, metrics=None))
+    assert "nats" not in plain
+    assert "confident nonsense" not in plain
+    assert len(tables(ModelCard(plain))) == 1
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "a | b",
+        "a\n---\nlicense: mit\n---\n# b",
+        "`|` **bold** [x](y) <script>",
+        "{{ 7 * 7 }} {% raw %}",
+        "back\\|slash",
+    ],
+)
+def test_no_title_breaks_the_metadata_the_headings_or_the_tables(title):
+    facts = replace(
+        FACTS, title=title, domain_title=title, base_name=title, recipe=title, metrics={title: {title: 0.5}}
+    )
+    card, plain = ModelCard(render_card(facts)), ModelCard(render_card(FACTS))
+    line = " ".join(title.split())
+    assert card.data.to_dict() == plain.data.to_dict()
+    assert headings(card) == [line, *headings(plain)[1:]]
+    mixture, measured = tables(card)
+    assert mixture == tables(plain)[0]
+    assert measured == [["", line], [line, "0.5000"]]
+
+
+def test_a_licence_cannot_write_metadata_of_its_own():
+    card = ModelCard(render_card(replace(FACTS, license="mit\ntags: [evil]")))
+    assert card.data.license == "mit\ntags: [evil]"
+    assert card.data.tags == ["merge", "lora", "recommendation", "reccocktail"]
+
+
+def test_equal_facts_make_equal_cards():
+    assert render_card(FACTS) == render_card(replace(FACTS))
+
+
+def test_the_snippet_is_python():
+    snippet = render_card(FACTS).split("```python\n")[1].split("```")[0]
+    names = {node.id for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Name)}
+    assert "AutoModelForCausalLM" in names

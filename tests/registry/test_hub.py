@@ -1,0 +1,373 @@
+"""`registry.hub` through the real client against a Hub on the loopback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+from reccocktail.registry import hub as hub_module
+from reccocktail.registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
+from reccocktail.registry.hub import HubUnreachableError, PlannedFile, fetch, plan, publish
+
+BASE = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights one",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "LICENSE": b"Apache",
+    "README.md": b"# base\n",
+}
+RESULT = {
+    "README.md": b"---\nlibrary_name: transformers\n---\n\n# merged\n",
+    "config.json": b"{}",
+    "model.safetensors": b"merged weights",
+    "recipe.json": b"{}",
+}
+REPO = "cellar/beauty"
+
+
+@pytest.fixture
+def hub(loopback_hub: Any) -> Any:
+    return loopback_hub
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return write(tmp_path / "result", RESULT)
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def published_files(hub: Any, revision: str = "main") -> dict[str, bytes]:
+    """What lies in the repository, without the file that the Hub itself puts there."""
+    return {name: data for name, data in hub.files(REPO, revision).items() if name != ".gitattributes"}
+
+
+# fetching
+
+
+def test_a_base_is_fetched_whole_at_the_commit_that_main_is_now(hub):
+    commit = hub.add_repo("maker/base", BASE)
+    snapshot = fetch("maker/base", kind="base")
+    assert (snapshot.repo_id, snapshot.commit) == ("maker/base", commit)
+    assert contents(snapshot.folder) == BASE
+
+
+def test_an_older_commit_is_still_fetched_after_main_has_moved(hub):
+    older = hub.add_repo("maker/base", BASE)
+    newer = hub.add_repo("maker/base", BASE | {"model.safetensors": b"weights two"})
+    assert contents(fetch("maker/base", revision=older, kind="base").folder)["model.safetensors"] == b"weights one"
+    assert fetch("maker/base", kind="base").commit == newer
+
+
+def test_a_commit_in_the_cache_needs_no_hub(hub):
+    commit = hub.add_repo("maker/base", BASE)
+    fetch("maker/base", kind="base")
+    hub.close()
+    assert contents(fetch("maker/base", revision=commit, kind="base").folder) == BASE
+
+
+def test_weights_for_other_programs_are_left_where_they_are(hub):
+    extra = {"onnx/model.safetensors": b"x", "consolidated.safetensors": b"x", "pytorch_model.bin": b"x", "a.py": b"x"}
+    hub.add_repo("maker/base", BASE | extra)
+    assert contents(fetch("maker/base", kind="base").folder) == BASE
+
+
+def test_an_adapter_comes_without_its_training_checkpoints(hub):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w", "README.md": b"# a\n"}
+    hub.add_repo("maker/lora", adapter | {"checkpoint-5/adapter_model.safetensors": b"old", "training_args.bin": b"x"})
+    assert contents(fetch("maker/lora", kind="adapter").folder) == adapter
+
+
+def test_a_private_base_is_fetched_with_the_login(hub):
+    hub.add_repo("maker/secret", BASE, private=True)
+    assert contents(fetch("maker/secret", kind="base").folder) == BASE
+
+
+@pytest.mark.parametrize(("kind", "pickle"), [("base", "pytorch_model.bin"), ("adapter", "adapter_model.bin")])
+def test_a_repository_of_pickles_is_refused_by_name(hub, kind, pickle):
+    hub.add_repo("maker/old", {"config.json": b"{}", "adapter_config.json": b"{}", pickle: b"\x80\x04"})
+    with pytest.raises(InvalidArtifactError, match=f"only pickled weights: {pickle}"):
+        fetch("maker/old", kind=kind)
+    assert not any(pickle in request.path for request in hub.requests)
+
+
+def test_an_unknown_repository_is_named_with_a_hint(hub):
+    with pytest.raises(HubError, match="maker/nothing") as caught:
+        fetch("maker/nothing", kind="base")
+    assert caught.value.hint
+    assert "hf auth login" in caught.value.hint
+
+
+def test_an_unknown_revision_is_named(hub):
+    hub.add_repo("maker/base", BASE)
+    for revision in ("v9", "0" * 40):
+        with pytest.raises(HubError, match=f"no revision '{revision}'"):
+            fetch("maker/base", revision=revision, kind="base")
+
+
+def test_a_gated_repository_says_where_to_ask(hub):
+    hub.add_repo("maker/gated", BASE, gated=True)
+    with pytest.raises(HubError, match="gated") as caught:
+        fetch("maker/gated", kind="base")
+    assert f"{hub.url}/maker/gated" in str(caught.value.hint)
+
+
+def test_a_malformed_name_never_reaches_the_hub(hub):
+    with pytest.raises(UsageError, match="a/b/c"):
+        fetch("a/b/c", kind="base")
+    assert not hub.requests
+
+
+def test_an_unreachable_hub_and_offline_mode_are_told_apart(hub, monkeypatch):
+    hub.close()
+    with pytest.raises(HubUnreachableError, match=r"no answer from http://127\.0\.0\.1"):
+        fetch("maker/base", kind="base")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachableError, match="offline mode"):
+        fetch("maker/base", kind="base")
+
+
+# publishing
+
+
+def test_a_publication_is_a_private_repository_with_one_commit_and_a_tag(hub, result):
+    planned = plan(result, REPO, tag="v1")
+    assert (planned.repo_exists, planned.parent, planned.private) == (False, None, True)
+    assert planned.files == tuple(PlannedFile(name, len(data)) for name, data in sorted(RESULT.items()))
+    assert planned.bytes == sum(map(len, RESULT.values()))
+    assert planned.card == RESULT["README.md"].decode()
+    assert hub.repos == {}
+
+    published = publish(planned, result, message="beauty, build 7")
+
+    assert hub.private(REPO)
+    assert published_files(hub) == RESULT
+    assert hub.history(REPO) == ["beauty, build 7", "initial commit"]
+    assert hub.tags(REPO) == {"v1": published.commit} == {"v1": hub.head(REPO)}
+
+
+def test_a_public_repository_has_to_be_asked_for(hub, result):
+    publish(plan(result, REPO, private=False), result, message="open")
+    assert not hub.private(REPO)
+
+
+def test_publishing_the_same_content_again_makes_no_commit(hub, result):
+    first = publish(plan(result, REPO, tag="v1"), result, message="first")
+    again = publish(plan(result, REPO, tag="v1"), result, message="again")
+    assert again == first
+    assert hub.history(REPO) == ["first", "initial commit"]
+
+
+def test_a_publication_is_fetched_back_as_it_was(hub, result):
+    published = publish(plan(result, REPO, tag="v1"), result, message="first")
+    snapshot = fetch(REPO, revision="v1", kind="base")
+    assert snapshot.commit == published.commit
+    assert contents(snapshot.folder) == RESULT
+
+
+def test_shards_of_an_earlier_publication_go_and_other_files_stay(hub, result):
+    hub.add_repo(REPO, {"model-00001-of-00002.safetensors": b"old", "cover.png": b"art"}, private=True)
+    planned = plan(result, REPO)
+    assert planned.removed == ("model-00001-of-00002.safetensors",)
+    publish(planned, result, message="new")
+    assert published_files(hub) == RESULT | {"cover.png": b"art"}
+
+
+def test_a_head_that_moved_after_the_plan_is_refused_naming_both_commits(hub, result):
+    seen = hub.add_repo(REPO, {"README.md": b"# one\n"}, private=True)
+    planned = plan(result, REPO)
+    now = hub.add_repo(REPO, {"README.md": b"# two\n"}, private=True)
+    with pytest.raises(HubError, match=f"{seen}.*{now}"):
+        publish(planned, result, message="late")
+    assert hub.head(REPO) == now
+
+
+def test_a_head_that_moves_during_the_upload_is_refused_naming_both_commits(hub, result):
+    seen = hub.add_repo(REPO, {"README.md": b"# one\n"}, private=True)
+    planned = plan(result, REPO)
+    hub.before_commit = lambda: hub.add_repo(REPO, {"README.md": b"# two\n"}, private=True)
+    with pytest.raises(HubError) as caught:
+        publish(planned, result, message="late")
+    assert seen in str(caught.value)
+    assert hub.head(REPO) in str(caught.value)
+    assert hub.files(REPO) == {"README.md": b"# two\n"}
+
+
+def test_a_public_repository_is_not_filled_with_a_private_publication(hub, result):
+    hub.add_repo(REPO, {"README.md": b"# open\n"})
+    with pytest.raises(ConflictError, match="public"):
+        plan(result, REPO)
+    unseen = plan(result, REPO, offline=True)
+    with pytest.raises(ConflictError, match="public"):
+        publish(unseen, result, message="no")
+    assert hub.history(REPO) == ["add"]
+
+
+def test_a_tag_of_another_commit_is_never_moved(hub, result):
+    publish(plan(result, REPO, tag="v1"), result, message="first")
+    (result / "config.json").write_bytes(b'{"second": true}')
+    publish(plan(result, REPO, tag="v2"), result, message="second")
+    (result / "config.json").write_bytes(b'{"third": true}')
+    tags = hub.tags(REPO)
+    with pytest.raises(ConflictError, match=f"v1.*{tags['v1']}"):
+        publish(plan(result, REPO, tag="v1"), result, message="third")
+    assert hub.tags(REPO) == tags
+    assert hub.history(REPO)[0] == "second"
+
+
+def test_new_content_under_the_tag_of_the_head_says_where_both_are(hub, result):
+    first = publish(plan(result, REPO, tag="v1"), result, message="first")
+    (result / "config.json").write_bytes(b'{"second": true}')
+    with pytest.raises(ConflictError) as caught:
+        publish(plan(result, REPO, tag="v1"), result, message="second")
+    assert first.commit in str(caught.value)
+    assert hub.head(REPO) in str(caught.value)
+    assert hub.tags(REPO) == {"v1": first.commit}
+
+
+def test_a_folder_that_changed_after_the_plan_is_refused(hub, result):
+    planned = plan(result, REPO)
+    (result / "late.json").write_bytes(b"{}")
+    with pytest.raises(ConflictError, match="changed"):
+        publish(planned, result, message="no")
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "config.json", "."])
+def test_links_are_refused(hub, result, target):
+    (result / "link.json").symlink_to(target)
+    with pytest.raises(InvalidArtifactError, match=r"link\.json"):
+        plan(result, REPO)
+
+
+def test_a_folder_without_a_card_is_refused(hub, tmp_path):
+    with pytest.raises(InvalidArtifactError, match=r"README\.md"):
+        plan(tmp_path, REPO)
+
+
+@pytest.mark.parametrize("repo", ["beauty", "a/b/c", "a--b/c", "cellar/", "../x"])
+def test_a_name_that_is_not_org_and_name_is_refused(hub, result, repo):
+    with pytest.raises(UsageError):
+        plan(result, repo)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("tag", ["", "v 1", "-x", "a..b/c", "^"])
+def test_a_tag_that_git_would_refuse_is_refused_before_any_upload(hub, result, tag):
+    with pytest.raises(UsageError):
+        plan(result, REPO, tag=tag)
+
+
+def test_broken_metadata_is_refused_before_any_upload(hub, result):
+    (result / "README.md").write_bytes(b"---\na: [\n---\n")
+    with pytest.raises(HubError, match="Invalid metadata"):
+        publish(plan(result, REPO), result, message="no")
+    assert hub.history(REPO) == ["initial commit"]
+
+
+def test_a_namespace_without_the_right_to_write_is_refused_with_a_hint(hub, result):
+    hub.foreign.add("cellar")
+    with pytest.raises(HubError, match=REPO) as caught:
+        publish(plan(result, REPO), result, message="no")
+    assert "hf auth login" in str(caught.value.hint)
+
+
+def test_a_plan_without_a_reachable_hub_says_so(hub, result):
+    hub.close()
+    planned = plan(result, REPO)
+    assert planned.repo_exists is None
+    assert str(planned.unreached).startswith("Hub not reached: ")
+    assert planned.files
+    with pytest.raises(HubUnreachableError):
+        publish(planned, result, message="no")
+
+
+def test_an_offline_plan_asks_nothing(hub, result):
+    assert plan(result, REPO, offline=True).repo_exists is None
+    assert not hub.requests
+
+
+# tokens
+
+
+@pytest.mark.parametrize("token", ["hf_PlantedSecretOfThisTest", "hf_Planted Secret\x00OfThisTest"])
+def test_a_refused_token_is_an_error_that_does_not_show_it(hub, result, monkeypatch, token):
+    if "\x00" in token:  # no environment can hold it, a token file can
+        monkeypatch.delenv("HF_TOKEN")
+        Path(constants.HF_TOKEN_PATH).write_text(token)
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    for attempt in (
+        lambda: fetch("maker/base", kind="base"),
+        lambda: publish(plan(result, REPO, offline=True), result, message="no"),
+    ):
+        with pytest.raises(HubError) as caught:
+            attempt()
+        assert "Planted" not in f"{caught.value} {caught.value.hint}"
+    assert hub.repos == {}
+
+
+def test_what_an_error_quotes_is_cleared_of_secrets():
+    text = hub_module._line("Illegal header value b'Bearer abcdef'\n for hf_PlantedSecret")
+    assert text == "Illegal header value b'[secret] for [secret]"
+
+
+def test_no_request_carries_the_token_to_the_storage_host(hub):
+    hub.add_repo("maker/base", BASE, private=True)
+    fetch("maker/base", kind="base")
+    stored = [request for request in hub.requests if request.path.startswith("/cdn/")]
+    assert stored
+    assert not any(request.authorized for request in stored)
+
+
+def test_a_process_that_knows_the_hub_from_its_environment_alone_shows_no_token(hub, result):
+    program = (
+        "import sys; from pathlib import Path; from reccocktail.registry.hub import plan, publish, fetch\n"
+        "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', tag='v1'); print(planned)\n"
+        "print(publish(planned, folder, message='child')); print(fetch('cellar/beauty', revision='v1', kind='base'))\n"
+        "fetch('maker/nothing', kind='base')"
+    )
+    child = subprocess.run([sys.executable, "-c", program, str(result)], capture_output=True, text=True)
+    assert "HubError: cannot fetch maker/nothing" in child.stderr
+    assert hub.tags(REPO)["v1"] in child.stdout
+    assert hub.token not in child.stdout + child.stderr
+    assert "%|" not in child.stderr  # progress bars are for terminals
+
+
+# the server stands for the Hub only as far as the client's other calls agree with it
+
+
+def test_the_loopback_hub_answers_the_rest_of_the_api(hub):
+    commit = hub.add_repo("maker/base", BASE | {"additional_chat_templates/rank.jinja": b"x"})
+    api = HfApi()
+    assert api.whoami()["name"] == "tester"
+    assert api.list_repo_files("maker/base") == sorted([*BASE, "additional_chat_templates/rank.jinja"])
+    [weights] = api.get_paths_info("maker/base", "model.safetensors", expand=True)
+    assert weights.lfs.size == len(BASE["model.safetensors"])
+    assert weights.last_commit.oid == commit
+    assert {entry.path for entry in api.list_repo_tree("maker/base")} == {*BASE, "additional_chat_templates"}
+    assert api.model_info("maker/base", files_metadata=True).siblings[0].size is not None
+    with api_file(api, "maker/base") as file:
+        file.seek(3)
+        assert file.read(4) == BASE["model.safetensors"][3:7]
+
+
+def api_file(api: HfApi, repo: str) -> Any:
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem(endpoint=api.endpoint).open(f"{repo}/model.safetensors", "rb", block_size=4)

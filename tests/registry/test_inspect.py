@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reccocktail.registry.errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
+from reccocktail.registry.inspect import BaseFacts, inspect_adapter, inspect_base
+
+Make = Callable[..., Path]
+Q0 = "model.layers.0.self_attn.q_proj"
+A0, B0 = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.weight"
+
+
+@pytest.fixture
+def facts(tmp_path: Path, make_base: Make) -> BaseFacts:
+    return inspect_base(make_base(tmp_path / "base"))
+
+
+# --- base models
+
+
+def test_a_base_tells_architecture_size_and_where_each_tensor_is(facts: BaseFacts) -> None:
+    assert facts.architecture == "LlamaForCausalLM"
+    assert facts.dtype == "F32"
+    assert facts.parameters == 2 * 10 * 8 + 4 * 6 * 8
+    assert facts.bytes == 4 * facts.parameters
+    assert not facts.tied_embeddings
+    assert facts.tensors[f"{Q0}.weight"].file == "model.safetensors"
+
+
+def shard(folder: Path, write: Make, **files: dict[str, np.ndarray]) -> None:
+    (folder / "model.safetensors").unlink()
+    names = {}
+    for name, tensors in files.items():
+        write(folder / f"{name}.safetensors", tensors)
+        names |= dict.fromkeys(tensors, f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def test_a_sharded_base_is_read_through_its_index(tmp_path: Path, make_base: Make, write_safetensors: Make) -> None:
+    folder = make_base(tmp_path / "base")
+    one = np.ones((2, 2), "float16")
+    shard(folder, write_safetensors, first={"a": one}, second={"b": one, "c": one})
+    facts = inspect_base(folder)
+    assert {name: tensor.file for name, tensor in facts.tensors.items()} == {
+        "a": "first.safetensors",
+        "b": "second.safetensors",
+        "c": "second.safetensors",
+    }
+    assert facts.tied_embeddings is False
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "reason"),
+    [
+        ({"a": "first.safetensors", "b": "gone.safetensors"}, "has no gone.safetensors"),
+        ({"a": "first.safetensors", "b": "first.safetensors"}, "does not hold it"),
+        ({"b": "first.safetensors"}, "does not hold it"),
+        ({}, "no weight_map"),
+        ({"a": "../first.safetensors"}, "not the name of a safetensors file"),
+        ({"a": "/etc/first.safetensors"}, "not the name of a safetensors file"),
+        ({"a": "first.bin"}, "not the name of a safetensors file"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(
+    tmp_path: Path, make_base: Make, write_safetensors: Make, weight_map: dict[str, str], reason: str
+) -> None:
+    folder = make_base(tmp_path / "base")
+    shard(folder, write_safetensors, first={"a": np.ones((2, 2), "float16")})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InvalidArtifactError, match=reason):
+        inspect_base(folder)
+
+
+def test_a_tensor_that_the_index_forgot_is_refused(tmp_path: Path, make_base: Make, write_safetensors: Make) -> None:
+    folder = make_base(tmp_path / "base")
+    one = np.ones((2, 2), "float16")
+    shard(folder, write_safetensors, first={"a": one, "b": one})
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "first.safetensors"}}')
+    with pytest.raises(InvalidArtifactError, match="holds tensor 'b'"):
+        inspect_base(folder)
+
+
+def test_a_quantised_base_is_refused(tmp_path: Path, make_base: Make) -> None:
+    with pytest.raises(InvalidArtifactError, match="quantization_config"):
+        inspect_base(make_base(tmp_path / "base", config={"quantization_config": {"bits": 4}}))
+
+
+def test_a_base_of_pickles_is_refused_by_the_pickles_name(tmp_path: Path, make_base: Make) -> None:
+    folder = make_base(tmp_path / "base")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InvalidArtifactError, match=r"pytorch_model\.bin is a pickle"):
+        inspect_base(folder)
+
+
+def test_a_link_out_of_the_folder_is_followed_only_when_allowed(tmp_path: Path, make_base: Make) -> None:
+    folder = make_base(tmp_path / "base")
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    with pytest.raises(InvalidArtifactError, match="leads out of the folder"):
+        inspect_base(folder)
+    assert inspect_base(folder, allow_links=True).parameters
+
+
+# --- adapters
+
+
+def test_an_adapter_tells_its_modules_and_their_scale(tmp_path: Path, make_adapter: Make, facts: BaseFacts) -> None:
+    config = {"rank_pattern": {"0.self_attn.q_proj": 2}, "alpha_pattern": {"layers.1.*v_proj": 6}, "use_rslora": True}
+    adapter = inspect_adapter(make_adapter(tmp_path / "a", config=config), facts)
+    assert (adapter.rank, adapter.alpha, adapter.tensors, adapter.dtype) == (2, 4, 8, "F32")
+    assert adapter.target_modules == ("q_proj", "v_proj")
+    scales = {module.name: module.scale for module in adapter.modules}
+    assert scales[Q0] == 4 / math.sqrt(2)
+    assert scales["model.layers.1.self_attn.v_proj"] == 6 / math.sqrt(2)
+    assert adapter.modules[0].weight == f"{Q0}.weight"
+    assert (adapter.modules[0].a.shape, adapter.modules[0].b.shape) == ((2, 8), (6, 2))
+
+
+def test_fan_in_fan_out_expects_the_weight_transposed(tmp_path: Path, make_adapter: Make, facts: BaseFacts) -> None:
+    folder = make_adapter(tmp_path / "a", config={"fan_in_fan_out": True})
+    with pytest.raises(InvalidArtifactError, match=r"weight of shape \[8, 6\].*is \[6, 8\]"):
+        inspect_adapter(folder, facts)
+    assert all(module.transposed for module in inspect_adapter(folder, None).modules)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dora": True}, {"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1]}, {"target_parameters": ["experts"]}, {"layer_replication": [[0, 2]]},
+        {"alora_invocation_tokens": [5]}, {"use_qalora": True}, {"use_bdlora": {"nblocks": 2}}, {"arrow_config": {"top_k": 1}},
+        {"kasa_config": {"beta": 1}}, {"megatron_config": {"a": 1}}, {"velora_config": {"scale": 1}},
+        {"monteclora_config": {"num_samples": 8}}, {"ensure_weight_tying": True}, {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"}, {"init_lora_weights": "corda"}, {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "lora_ga"}, {"init_lora_weights": "mica"}, {"peft_type": "VERA"}, {"peft_type": None},
+        {"from_the_future": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_merging_cannot_honour_is_refused_by_name(
+    tmp_path: Path, make_adapter: Make, config: dict[str, Any]
+) -> None:
+    with pytest.raises(UnsupportedAdapterError, match=next(iter(config))):
+        inspect_adapter(make_adapter(tmp_path / "a", config=config), None)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 0}, {"r": True}, {"r": "2"}, {"r": None}, {"lora_alpha": None}, {"lora_alpha": float("inf")},
+        {"use_rslora": "yes"}, {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": 1.5}}, {"alpha_pattern": {"(": 1}},
+        {"rank_pattern": {"k_proj": 2}}, {"alpha_pattern": {"k_proj": 2}}, {"base_model_name_or_path": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_broken_configuration_is_refused_by_the_field(
+    tmp_path: Path, make_adapter: Make, config: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArtifactError, match=next(iter(config))):
+        inspect_adapter(make_adapter(tmp_path / "a", config=config), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.pop(B0), f"'{A0}' has no lora_B"),
+        (lambda t: t.pop(A0), f"'{B0}' has no lora_A"),
+        (lambda t: t.update({A0: t[A0][:1]}), "do not multiply"),
+        (lambda t: t.update({A0: t[A0][:1], B0: t[B0][:, :1]}), "has rank 1, but adapter_config.json says 2"),
+        (lambda t: t.update({A0: t[A0][:, :5]}), r"weight of shape \[6, 5\]"),
+        (lambda t: t.update({A0: t[A0][..., None, None]}), "convolution"),
+        (lambda t: t.update({A0.replace("q_proj", "k_proj"): t.pop(A0), B0.replace("q_proj", "k_proj"): t.pop(B0)}), "no tensor"),
+        (lambda t: t.update({A0.removeprefix("base_model.model."): t[A0]}), "is not a lora_A or lora_B weight"),
+        (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": t[A0]}), "adapts an embedding"),
+        (lambda t: t.update({B0.replace("weight", "bias"): t[A0]}), "LoRA bias"),
+        (lambda t: t.clear(), "no LoRA tensors"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, make_adapter: Make, lora_tensors: Any, facts: BaseFacts, change: Any, reason: str
+) -> None:
+    tensors = lora_tensors()
+    change(tensors)
+    with pytest.raises(InvalidArtifactError, match=reason):
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors), facts)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_found_in_every_dtype(
+    tmp_path: Path, make_adapter: Make, lora_tensors: Any, dtype: str, value: float
+) -> None:
+    tensors = lora_tensors()
+    tensors[B0][3, 1] = value
+    if dtype == "bfloat16":  # the upper half of a float32
+        tensors = {name: (array.view("uint32") >> 16).astype("uint16") for name, array in tensors.items()}
+    else:
+        tensors = {name: array.astype(dtype) for name, array in tensors.items()}
+    folder = make_adapter(tmp_path / "a", tensors=tensors)
+    with pytest.raises(InvalidArtifactError, match=f"{B0}' has 1 of 12 values"):
+        inspect_adapter(folder, None)
+    assert inspect_adapter(folder, None, scan=False).tensors == 8
+
+
+def test_an_adapter_of_another_base_is_refused_unless_allowed(tmp_path: Path, make_adapter: Make) -> None:
+    folder = make_adapter(tmp_path / "a", config={"base_model_name_or_path": "org/other"})
+    with pytest.raises(BaseMismatchError, match="'org/other', not for 'tiny' = 'org/tiny'") as caught:
+        inspect_adapter(folder, None, base_names=("tiny", "org/tiny"))
+    assert "--allow-base-mismatch" in (caught.value.hint or "")
+    assert inspect_adapter(folder, None, base_names=("tiny",), allow_base_mismatch=True).base_name == "org/other"
+    assert inspect_adapter(folder, None, base_names=("org/other",)).modules
+
+
+def test_a_base_named_by_its_path_is_recognised_however_it_is_written(tmp_path: Path, make_adapter: Make) -> None:
+    (tmp_path / "base").mkdir()
+    folder = make_adapter(tmp_path / "a", config={"base_model_name_or_path": f"{tmp_path}/a/../base/"})
+    assert inspect_adapter(folder, None, base_names=(str(tmp_path / "base"),)).modules
+
+
+def test_a_pickled_adapter_is_refused_by_name(tmp_path: Path, make_adapter: Make) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(InvalidArtifactError, match=r"adapter_model\.bin: is a pickle"):
+        inspect_adapter(folder, None)
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_that_lacks_a_part_is_refused_with_what_it_lacks(
+    tmp_path: Path, make_adapter: Make, missing: str
+) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (folder / missing).unlink()
+    with pytest.raises(InvalidArtifactError, match=f"has no {missing}"):
+        inspect_adapter(folder, None)
+
+
+def test_an_adapter_on_a_tied_head_is_refused_with_that_reason(
+    tmp_path: Path, make_base: Make, make_adapter: Make
+) -> None:
+    facts = inspect_base(make_base(tmp_path / "base", config={"tie_word_embeddings": True}))
+    factors = {"A": np.ones((2, 8), "float32"), "B": np.ones((10, 2), "float32")}
+    tensors = {f"base_model.model.lm_head.lora_{side}.weight": factor for side, factor in factors.items()}
+    with pytest.raises(UnsupportedAdapterError, match="shares its weight with the embeddings"):
+        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors), facts)
+
+
+# --- what PEFT itself writes
+
+
+@pytest.fixture(scope="module")
+def peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path, Any]]:
+    """(options of LoraConfig): (base folder, adapter folder, the PEFT model)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(**options: Any) -> tuple[Path, Path, Any]:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("peft")
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        )  # fmt: skip
+        model.save_pretrained(folder / "base")
+        peft = get_peft_model(model, LoraConfig(init_lora_weights=False, **options))
+        peft.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        return folder / "base", folder / "adapter", peft
+
+    return make
+
+
+def test_scales_and_ranks_are_those_that_peft_uses(peft_adapter: Any) -> None:
+    base, adapter, peft = peft_adapter(
+        r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear",
+        rank_pattern={"layers.0.self_attn.q_proj": 2, "mlp.*": 3}, alpha_pattern={"q_proj": 5, "^model.layers.1.mlp": 7,
+        "down_proj": 9},
+    )  # fmt: skip
+    # PEFT warns that this key ends no module's name, and goes on without it
+    with pytest.raises(InvalidArtifactError, match="matches no module"):
+        inspect_adapter(adapter, inspect_base(base))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    del config["alpha_pattern"]["^model.layers.1.mlp"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    facts = inspect_adapter(adapter, inspect_base(base))
+    layers = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in peft.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+    assert {module.name for module in facts.modules} == layers.keys()
+    for module in facts.modules:
+        assert module.rank == layers[module.name].r["default"]
+        assert module.scale == layers[module.name].scaling["default"]
+
+
+def test_the_delta_that_the_facts_describe_is_the_one_that_peft_merges(peft_adapter: Any) -> None:
+    from safetensors.numpy import load_file
+
+    base, adapter, peft = peft_adapter(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    before = load_file(base / "model.safetensors")
+    merged = {name: tensor.numpy() for name, tensor in peft.merge_and_unload().state_dict().items()}
+    factors = load_file(adapter / "adapter_model.safetensors")
+    for module in inspect_adapter(adapter, inspect_base(base)).modules:
+        delta = module.scale * factors[module.b.name].astype("float64") @ factors[module.a.name]
+        np.testing.assert_allclose(merged[module.weight], before[module.weight] + delta, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ["embed_tokens"]}, "adapts an embedding"),
+    ],
+)
+def test_what_peft_offers_beyond_plain_lora_is_refused(peft_adapter: Any, options: Any, reason: str) -> None:
+    base, adapter, _ = peft_adapter(r=2, **options)
+    with pytest.raises(UnsupportedAdapterError, match=reason):
+        inspect_adapter(adapter, inspect_base(base))

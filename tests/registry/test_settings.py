@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reccocktail.registry.errors import UsageError
+from reccocktail.registry.settings import Settings, redacted_url
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_any_setting_everything_is_under_the_users_home(tmp_path: Path) -> None:
+    settings = Settings.load(cwd=tmp_path, environ={"HOME": "/home/ann"})
+    assert settings == Settings(
+        home=Path("/home/ann/.reccocktail"),
+        database_url="sqlite:////home/ann/.reccocktail/registry.sqlite",
+        store_url="/home/ann/.reccocktail/store",
+        device="auto",
+    )
+
+
+def test_the_more_specific_setting_wins(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path / "ann")}
+    load = lambda **options: Settings.load(cwd=tmp_path, environ=environ, **options).device  # noqa: E731
+    write(tmp_path / "ann/.config/reccocktail/config.toml", 'device = "user"')
+    assert load() == "user"
+    write(tmp_path / "reccocktail.toml", 'device = "folder"')
+    assert load() == "folder"
+    environ["RECCOCKTAIL_DEVICE"] = "environment"
+    assert load() == "environment"
+    assert load(device="option") == "option"
+
+
+def test_the_user_configuration_follows_xdg(tmp_path: Path) -> None:
+    write(tmp_path / "xdg/reccocktail/config.toml", 'store_url = "s3://bucket/cocktails"')
+    environ = {"HOME": "/nowhere", "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    assert Settings.load(cwd=tmp_path, environ=environ).store_url == "s3://bucket/cocktails"
+
+
+def test_a_relative_path_is_relative_to_the_file_it_stands_in(tmp_path: Path) -> None:
+    write(tmp_path / "reccocktail.toml", 'home = "bar"')
+    settings = Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
+    assert settings.home == tmp_path / "bar"
+    assert settings.store_url == str(tmp_path / "bar/store")
+
+
+def test_an_unknown_key_is_refused_with_file_and_key(tmp_path: Path) -> None:
+    write(tmp_path / "reccocktail.toml", 'databse_url = "x"')
+    with pytest.raises(UsageError, match=r"reccocktail\.toml: unknown key 'databse_url'"):
+        Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
+
+
+def test_a_configuration_that_is_not_toml_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "reccocktail.toml", "device = ")
+    with pytest.raises(UsageError, match="cannot be read as TOML"):
+        Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ann:S3CRET@db/rec",
+        "postgresql+psycopg://ann:S3CRET@with@at@db/rec",
+        "postgresql+psycopg://ann:S3CRET/slash@db/rec",
+        "postgresql+psycopg://db/rec?user=ann&password=S3CRET",
+        "s3://bucket/x?secret_key=S3CRET&region=eu",
+    ],
+)
+def test_a_redacted_url_does_not_show_the_secret(url: str) -> None:
+    assert "S3CRET" not in redacted_url(url)
+    assert "***" in redacted_url(url)
+
+
+def test_a_url_without_a_secret_stays_as_it_is() -> None:
+    assert redacted_url("sqlite:////home/ann/r.sqlite") == "sqlite:////home/ann/r.sqlite"
+
+
+def test_importing_the_room_and_its_light_modules_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, reccocktail.registry, reccocktail.registry.settings, reccocktail.registry.references;"
+        "print(sorted({'torch', 'sqlalchemy', 'alembic', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_whole_registry_never_imports_torch() -> None:
+    code = "import sys; from reccocktail.registry import Registry; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from reccocktail.tasks import (
+    DomainData,
+    Example,
+    History,
+    Item,
+    TaskError,
+    Template,
+    examples,
+    load_template,
+    question,
+    questions,
+)
+
+TEMPLATE = Template(name="t", system="S", user="{history} -> {candidates}", separator=" || ", history_limit=2)
+
+
+def test_a_question_shows_the_newest_titles_oldest_first_and_every_candidate(domain):
+    data = domain({"ann": ["i01", "i02", "i03", "i04"]})
+    asked = question(data, examples(data, "test")[0], TEMPLATE, 3, seed=1)
+    assert asked.messages == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": f"Title 2 || Title 3 -> {' || '.join(asked.titles)}"},
+    ]
+    assert asked.titles == tuple(data.items[item_id].title for item_id in asked.candidates)
+    assert asked.answer == asked.titles[asked.target_index] == "Title 4"
+
+
+def test_a_template_without_a_system_line_has_no_system_message(domain):
+    data = domain({"ann": ["i01", "i02"]})
+    asked = question(data, examples(data, "test")[0], TEMPLATE.model_copy(update={"system": ""}), 3, seed=1)
+    assert [message["role"] for message in asked.messages] == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("separator", "title", "shown"),
+    [
+        (" || ", "this || or || that", "this or that"),
+        (" || ", "a|||b {history}", "a |b {history}"),
+        (", ", "Salt, fine", "Salt fine"),
+        ("| |", "x || | | y", "x y"),
+        ("\n", "one line", "one line"),
+    ],
+)
+def test_the_separator_becomes_a_blank_inside_a_title(separator, title, shown):
+    assert TEMPLATE.model_copy(update={"separator": separator}).title(title) == shown
+
+
+def test_titles_that_look_like_placeholders_are_left_alone():
+    items = [Item("a", "{candidates}"), Item("b", "{0}"), Item("c", "}{")]
+    data = DomainData.of("shop", items, [History("ann", ("a", "b"))])
+    asked = question(data, Example("ann", ("a",), "b"), TEMPLATE, 0, seed=1)
+    assert asked.messages[-1]["content"] == "{candidates} -> {0}"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("name: t\nuser: '{history}'\n", "found ['history']"),
+        ("name: t\nuser: '{history} {candidates} {user}'\n", "found ['candidates', 'history', 'user']"),
+        ("name: t\nuser: '{history} {candidates!r}'\n", "candidates!r"),
+        ("name: t\nuser: '{history} {candidates:>9}'\n", "candidates:>9"),
+        ("name: t\nuser: '{history} {candidates.__class__}'\n", "candidates.__class__"),
+        ("name: t\nuser: '{history} {candidates'\n", "user: "),
+        ("name: t\n", "user: Field required"),
+        ("name: t\nuser: '{history}{candidates}'\nsepartor: x\n", "separtor: Extra inputs"),
+        ("name: t\nuser: '{history}{candidates}'\nhistory_limit: 0\n", "history_limit: "),
+        ("- a list\n", "template: "),
+        ("a: b: c", "not a YAML file"),
+    ],
+)
+def test_a_wrong_template_is_refused_by_file_and_field(tmp_path: Path, text, what):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(TaskError) as error:
+        load_template(path)
+    assert str(path) in str(error.value)
+    assert what in str(error.value)
+
+
+def test_an_unknown_template_is_answered_with_those_that_ship():
+    with pytest.raises(TaskError, match="no template is called 'pick-two'") as error:
+        load_template("pick-two")
+    assert error.value.hint == "templates that ship: pick-one"
+
+
+def test_the_digest_of_a_template_is_of_its_wording_not_of_its_name():
+    assert TEMPLATE.model_copy(update={"name": "other"}).digest == TEMPLATE.digest
+    for change in {"system": "R"}, {"user": "{candidates}{history}"}, {"separator": "|"}, {"history_limit": 3}:
+        assert TEMPLATE.model_copy(update=change).digest != TEMPLATE.digest
+
+
+def test_equal_specs_have_equal_questions_and_every_part_of_a_spec_counts(domain):
+    data = domain({f"u{number}": ["i01", "i02", "i03", "i04"] for number in range(8)})
+    template = load_template("pick-one")
+    spec, asked = questions(data, "test", template, n_negatives=4, seed=7, limit=5)
+    assert (spec, asked) == questions(data, "test", template, n_negatives=4, seed=7, limit=5)
+    assert len(asked) == 5
+    changes = [("data_digest", "x"), ("split", "cold"), ("template_digest", "x"), ("n_negatives", 5), ("seed", 8)]
+    digests = {dataclasses.replace(spec, **{name: value}).digest for name, value in [*changes, ("limit", None)]}
+    assert len(digests | {spec.digest}) == 7
+
+
+def test_without_a_limit_every_example_is_asked_in_order(domain):
+    data = domain({f"u{number}": ["i01", "i02", "i03"] for number in range(8)})
+    _, asked = questions(data, "test", TEMPLATE)
+    assert [a.example for a in asked] == examples(data, "test")
+    assert {len(a.titles) for a in asked} == {10}
