@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..registry.errors import UsageError
+from ..registry.errors import StoreError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, progress, say, short, size, table
 
@@ -67,7 +67,7 @@ def add(
         base = registry.bases.get(base_name)
         if domain is not None:
             registry.domains.get(domain)  # before anything is fetched or copied
-        folder, origin = _adapter_folder(source, revision)
+        folder, origin, linked = _adapter_folder(source, revision)
         with progress("storing", unit="bytes") as update:
             total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
             done = 0
@@ -88,6 +88,7 @@ def add(
                 context=origin,
                 allow_base_mismatch=allow_base_mismatch,
                 scan=not no_scan,
+                allow_links=linked,
                 progress=advance,
             )
     if row.skipped:
@@ -102,22 +103,24 @@ def _number(key: str, value: str) -> float:
         raise UsageError(f"--metric {key}={value!r}: not a number") from None
 
 
-def _adapter_folder(source: str, revision: str | None) -> tuple[Path, dict[str, str]]:
-    """(folder, where it came from)."""
+def _adapter_folder(source: str, revision: str | None) -> tuple[Path, dict[str, str], bool]:
+    """(folder, where it came from, whether its files are links into the Hub's cache)."""
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None:
             raise UsageError("--revision belongs to a Hub repo, and this source is a folder")
-        return path, {}
+        return path, {}, False
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
     from ..registry.hub import fetch
 
     snapshot = fetch(source, revision=revision, kind="adapter")
-    return snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit}
+    return snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit}, True
 
 
-@adapter.command(name="list", epilog=example("reccocktail adapter list --domain beauty", "reccocktail adapter list --spirit"))
+@adapter.command(
+    name="list", epilog=example("reccocktail adapter list --domain beauty", "reccocktail adapter list --spirit")
+)
 @click.option("--domain", metavar="D", help="Only this domain's ingredients.")
 @click.option("--spirit", is_flag=True, help="Only base spirits.")
 @base_option
@@ -133,7 +136,16 @@ def list_(
             domain=domain, base=base, role="spirit" if spirit else None, limit=limit, after=after
         )
     shown = [
-        [a.ref, a.base, a.rank, ",".join(a.target_modules), size(a.bytes), a.aliases, a.metrics, f"{a.created_at:%Y-%m-%d %H:%M}"]
+        [
+            a.ref,
+            a.base,
+            a.rank,
+            ",".join(a.target_modules),
+            size(a.bytes),
+            a.aliases,
+            a.metrics,
+            f"{a.created_at:%Y-%m-%d %H:%M}",
+        ]
         for a in rows
     ]
 
@@ -194,7 +206,8 @@ def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
 
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base)
-        registry.store.verify_tree(row.digest)
+        for damage in registry.store.verify(row.digest):
+            raise StoreError(f"{row.ref}: {damage.path} {damage.reason}", hint="restore it from a backup of the store")
         inspect_adapter(registry.adapters.folder(row), registry.bases.facts(registry.bases.get(row.base)))
     document = {"ref": row.ref, "digest": row.digest, "ok": True}
     answer(as_json, document, lambda: say(f"{row.ref} is sound: {short(row.digest)}"))

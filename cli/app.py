@@ -97,7 +97,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (RecCocktailError, TaskError) as error:
         _fail(error.code, str(error), error.hint, 2 if isinstance(error, UsageError) else 1, as_json, words)
     except click.exceptions.Abort:
-        _fail("interrupted", "interrupted; what was finished is kept", "run the same command again", 130, as_json, words)
+        _fail(
+            "interrupted", "interrupted; what was finished is kept", "run the same command again", 130, as_json, words
+        )
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f"`{usage.command_path} --help`" if usage else None

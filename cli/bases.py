@@ -34,7 +34,7 @@ def base() -> None:
 @pass_app
 def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -> None:
     """Add a base model from SOURCE: a folder, a Hub repo, or package:NAME with a GGUF file in it."""
-    with app.registry() as registry, _checkpoint(source, revision) as found:
+    with app.registry() as registry, checkpoint(source, revision) as found:
         total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
         with progress(f"storing {name}", unit="bytes") as update:
             done = 0
@@ -66,7 +66,7 @@ class _Found:
 
 
 @contextmanager
-def _checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
+def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
     """The folder behind SOURCE, for as long as it is needed."""
     from ..engine.gguf import SCHEME, dequantise, find_in_package
 

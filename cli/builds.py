@@ -94,7 +94,9 @@ def carry_out(registry: Registry, row: Build, device: str) -> Build:
         time.sleep(1)
         row = registry.builds.get(row.id)
     if row.status == "failed":
-        raise ConflictError(f"build {row.id} failed: {(row.error or {}).get('message')}", hint=f"reccocktail build retry {row.id}")
+        raise ConflictError(
+            f"build {row.id} failed: {(row.error or {}).get('message')}", hint=f"reccocktail build retry {row.id}"
+        )
     return row
 
 
@@ -125,7 +127,8 @@ class _Bars:
 
 def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
     rows = [
-        [b.id, b.domain, b.status, b.coefficients, short(b.digest), b.path or (b.error or {}).get("message")] for b in builds
+        [b.id, b.domain, b.status, b.coefficients, short(b.digest), b.path or (b.error or {}).get("message")]
+        for b in builds
     ]
 
     def show_rows() -> None:

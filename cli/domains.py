@@ -42,9 +42,7 @@ def add(
         load_recipe(recipe)
         recipe = recipe if recipe in SHIPPED else str(Path(recipe).expanduser().resolve())
     with app.registry() as registry:
-        row = registry.domains.add(
-            name, title=title, data=str(data) if data else None, trainer=trainer, recipe=recipe
-        )
+        row = registry.domains.add(name, title=title, data=str(data) if data else None, trainer=trainer, recipe=recipe)
     if found is not None:
         say(
             f"found {found.users} users, {found.items} items, {found.interactions} interactions;"

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
 @click.option("--domain", metavar="D", required=True, help="Domain whose data to rank.")
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
-@click.option("--template", metavar="T", default="pick-one", show_default=True, help="Prompt template: a name or a file.")
+@click.option(
+    "--template", metavar="T", default="pick-one", show_default=True, help="Prompt template: a name or a file."
+)
 @click.option("--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates beside the target.")
 @click.option("--limit", type=click.IntRange(1), help="A seeded sample of this many users.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Of candidates and sample.")

@@ -20,9 +20,13 @@ from .console import answer, details, progress, say
     )
 )
 @click.argument("base", type=click.Path(path_type=Path))
-@click.option("-a", "adapters", metavar="ADAPTER[=WEIGHT]", multiple=True, required=True, help="A LoRA folder, its weight.")
+@click.option(
+    "-a", "adapters", metavar="ADAPTER[=WEIGHT]", multiple=True, required=True, help="A LoRA folder, its weight."
+)
 @click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="Method, weights (spirit first) and output.")
-@click.option("-o", "out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="New folder for the result.")
+@click.option(
+    "-o", "out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="New folder for the result."
+)
 @click.option("--method", type=click.Choice(["linear", "factor"]), help="Without a recipe: linear unless said.")
 @click.option("--format", "format_", type=click.Choice(["checkpoint"]), default="checkpoint", show_default=True)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the result; else the base's.")
@@ -64,7 +68,12 @@ def merge(
             allow_base_mismatch=allow_base_mismatch,
             progress=lambda done, total: update(done, total, ""),
         )
-    document = {"path": str(target), "format": format_, **report.summary(), "tensors": [asdict(t) for t in report.tensors]}
+    document = {
+        "path": str(target),
+        "format": format_,
+        **report.summary(),
+        "tensors": [asdict(t) for t in report.tensors],
+    }
 
     def show() -> None:
         say(f"merged into {target}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -149,7 +148,7 @@ def verify(app: App, as_json: bool) -> None:
 def gc(app: App, dry_run: bool, as_json: bool) -> None:
     """Remove what no row of the database needs."""
     with app.registry() as registry:
-        report = registry.store.gc(registry.needed_digests(), dry_run=dry_run)
+        report = registry.store.gc(registry.digests(), dry_run=dry_run)
     document = {
         "trees": list(report.trees),
         "blobs": len(report.blobs),
@@ -159,9 +158,3 @@ def gc(app: App, dry_run: bool, as_json: bool) -> None:
     }
     verb = "would remove" if dry_run else "removed"
     answer(as_json, document, lambda: say(f"{verb} {len(report.trees)} folders, {size(report.bytes)}"))
-
-
-def folder_or_repo(source: str) -> Path | None:
-    """A folder that exists, or None when the text can only be a Hub repo."""
-    path = Path(source).expanduser()
-    return path.resolve() if path.is_dir() else None

@@ -102,7 +102,12 @@ def show(name: str, as_json: bool) -> None:
     trainer = load(name)
     schema = trainer.Options.model_json_schema()
     rows = [
-        [key, spec.get("type") or " or ".join(t["type"] for t in spec["anyOf"]), spec.get("default"), spec.get("description", "")]
+        [
+            key,
+            spec.get("type") or " or ".join(t["type"] for t in spec["anyOf"]),
+            spec.get("default"),
+            spec.get("description", ""),
+        ]
         for key, spec in schema["properties"].items()
     ]
 

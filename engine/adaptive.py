@@ -60,7 +60,9 @@ def adapt(
     an entropy is not finite.
     """
     if not questions:
-        raise AdaptationError("the domain has no validation prompts to adapt on", hint="give users at least 3 interactions")
+        raise AdaptationError(
+            "the domain has no validation prompts to adapt on", hint="give users at least 3 interactions"
+        )
     model, tokenizer = load_model(base_folder, device)
     prompts = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in questions]
     batches = _batches(prompts, batch_tokens)
@@ -119,5 +121,3 @@ def plot(adaptation: Adaptation, target: Path, *, title: str) -> None:
     # No software version in the file: the same curve gives the same bytes.
     figure.savefig(target, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
-
-

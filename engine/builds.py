@@ -11,7 +11,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -190,12 +190,12 @@ def _make(registry: Registry, build: Build, device: str, progress: Progress) -> 
         adapter = registry.adapters.resolve(entry["ref"], base=base.name)
         _expect(adapter.digest, entry["digest"], entry["ref"])
         adapters[entry["role"]] = adapter
-    parts = {
+    parts: dict[Role, Part] = {
         role: Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
         for role, adapter in adapters.items()
     }
     report: dict = {}
-    coefficients = recipe.coefficients
+    coefficients: Mapping[Role, float] | None = recipe.coefficients
     if coefficients is None:
         assert recipe.adaptive is not None
         found = adapt(
@@ -253,9 +253,9 @@ def _write_result(
     registry: Registry,
     build: Build,
     recipe: Recipe,
-    coefficients: dict[Role, float],
-    parts: dict[Role, Part],
-    adapters: dict[Role, Adapter],
+    coefficients: Mapping[Role, float],
+    parts: Mapping[Role, Part],
+    adapters: Mapping[Role, Adapter],
     out: Path,
     device: str,
     progress: Progress,
@@ -286,7 +286,7 @@ def _write_result(
     write_papers(
         out,
         recipe.resolved(coefficients).to_json(),
-        _card(registry, build, dict(coefficients)),
+        _card(registry, build, {str(role): value for role, value in coefficients.items()}),
         {"base": base.digest} | {role: adapter.digest for role, adapter in adapters.items()},
         build.domain,
     )
@@ -296,7 +296,7 @@ def _write_result(
 def _card(
     registry: Registry,
     build: Build,
-    coefficients: dict[str, float],
+    coefficients: Mapping[str, float],
     *,
     recipe: str | None = None,
     adaptive: CardAdaptation | None = None,

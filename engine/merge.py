@@ -294,7 +294,8 @@ def _blocks(size: int, step: int) -> Iterable[tuple[int, int]]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
+    flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
+    return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]  numpy arrays are buffers
 
 
 def _refuse_overflow(block: Tensor, name: str, dtype: str) -> None:
@@ -359,4 +360,3 @@ def _verify(base: BaseFacts, out: Path, dtype: DType | None) -> None:
             kind = FILE_DTYPES[dtype] if dtype and info.dtype in TORCH_DTYPES else info.dtype
             if name not in written or (written[name].shape, written[name].dtype) != (info.shape, kind):
                 raise MergeError(f"the written file {file} does not hold {name} as {kind} {list(info.shape)}")
-

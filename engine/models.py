@@ -18,7 +18,9 @@ def pick_device(wanted: str) -> str:
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}", hint="--device auto") from error
+        raise UsageError(
+            f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}", hint="--device auto"
+        ) from error
     return wanted
 
 
@@ -54,7 +56,8 @@ def load_model(folder: Path, device: str, dtype: torch.dtype | None = None) -> t
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EvaluationError(f"{folder} does not load as a causal language model: {error}") from error
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    model.to(torch.device(device))  # pyright: ignore[reportArgumentType]  the stub takes no device
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:

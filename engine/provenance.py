@@ -19,9 +19,7 @@ from ..registry.digests import file_digest
 BUILD_TYPE = "urn:reccocktail:merge:v1"
 
 
-def write_papers(
-    out: Path, recipe: dict, card: CardFacts, dependencies: Mapping[str, str], domain: str | None
-) -> None:
+def write_papers(out: Path, recipe: dict, card: CardFacts, dependencies: Mapping[str, str], domain: str | None) -> None:
     """Write recipe.json (final coefficients), README.md and provenance.json beside merged weights."""
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(render_card(card), encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,9 +82,9 @@ class Recipe(_Strict):
     def to_json(self) -> dict:
         return self.model_dump(mode="json", exclude_none=True)
 
-    def resolved(self, coefficients: dict[Role, float]) -> Recipe:
+    def resolved(self, coefficients: Mapping[Role, float]) -> Recipe:
         """The same recipe with its coefficients found: what `recipe.json` holds and what repeats the build."""
-        return self.model_copy(update={"coefficients": coefficients, "adaptive": None})
+        return self.model_copy(update={"coefficients": dict(coefficients), "adaptive": None})
 
 
 SHIPPED: dict[str, tuple[str, Recipe]] = {
@@ -124,7 +125,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     return parse_recipe(content, where=str(path))
 
 
-def parse_recipe(content: dict, *, where: str) -> Recipe:
+def parse_recipe(content: Mapping[str, object], *, where: str) -> Recipe:
     """Validate a recipe's content; `where` names its origin in the error."""
     try:
         return Recipe.model_validate(content)

@@ -59,8 +59,9 @@ class Registry:
         with self._database.reading() as session:
             found = {digest for row in (BaseModelRow, AdapterRow) for digest in session.scalars(select(row.digest))}
             for digest, report in session.execute(select(BuildRow.digest, BuildRow.report)):
-                found |= {digest, (report or {}).get("artifact")}  # curve and plot of an adaptive build
-        return found - {None}
+                artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
+                found |= {tree for tree in (digest, artifact) if tree}
+        return found
 
     def close(self) -> None:
         self._database.close()

@@ -115,7 +115,7 @@ class Store:
         folder = Path(folder)
         names = _list_files(folder) if files is None else sorted(set(files))
         entries: dict[str, FileEntry] = {}
-        with self.staging("add") as staged:
+        with self._translated(), self.staging("add") as staged:
             for name in names:
                 source = _checked(folder, name, allow_links)
                 target = staged / name
@@ -137,10 +137,11 @@ class Store:
         """Takes a folder from `staging` over as it is: its files are hashed and moved, not copied."""
         if staged.parent != self._staging:
             raise StoreError(f"{staged} was not made by this store's staging()")
-        entries = {}
-        for name in _list_files(staged):
-            entries[name] = _hash_and_sync(_checked(staged, name, allow_links=False), progress)
-        return self._commit(staged, entries)
+        entries: dict[str, FileEntry] = {}
+        with self._translated():
+            for name in _list_files(staged):
+                entries[name] = _hash_and_sync(_checked(staged, name, allow_links=False), progress)
+            return self._commit(staged, entries)
 
     def folder(self, digest: str) -> Path:
         """The tree's folder; its files are read-only. Raises StoreError if the store has no such tree."""
@@ -163,6 +164,11 @@ class Store:
             raise StoreError(f"{path}: the manifest of {digest} does not match its digest")
         return StoredTree(digest, {name: FileEntry(**entry) for name, entry in parse_object(data, path).items()})
 
+    def verify_tree(self, digest: str) -> None:
+        """Reads every byte of one tree again. Raises StoreError naming the first file that is not what it was."""
+        for damage in self._damages(digest, self.folder(digest), set(), None):
+            raise StoreError(f"{digest}: {damage.path or 'the manifest'}: {damage.reason}")
+
     def verify(self, *, progress: Progress | None = None) -> list[Damage]:
         """Reads every byte again. `progress` is told the bytes of each file."""
         damages: list[Damage] = []
@@ -176,10 +182,10 @@ class Store:
                 reason = f"its bytes hash to {found.sha256}"
                 damages.append(Damage(f"sha256:{path.name}", str(path.relative_to(self.root)), reason))
         for folder in sorted(self._trees.iterdir()):
-            damages += self._verify_tree(f"sha256:{folder.name}", folder, sound, progress)
+            damages += self._damages(f"sha256:{folder.name}", folder, sound, progress)
         return damages
 
-    def _verify_tree(
+    def _damages(
         self, digest: str, folder: Path, sound: set[tuple[int, int]], progress: Progress | None
     ) -> Iterator[Damage]:
         try:
@@ -226,6 +232,13 @@ class Store:
             staging=tuple(sorted(folder.name for folder in staging)),
             bytes=freed,
         )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot write to the store in {self.root}: {error}") from error
 
     def _commit(self, staged: Path, entries: dict[str, FileEntry]) -> StoredTree:
         if not entries:

@@ -80,7 +80,7 @@ def load(name: str) -> Trainer:
         raise TrainerError(f"there is no trainer {name!r}; installed: {known}", hint="`reccocktail trainers list`")
     try:
         trainer = points[name].load()()
-    except Exception as error:  # noqa: BLE001  a plugin may raise anything while it is imported
+    except Exception as error:
         raise TrainerError(
             f"trainer {name!r} ({points[name].value}) cannot be loaded: {type(error).__name__}: {error}",
             hint="`pip install 'reccocktail[train]'` brings what the shipped trainers need",
@@ -97,5 +97,6 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}={e.get('input')!r}: {e['msg']}" for e in error.errors())
         raise TrainerError(
-            f"trainer {trainer.name!r}: {problems}", hint=f"`reccocktail trainers show {trainer.name}` lists the options"
+            f"trainer {trainer.name!r}: {problems}",
+            hint=f"`reccocktail trainers show {trainer.name}` lists the options",
         ) from error

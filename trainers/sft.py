@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,7 +25,9 @@ class SftOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    examples: Annotated[int | None, Field(ge=1, description="training examples drawn per domain; all when unset")] = None
+    examples: Annotated[int | None, Field(ge=1, description="training examples drawn per domain; all when unset")] = (
+        None
+    )
     epochs: Annotated[int, Field(ge=1, description="passes over the examples")] = 2
     learning_rate: Annotated[float, Field(gt=0, description="peak, reached after warm-up, then cosine to zero")] = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps that warm up")] = 0.05
@@ -34,7 +36,9 @@ class SftOptions(BaseModel):
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha; the delta is scaled by alpha / rank")] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout")] = 0.05
     target_modules: Annotated[str, Field(description="`all-linear`, or module names joined by commas")] = "all-linear"
-    max_tokens: Annotated[int, Field(ge=16, description="longest prompt plus answer; a longer example is refused")] = 1200
+    max_tokens: Annotated[int, Field(ge=16, description="longest prompt plus answer; a longer example is refused")] = (
+        1200
+    )
     template: Annotated[str, Field(description="prompt template")] = "pick-one"
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
     seed: Annotated[int, Field(description="of examples, order, dropout and initialisation")] = 42
@@ -55,7 +59,8 @@ class SftTrainer:
         """
         from peft import LoraConfig
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-        from trl import SFTConfig, SFTTrainer
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
 
         options = job.options
         assert isinstance(options, SftOptions)
@@ -130,7 +135,9 @@ def _pick(job: TrainingJob, options: SftOptions) -> tuple[list[Question], list[d
             data, "train", template, n_negatives=options.negatives, seed=options.seed, limit=options.examples
         )
         if not drawn:
-            raise TrainerError(f"domain {data.name!r} has no training examples", hint="users need at least 4 interactions")
+            raise TrainerError(
+                f"domain {data.name!r} has no training examples", hint="users need at least 4 interactions"
+            )
         picked += drawn
         specs.append({"domain": data.name, "data": data.digest, "task": spec.digest, "examples": len(drawn)})
     return picked, specs

@@ -48,9 +48,10 @@ def test_a_build_goes_from_queued_to_succeeded(registry: Registry, ask: Callable
 
 
 def test_a_build_answers_with_the_agreed_names(ask: Callable[..., Build]) -> None:
-    agreed = set(
-        ["id", "domain", "status", "key", "digest", "recipe", "coefficients", "inputs", "path", "report", "error", "created_at", "started_at", "finished_at"]
-    )
+    agreed = {
+        "id", "domain", "status", "key", "digest", "recipe", "coefficients", "inputs", "path", "report", "error",
+        "created_at", "started_at", "finished_at",
+    }  # fmt: skip
     assert agreed <= ask().to_json().keys()
 
 

@@ -178,10 +178,15 @@ def test_a_write_that_fails_half_way_leaves_nothing(url: str) -> None:
     database.upgrade(url)
     place = database.Database(url)
     row = {"source": "s", "digest": "d", "architecture": "a", "dtype": "F32", "parameters": 1, "bytes": 1}
-    with pytest.raises(ConflictError, match="UNIQUE"), place.writing() as session:
-        session.add(BaseModelRow(name="x", **row))
-        session.flush()
-        session.add(BaseModelRow(name="x", **row))
+
+    def add_twice() -> None:
+        with place.writing() as session:
+            session.add(BaseModelRow(name="x", **row))
+            session.flush()
+            session.add(BaseModelRow(name="x", **row))
+
+    with pytest.raises(ConflictError, match="UNIQUE"):
+        add_twice()
     with place.reading() as session:
         assert session.query(BaseModelRow).count() == 0
     place.close()

@@ -46,6 +46,7 @@ def test_a_folder_comes_back_as_it_went_in(store: Store, folder: Path) -> None:
     assert store.has(tree.digest)
     assert store.tree(tree.digest) == tree
     assert store.verify() == []
+    store.verify_tree(tree.digest)
     assert list((store.root / "staging").iterdir()) == []
 
 
@@ -136,6 +137,18 @@ def test_a_failed_build_leaves_nothing(store: Store) -> None:
     assert list((store.root / "staging").iterdir()) == []
 
 
+def test_a_full_disk_is_a_failure_of_the_store_and_leaves_nothing(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        store.add_folder(folder)
+    assert blobs(store) == list((store.root / "trees").iterdir()) == list((store.root / "staging").iterdir()) == []
+
+
 def test_a_file_system_without_hard_links_gets_copies(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +175,8 @@ def test_verify_names_every_kind_of_damage(store: Store, folder: Path) -> None:
     assert reasons["extra"] == "is not in the manifest"
     assert "instead of" in reasons["deep/two.txt"]
     assert any(damage.path.startswith("blobs/") for damage in store.verify())
+    with pytest.raises(StoreError, match="extra: is not in the manifest"):
+        store.verify_tree(tree.digest)
 
 
 def test_gc_keeps_what_is_kept_and_removes_the_rest(store: Store, folder: Path) -> None:
