@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ..registry.errors import StoreError, UsageError
+from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, progress, say, short, size, table
 
 
-@click.group()
+@click.group(epilog=example("reccocktail adapter list --domain beauty"))
 def adapter() -> None:
     """Spirits and ingredients: versions, aliases, checks."""
 
@@ -106,11 +106,11 @@ def _number(key: str, value: str) -> float:
 def _adapter_folder(source: str, revision: str | None) -> tuple[Path, dict[str, str], bool]:
     """(folder, where it came from, whether its files are links into the Hub's cache)."""
     path = Path(source).expanduser()
-    if path.exists():
+    if path.is_dir():
         if revision is not None:
             raise UsageError("--revision belongs to a Hub repo, and this source is a folder")
         return path, {}, False
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
     from ..registry.hub import fetch
 
@@ -206,8 +206,7 @@ def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
 
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base)
-        for damage in registry.store.verify(row.digest):
-            raise StoreError(f"{row.ref}: {damage.path} {damage.reason}", hint="restore it from a backup of the store")
+        registry.store.verify_tree(row.digest)
         inspect_adapter(registry.adapters.folder(row), registry.bases.facts(registry.bases.get(row.base)))
     document = {"ref": row.ref, "digest": row.digest, "ok": True}
     answer(as_json, document, lambda: say(f"{row.ref} is sound: {short(row.digest)}"))

@@ -6,8 +6,10 @@ Nothing here or in the command modules imports torch, SQLAlchemy or rich at the 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,7 +66,15 @@ def paging_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)(function)
 
 
+class _InOrder(click.Group):
+    """Lists its commands in the order of `commands.ALL`, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrder,
     context_settings=CONTEXT,
     epilog=example("reccocktail demo", "reccocktail build request beauty --wait", "reccocktail status"),
 )
@@ -91,6 +101,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for command in commands.ALL:
         reccocktail.add_command(command)
     words = sys.argv[1:] if arguments is None else arguments
+    _hush()
     as_json = "--json" in words
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
@@ -100,6 +111,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(
             "interrupted", "interrupted; what was finished is kept", "run the same command again", 130, as_json, words
         )
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # the help, to stderr: nothing was asked for, and nothing was wrong
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f"`{usage.command_path} --help`" if usage else None
@@ -111,13 +125,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _hush() -> None:
+    """Keep other libraries' bars and deprecation notes out of our output; their errors still come through."""
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bool, words: list[str]) -> NoReturn:
     if "--traceback" in words:
         traceback.print_exc()
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
     else:
-        click.echo(f"error: {message}", err=True)
+        click.echo(f"error: {_printable(message)}", err=True)
         if hint:
-            click.echo(f"hint: {hint}", err=True)
+            click.echo(f"hint: {_printable(hint)}", err=True)
     sys.exit(exit_code)
+
+
+def _printable(text: str) -> str:
+    """A name that was typed or read may hold what moves a terminal's cursor or changes its colours."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

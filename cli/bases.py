@@ -15,7 +15,7 @@ from .app import App, example, json_option, pass_app
 from .console import answer, details, progress, say, short, size, table
 
 
-@click.group()
+@click.group(epilog=example("reccocktail base list"))
 def base() -> None:
     """The pretrained checkpoints that adapters belong to."""
 

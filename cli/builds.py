@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..registry import Build, Registry
 
 
-@click.group()
+@click.group(epilog=example("reccocktail build request beauty --wait"))
 def build() -> None:
     """Merged checkpoints, requested per domain."""
 
@@ -73,8 +73,23 @@ def request(
             if not answered.created:
                 say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
         if wait:
-            asked = [carry_out(registry, row, app.device()) for row in asked]
+            asked = [_carried_out(registry, row, app.device(), alone=len(asked) == 1) for row in asked]
     _show_builds(asked, as_json, empty="nothing to build")
+    if wait and any(row.status != "succeeded" for row in asked):
+        raise click.exceptions.Exit(1)
+
+
+def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool) -> Build:
+    """Run one of several builds; a failure is told and leaves the others their turn."""
+    try:
+        done = carry_out(registry, row, device)
+    except (RecCocktailError, TaskError) as error:
+        if alone:
+            raise
+        say(f"build {row.id} of {row.domain} failed: {error}")
+        return registry.builds.get(row.id)
+    say(f"build {done.id} of {done.domain} is in {done.path}")
+    return done
 
 
 def carry_out(registry: Registry, row: Build, device: str) -> Build:
@@ -126,13 +141,10 @@ class _Bars:
 
 
 def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
-    rows = [
-        [b.id, b.domain, b.status, b.coefficients, short(b.digest), b.path or (b.error or {}).get("message")]
-        for b in builds
-    ]
+    rows = [[b.id, b.domain, b.status, b.coefficients, short(b.digest), (b.error or {}).get("message")] for b in builds]
 
     def show_rows() -> None:
-        table(["id", "domain", "status", "coefficients", "digest", "path or error"], rows, empty=empty)
+        table(["id", "domain", "status", "coefficients", "digest", "error"], rows, empty=empty)
         if limit:
             page(builds, limit)
 
@@ -152,7 +164,7 @@ def list_(app: App, domain: str | None, status: str | None, limit: int, after: s
     _show_builds(builds, as_json, empty="no build yet; `reccocktail build request DOMAIN --wait`", limit=limit)
 
 
-@build.command(epilog=example("reccocktail build show 01J9"))
+@build.command(epilog=example("reccocktail build show 660d4"))
 @click.argument("id_", metavar="ID")
 @json_option
 @pass_app
@@ -185,7 +197,7 @@ def _show_one(row: Build) -> None:
         details(report["merge"])
 
 
-@build.command(epilog=example("reccocktail build cancel 01J9"))
+@build.command(epilog=example("reccocktail build cancel 660d4"))
 @click.argument("id_", metavar="ID")
 @json_option
 @pass_app
@@ -196,7 +208,7 @@ def cancel(app: App, id_: str, as_json: bool) -> None:
     answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
 
 
-@build.command(epilog=example("reccocktail build retry 01J9"))
+@build.command(epilog=example("reccocktail build retry 660d4"))
 @click.argument("id_", metavar="ID")
 @json_option
 @pass_app
@@ -207,7 +219,7 @@ def retry(app: App, id_: str, as_json: bool) -> None:
     answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
 
 
-@build.command(epilog=example("reccocktail build export 01J9 ./merged"))
+@build.command(epilog=example("reccocktail build export 660d4 ./merged"))
 @click.argument("id_", metavar="ID")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option

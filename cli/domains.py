@@ -11,7 +11,7 @@ from .app import App, example, json_option, pass_app
 from .console import answer, details, say, table
 
 
-@click.group()
+@click.group(epilog=example("reccocktail domain list"))
 def domain() -> None:
     """What is recommended in: its data, trainer and recipe."""
 

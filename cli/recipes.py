@@ -11,7 +11,7 @@ from .app import example, json_option
 from .console import answer, say, short, table
 
 
-@click.group()
+@click.group(epilog=example("reccocktail recipe show default"))
 def recipe() -> None:
     """How adapters are combined."""
 

@@ -77,7 +77,7 @@ def _hub_login() -> str:
     return "a token is there" if get_token() else "not logged in; `hf auth login` before publishing"
 
 
-@click.group()
+@click.group(epilog=example("reccocktail db check"))
 def db() -> None:
     """The database and its migrations."""
 
@@ -115,7 +115,7 @@ def check(app: App, as_json: bool) -> None:
     answer(as_json, {"revision": revision, "drift": False}, lambda: say(f"database is at {revision}, without drift"))
 
 
-@click.group()
+@click.group(epilog=example("reccocktail store verify"))
 def store() -> None:
     """The artifact store."""
 

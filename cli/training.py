@@ -71,7 +71,7 @@ def train(
     answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
 
 
-@click.group()
+@click.group(epilog=example("reccocktail trainers show sft"))
 def trainers() -> None:
     """Trainer plugins."""
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -136,7 +136,7 @@ def _moved(build: Build, now: Plan) -> Iterator[str]:
     if build.recipe != now.recipe.to_json():
         yield "recipe"
     for name in ("data", "template"):
-        if before.get(name, {}).get("digest") != after.get(name, {}).get("digest"):
+        if name in before and name in after and before[name]["digest"] != after[name]["digest"]:
             yield name
 
 
@@ -153,7 +153,7 @@ def run(registry: Registry, build: Build, *, worker: str, device: str, progress:
         return registry.builds.succeed(build.id, worker, digest, coefficients, report)
     except BaseException as error:
         code = getattr(error, "code", "interrupted" if isinstance(error, KeyboardInterrupt) else "internal")
-        if not isinstance(error, ConflictError):  # the lease is another worker's now, and so is the row
+        with suppress(ConflictError):  # the lease may be another worker's by now, and so the row
             registry.builds.fail(build.id, worker, {"code": code, "message": str(error) or type(error).__name__})
         raise
 

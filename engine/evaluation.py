@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..registry import Registry
-from ..registry.digests import digest_of_json, file_digest
+from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
 from ..registry.inspect import inspect_adapter, inspect_base
 from ..tasks import Interval, Question, TaskSpec, rank_by_likelihood, summarise
@@ -21,6 +21,7 @@ from .errors import EvaluationError
 from .merge import Part
 from .mixture import Mixture
 from .models import compute_dtype, load_model
+from .standalone import folder_digest
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,7 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
 
 
 def _folder(registry: Registry, folder: Path, base: str | None) -> System:
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    digest = digest_of_json({path.name: file_digest(path) for path in files})
+    digest = folder_digest(folder)
     if not (folder / "adapter_config.json").exists():
         inspect_base(folder, allow_links=True)
         return System(str(folder), digest, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 
 from ..registry.errors import InvalidArtifactError, NotFoundError, UsageError
@@ -37,9 +38,13 @@ def dequantise(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a checkpoint into `out`. Raises InvalidArtifactError."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
-    if gguf.open("rb").read(4) != b"GGUF":
-        raise InvalidArtifactError(f"{gguf} is not a GGUF file")
+    disable_progress_bar()
+
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InvalidArtifactError(f"{gguf} is not a GGUF file")
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
@@ -49,7 +54,7 @@ def dequantise(gguf: Path, out: Path) -> None:
             quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, struct.error) as error:
         raise InvalidArtifactError(f"{gguf.name} cannot be turned into a checkpoint: {error}") from error
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -105,35 +105,36 @@ def merge(
     plans = _plan(base, parts, method)
     reports: list[TensorReport] = []
     copied = 0
-    with _one_torch_thread_each(), ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    threads = threads or min(8, os.cpu_count() or 1)
+    with _one_torch_thread_each():
         for file in sorted({tensor.file for tensor in base.tensors.values()}):
             source = read_header(base_folder / file)
-            with _ShardCopy(source, out / file, dtype) as shard:
-                jobs = []
-                for tensor in source.tensors.values():
-                    if tensor.name in plans:
-                        jobs.append(pool.submit(_merge_tensor, shard, tensor, plans[tensor.name], device, progress))
-                    else:
-                        copied += 1
-                        jobs.append(pool.submit(_copy_tensor, shard, tensor, progress))
+            # The pool is left before the shard is closed: a thread still writing would write into whatever file is
+            # given the closed one's number next.
+            with _ShardCopy(source, out / file, dtype) as shard, ThreadPoolExecutor(threads) as pool:
                 try:
+                    jobs = []
+                    for tensor in source.tensors.values():
+                        if tensor.name in plans:
+                            jobs.append(pool.submit(_merge_tensor, shard, tensor, plans[tensor.name], device, progress))
+                        else:
+                            copied += 1
+                            jobs.append(pool.submit(_copy_tensor, shard, tensor, progress))
                     reports += [report for job in jobs if (report := job.result()) is not None]
                 except BaseException:
-                    for job in jobs:
-                        job.cancel()
+                    pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    carried, left_out = _carry_other_files(base_folder, out, dtype)
+    carried, left_out = _carry_other_files(base_folder, base, out, dtype)
     _verify(base, out, dtype)
     return MergeReport(tuple(sorted(reports, key=lambda r: r.name)), copied, carried, left_out)
 
 
 @dataclass(frozen=True)
 class _Delta:
-    """The combined delta of one weight, as `left` [rows, R] times `right` [R, columns] in the weight's own layout."""
+    """The combined delta of one weight: `factors` gives [rows, R] and [R, columns] in the weight's own layout."""
 
-    left: Callable[[], tuple[Tensor, Tensor]]
+    factors: Callable[[], tuple[Tensor, Tensor]]
     adapters: int
-    rank: int
 
 
 def _plan(base: BaseFacts, parts: Sequence[Part], method: str) -> dict[str, _Delta]:
@@ -159,7 +160,7 @@ def _delta(used: list[tuple[Part, LoraModule]], method: str) -> _Delta:
         b, a = METHODS[method]([load_factors(p.folder, m) for p, m in used], [p.weight for p, _ in used])
         return (a.T.contiguous(), b.T.contiguous()) if used[0][1].transposed else (b, a)
 
-    return _Delta(factors, adapters=len(used), rank=sum(m.rank for _, m in used))
+    return _Delta(factors, adapters=len(used))
 
 
 def load_factors(folder: Path, module: LoraModule) -> Factors:
@@ -262,7 +263,7 @@ def _merge_tensor(
     """W + Δ in float32, block of rows by block of rows, rounded once; see DESIGN's arithmetic."""
     target = shard.tensors[info.name]
     position = shard.position(info.name)
-    left, right = (t.to(device) for t in delta.left())
+    left, right = (t.to(device) for t in delta.factors())
     columns = info.shape[1]
     row_bytes = columns * _dtype(info).itemsize
     delta_squares = lost_squares = 0.0
@@ -270,19 +271,19 @@ def _merge_tensor(
     for start, end in _blocks(info.end - info.start, max(1, BLOCK_BYTES // row_bytes) * row_bytes):
         old = _read(shard.in_fd, shard.source, info, start, end).to(device).reshape(-1, columns).float()
         change = left[start // row_bytes : end // row_bytes] @ right
-        exact = old + change
-        new = exact.to(_dtype(target))
+        new = (old + change).to(_dtype(target))
         _refuse_overflow(new, info.name, target.dtype)
         rounded = new.float()
         delta_squares += float(change.square().sum(dtype=torch.float64))
-        lost_squares += float((rounded - exact).square().sum(dtype=torch.float64))
+        # In this order also a change below float32's own resolution is seen to be lost.
+        lost_squares += float((rounded - old - change).square().sum(dtype=torch.float64))
         changed += int((rounded != old).sum())
         _pwrite(shard.out_fd, _bytes(new), position + start * target.nbytes // info.nbytes)
         progress(end - start)
     return TensorReport(
         name=info.name,
         adapters=delta.adapters,
-        rank=delta.rank,
+        rank=right.shape[0],
         delta_norm=math.sqrt(delta_squares),
         lost=math.sqrt(lost_squares / delta_squares) if delta_squares else 0.0,
         changed=changed / math.prod(info.shape),
@@ -316,18 +317,23 @@ def _one_torch_thread_each():
         torch.set_num_threads(before)
 
 
-def _carry_other_files(base_folder: Path, out: Path, dtype: DType | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _carry_other_files(
+    base_folder: Path, base: BaseFacts, out: Path, dtype: DType | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Copy tokenizer, chat template, generation config and licence verbatim; name what is left out."""
     carried, left_out = [], []
+    weights = {tensor.file for tensor in base.tensors.values()}
+    # Beside a model.safetensors an index is not looked at, and may speak of files that are gone.
+    not_carried = (*NOT_CARRIED, INDEX) if "model.safetensors" in weights else NOT_CARRIED
     for path in sorted(base_folder.iterdir()):
         name = path.name
-        if name == INDEX or name == "config.json":
-            _write_json_with_dtype(path, out / name, dtype)
-        elif name.endswith(".safetensors") and (out / name).exists():
+        if name in weights:
             continue
-        elif path.is_dir() or name.startswith(".") or name in NOT_CARRIED or name.endswith(WEIGHT_SUFFIXES):
+        if path.is_dir() or name.startswith(".") or name in not_carried or name.endswith(WEIGHT_SUFFIXES):
             left_out.append(name)
             continue
+        if name in (INDEX, "config.json"):
+            _write_json_with_dtype(path, out / name, dtype)
         else:
             shutil.copyfile(path, out / name)
         carried.append(name)

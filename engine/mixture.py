@@ -24,7 +24,6 @@ class Mixture:
         self._method = METHODS[method]
         self._targets: dict[str, list[tuple[int, Factors]]] = {}
         self._current: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles = []
         weight = next(model.parameters())
         self._device, self._dtype = weight.device, weight.dtype
         for index, part in enumerate(parts):
@@ -33,11 +32,11 @@ class Mixture:
                 on_device = Factors(factors.a.to(self._device), factors.b.to(self._device), factors.scale)
                 self._targets.setdefault(module.name, []).append((index, on_device))
         modules = dict(model.named_modules())
-        for name in self._targets:
-            if name not in modules:
-                raise MergeError(f"the loaded model has no module {name}, which the adapters target")
-            self._handles.append(modules[name].register_forward_hook(self._hook(name)))
+        if missing := sorted(self._targets.keys() - modules.keys()):
+            raise MergeError(f"the loaded model has no module {missing[0]}, which the adapters target")
         self.set([part.weight for part in parts])
+        # Last, since what is refused above must leave no hook behind.
+        self._handles = [modules[name].register_forward_hook(self._hook(name)) for name in self._targets]
 
     def set(self, weights: Sequence[float]) -> None:
         """Mix with these weights, one per adapter."""

@@ -48,7 +48,9 @@ def load_model(folder: Path, device: str, dtype: torch.dtype | None = None) -> t
     Raises EvaluationError when transformers cannot load the folder.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # whoever called shows progress of its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or compute_dtype(device), trust_remote_code=False, local_files_only=True

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from ..registry.digests import digest_of_json
 from .errors import RecipeError
 
 Role = Literal["spirit", "ingredient"]
 DType = Literal["bfloat16", "float16", "float32"]
+_ROLES: tuple[Role, ...] = ("spirit", "ingredient")
 
 
 class _Strict(BaseModel):
@@ -68,12 +69,16 @@ class Recipe(_Strict):
             raise ValueError("`coefficients` names no adapter; give spirit, ingredient or both")
         return self
 
+    @field_validator("coefficients")
+    @classmethod
+    def _spirit_first(cls, given: dict[Role, float] | None) -> dict[Role, float] | None:
+        """Equal recipes are written with equal bytes, in whatever order their coefficients were given."""
+        return given and {role: given[role] for role in _ROLES if role in given}
+
     @property
     def roles(self) -> tuple[Role, ...]:
         """The adapters that go in, spirit first. A role with no coefficient is not needed for the build at all."""
-        if self.coefficients is None:
-            return ("spirit", "ingredient")
-        return tuple(role for role in ("spirit", "ingredient") if role in self.coefficients)
+        return _ROLES if self.coefficients is None else tuple(self.coefficients)
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..registry.card import CardFacts, CardInput
 from ..registry.digests import digest_of_json, file_digest
-from ..registry.errors import UsageError
+from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import inspect_adapter, inspect_base
 from .merge import MergeReport, Part, merge
 from .provenance import write_papers
@@ -66,8 +66,10 @@ def merge_folders(
 ) -> MergeReport:
     """Merge into the new folder `out`, which appears complete or not at all. `progress` counts bytes of the base.
 
-    Raises InvalidArtifactError and its kin for what cannot be merged, MergeError.
+    Raises ConflictError if `out` is there already, InvalidArtifactError and its kin for what cannot be merged, MergeError.
     """
+    if out.exists() or out.is_symlink():
+        raise ConflictError(f"{out} is there already", hint="name a new folder")
     base = inspect_base(base_folder, allow_links=True)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
     parts = [

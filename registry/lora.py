@@ -193,9 +193,10 @@ def _rank(value: Any, where: str) -> int:
 
 
 def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    # compared rather than converted first: JSON's whole numbers may be too large for a float
+    if type(value) not in (int, float) or not -1e300 < value < 1e300:
         raise InvalidArtifactError(f"{where} must be a finite number, not {value!r}")
-    return value
+    return float(value)
 
 
 def _switch(raw: Mapping[str, Any], field: str, path: Path) -> bool:

@@ -17,11 +17,14 @@ from .errors import TaskError
 from .splits import Example, Split, examples, sample
 
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
-PLACEHOLDERS = {"history", "candidates"}
+NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
 class Template(BaseModel):
-    """The wording of a question: `user` has the placeholders {history} and {candidates}; the answer is a title.
+    """The wording of a question: `user` has the placeholder {history} and may have {candidates}; the answer is a title.
+
+    Without {candidates} the model is asked what comes next in so many words; ranking by likelihood compares the titles
+    all the same, and prompts are shorter by all of them.
 
     An empty `system` means no system message. At most the `history_limit` newest items are shown.
     """
@@ -41,8 +44,8 @@ class Template(BaseModel):
         for _, name, spec, conversion in string.Formatter().parse(user):
             if name is not None:
                 found.append(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
-        if set(found) != PLACEHOLDERS:
-            raise ValueError(f"placeholders must be {{history}} and {{candidates}}, found {sorted(found) or 'none'}")
+        if not NEEDED <= set(found) <= ALLOWED:
+            raise ValueError(f"placeholders are {{history}} and, if wanted, {{candidates}}; found {sorted(found) or 'none'}")
         return user
 
     @property

@@ -1,7 +1,7 @@
 """Sample domains for the demo and the tests: small shops with readable titles, and shoppers who follow rules.
 
-A title is brand, product and variant: a price tier ("Lumen Toner Luxe"), a number ("Lumen Retinol 2") or what goes with the
-product ("Lumen Toner Refill"). Brands and products differ from shop to shop; the words for tiers, refills and kits are the
+A title is brand, product and variant: a price tier ("Luna Toner Prime"), a number ("Luna Retinol 2") or what goes with the
+product ("Luna Toner Refill"). Brands and products differ from shop to shop; the words for tiers, refills and kits are the
 same everywhere. Every purchase has one of four reasons, kept in the history's field `rules`.
 
 General rules, the same in every shop, which a base spirit can learn anywhere:
@@ -12,7 +12,7 @@ General rules, the same in every shop, which a base spirit can learn anywhere:
 
 The rule of a single shop, which only its ingredient can learn:
 
-- `order`: the next product of a routine (cleanser, toner, essence, …) or the next number of a series (Retinol 1, Retinol 2, …),
+- `order`: the next product of a routine (cleanser, toner, serum, …) or the next number of a series (Retinol 1, Retinol 2, …),
   of any brand. No word of a title tells what comes next in a routine, and the word "Retinol" fits the wrong numbers as well.
 
 And `whim`: anything at all. The first purchase, `opening`, is of a shopper's taste in brand and tier or, in a young shop, a
@@ -34,12 +34,12 @@ from functools import cached_property
 from .data import DomainData, History, Item
 from .errors import TaskError
 
-TIERS = ("Basic", "Plus", "Luxe")
+TIERS = ("Basic", "Plus", "Prime")
 RECENT = 3  # how many purchases back a follow-up reaches
 
 Mix = Mapping[str, float]  # how often a purchase has which reason
-MATURE: Mix = {"follow_up": 0.45, "loyal": 0.30, "order": 0.15, "whim": 0.10}
-YOUNG: Mix = {"order": 0.85, "whim": 0.15}
+MATURE: Mix = {"follow_up": 0.50, "loyal": 0.35, "order": 0.10, "whim": 0.05}
+YOUNG: Mix = {"order": 0.90, "whim": 0.10}
 YOUNG_LATEST: Mix = {"follow_up": 0.27, "loyal": 0.18, "order": 0.45, "whim": 0.10}
 
 
@@ -150,9 +150,9 @@ SAMPLE_DOMAINS: tuple[SampleDomain, ...] = (
         name="pet-supplies",
         title="Pet Supplies",
         mature=True,
-        brands=("Pawly", "Koda", "Nubi", "Tora", "Fera", "Zuri"),
-        used_up=("Kibble", "Litter", "Shampoo", "Treats", "Chews"),
-        lasting=("Crate", "Bowl", "Collar", "Leash", "Fountain"),
+        brands=("Robin", "Falcon", "Raven", "Hawk", "Willow", "Maple", "Eagle", "River"),
+        used_up=("Litter", "Treats", "Chews", "Shampoo"),
+        lasting=("Crate", "Bowl", "Collar", "Leash"),
         orders=(Order(("Crate", "Bowl", "Collar", "Leash")),),
         users=300,
         lengths=(6, 9),
@@ -163,9 +163,9 @@ SAMPLE_DOMAINS: tuple[SampleDomain, ...] = (
         name="kitchen",
         title="Kitchen",
         mature=True,
-        brands=("Oka", "Vira", "Tiva", "Kori", "Sova", "Milu"),
-        used_up=("Coffee", "Spice", "Soap", "Foil", "Candle"),
-        lasting=("Kettle", "Grinder", "Skillet", "Blender", "Knife"),
+        brands=("Copper", "Silver", "Olive", "Basil", "Sage", "Pearl", "Harbor", "Ruby"),
+        used_up=("Coffee", "Spice", "Soap", "Foil"),
+        lasting=("Kettle", "Grinder", "Blender", "Knife"),
         orders=(Order(("Grinder", "Kettle", "Blender", "Knife")),),
         users=300,
         lengths=(6, 9),
@@ -176,9 +176,9 @@ SAMPLE_DOMAINS: tuple[SampleDomain, ...] = (
         name="garden",
         title="Garden",
         mature=True,
-        brands=("Verda", "Mossa", "Arbo", "Tilla", "Rooto", "Fenn"),
-        used_up=("Soil", "Seeds", "Mulch", "Twine", "Spray"),
-        lasting=("Hose", "Shears", "Mower", "Rake", "Lamp"),
+        brands=("Fern", "Ivy", "Cedar", "Flint", "Terra", "Canyon", "Prairie", "Summit"),
+        used_up=("Soil", "Seeds", "Mulch", "Spray"),
+        lasting=("Hose", "Shears", "Rake", "Lamp"),
         orders=(Order(("Rake", "Seeds", "Hose", "Shears")),),
         users=300,
         lengths=(6, 9),
@@ -189,12 +189,13 @@ SAMPLE_DOMAINS: tuple[SampleDomain, ...] = (
         name="skin-care",
         title="Skin Care",
         mature=False,
-        brands=("Lumen", "Veda", "Rina", "Alba", "Miro", "Dova"),
-        used_up=("Cleanser", "Toner", "Essence", "Serum", "Cream", "Sunscreen", "Retinol"),
+        brands=("Luna", "Nova", "Aurora", "Iris", "Coral", "Orion"),
+        used_up=("Cleanser", "Toner", "Cream", "Retinol", "Mask"),
         lasting=("Roller", "Mirror"),
         orders=(
-            Order(("Cleanser", "Toner", "Essence", "Serum", "Cream", "Sunscreen")),
+            Order(("Cleanser", "Toner", "Cream")),
             Order(tuple(f"Retinol {number}" for number in range(1, 7)), ring=False),
+            Order(tuple(f"Mask {number}" for number in range(1, 7)), ring=False),
         ),
         users=240,
         lengths=(4, 6),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -47,19 +49,20 @@ def train_and_register(
     if result is None:
         folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        result = trainer.train(
-            TrainingJob(
-                role=role,
-                base_folder=registry.bases.folder(base),
-                base_name=base.name,
-                domains=data,
-                folder=folder,
-                options=options,
-                resume=resume,
-                device=device,
-                progress=progress,
-            )
+        job = TrainingJob(
+            role=role,
+            base_folder=registry.bases.folder(base),
+            base_name=base.name,
+            domains=data,
+            folder=folder,
+            options=options,
+            resume=resume,
+            device=device,
+            progress=progress,
         )
+        # Stdout is for answers, and what a trainer prints, as transformers' does, is about the work.
+        with redirect_stdout(sys.stderr):
+            result = trainer.train(job)
         result.context.setdefault("seconds", round(time.monotonic() - started, 1))
         result.context.setdefault("device", device)
         _note_finished(folder, result)

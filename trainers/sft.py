@@ -59,11 +59,13 @@ class SftTrainer:
         """
         from peft import LoraConfig
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+        from transformers.utils.logging import disable_progress_bar
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
 
         options = job.options
         assert isinstance(options, SftOptions)
+        disable_progress_bar()  # the job's own progress tells more
         picked, specs = _pick(job, options)
         tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True)
         dataset = _dataset(picked, tokenizer, options)

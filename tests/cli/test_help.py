@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from reccocktail.cli import commands
+from reccocktail.cli.app import reccocktail
+
+HEAVY = {"torch", "transformers", "peft", "sqlalchemy", "pydantic", "huggingface_hub", "numpy", "rich"}
+
+
+def _paths(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from _paths(below, (*path, name))
+
+
+COMMANDS = [path for command in commands.ALL for path in _paths(command, (str(command.name),))]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", Path(sys.executable).with_name("reccocktail"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "reccocktail.cli" in imported, "the trace was read"
+    assert not {name.partition(".")[0] for name in imported} & HEAVY
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(bare: Callable[..., Any], path: tuple[str, ...]) -> None:
+    answer = bare(*path, "--help")
+    assert f"Usage: reccocktail {' '.join(path)}" in answer.out
+    assert not answer.err
+    assert "Example:" in answer.out
+
+
+def test_the_commands_stand_in_the_order_in_which_they_are_met(bare: Callable[..., Any]) -> None:
+    text = bare("--help").out
+    assert "Example:" in text
+    listed = [line.split()[0] for line in text.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
+    assert listed == [command.name for command in commands.ALL] == list(reccocktail.commands)
+
+
+@pytest.mark.parametrize("words", [(), ("build",)])
+def test_without_a_command_the_help_is_shown_and_nothing_is_called_an_error(
+    bare: Callable[..., Any], words: tuple[str, ...]
+) -> None:
+    answer = bare(*words, code=2)
+    assert answer.err.startswith("Usage: reccocktail")
+    assert "error:" not in answer.err
+    assert not answer.out

@@ -1,0 +1,369 @@
+"""From a request to a merged checkpoint in the store, on a registry with one tiny model and one sample domain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+
+import pytest
+import torch
+from reccocktail.engine import builds
+from reccocktail.engine.builds import freshness, publishable, request, run
+from reccocktail.engine.errors import AdaptationError
+from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
+from reccocktail.registry import Build, RecCocktailError, Registry
+from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
+from reccocktail.tasks import generate, write_domain
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+AVERAGE = load_recipe("average")
+SMALL = Recipe(adaptive=Adaptive(prompts=3, points=3, tokens=2))
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def work(registry: Registry, build: Build, progress=silent) -> Build:
+    claimed = registry.builds.claim("tester", build_id=build.id)
+    assert claimed is not None
+    return run(registry, claimed, worker="tester", device="cpu", progress=progress)
+
+
+def made(registry: Registry, recipe: Recipe, **options) -> Build:
+    return work(registry, request(registry, "skin-care", recipe, **options).build)
+
+
+# --- what a build makes ---------------------------------------------------------------------------------------------
+
+
+def test_a_build_makes_the_whole_result_folder(stocked):
+    build = made(stocked, AVERAGE)
+    assert (build.status, build.error) == ("succeeded", None)
+    assert build.coefficients == {"spirit": 0.5, "ingredient": 0.5}
+    assert build.path is not None
+    assert {path.name for path in build.path.iterdir()} >= {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "LICENSE", "README.md", "recipe.json", "provenance.json",
+    }  # fmt: skip
+    assert json.loads((build.path / "recipe.json").read_text()) == AVERAGE.to_json()
+    card = (build.path / "README.md").read_text()
+    assert "the base's own card" not in card
+    assert "skin-care@v1" in card
+    assert build.report is not None
+    assert build.report["merge"]["merged_tensors"] == 14
+
+
+def test_provenance_is_a_statement_about_the_files_that_are_there(stocked):
+    build = made(stocked, AVERAGE)
+    statement = json.loads((build.path / "provenance.json").read_text())
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    subjects = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+    assert subjects.keys() == {path.name for path in build.path.iterdir()} - {"README.md", "provenance.json"}
+    for name, digest in subjects.items():
+        assert hashlib.sha256((build.path / name).read_bytes()).hexdigest() == digest
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["buildType"]
+    assert definition["externalParameters"] == {"recipe": AVERAGE.to_json(), "domain": "skin-care"}
+    adapters = {entry["role"]: entry["digest"] for entry in build.inputs["adapters"]}
+    assert {entry["name"]: "sha256:" + entry["digest"]["sha256"] for entry in definition["resolvedDependencies"]} == {
+        "base": stocked.bases.get("tiny").digest,
+        **adapters,
+    }
+    assert statement["predicate"]["runDetails"]["builder"]["id"]
+
+
+def test_the_checkpoint_loads_and_answers(stocked, asked):
+    build = made(stocked, AVERAGE)
+    model = AutoModelForCausalLM.from_pretrained(build.path)
+    tokenizer = AutoTokenizer.from_pretrained(build.path)
+    prompt = tokenizer.apply_chat_template(asked[0].messages, add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert answer.shape[1] > prompt["input_ids"].shape[1]
+    assert torch.isfinite(model(**prompt).logits).all()
+
+
+@pytest.mark.parametrize("recipe", ["spirit-only", "ingredient-only"])
+def test_a_recipe_of_one_adapter_takes_only_that_one(recipe, stocked, mix, base, make_adapter):
+    build = made(stocked, load_recipe(recipe))
+    (entry,) = build.inputs["adapters"]
+    assert entry["role"] == recipe.removesuffix("-only")
+    alone, _ = mix(base, [(make_adapter(base, 1 if recipe == "spirit-only" else 2), 1.0)])
+    assert (build.path / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+
+
+def test_the_recipes_dtype_is_that_of_the_result(stocked):
+    recipe = AVERAGE.model_copy(update={"output": AVERAGE.output.model_copy(update={"dtype": "bfloat16"})})
+    build = made(stocked, recipe)
+    assert {t.dtype for t in load_file(build.path / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_progress_is_told_by_stage_up_to_its_end(stocked):
+    told: dict[str, list[tuple[int, int]]] = {}
+    build = request(stocked, "skin-care", SMALL).build
+    work(stocked, build, lambda stage, done, total: told.setdefault(stage, []).append((done, total)))
+    assert list(told) == ["adapt", "merge"]
+    for steps in told.values():
+        assert steps[-1][0] == steps[-1][1]
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+
+
+# --- an adaptive build ----------------------------------------------------------------------------------------------
+
+
+def test_an_adaptive_build_keeps_its_curve_and_plot(stocked):
+    build = stocked.builds.get(made(stocked, SMALL).id)
+    found = build.report["adaptation"]
+    assert [point["ingredient"] for point in found["curve"]] == [0.0, 0.5, 1.0]
+    best = min(found["curve"], key=lambda point: point["entropy"])
+    assert build.coefficients == {"spirit": 1 - best["ingredient"], "ingredient": best["ingredient"]}
+    assert (found["prompts"], found["tokens"], found["entropy"]) == (3, 2, best["entropy"])
+    artifact = stocked.store.folder(build.report["artifact"])
+    assert json.loads((artifact / "adaptation.json").read_text()) == found
+    assert (artifact / "entropy.png").read_bytes().startswith(b"\x89PNG")
+    assert build.report["artifact"] in stocked.digests()  # so that `store gc` keeps it
+    written = json.loads((build.path / "recipe.json").read_text())
+    assert written["coefficients"] == build.coefficients
+    assert "adaptive" not in written
+
+
+def test_the_recipe_that_an_adaptive_build_wrote_repeats_its_weights(stocked):
+    adaptive = made(stocked, SMALL)
+    again = made(stocked, load_recipe(str(adaptive.path / "recipe.json")))
+    assert again.key != adaptive.key
+    assert again.digest == adaptive.digest
+
+
+def test_what_is_published_is_the_result_with_a_card_that_tells_how_the_mix_was_found(stocked):
+    build = made(stocked, SMALL)
+    with publishable(stocked, build) as folder:
+        assert "entropy.png" in (folder / "README.md").read_text()
+        assert (folder / "entropy.png").exists()
+        for path in build.path.iterdir():
+            if path.name != "README.md":
+                assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert not folder.exists()
+    stocked.store.verify_tree(build.digest)
+
+
+def test_only_a_succeeded_build_can_be_published(stocked):
+    build = request(stocked, "skin-care", AVERAGE).build
+    with pytest.raises(ConflictError, match="is queued"), publishable(stocked, build):
+        pass
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_request_is_answered_with_the_same_build(stocked):
+    first = request(stocked, "skin-care", AVERAGE)
+    assert first.created
+    assert request(stocked, "skin-care", AVERAGE) == type(first)(first.build, created=False)
+    done = work(stocked, first.build)
+    again = request(stocked, "skin-care", AVERAGE)
+    assert (again.build.id, again.created, again.build.digest) == (done.id, False, done.digest)
+    assert len(stocked.builds.list()) == 1
+
+
+@pytest.mark.parametrize("recipe", [AVERAGE, SMALL], ids=["fixed", "adaptive"])
+def test_a_forced_build_is_another_one_with_the_same_bytes(recipe, stocked):
+    first, second = made(stocked, recipe), made(stocked, recipe, force=True)
+    assert first.id != second.id
+    assert (first.key, first.digest, first.coefficients) == (second.key, second.digest, second.coefficients)
+    assert first.report.get("artifact") == second.report.get("artifact")
+
+
+def test_a_recipe_file_with_its_keys_in_another_order_is_the_same_build(stocked):
+    request(stocked, "skin-care", AVERAGE)
+    turned = Recipe.model_validate({"coefficients": {"ingredient": 0.5, "spirit": 0.5}})
+    assert not request(stocked, "skin-care", turned).created
+
+
+def test_every_recipe_that_ships_has_a_key_of_its_own(stocked):
+    keys = {request(stocked, "skin-care", recipe).build.key for _, recipe in SHIPPED.values()}
+    assert len(keys) == len(SHIPPED)
+
+
+# --- freshness ------------------------------------------------------------------------------------------------------
+
+
+def state(registry: Registry) -> tuple[str, tuple[str, ...]]:
+    found = freshness(registry, "skin-care", registry.builds.newest_succeeded("skin-care"))
+    return found.state, found.reasons
+
+
+def test_a_domain_goes_from_unbuilt_to_fresh_to_stale_and_says_what_moved(stocked, make_adapter, base):
+    stocked.domains.add("skin-care", recipe="average")
+    assert state(stocked) == ("unbuilt", ())
+    made(stocked, AVERAGE)
+    assert state(stocked) == ("fresh", ())
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 3), base=row, role="ingredient", domain="skin-care")
+    assert state(stocked) == ("stale", ("ingredient skin-care@v1 → skin-care@v2",))
+    stocked.adapters.alias("skin-care@v1", "champion")
+    assert state(stocked) == ("fresh", ())
+    stocked.adapters.add(make_adapter(base, 4), base=row, role="spirit")
+    assert state(stocked) == ("stale", ("spirit spirit@v1 → spirit@v2",))
+    stocked.domains.add("skin-care", recipe="spirit-only")
+    assert state(stocked) == ("stale", ("spirit spirit@v1 → spirit@v2", "ingredient skin-care@v1 → none", "recipe"))
+
+
+def test_new_data_makes_an_adaptive_build_stale(stocked, tmp_path):
+    (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
+    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
+    made(stocked, SMALL)
+    assert state(stocked) == ("fresh", ())
+    write_domain(generate("skin-care", users=13), tmp_path / "data")
+    assert state(stocked) == ("stale", ("data",))
+
+
+def test_a_newer_engine_format_makes_a_build_stale(stocked, monkeypatch):
+    stocked.domains.add("skin-care", recipe="average")
+    made(stocked, AVERAGE)
+    monkeypatch.setattr(builds, "FORMAT_VERSION", builds.FORMAT_VERSION + 1)
+    assert state(stocked) == ("stale", ("engine format",))
+
+
+def test_a_domain_without_a_spirit_is_blocked_and_says_so(registry, base, make_adapter):
+    row = registry.bases.add("tiny", base, source=str(base))
+    registry.domains.add("skin-care", recipe="average")
+    registry.adapters.add(make_adapter(base, 2), base=row, role="ingredient", domain="skin-care")
+    blocked, reasons = state(registry)
+    assert blocked == "blocked"
+    assert "spirit" in reasons[0]
+    with pytest.raises(RecCocktailError, match="spirit"):
+        request(registry, "skin-care", AVERAGE)
+    assert request(registry, "skin-care", load_recipe("ingredient-only")).created
+
+
+def test_a_domain_whose_recipe_or_data_is_gone_is_blocked(stocked, tmp_path):
+    stocked.domains.add("skin-care", recipe=str(tmp_path / "gone.yaml"))
+    assert state(stocked)[0] == "blocked"
+    stocked.domains.add("skin-care", recipe="default", data=str(tmp_path / "nowhere"))
+    assert state(stocked)[0] == "blocked"
+
+
+# --- what is refused, and what goes wrong ---------------------------------------------------------------------------
+
+
+def test_an_adaptive_recipe_needs_the_domains_data(registry, base, make_adapter):
+    row = registry.bases.add("tiny", base, source=str(base))
+    registry.domains.add("skin-care")
+    registry.adapters.add(make_adapter(base, 1), base=row, role="spirit")
+    registry.adapters.add(make_adapter(base, 2), base=row, role="ingredient", domain="skin-care")
+    with pytest.raises(UsageError, match="has no data"):
+        request(registry, "skin-care", SMALL)
+
+
+def test_a_spirit_of_another_base_is_never_mixed_in(registry, make_base, make_adapter):
+    one, other = make_base(seed=0), make_base(seed=1)
+    first = registry.bases.add("one", one, source=str(one))
+    second = registry.bases.add("other", other, source=str(other))
+    registry.domains.add("skin-care")
+    with pytest.raises(RecCocktailError, match="was made for"):
+        registry.adapters.add(make_adapter(one, 1), base=second, role="spirit")
+    registry.adapters.add(make_adapter(other, 1), base=second, role="spirit")
+    registry.adapters.add(make_adapter(one, 2), base=first, role="ingredient", domain="skin-care")
+    with pytest.raises(NotFoundError, match="no 'spirit' for base model 'one'"):
+        request(registry, "skin-care", AVERAGE)
+
+
+def test_data_that_changed_after_the_request_fails_the_build_and_the_row_says_why(stocked, tmp_path):
+    build = request(stocked, "skin-care", SMALL).build
+    write_domain(generate("skin-care", users=13), tmp_path / "data")
+    with pytest.raises(AdaptationError):
+        work(stocked, build)
+    row = stocked.builds.get(build.id)
+    assert row.status == "failed"
+    assert row.error["code"] == "adaptation"
+    assert "the data of skin-care changed after the build was requested" in row.error["message"]
+    assert row.digest is row.path is None
+    assert work(stocked, request(stocked, "skin-care", SMALL).build).status == "succeeded"
+
+
+@pytest.mark.parametrize(("recipe", "stage"), [(AVERAGE, "merge"), (SMALL, "adapt"), (SMALL, "merge")])
+def test_an_interrupted_build_is_a_failed_one_and_can_be_asked_for_again(recipe, stage, stocked):
+    build = request(stocked, "skin-care", recipe).build
+
+    def interrupt(now: str, done: int, total: int) -> None:
+        if now == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(stocked, build, interrupt)
+    row = stocked.builds.get(build.id)
+    assert (row.status, row.error["code"]) == ("failed", "interrupted")
+    assert not list((stocked.store.root / "staging").iterdir())
+    again = request(stocked, "skin-care", recipe)
+    assert again.created
+    assert work(stocked, again.build).status == "succeeded"
+
+
+def test_an_error_nobody_foresaw_is_in_the_row_too(stocked, monkeypatch):
+    build = request(stocked, "skin-care", AVERAGE).build
+    monkeypatch.setattr(builds, "merge", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        work(stocked, build)
+    assert stocked.builds.get(build.id).error == {
+        "code": "internal",
+        "message": "integer division or modulo by zero",
+    }
+
+
+def test_a_build_that_is_cancelled_while_it_runs_stays_cancelled(stocked):
+    build = request(stocked, "skin-care", AVERAGE).build
+
+    def cancel(stage: str, done: int, total: int) -> None:
+        if done == total:
+            stocked.builds.cancel(build.id)
+
+    with pytest.raises(ConflictError, match="does not hold it any more"):
+        work(stocked, build, cancel)
+    assert stocked.builds.get(build.id).status == "cancelled"
+
+
+def test_what_went_wrong_is_told_even_if_the_build_was_cancelled_meanwhile(stocked):
+    build = request(stocked, "skin-care", AVERAGE).build
+
+    def cancel_and_break(stage: str, done: int, total: int) -> None:
+        if stocked.builds.get(build.id).status == "running":
+            stocked.builds.cancel(build.id)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        work(stocked, build, cancel_and_break)
+    assert stocked.builds.get(build.id).status == "cancelled"
+
+
+def test_a_stored_adapter_that_is_not_the_one_requested_is_refused(stocked):
+    build = request(stocked, "skin-care", AVERAGE).build
+    recorded = json.loads(json.dumps(build.inputs))
+    recorded["adapters"][0]["digest"] = "sha256:" + "0" * 64
+    claimed = stocked.builds.claim("tester", build_id=build.id)
+    forged = type(claimed)(**{**vars(claimed), "inputs": recorded})
+    with pytest.raises(RecCocktailError, match=r"spirit@v1 is not what the build was requested with"):
+        run(stocked, forged, worker="tester", device="cpu", progress=silent)
+    assert stocked.builds.get(build.id).error["code"] == "merge"
+
+
+def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
+    build = request(stocked, "skin-care", AVERAGE).build
+    beats = []
+    monkeypatch.setattr(builds, "LEASE_SECONDS", 0.03)
+    heartbeat = stocked.builds.heartbeat
+
+    def beat(*arguments, **options):
+        beats.append(arguments)
+        heartbeat(*arguments, lease_seconds=60)
+
+    monkeypatch.setattr(stocked.builds, "heartbeat", beat)
+
+    def wait(stage: str, done: int, total: int) -> None:
+        if not beats:
+            time.sleep(0.1)
+
+    assert work(stocked, build, wait).status == "succeeded"
+    assert beats[0] == (build.id, "tester")

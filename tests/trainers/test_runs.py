@@ -1,0 +1,146 @@
+"""Training runs: what they are named after, when they are taken up again, and what is registered."""
+
+from __future__ import annotations
+
+import shutil
+from typing import ClassVar
+
+import pytest
+from pydantic import BaseModel
+from reccocktail.trainers.plugin import TrainerError, TrainingResult
+from reccocktail.trainers.runs import run_folder, train_and_register
+
+
+class Options(BaseModel):
+    strength: float = 1.0
+
+
+class CopyTrainer:
+    """A trainer that takes a ready adapter, so that runs can be watched without training."""
+
+    name: ClassVar[str] = "copy"
+    summary: ClassVar[str] = "hands out a ready adapter"
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, adapter, place="adapter"):
+        self.adapter, self.place, self.jobs = adapter, place, []
+
+    def train(self, job):
+        self.jobs.append(job)
+        print("a trainer talks")
+        out = job.folder / self.place
+        shutil.copytree(self.adapter, out, dirs_exist_ok=True)
+        return TrainingResult(out, {"train_loss": 0.5}, {"trainer": self.name})
+
+
+@pytest.fixture
+def trainer(base, make_adapter):
+    return CopyTrainer(make_adapter(base, 3))
+
+
+@pytest.fixture
+def run(stocked, trainer):
+    """(trainer, role, resume, strength): train on skin-care and register."""
+
+    def train(by=trainer, *, role="ingredient", resume=False, strength=1.0):
+        return train_and_register(
+            stocked,
+            by,
+            [stocked.domains.get("skin-care")],
+            role=role,
+            base=stocked.bases.get("tiny"),
+            options=Options(strength=strength),
+            resume=resume,
+            device="cpu",
+            progress=lambda *_: None,
+        )
+
+    return train
+
+
+def test_what_was_trained_is_registered_with_its_figures_and_context(run):
+    adapter = run()
+    assert (adapter.ref, adapter.created) == ("skin-care@v2", True)
+    assert adapter.metrics == {"train_loss": 0.5}
+    assert adapter.context["trainer"] == "copy"
+    assert adapter.context["device"] == "cpu"
+    assert adapter.context["base_digest"].startswith("sha256:")
+
+
+def test_a_spirit_belongs_to_no_domain(run):
+    adapter = run(role="spirit")
+    assert (adapter.ref, adapter.domain) == ("spirit@v2", None)
+
+
+def test_a_finished_run_is_not_trained_again_when_resumed(run, trainer):
+    first, again = run(), run(resume=True)
+    assert len(trainer.jobs) == 1
+    assert (again.ref, again.created) == (first.ref, False)
+
+
+def test_without_resume_it_starts_over_in_an_empty_folder(run, trainer, stocked):
+    run()
+    (trainer.jobs[0].folder / "checkpoint").mkdir()
+    run()
+    assert len(trainer.jobs) == 2
+    assert not (trainer.jobs[1].folder / "checkpoint").exists()
+
+
+def test_other_options_make_another_run(run, trainer):
+    run(strength=1.0)
+    run(strength=2.0, resume=True)
+    assert trainer.jobs[0].folder != trainer.jobs[1].folder
+
+
+def test_changed_data_makes_another_run(run, trainer, stocked, tmp_path):
+    run()
+    lines = (tmp_path / "data" / "sequences.jsonl").read_text().splitlines()
+    (tmp_path / "data" / "sequences.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    run(resume=True)
+    assert len({job.folder for job in trainer.jobs}) == 2
+
+
+def test_a_run_that_failed_is_not_taken_for_finished(run, trainer, monkeypatch):
+    def fail(job):
+        raise TrainerError("no luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "train", fail)
+        with pytest.raises(TrainerError, match="no luck"):
+            run()
+    assert run(resume=True).ref == "skin-care@v2"
+
+
+def test_an_adapter_outside_the_run_folder_is_refused(run, base, make_adapter):
+    with pytest.raises(TrainerError, match="outside its run folder"):
+        run(CopyTrainer(make_adapter(base, 3), place="../elsewhere"))
+
+
+def test_what_a_trainer_prints_stays_off_stdout(run, capsys):
+    run()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "a trainer talks" in captured.err
+
+
+def test_a_domain_without_data_cannot_be_trained_on(stocked, trainer):
+    from reccocktail.registry.errors import UsageError
+
+    stocked.domains.add("empty")
+    with pytest.raises(UsageError, match="'empty' has no data"):
+        train_and_register(
+            stocked,
+            trainer,
+            [stocked.domains.get("empty")],
+            role="ingredient",
+            base=stocked.bases.get("tiny"),
+            options=Options(),
+            resume=False,
+            device="cpu",
+            progress=lambda *_: None,
+        )
+
+
+def test_the_run_folder_lies_under_the_home(stocked, trainer):
+    folder = run_folder(stocked, trainer, [], role="spirit", base=stocked.bases.get("tiny"), options=Options())
+    assert folder.parent == stocked.settings.home / "runs"
