@@ -5,10 +5,8 @@ Every step asks first whether its result is there, so an interrupted demo goes o
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +121,7 @@ class _Trip:
         from ..trainers.runs import train_and_register
 
         trainer = load("sft")
-        with redirect_stdout(sys.stderr), progress(f"training {role}", unit="steps") as update:
+        with progress(f"training {role}", unit="steps") as update:
             adapter = train_and_register(
                 self._registry,
                 trainer,

@@ -82,7 +82,7 @@ def test_the_mix_moves_to_a_spirit_that_makes_answers_surer(find, nothing, sharp
 
 
 def test_an_adapter_of_noise_does_not_keep_the_mix_from_the_sharp_one(find, make_adapter, base, sharpening):
-    noise = make_adapter(base, 3, target_modules=["q_proj", "k_proj"])
+    noise = make_adapter(base, 3, target_modules=["q_proj", "k_proj"], lora_alpha=1)
     assert find(noise, sharpening).ingredient == 1.0
     assert find(sharpening, noise).ingredient == 0.0
 

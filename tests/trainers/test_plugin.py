@@ -80,16 +80,16 @@ def test_a_wrong_option_is_refused_by_name_and_value(pairs, named):
 
 
 def test_a_class_with_the_four_attributes_is_a_trainer():
-    class Options(BaseModel):
+    class MineOptions(BaseModel):
         steps: int = 1
 
     class Mine:
         name: ClassVar[str] = "mine"
         summary: ClassVar[str] = "an example"
-        Options: ClassVar[type[BaseModel]] = Options
+        Options: ClassVar[type[BaseModel]] = MineOptions
 
         def train(self, job):
             raise NotImplementedError
 
     assert isinstance(Mine(), Trainer)
-    assert parse_options(Mine(), {"steps": "7"}) == Options(steps=7)
+    assert parse_options(Mine(), {"steps": "7"}) == MineOptions(steps=7)

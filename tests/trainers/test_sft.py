@@ -48,7 +48,9 @@ def test_training_gives_an_adapter_that_registration_accepts(train, base):
     result = train()
     facts = inspect_adapter(result.adapter, inspect_base(base), base_names=("tiny",))
     assert (facts.rank, facts.alpha) == (4, 8)
-    assert facts.target_modules == tuple(sorted(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")))
+    assert facts.target_modules == tuple(
+        sorted(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    )
 
 
 def test_training_lowers_the_loss_on_what_was_learned(train, base):
@@ -70,7 +72,9 @@ def test_only_the_answer_is_learned_from(train, base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     _, (asked,) = questions(generate("skin-care", users=20), "train", load_template("pick-one"), seed=42, limit=1)
     prompt = tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True)["input_ids"]
-    whole = tokenizer.apply_chat_template([*asked.messages, {"role": "assistant", "content": asked.answer}])["input_ids"]
+    whole = tokenizer.apply_chat_template([*asked.messages, {"role": "assistant", "content": asked.answer}])[
+        "input_ids"
+    ]
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -78,7 +82,9 @@ def test_only_the_answer_is_learned_from(train, base):
     )
     trained = weights(result)
     # B starts at zero, so after one Adam step every entry of B is ±lr times the sign of its gradient.
-    state = {name.replace("lora_A.weight", "lora_A.default.weight"): t for name, t in trained.items() if "lora_A" in name}
+    state = {
+        name.replace("lora_A.weight", "lora_A.default.weight"): t for name, t in trained.items() if "lora_A" in name
+    }
     model.load_state_dict(state, strict=False)
     labels = torch.tensor([[-100] * len(prompt) + whole[len(prompt) :]])
     model(torch.tensor([whole]), labels=labels).loss.backward()
@@ -121,7 +127,7 @@ def test_a_killed_run_resumes_and_ends_where_an_undisturbed_one_does(train):
 
 def test_a_half_written_checkpoint_is_passed_over(train, tmp_path):
     train(folder="run", save_every=2)
-    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    newest = max((tmp_path / "run" / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     (newest / "trainer_state.json").write_text('{"epoch": 1.')
     steps = []
     train(folder="run", save_every=2, resume=True, progress=lambda done, *_: steps.append(done))
@@ -140,7 +146,10 @@ def test_the_adapter_names_its_base_and_no_folder_of_this_machine(train, tmp_pat
     config = (result.adapter / "adapter_config.json").read_text()
     assert json.loads(config)["base_model_name_or_path"] == "tiny"
     assert str(tmp_path.parent) not in config
-    assert sorted(path.name for path in result.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in result.adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_the_adapter_loads_in_peft(train, base):
