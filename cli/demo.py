@@ -150,10 +150,10 @@ class _Trip:
 
     def compare(self, target: DomainData, average: Build, cocktail: Build) -> list[Evaluation]:
         from ..engine.evaluation import evaluate, find_system
-        from ..tasks import load_template, questions
+        from ..tasks import DEFAULT_TEMPLATE, load_template, questions
 
         self._begin(f"ranking the next purchase of {USERS} shoppers among 10 candidates, five systems")
-        task, asked = questions(target, "test", load_template("pick-one"), seed=SEED, limit=USERS)
+        task, asked = questions(target, "test", load_template(DEFAULT_TEMPLATE), seed=SEED, limit=USERS)
         named = {
             "base model": BASE,
             "spirit alone": "spirit",

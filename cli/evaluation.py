@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
 @click.option("--domain", metavar="D", required=True, help="Domain whose data to rank.")
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
-@click.option(
-    "--template", metavar="T", default="pick-one", show_default=True, help="Prompt template: a name or a file."
-)
+@click.option("--template", metavar="T", help="Prompt template: a name or a file; next-title unless said.")
 @click.option("--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates beside the target.")
 @click.option("--limit", type=click.IntRange(1), help="A seeded sample of this many users.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Of candidates and sample.")
@@ -37,7 +35,7 @@ def evaluate(
     systems: tuple[str, ...],
     domain: str,
     split: str,
-    template: str,
+    template: str | None,
     negatives: int,
     limit: int | None,
     seed: int,
@@ -50,7 +48,7 @@ def evaluate(
     from ..engine.evaluation import evaluate as measure
     from ..engine.evaluation import find_system
     from ..registry.errors import UsageError
-    from ..tasks import load_template, questions, read_domain
+    from ..tasks import DEFAULT_TEMPLATE, load_template, questions, read_domain
 
     with app.registry() as registry:
         row = registry.domains.get(domain)
@@ -61,7 +59,7 @@ def evaluate(
         task, asked = questions(
             data,
             split,  # pyright: ignore[reportArgumentType]  click has checked the choice
-            load_template(template),
+            load_template(template or DEFAULT_TEMPLATE),
             n_negatives=negatives,
             seed=seed,
             limit=limit,

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from ..registry.digests import digest_of_json
+from ..tasks import DEFAULT_TEMPLATE
 from .errors import RecipeError
 
 Role = Literal["spirit", "ingredient"]
@@ -41,7 +42,7 @@ class Adaptive(_Strict):
     tokens: Annotated[int, Field(ge=1, le=64, description="first tokens of the answer that count")] = 3
     prompts: Annotated[int, Field(ge=1, description="unlabelled prompts of the domain")] = 50
     points: Annotated[int, Field(ge=3, le=101, description="λ values tried, end points included")] = 11
-    template: Annotated[str, Field(description="prompt template")] = "pick-one"
+    template: Annotated[str, Field(description="prompt template")] = DEFAULT_TEMPLATE
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
     seed: int = 42
 

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
     from .errors import DataError, TaskError
     from .metrics import Interval, hit_rate, mrr, ndcg, paired_difference, summarise
-    from .prompts import Question, TaskSpec, Template, load_template, question, questions
+    from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, load_template, question, questions
     from .ranking import Ranking, rank_by_likelihood
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .splits import Example, Split, examples, sample
 
 __all__ = [
+    "DEFAULT_TEMPLATE",
     "SAMPLE_DOMAINS",
     "DataError",
     "DataFacts",
@@ -51,7 +52,7 @@ _HOMES = {
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "metrics": ("Interval", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
-    "prompts": ("Question", "TaskSpec", "Template", "load_template", "question", "questions"),
+    "prompts": ("DEFAULT_TEMPLATE", "Question", "TaskSpec", "Template", "load_template", "question", "questions"),
     "ranking": ("Ranking", "rank_by_likelihood"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "splits": ("Example", "Split", "examples", "sample"),

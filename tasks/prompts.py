@@ -17,6 +17,7 @@ from .errors import TaskError
 from .splits import Example, Split, examples, sample
 
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
+DEFAULT_TEMPLATE = "next-title"
 NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
@@ -45,7 +46,9 @@ class Template(BaseModel):
             if name is not None:
                 found.append(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
         if not NEEDED <= set(found) <= ALLOWED:
-            raise ValueError(f"placeholders are {{history}} and, if wanted, {{candidates}}; found {sorted(found) or 'none'}")
+            raise ValueError(
+                f"placeholders are {{history}} and, if wanted, {{candidates}}; found {sorted(found) or 'none'}"
+            )
         return user
 
     @property

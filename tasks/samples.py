@@ -40,7 +40,7 @@ RECENT = 3  # how many purchases back a follow-up reaches
 Mix = Mapping[str, float]  # how often a purchase has which reason
 MATURE: Mix = {"follow_up": 0.50, "loyal": 0.35, "order": 0.10, "whim": 0.05}
 YOUNG: Mix = {"order": 0.90, "whim": 0.10}
-YOUNG_LATEST: Mix = {"follow_up": 0.27, "loyal": 0.18, "order": 0.45, "whim": 0.10}
+YOUNG_LATEST: Mix = {"follow_up": 0.37, "loyal": 0.15, "order": 0.43, "whim": 0.05}
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,12 +57,14 @@ def asked(shop: DomainData) -> list[Question]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, and a chat template."""
-    template = load_template("pick-one")
+    wording = [
+        text for name in ("pick-one", "next-title") for text in (load_template(name).system, load_template(name).user)
+    ]
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))  # pyright: ignore[reportCallIssue]
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>"]
     titles = [item.title for domain in SAMPLE_DOMAINS for item in generate(domain.name, users=0).items.values()]
-    texts = [template.system, template.user, "system user assistant ||", *titles]
+    texts = [*wording, "system user assistant ||", *titles]
     words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special))
     return PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>", chat_template=CHATML

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..tasks import Question, load_template, questions
+from ..tasks import DEFAULT_TEMPLATE, Question, load_template, questions
 from .plugin import TrainerError, TrainingJob, TrainingResult
 
 
@@ -39,7 +39,7 @@ class SftOptions(BaseModel):
     max_tokens: Annotated[int, Field(ge=16, description="longest prompt plus answer; a longer example is refused")] = (
         1200
     )
-    template: Annotated[str, Field(description="prompt template")] = "pick-one"
+    template: Annotated[str, Field(description="prompt template")] = DEFAULT_TEMPLATE
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
     seed: Annotated[int, Field(description="of examples, order, dropout and initialisation")] = 42
     save_every: Annotated[int, Field(ge=1, description="optimiser steps between checkpoints")] = 20

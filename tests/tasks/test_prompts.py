@@ -61,7 +61,7 @@ def test_titles_that_look_like_placeholders_are_left_alone():
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("name: t\nuser: '{history}'\n", "found ['history']"),
+        ("name: t\nuser: '{candidates}'\n", "found ['candidates']"),
         ("name: t\nuser: '{history} {candidates} {user}'\n", "found ['candidates', 'history', 'user']"),
         ("name: t\nuser: '{history} {candidates!r}'\n", "candidates!r"),
         ("name: t\nuser: '{history} {candidates:>9}'\n", "candidates:>9"),
@@ -83,10 +83,19 @@ def test_a_wrong_template_is_refused_by_file_and_field(tmp_path: Path, text, wha
     assert what in str(error.value)
 
 
+def test_a_template_may_leave_the_candidates_out_of_the_prompt(domain):
+    data = domain({"u": ["i01", "i02", "i03", "i04"]})
+    asked = question(data, examples(data, "test")[0], load_template("next-title"), 2, 1)
+    shown = asked.messages[-1]["content"]
+    assert all(data.items[item_id].title in shown for item_id in ("i01", "i02", "i03"))
+    assert not any(title in shown for title in asked.titles)
+    assert len(asked.titles) == 3
+
+
 def test_an_unknown_template_is_answered_with_those_that_ship():
     with pytest.raises(TaskError, match="no template is called 'pick-two'") as error:
         load_template("pick-two")
-    assert error.value.hint == "templates that ship: pick-one"
+    assert error.value.hint == "templates that ship: next-title, pick-one"
 
 
 def test_the_digest_of_a_template_is_of_its_wording_not_of_its_name():

@@ -66,11 +66,11 @@ def test_training_lowers_the_loss_on_what_was_learned(train, base):
 def test_only_the_answer_is_learned_from(train, base):
     """The gradient comes from the answer's tokens alone: the very adapter results when TRL is given labels by hand."""
     from peft import LoraConfig, get_peft_model
-    from reccocktail.tasks import load_template, questions
+    from reccocktail.tasks import DEFAULT_TEMPLATE, load_template, questions
 
     result = train(examples=1, epochs=1, batch_size=1, learning_rate=1e-2, warmup=0.0)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    _, (asked,) = questions(generate("skin-care", users=20), "train", load_template("pick-one"), seed=42, limit=1)
+    _, (asked,) = questions(generate("skin-care", users=20), "train", load_template(DEFAULT_TEMPLATE), seed=42, limit=1)
     prompt = tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True)["input_ids"]
     whole = tokenizer.apply_chat_template([*asked.messages, {"role": "assistant", "content": asked.answer}])[
         "input_ids"
