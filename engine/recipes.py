@@ -146,7 +146,12 @@ def _plain(error: object) -> str:
     assert isinstance(error, dict)
     if error["type"] == "extra_forbidden":
         return "unknown key"
-    return f"{error['msg']} (got {error['input']!r})" if error["type"] != "value_error" else str(error["ctx"]["error"])
+    return f"{error['msg']} (got {_short(error['input'])})" if error["type"] != "value_error" else str(error["ctx"]["error"])
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 _PARSERS = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}

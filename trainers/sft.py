@@ -58,7 +58,7 @@ class SftTrainer:
         Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss.
         """
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
         from transformers.utils.logging import disable_progress_bar
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
@@ -107,6 +107,7 @@ class SftTrainer:
             ),
             callbacks=[_progress(job)],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints every figure that the job's progress shows
         started = time.monotonic()
         outcome = trainer.train(resume_from_checkpoint=_newest_checkpoint(checkpoints) if job.resume else None)
         loss = float(outcome.training_loss)
