@@ -102,7 +102,10 @@ def carry_out(registry: Registry, row: Build, device: str) -> Build:
         mine = registry.builds.claim(me, build_id=row.id)
         if mine is not None:
             with _Bars(f"build {row.domain}") as bars:
-                return run(registry, mine, worker=me, device=device, progress=bars.update)
+                done = run(registry, mine, worker=me, device=device, progress=bars.update)
+            for warning in (done.report or {}).get("warnings", ()):
+                say(f"warning: {row.domain}: {warning}")
+            return done
         if not waited:
             say(f"build {row.id} is with worker {row.worker}; waiting for it")
             waited = True
@@ -192,6 +195,8 @@ def _show_one(row: Build) -> None:
             bar = "█" * max(1, round(40 * point["entropy"] / most))
             mark = "  ← chosen" if point["ingredient"] == found["ingredient"] else ""
             click.echo(f"  ingredient {point['ingredient']:4.2f}  {point['entropy']:.4f}  {bar}{mark}")
+        for warning in report.get("warnings", ()):
+            click.echo(f"warning: {warning}")
     if "merge" in report:
         click.echo("")
         details(report["merge"])

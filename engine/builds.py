@@ -210,6 +210,7 @@ def _make(registry: Registry, build: Build, device: str, progress: Progress) -> 
         )
         coefficients = {"spirit": found.spirit, "ingredient": found.ingredient}
         report["adaptation"] = found.to_json()
+        report["warnings"] = list(found.warnings)
         report["artifact"] = _keep_plot(registry, build, found)
     with registry.store.staging(f"build-{build.id}") as staged:
         merged = _write_result(registry, build, recipe, coefficients, parts, adapters, staged, device, progress)

@@ -146,7 +146,11 @@ def _plain(error: object) -> str:
     assert isinstance(error, dict)
     if error["type"] == "extra_forbidden":
         return "unknown key"
-    return f"{error['msg']} (got {_short(error['input'])})" if error["type"] != "value_error" else str(error["ctx"]["error"])
+    return (
+        f"{error['msg']} (got {_short(error['input'])})"
+        if error["type"] != "value_error"
+        else str(error["ctx"]["error"])
+    )
 
 
 def _short(value: object) -> str:

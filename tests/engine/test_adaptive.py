@@ -72,6 +72,9 @@ def test_the_mix_moves_to_an_ingredient_that_makes_answers_surer(find, nothing, 
         expected = entropy_when_logits_are_multiplied(base, asked[:2], 1 + SHARPER * point.ingredient, 3)
         assert point.entropy == pytest.approx(expected, abs=1e-4)
     assert found.entropy == found.curve[-1].entropy
+    assert found.warnings == (
+        "entropy is smallest for the ingredient alone, so nothing is mixed; low entropy means sure, not right",
+    )
     assert (found.prompts, found.tokens) == (2, 3)
 
 
