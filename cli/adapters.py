@@ -140,17 +140,16 @@ def list_(
             a.ref,
             a.base,
             a.rank,
-            ",".join(a.target_modules),
             size(a.bytes),
             a.aliases,
             a.metrics,
-            f"{a.created_at:%Y-%m-%d %H:%M}",
+            f"{a.created_at:%Y-%m-%d}",
         ]
         for a in rows
     ]
 
     def show_rows() -> None:
-        columns = ["ref", "base", "rank", "targets", "size", "aliases", "metrics", "created"]
+        columns = ["ref", "base", "rank", "size", "aliases", "metrics", "created"]
         table(columns, shown, right=("rank", "size"), empty="no adapter yet; `reccocktail adapter add` or `train`")
         page(rows, limit)
 

@@ -322,6 +322,14 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
                     "published": f"{published[0].repo}@{published[0].revision[:12]}" if published else None,
                 }
             )
-    columns = ["domain", "spirit", "ingredient", "build", "state", "reasons", "published"]
-    cells = [[entry[c] for c in columns] for entry in document]
-    answer(as_json, document, lambda: table(columns, cells, empty="no domain yet; `reccocktail domain add NAME`"))
+    columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
+
+    def show() -> None:
+        table(
+            columns, [[e[c] for c in columns] for e in document], empty="no domain yet; `reccocktail domain add NAME`"
+        )
+        for entry in document:
+            if entry["reasons"]:
+                click.echo(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}")
+
+    answer(as_json, document, show)

@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+NAMES = frozenset({"ref", "id", "name", "domain", "spirit", "ingredient", "build", "status", "state", "check"})
+"""Columns that are typed again in the next command, so they are never broken over two lines."""
+
 
 def say(line: str) -> None:
     """A line about what happens, to stderr."""
@@ -42,7 +45,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str, 
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        grid.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in NAMES)
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))
     width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own

@@ -31,6 +31,7 @@ from .recipes import SHIPPED, Adaptive, Recipe, Role, load_recipe, parse_recipe
 # Part of every key: raised when the engine would write other bytes for the same inputs.
 FORMAT_VERSION = 1
 LEASE_SECONDS = 60.0
+NOTE_SECONDS = 1.0
 PLOT = "entropy.png"
 
 Progress = Callable[[str, int, int], None]
@@ -149,13 +150,30 @@ def run(registry: Registry, build: Build, *, worker: str, device: str, progress:
     """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again."""
     try:
         with _kept_lease(registry, build, worker):
-            digest, coefficients, report = _make(registry, build, device, progress)
+            digest, coefficients, report = _make(registry, build, device, _noted(registry, build, worker, progress))
         return registry.builds.succeed(build.id, worker, digest, coefficients, report)
     except BaseException as error:
         code = getattr(error, "code", "interrupted" if isinstance(error, KeyboardInterrupt) else "internal")
         with suppress(ConflictError):  # the lease may be another worker's by now, and so the row
             registry.builds.fail(build.id, worker, {"code": code, "message": str(error) or type(error).__name__})
         raise
+
+
+def _noted(registry: Registry, build: Build, worker: str, progress: Progress) -> Progress:
+    """Progress that is also written into the row, now and then; a build that was cancelled meanwhile ends there."""
+    lock = threading.Lock()
+    written = time.monotonic()
+
+    def note(stage: str, done: int, total: int) -> None:
+        nonlocal written
+        progress(stage, done, total)
+        with lock:
+            if time.monotonic() - written < NOTE_SECONDS:
+                return
+            written = time.monotonic()
+        registry.builds.progress(build.id, worker, done, total)
+
+    return note
 
 
 @contextmanager
@@ -167,8 +185,10 @@ def _kept_lease(registry: Registry, build: Build, worker: str) -> Iterator[None]
         while not done.wait(LEASE_SECONDS / 3):
             try:
                 registry.builds.heartbeat(build.id, worker, lease_seconds=LEASE_SECONDS)
-            except RecCocktailError:
+            except ConflictError:
                 return  # lost: `succeed` will be refused and say so
+            except RecCocktailError:
+                continue  # the database may be back before the lease ends
 
     thread = threading.Thread(target=beat, name=f"lease-{build.id}", daemon=True)
     thread.start()

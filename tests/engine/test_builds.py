@@ -13,7 +13,7 @@ from reccocktail.engine.builds import freshness, publishable, request, run
 from reccocktail.engine.errors import AdaptationError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.registry import Build, RecCocktailError, Registry
-from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
+from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -367,3 +367,43 @@ def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
 
     assert work(stocked, build, wait).status == "succeeded"
     assert beats[0] == (build.id, "tester")
+
+
+def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(stocked, monkeypatch):
+    build = request(stocked, "skin-care", AVERAGE).build
+    monkeypatch.setattr(builds, "NOTE_SECONDS", 0.0)
+    seen = []
+
+    def cancel_halfway(stage: str, done: int, total: int) -> None:
+        row = stocked.builds.get(build.id)
+        seen.append((row.done, row.total))
+        if 2 * done > total and row.status == "running":
+            stocked.builds.cancel(build.id)
+
+    before = set(stocked.store.root.glob("trees/*"))
+    with pytest.raises(ConflictError, match="does not hold it any more"):
+        work(stocked, build, cancel_halfway)
+    assert any(0 < done < total for done, total in seen)
+    assert stocked.builds.get(build.id).status == "cancelled"
+    assert set(stocked.store.root.glob("trees/*")) == before
+    assert not list(stocked.store.root.glob("staging/*"))
+
+
+def test_a_heartbeat_that_failed_once_is_tried_again(stocked, monkeypatch):
+    build = request(stocked, "skin-care", AVERAGE).build
+    beats = []
+    monkeypatch.setattr(builds, "LEASE_SECONDS", 0.03)
+
+    def beat(*arguments, **options):
+        beats.append(arguments)
+        if len(beats) == 1:
+            raise DatabaseError("the database is locked")
+
+    monkeypatch.setattr(stocked.builds, "heartbeat", beat)
+
+    def wait(stage: str, done: int, total: int) -> None:
+        if len(beats) < 2:
+            time.sleep(0.1)
+
+    assert work(stocked, build, wait).status == "succeeded"
+    assert len(beats) >= 2
