@@ -91,6 +91,8 @@ def add(
                 allow_links=linked,
                 progress=advance,
             )
+    if row.ignored:
+        say(f"not applied, because a version never changes: {', '.join(row.ignored)}")
     if row.skipped:
         say(f"not stored, because it is the trainer's own state: {', '.join(row.skipped)}")
     answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))

@@ -19,6 +19,7 @@ import click
 from ..registry.errors import RecCocktailError, UsageError
 from ..registry.settings import Settings
 from ..tasks.errors import TaskError
+from .console import printable
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -107,10 +108,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
     except (RecCocktailError, TaskError) as error:
         _fail(error.code, str(error), error.hint, 2 if isinstance(error, UsageError) else 1, as_json, words)
-    except click.exceptions.Abort:
-        _fail(
-            "interrupted", "interrupted; what was finished is kept", "run the same command again", 130, as_json, words
-        )
+    except click.exceptions.Abort as error:
+        hint = getattr(error, "hint", "run the same command again")
+        _fail("interrupted", "interrupted; what was finished is kept", hint, 130, as_json, words)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()  # the help, to stderr: nothing was asked for, and nothing was wrong
         sys.exit(error.exit_code)
@@ -118,17 +118,30 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         usage = getattr(error, "ctx", None)
         hint = f"`{usage.command_path} --help`" if usage else None
         _fail("usage", error.format_message(), hint, error.exit_code, as_json, words)
-    except BrokenPipeError:
-        # The reader went away (`| head`): not a failure of ours, and nothing more can be said on stdout.
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        _fail("os", str(error), None, 1, as_json, words)
+    except Exception as error:  # noqa: BLE001  the last resort: a bug is told like any other failure
+        message = f"{type(error).__name__}: {error}"
+        _fail(
+            "internal", message, "this should not happen; --traceback before the command shows where", 1, as_json, words
+        )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class Interrupted(click.exceptions.Abort):
+    """Ctrl-C, with what to do to go on."""
+
+    def __init__(self, hint: str) -> None:
+        super().__init__()
+        self.hint = hint
 
 
 def _hush() -> None:
     """Keep other libraries' bars and deprecation notes out of our output; their errors still come through."""
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")):
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -138,12 +151,7 @@ def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bo
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
     else:
-        click.echo(f"error: {_printable(message)}", err=True)
+        click.echo(f"error: {printable(message)}", err=True)
         if hint:
-            click.echo(f"hint: {_printable(hint)}", err=True)
+            click.echo(f"hint: {printable(hint)}", err=True)
     sys.exit(exit_code)
-
-
-def _printable(text: str) -> str:
-    """A name that was typed or read may hold what moves a terminal's cursor or changes its colours."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

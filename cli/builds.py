@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..registry.errors import ConflictError, RecCocktailError, UsageError
-from ..tasks.errors import TaskError
+from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, progress, say, short, table
 
@@ -50,21 +49,28 @@ def request(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Ask for merged builds; an equal build that exists is not made twice."""
+    """Ask for merged builds; an equal build that exists is not made twice.
+
+    With --all and --stale, domains that cannot be built are named and passed over; the command fails in the end if one of
+    them has been built before.
+    """
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or say --all, or --stale")
-    from ..engine.builds import freshness
     from ..engine.builds import request as ask
+    from ..engine.builds import standing
     from ..engine.recipes import load_recipe
 
+    held_up = False
     with app.registry() as registry:
-        names = list(domains) or [row.name for row in registry.domains.list()]
-        if stale:
-            states = {n: freshness(registry, n, registry.builds.newest_succeeded(n)) for n in names}
+        names = list(domains)
+        if not domains:
+            states = {row.name: standing(registry, row.name, base=base) for row in registry.domains.list()}
             for name, state in states.items():
                 if state.state == "blocked":
                     say(f"{name} cannot be built: {'; '.join(state.reasons)}")
-            names = [name for name, state in states.items() if state.state in ("stale", "unbuilt")]
+                    held_up |= state.build is not None
+            wanted = ("fresh", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
+            names = [name for name, state in states.items() if state.state in wanted]
         asked = []
         for name in names:
             recipe = load_recipe(recipe_name or registry.domains.get(name).recipe or "default")
@@ -75,7 +81,7 @@ def request(
         if wait:
             asked = [_carried_out(registry, row, app.device(), alone=len(asked) == 1) for row in asked]
     _show_builds(asked, as_json, empty="nothing to build")
-    if wait and any(row.status != "succeeded" for row in asked):
+    if held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
 
 
@@ -83,7 +89,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool) ->
     """Run one of several builds; a failure is told and leaves the others their turn."""
     try:
         done = carry_out(registry, row, device)
-    except (RecCocktailError, TaskError) as error:
+    except Exception as error:  # the row has it; the others are to have their turn
         if alone:
             raise
         say(f"build {row.id} of {row.domain} failed: {error}")
@@ -231,15 +237,16 @@ def retry(app: App, id_: str, as_json: bool) -> None:
 @pass_app
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     """Copy a build's merged checkpoint into the new folder DIR."""
+    from ..engine.builds import result_folder
+
     with app.registry() as registry:
         row = registry.builds.get(id_)
-        if row.path is None:
-            raise ConflictError(f"build {row.id} is {row.status} and has nothing to export")
+        source = result_folder(row)
         target = new_folder(folder)
         staged = target.with_name(f".{target.name}.part")
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            shutil.copytree(row.path, staged, copy_function=shutil.copyfile)
+            shutil.copytree(source, staged, copy_function=shutil.copyfile)
             staged.rename(target)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -281,7 +288,7 @@ def worker(app: App, once: bool, as_json: bool) -> None:
                 with _Bars(f"build {claimed.domain}") as bars:
                     done.append(run(registry, claimed, worker=me, device=app.device(), progress=bars.update))
                 say(f"build {claimed.id} succeeded")
-            except (RecCocktailError, TaskError) as error:
+            except Exception as error:  # noqa: BLE001  the row has it, and a worker goes on
                 done.append(registry.builds.get(claimed.id))
                 say(f"build {claimed.id} failed: {error}")
     _show_builds(done, as_json, empty="no build was waiting")
@@ -295,7 +302,7 @@ def worker(app: App, once: bool, as_json: bool) -> None:
 @pass_app
 def status(app: App, domain: str | None, as_json: bool) -> None:
     """Per domain: what is current, what is built and published, and whether the build is fresh."""
-    from ..engine.builds import freshness
+    from ..engine.builds import standing
     from ..registry.errors import NotFoundError
 
     def current(registry: Registry, ref: str) -> str | None:
@@ -308,15 +315,14 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
         rows = [registry.domains.get(domain)] if domain else registry.domains.list()
         document = []
         for row in rows:
-            newest = registry.builds.newest_succeeded(row.name)
-            state = freshness(registry, row.name, newest)
+            state = standing(registry, row.name)
             published = registry.publications.list(domain=row.name, limit=1)
             document.append(
                 {
                     "domain": row.name,
                     "spirit": current(registry, "spirit"),
                     "ingredient": current(registry, row.name),
-                    "build": newest.id if newest else None,
+                    "build": state.build.id if state.build else None,
                     "state": state.state,
                     "reasons": list(state.reasons),
                     "published": f"{published[0].repo}@{published[0].revision[:12]}" if published else None,

@@ -14,9 +14,14 @@ NAMES = frozenset({"ref", "id", "name", "domain", "spirit", "ingredient", "build
 """Columns that are typed again in the next command, so they are never broken over two lines."""
 
 
+def printable(text: str) -> str:
+    """A name that was typed or read may hold what moves a terminal's cursor or changes its colours."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def say(line: str) -> None:
     """A line about what happens, to stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
@@ -71,7 +76,7 @@ def _cell(value: Any) -> str:
         case Mapping():
             return ", ".join(f"{k}={_cell(v)}" for k, v in value.items())
         case _:
-            return str(value)
+            return printable(str(value))
 
 
 def size(count: int) -> str:

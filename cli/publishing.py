@@ -27,8 +27,11 @@ from .console import answer, say, size, table
 def publish(
     app: App, build_or_domain: str, repo: str, private: bool, tag: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Publish a build, or a domain's newest one, as one commit."""
-    from ..engine.builds import publishable
+    """Publish a build, or the one that stands for a domain, as one commit.
+
+    That is the build of the domain's present inputs, else its newest.
+    """
+    from ..engine.builds import publishable, standing
     from ..registry import hub
 
     with app.registry() as registry:
@@ -37,7 +40,7 @@ def publish(
         except NotFoundError:
             row = registry.builds.get(build_or_domain)
         else:
-            row = registry.builds.newest_succeeded(build_or_domain)
+            row = standing(registry, build_or_domain).build
             if row is None:
                 raise NotFoundError(
                     f"domain {build_or_domain!r} has no succeeded build",
@@ -50,6 +53,8 @@ def publish(
                 answer(as_json, document, lambda: _show_plan(planned, row.id))
                 return
             say(f"publishing build {row.id} to {repo}: {len(planned.files)} files, {size(planned.bytes)}")
+            for path in planned.removed:
+                say(f"removing {path}, which this build does not have")
             done = hub.publish(planned, folder, message=f"RecCocktail build {row.id} of {row.domain}")
         publication = registry.publications.add(row, done.repo, done.commit, done.tag)
     document = publication.to_json()

@@ -124,7 +124,7 @@ def store() -> None:
 @json_option
 @pass_app
 def verify(app: App, as_json: bool) -> None:
-    """Hash everything in the store again and name what is damaged."""
+    """Hash everything in the store again; name what is damaged, and what the database misses."""
     with app.registry() as registry, progress("verifying", unit="bytes") as update:
         done = 0
 
@@ -134,10 +134,12 @@ def verify(app: App, as_json: bool) -> None:
             update(done, done, size(done))
 
         damage = registry.store.verify(progress=advance)
+        missing = registry.missing()
     rows = [[d.digest, d.path, d.reason] for d in damage]
-    document = {"ok": not damage, "damage": [dict(zip(("digest", "path", "reason"), r, strict=True)) for r in rows]}
+    rows += [[m.digest, m.what, "is not in the store"] for m in missing]
+    document = {"ok": not rows, "damage": [dict(zip(("digest", "path", "reason"), r, strict=True)) for r in rows]}
     answer(as_json, document, lambda: table(["digest", "path", "reason"], rows, empty="nothing is damaged"))
-    if damage:
+    if rows:
         raise click.exceptions.Exit(1)
 
 

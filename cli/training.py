@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from ..registry.errors import UsageError
 from .adapters import key_values
-from .app import App, base_option, example, json_option, pass_app
+from .app import App, Interrupted, base_option, example, json_option, pass_app
 from .console import answer, progress, say, table
 
 
@@ -48,6 +49,8 @@ def train(
 
     with app.registry() as registry:
         names = [name.strip() for name in domains.split(",")] if domains else [str(domain)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"--domains names {', '.join(twice)} more than once")
         rows = [registry.domains.get(name) for name in names]
         trainer = load(trainer_name or (None if spirit else rows[0].trainer) or "sft")
         parsed = parse_options(trainer, key_values(options, "-o"))
@@ -57,18 +60,26 @@ def train(
             def step(done: int, total: int, figures: Mapping[str, float]) -> None:
                 update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
 
-            row = train_and_register(
-                registry,
-                trainer,
-                rows,
-                role="spirit" if spirit else "ingredient",
-                base=base_row,
-                options=parsed,
-                resume=resume,
-                device=app.device(),
-                progress=step,
-            )
+            try:
+                row = train_and_register(
+                    registry,
+                    trainer,
+                    rows,
+                    role="spirit" if spirit else "ingredient",
+                    base=base_row,
+                    options=parsed,
+                    resume=resume,
+                    device=app.device(),
+                    progress=step,
+                )
+            except KeyboardInterrupt:
+                raise Interrupted("the same command with --resume goes on from the last checkpoint") from None
     answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
+
+
+def _type(spec: Mapping[str, Any]) -> str:
+    """A JSON schema's type in a word or two; a reference to a type of its own is left to --json."""
+    return spec.get("type") or " or ".join(part.get("type", "…") for part in spec.get("anyOf", ())) or "…"
 
 
 @click.group(epilog=example("reccocktail trainers show sft"))
@@ -104,7 +115,7 @@ def show(name: str, as_json: bool) -> None:
     rows = [
         [
             key,
-            spec.get("type") or " or ".join(t["type"] for t in spec["anyOf"]),
+            _type(spec),
             spec.get("default"),
             spec.get("description", ""),
         ]

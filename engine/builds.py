@@ -20,7 +20,7 @@ from pathlib import Path
 from ..registry import Adapter, Base, Build, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
 from ..registry.digests import digest_of_json
-from ..registry.errors import ConflictError, RecCocktailError, UsageError
+from ..registry.errors import ConflictError, RecCocktailError, StoreError, UsageError
 from ..tasks import Question, TaskError, load_template, questions, read_domain
 from .adaptive import Adaptation, adapt, plot
 from .errors import AdaptationError, MergeError
@@ -73,18 +73,25 @@ def plan(registry: Registry, domain: str, recipe: Recipe, *, base: str | None = 
                 hint=f"`reccocktail domain add {domain} --data DIR`, or a recipe with fixed coefficients",
             )
         template = load_template(recipe.adaptive.template)
+        recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
         inputs["data"] = {"path": row.data, "digest": read_domain(Path(row.data), domain).digest}
         inputs["template"] = {"name": template.name, "digest": template.digest}
-    return Plan(domain, base_model, recipe, inputs, _key(recipe, inputs))
+    return Plan(domain, base_model, recipe, inputs, _key(domain, recipe, inputs))
 
 
-def _key(recipe: Recipe, inputs: dict) -> str:
-    """SHA-256 over everything that decides the result's bytes; names and paths are not among them."""
+def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
+    """SHA-256 over everything that decides the weights and what their papers say of them.
+
+    The domain and the base's name are in the papers; where data and templates lie is not.
+    """
+    content = recipe.to_json()
+    content.get("adaptive", {}).pop("template", None)
     return digest_of_json(
         {
-            "base": inputs["base"]["digest"],
+            "domain": domain,
+            "base": [inputs["base"]["name"], inputs["base"]["digest"]],
             "adapters": [[a["role"], a["digest"]] for a in inputs["adapters"]],
-            "recipe": recipe.to_json(),
+            "recipe": content,
             "data": inputs.get("data", {}).get("digest"),
             "template": inputs.get("template", {}).get("digest"),
             "format": FORMAT_VERSION,
@@ -98,30 +105,38 @@ def request(
     """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row."""
     planned = plan(registry, domain, recipe, base=base)
     return registry.builds.request(
-        planned.domain, planned.base.name, planned.key, recipe.to_json(), planned.inputs, force=force
+        planned.domain, planned.base.name, planned.key, planned.recipe.to_json(), planned.inputs, force=force
     )
 
 
 @dataclass(frozen=True)
-class Freshness:
-    """Whether a domain's newest build is what a build would be now, and which inputs moved if not."""
+class Standing:
+    """Where a domain stands: the build that would be published, and whether it is what a build would be now.
+
+    `state` is `fresh`, `stale` (with what moved in `reasons`), `unbuilt`, or `blocked` (with why no build can be requested).
+    """
 
     state: str
     reasons: tuple[str, ...] = ()
+    build: Build | None = None
 
 
-def freshness(registry: Registry, domain: str, newest: Build | None) -> Freshness:
-    """`fresh`, `stale` (with what moved), `unbuilt`, or `blocked` when a build could not be requested now."""
+def standing(registry: Registry, domain: str, *, base: str | None = None) -> Standing:
+    """A build of the present inputs makes a domain fresh even if others finished later: going back is no change."""
+    newest = registry.builds.newest_succeeded(domain)
     recipe_name = registry.domains.get(domain).recipe or "default"
     try:
-        now = plan(registry, domain, load_recipe(recipe_name))
+        now = plan(registry, domain, load_recipe(recipe_name), base=base)
     except (RecCocktailError, TaskError) as error:
-        return Freshness("blocked", (str(error),))
+        return Standing("blocked", (str(error),), newest)
     if newest is None:
-        return Freshness("unbuilt")
-    if newest.key == now.key:
-        return Freshness("fresh")
-    return Freshness("stale", tuple(_moved(newest, now)) or ("engine format",))
+        return Standing("unbuilt")
+    current = registry.builds.newest_succeeded(domain, key=now.key)
+    if current is None:
+        return Standing("stale", tuple(_moved(newest, now)) or ("engine format",), newest)
+    if current.path is None:
+        return Standing("stale", ("its files are missing from the store",), current)
+    return Standing("fresh", (), current)
 
 
 def _moved(build: Build, now: Plan) -> Iterator[str]:
@@ -171,7 +186,12 @@ def _noted(registry: Registry, build: Build, worker: str, progress: Progress) ->
             if time.monotonic() - written < NOTE_SECONDS:
                 return
             written = time.monotonic()
-        registry.builds.progress(build.id, worker, done, total)
+        try:
+            registry.builds.progress(build.id, worker, done, total)
+        except ConflictError:
+            raise
+        except RecCocktailError:
+            return  # a note that could not be written is no reason to stop
 
     return note
 
@@ -251,10 +271,15 @@ def _prompts(build: Build, adaptive: Adaptive) -> list[Question]:
         raise AdaptationError(
             f"the data of {build.domain} changed after the build was requested", hint="request the build again"
         )
+    template = load_template(adaptive.template)
+    if template.digest != build.inputs["template"]["digest"]:
+        raise AdaptationError(
+            f"the template {adaptive.template} changed after the build was requested", hint="request the build again"
+        )
     _, drawn = questions(
         data,
         adaptive.adaptation_set,
-        load_template(adaptive.template),
+        template,
         n_negatives=adaptive.negatives,
         seed=adaptive.seed,
         limit=adaptive.prompts,
@@ -289,7 +314,8 @@ def _write_result(
         nonlocal done
         with lock:
             done += count
-            progress("merge", done, total)
+            so_far = done
+        progress("merge", so_far, total)
 
     facts = registry.bases.facts(base)
     total = sum(tensor.info.end - tensor.info.start for tensor in facts.tensors.values())
@@ -341,20 +367,32 @@ def _card(
     )
 
 
+def result_folder(build: Build) -> Path:
+    """The merged checkpoint of a succeeded build. Raises ConflictError, and StoreError when its files are gone."""
+    if build.status != "succeeded":
+        raise ConflictError(f"build {build.id} is {build.status} and has no result")
+    if build.path is None:
+        raise StoreError(
+            f"the files of build {build.id} ({build.digest}) are missing from the store",
+            hint="restore the store, or build again: `reccocktail build request DOMAIN --force --wait`",
+        )
+    return build.path
+
+
 @contextmanager
 def publishable(registry: Registry, build: Build) -> Iterator[Path]:
     """The build's folder as it goes to the Hub: the same bytes, and a card that also tells how the mix was found.
 
     Raises ConflictError when the build has not succeeded.
     """
-    if build.path is None or build.coefficients is None:
-        raise ConflictError(f"build {build.id} is {build.status}; only a succeeded build can be published")
+    folder = result_folder(build)
+    assert build.coefficients is not None
     report = build.report or {}
     name = next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)
     with registry.store.staging(f"publish-{build.id}") as staged:
-        for path in build.path.iterdir():
+        for path in folder.iterdir():
             if path.name != "README.md":
-                os.link(path, staged / path.name)
+                registry.store.link(path, staged / path.name)
         adaptive = None
         if "adaptation" in report:
             found = report["adaptation"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..registry import Registry
 from ..registry.digests import digest_of_json
-from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
+from ..registry.errors import InvalidReferenceError, NotFoundError
 from ..registry.inspect import inspect_adapter, inspect_base
 from ..tasks import Interval, Question, TaskSpec, rank_by_likelihood, summarise
 from .errors import EvaluationError
@@ -126,8 +126,8 @@ def evaluate(
     dtype = str(compute_dtype(device)).removeprefix("torch.")
     key = digest_of_json({"system": system.digest, "task": task.digest, "dtype": dtype, "mode": "likelihood"})
     kept = kept_in / f"{key.removeprefix('sha256:')[:32]}.json" if kept_in else None
-    if kept is not None and kept.exists():
-        return Evaluation(system.label, system.digest, task, dtype, tuple(json.loads(kept.read_text())["ranks"]))
+    if kept is not None and (ranks := _kept_ranks(kept)) is not None:
+        return Evaluation(system.label, system.digest, task, dtype, ranks)
     model, tokenizer = load_model(system.checkpoint, device)
     with ExitStack() as stack:
         if system.adapter is not None:
@@ -142,8 +142,9 @@ def evaluate(
     return found
 
 
-def find_systems(registry: Registry, texts: Sequence[str], *, base: str | None = None) -> list[System]:
-    """All of them, or the error of the first that is not there; asked before any model is loaded."""
-    if not texts:
-        raise UsageError("nothing to evaluate was named", hint="reccocktail evaluate beauty --domain beauty")
-    return [find_system(registry, text, base=base) for text in texts]
+def _kept_ranks(path: Path) -> tuple[int, ...] | None:
+    """What an earlier evaluation found; None without one, and for a file that a power cut left unreadable."""
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["ranks"])
+    except (OSError, ValueError, KeyError):
+        return None

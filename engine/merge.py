@@ -156,6 +156,10 @@ def _plan(base: BaseFacts, parts: Sequence[Part], method: str) -> dict[str, _Del
 
 
 def _delta(used: list[tuple[Part, LoraModule]], method: str) -> _Delta:
+    if len({module.transposed for _, module in used}) > 1:
+        said = ", ".join(f"{part.folder.name}: {module.transposed}" for part, module in used)
+        raise MergeError(f"the adapters disagree about fan_in_fan_out of {used[0][1].weight} ({said})")
+
     def factors() -> tuple[Tensor, Tensor]:
         b, a = METHODS[method]([load_factors(p.folder, m) for p, m in used], [p.weight for p, _ in used])
         return (a.T.contiguous(), b.T.contiguous()) if used[0][1].transposed else (b, a)

@@ -88,6 +88,13 @@ class Recipe(_Strict):
     def to_json(self) -> dict:
         return self.model_dump(mode="json", exclude_none=True)
 
+    def with_absolute_template(self) -> Recipe:
+        """The same recipe, whose prompt template is found from any folder."""
+        if self.adaptive is None or not Path(self.adaptive.template).is_file():
+            return self
+        adaptive = self.adaptive.model_copy(update={"template": str(Path(self.adaptive.template).absolute())})
+        return self.model_copy(update={"adaptive": adaptive})
+
     def resolved(self, coefficients: Mapping[Role, float]) -> Recipe:
         """The same recipe with its coefficients found: what `recipe.json` holds and what repeats the build."""
         return self.model_copy(update={"coefficients": dict(coefficients), "adaptive": None})

@@ -20,7 +20,7 @@ from .domains import find_domain
 from .errors import ConflictError, InvalidArtifactError, NotFoundError, UsageError
 from .inspect import PICKLES, TOKENIZER_FILES, AdapterFacts, inspect_adapter, matches
 from .records import NOT_IN_JSON, Record
-from .references import SPIRIT, Reference, check_name
+from .references import SPIRIT, Reference, check_name, check_text
 from .store import Store
 from .tables import AdapterRow, AliasRow, DomainRow, now
 
@@ -55,6 +55,7 @@ class Adapter(Record):
     created_by: str
     created: bool = field(default=False, metadata=NOT_IN_JSON)
     skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
 
 
 class Adapters:
@@ -81,15 +82,19 @@ class Adapters:
     ) -> Adapter:
         """Inspects, stores and numbers an adapter; content that is known already answers with the version it has.
 
-        `created` and `skipped` tell which it was, and which files were left out.
-        Raises InvalidArtifactError, NotFoundError for the domain, UsageError.
+        `created` and `skipped` tell which it was, and which files were left out; `ignored` names what was given of
+        `metrics`, `tags` and `note` and is not what the known version has.
+        Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
         """
         name = _name(role, domain)
         about = {"metrics": dict(metrics or {}), "context": dict(context or {})}
+        labels = {"tags": [*dict.fromkeys(tags)], "note": note}
         try:
             canonical_json(about)
         except (TypeError, ValueError) as error:
             raise UsageError(f"metrics and context must be finite numbers and plain JSON: {error}") from error
+        for text in (*labels["tags"], note or ""):
+            check_text("tag or note", text)
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
@@ -111,7 +116,11 @@ class Adapters:
             here = (AdapterRow.base_id == base_id, AdapterRow.domain_id == place.id)
             known = session.scalar(select(AdapterRow).where(*here, AdapterRow.digest == tree.digest))
             if known is not None:
-                return replace(_adapter(known), skipped=skipped)
+                if known.archived_at is not None:
+                    raise ConflictError(f"{folder} has the content of {_ref(known)}, which is archived")
+                given = {"metrics": about["metrics"]} | labels
+                ignored = tuple(what for what, value in given.items() if value and value != getattr(known, what))
+                return replace(_adapter(known), skipped=skipped, ignored=ignored)
             newest = session.scalar(select(func.max(AdapterRow.version)).where(*here)) or 0
             row = AdapterRow(
                 base_id=base_id,
@@ -124,9 +133,8 @@ class Adapters:
                 target_modules=[*facts.target_modules],
                 tensors=facts.tensors,
                 bytes=facts.bytes,
-                tags=[*dict.fromkeys(tags)],
-                note=note,
                 **about,
+                **labels,
             )
             session.add(row)
             session.flush()

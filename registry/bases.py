@@ -16,7 +16,7 @@ from .database import Database
 from .errors import ConflictError, NotFoundError, UsageError
 from .inspect import INDEX, PICKLES, TOKENIZER_FILES, BaseFacts, inspect_base, matches
 from .records import NOT_IN_JSON, Record
-from .references import check_name
+from .references import check_name, check_text
 from .store import Store
 from .tables import BaseModelRow
 
@@ -59,9 +59,10 @@ class Bases:
     ) -> Base:
         """Inspects and stores a model. The answer tells whether it was `created` or known, and what was `skipped`.
 
-        Raises InvalidArtifactError, and ConflictError if the name belongs to other content.
+        Raises InvalidArtifactError, UsageError, and ConflictError if the name belongs to other content.
         """
         check_name("base", name)
+        check_text("source", source)
         folder = Path(folder)
         facts = inspect_base(folder, allow_links=allow_links)
         files, skipped = _chosen(folder, facts)

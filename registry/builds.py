@@ -31,6 +31,7 @@ from .store import Store
 from .tables import BuildInputRow, BuildRow, now
 
 LEASE_SECONDS = 60.0
+MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,14 @@ class Builds:
         *,
         force: bool = False,
     ) -> Request:
-        """A build of that key: the one that is queued, running or succeeded, otherwise a new one.
+        """A build of that key: the one that is queued, running or succeeded and still stored, otherwise a new one.
 
         `force` makes a new one although one has succeeded. `inputs["adapters"]`, a list of objects with `ref` and
         `digest`, becomes the build's lineage.
         """
         reusable = ("queued", "running") if force else ("queued", "running", "succeeded")
-        query = select(BuildRow).where(BuildRow.key == key, BuildRow.status.in_(reusable))
         with self._database.writing() as session:
-            if (row := session.scalar(query.order_by(BuildRow.id.desc()).limit(1))) is not None:
+            if (row := self._standing(session, key, reusable)) is not None:
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=_new_id(),
@@ -109,7 +109,10 @@ class Builds:
             return Request(self._build(row), created=True)
 
     def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
-        """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none."""
+        """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none.
+
+        A build that has lost MAX_ATTEMPTS workers has failed: it may be what kills them.
+        """
         moment = now()
         query = (
             select(BuildRow)
@@ -126,7 +129,12 @@ class Builds:
         if build_id is not None:
             query = query.where(BuildRow.id == build_id)
         with self._database.writing() as session:
-            row = session.scalar(query)
+            while (
+                (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS
+            ):
+                message = f"build {row.id} is given up: its worker was lost {row.attempts} times"
+                row.error = {"code": "lost", "message": message}
+                self._move(session, row, "failed", error=row.error)
             if row is None:
                 return None
             row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
@@ -187,13 +195,10 @@ class Builds:
             row = _find(session, build_id)
             if row.status not in ("failed", "cancelled"):
                 raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
-            taken = select(BuildRow).where(
-                BuildRow.key == row.key, BuildRow.status.in_(("queued", "running", "succeeded"))
-            )
-            if (other := session.scalar(taken.limit(1))) is not None:
+            if (other := self._standing(session, row.key, ("queued", "running", "succeeded"))) is not None:
                 raise ConflictError(f"build {other.id}, which is {other.status}, has the same key as {row.id}")
             row.worker = row.error = row.started_at = row.finished_at = None
-            row.done = row.total = 0
+            row.done = row.total = row.attempts = 0
             self._move(session, row, "queued")
             return self._build(row)
 
@@ -221,12 +226,20 @@ class Builds:
                 query = query.where(BuildRow.id < _find(session, after).id)
             return [self._build(row) for row in session.scalars(query)]
 
-    def newest_succeeded(self, domain: str) -> Build | None:
-        """The one that finished last."""
+    def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
+        """The one that finished last, of that key if one is given."""
         query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(BuildRow.finished_at.desc()).limit(1)
+        if key is not None:
+            query = query.where(BuildRow.key == key)
         with self._database.reading() as session:
             row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
             return None if row is None else self._build(row)
+
+    def _standing(self, session: Session, key: str, statuses: tuple[str, ...]) -> BuildRow | None:
+        """The newest build of the key in one of the statuses, passing over results that are not in the store any more."""
+        query = select(BuildRow).where(BuildRow.key == key, BuildRow.status.in_(statuses)).order_by(BuildRow.id.desc())
+        rows = session.scalars(query).all()
+        return next((row for row in rows if row.digest is None or self._store.has(row.digest)), None)
 
     def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
         row.status = status

@@ -183,5 +183,9 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise ConflictError(f"the database refused the change: {error.orig}") from error
-    except DBAPIError as error:
-        raise DatabaseError(f"{url}: {error.orig}", hint="run `reccocktail doctor`") from error
+    except (DBAPIError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        hint = "run `reccocktail doctor`"
+        if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+            hint = "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another"
+        raise DatabaseError(f"{url}: {cause}", hint=hint) from error

@@ -13,7 +13,7 @@ from . import events
 from .database import Database
 from .errors import NotFoundError
 from .records import Record
-from .references import SPIRIT, check_name
+from .references import SPIRIT, check_name, check_text
 from .tables import DomainRow
 
 
@@ -44,7 +44,7 @@ class Domains:
         """Adds the domain, or changes what is given of one that is there; None leaves a field as it is."""
         check_name("domain", name)
         fields = {"title": title, "data": data, "trainer": trainer, "recipe": recipe}
-        given = {field: value for field, value in fields.items() if value is not None}
+        given = {field: check_text(field, value) for field, value in fields.items() if value is not None}
         with self._database.writing() as session:
             row = session.scalar(select(DomainRow).where(DomainRow.name == name).with_for_update())
             if row is None:

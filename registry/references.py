@@ -54,6 +54,13 @@ def _invalid(text: str) -> InvalidReferenceError:
     )
 
 
+def check_text(what: str, text: str) -> str:
+    """The text itself; UsageError if it has bytes that are not UTF-8, which paths may and databases may not."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UsageError(f"the {what} {text!r} is not UTF-8")
+    return text
+
+
 def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     """The name itself if it may be given to a `kind`, otherwise UsageError."""
     pattern, rule = _PATTERNS[kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 from sqlalchemy import select
@@ -15,9 +17,18 @@ from .domains import Domains
 from .errors import StoreError
 from .events import Events
 from .publications import Publications
+from .references import Reference
 from .settings import Settings
 from .store import Store
-from .tables import AdapterRow, BaseModelRow, BuildRow
+from .tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A tree that the database refers to and the store does not have; `what` is, say, `base tiny` or `adapter beauty@v3`."""
+
+    what: str
+    digest: str
 
 
 class Registry:
@@ -41,8 +52,8 @@ class Registry:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the home folder {settings.home}: {error.strerror}") from error
+        Store.create(settings.store_url)  # first: where it is refused, nothing else is made
         database.upgrade(settings.database_url)
-        Store.create(settings.store_url)
         return cls.open(settings, actor=actor)
 
     @classmethod
@@ -56,12 +67,22 @@ class Registry:
 
     def digests(self) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep."""
+        return {digest for _, digest in self._references()}
+
+    def missing(self) -> list[Missing]:
+        """What rows refer to and the store does not have."""
+        return [Missing(what, digest) for what, digest in self._references() if not self.store.has(digest)]
+
+    def _references(self) -> Iterator[tuple[str, str]]:
         with self._database.reading() as session:
-            found = {digest for row in (BaseModelRow, AdapterRow) for digest in session.scalars(select(row.digest))}
-            for digest, report in session.execute(select(BuildRow.digest, BuildRow.report)):
+            for name, digest in session.execute(select(BaseModelRow.name, BaseModelRow.digest)):
+                yield f"base {name}", digest
+            adapters = select(DomainRow.name, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain)
+            for name, version, digest in session.execute(adapters):
+                yield f"adapter {Reference(name, version=version)}", digest
+            for build_id, digest, report in session.execute(select(BuildRow.id, BuildRow.digest, BuildRow.report)):
                 artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
-                found |= {tree for tree in (digest, artifact) if tree}
-        return found
+                yield from ((f"build {build_id}", tree) for tree in (digest, artifact) if tree)
 
     def close(self) -> None:
         self._database.close()

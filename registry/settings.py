@@ -59,10 +59,15 @@ class Settings:
         place = Path(values.get("home") or user / ".reccocktail")
         return cls(
             home=place,
-            database_url=values.get("database_url") or f"sqlite:///{place / 'registry.sqlite'}",
+            database_url=values.get("database_url") or _sqlite_url(place / "registry.sqlite"),
             store_url=values.get("store_url") or str(place / "store"),
             device=values.get("device") or "auto",
         )
+
+
+def _sqlite_url(path: Path) -> str:
+    # SQLAlchemy takes what follows a ? for options, and unquotes the rest; it is too heavy to be asked for the URL here
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def _expanded(path: str, user: Path) -> Path:

@@ -5,7 +5,8 @@
     staging/                what is being written; nothing here is ever referred to
 
 A tree's digest is the SHA-256 of its manifest, the canonical JSON of `{path: {"bytes": n, "sha256": hex}}`, and the manifest
-is itself a blob. Bytes are fsynced before they are renamed into place, so a crash leaves a tree whole or absent.
+is itself a blob. Bytes are fsynced before they are renamed into place, so a crash leaves a tree whole or absent. What is
+there already is checked before it is relied on: storing a damaged folder again repairs it.
 """
 
 from __future__ import annotations
@@ -97,7 +98,10 @@ class Store:
         """Raises StoreError if there is no store: an unmounted disk must not look like an empty one."""
         store = cls(_local_folder(url))
         if not (store._blobs.is_dir() and store._trees.is_dir() and store._staging.is_dir()):
-            raise StoreError(f"{store.root} is not an artifact store", hint="run `reccocktail init`")
+            raise StoreError(
+                f"{store.root} is not an artifact store",
+                hint="if the store should be there, mount or restore it; only for a new registry run `reccocktail init`",
+            )
         return store
 
     def add_folder(
@@ -127,7 +131,8 @@ class Store:
     def staging(self, prefix: str) -> Iterator[Path]:
         """A new folder on the store's file system, removed afterwards unless it was adopted."""
         folder = self._staging / f"{prefix}-{uuid.uuid4().hex}"
-        folder.mkdir()
+        with self._translated():
+            folder.mkdir()
         try:
             yield folder
         finally:
@@ -142,6 +147,11 @@ class Store:
             for name in _list_files(staged):
                 entries[name] = _hash_and_sync(_checked(staged, name, allow_links=False), progress)
             return self._commit(staged, entries)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Gives the file a second name, or copies it where the file system has no hard links. Raises StoreError."""
+        with self._translated():
+            _link(source, target)
 
     def folder(self, digest: str) -> Path:
         """The tree's folder; its files are read-only. Raises StoreError if the store has no such tree."""
@@ -201,6 +211,9 @@ class Store:
                 yield Damage(digest, name, "is missing")
                 continue
             status = (folder / name).lstat()
+            if not stat.S_ISREG(status.st_mode):
+                yield Damage(digest, name, "is not a regular file")
+                continue
             if (status.st_dev, status.st_ino) in sound and self._blob(entry.sha256).samefile(folder / name):
                 continue
             found = _hash(folder / name, progress)
@@ -222,10 +235,14 @@ class Store:
         staging = [folder for folder in self._staging.iterdir() if folder.stat().st_mtime <= limit]
         freed = sum(blob.stat().st_size for blob in blobs)
         if not dry_run:
-            for folder in (*dropped, *staging):
-                shutil.rmtree(folder, ignore_errors=True)
-            for blob in blobs:
-                blob.unlink(missing_ok=True)
+            with self._translated(), self.staging("gc") as aside:
+                for tree in dropped:  # whole or absent, even if the removal is cut short
+                    with suppress(FileNotFoundError):
+                        tree.rename(aside / tree.name)
+                for folder in staging:
+                    shutil.rmtree(folder, ignore_errors=True)
+                for blob in blobs:
+                    blob.unlink(missing_ok=True)
         return GcReport(
             trees=tuple(f"sha256:{tree.name}" for tree in dropped),
             blobs=tuple(sorted(blob.name for blob in blobs)),
@@ -246,34 +263,49 @@ class Store:
         manifest = canonical_json({name: asdict(entry) for name, entry in entries.items()})
         digest = hashlib.sha256(manifest).hexdigest()
         for name, entry in entries.items():
-            self._install(staged / name, entry.sha256)
+            self._install(staged / name, entry)
         with self.staging("manifest") as folder:
             path = folder / "manifest.json"
             path.write_bytes(manifest)
-            self._install(path, _hash_and_sync(path, None).sha256)
+            self._install(path, _hash_and_sync(path, None))
         for folder in {staged, *(path for path in staged.rglob("*") if path.is_dir())}:
             _sync_folder(folder)
-        tree = self._trees / digest
+        tree = StoredTree(f"sha256:{digest}", entries)
+        folder = self._trees / digest
         try:
-            staged.rename(tree)
+            staged.rename(folder)
         except OSError:
-            if not tree.is_dir():
+            if not folder.is_dir():
                 raise
-            os.utime(tree)  # known already, and in use again: out of gc's reach
+            os.utime(folder)  # known already, and in use again: out of gc's reach
+            if self._is_damaged(tree, folder):
+                with self.staging("damaged") as aside:
+                    folder.rename(aside / digest)
+                    staged.rename(folder)
         _sync_folder(self._trees)
-        return StoredTree(f"sha256:{digest}", entries)
+        return tree
 
-    def _install(self, path: Path, sha256: str) -> None:
-        """Makes `path` and the blob one file, whichever was there first."""
-        blob = self._blob(sha256)
+    def _is_damaged(self, tree: StoredTree, folder: Path) -> bool:
+        blobs = [self._blob(entry.sha256).stat() for entry in tree.files.values()]  # just installed, so they are sound
+        sound = {(status.st_dev, status.st_ino) for status in blobs}
+        return next(self._damages(tree.digest, folder, sound, None), None) is not None
+
+    def _install(self, path: Path, entry: FileEntry) -> None:
+        """Makes `path` and the blob one file: the one that was there first, unless its bytes are not what they should be."""
+        blob = self._blob(entry.sha256)
         blob.parent.mkdir(exist_ok=True)
         path.chmod(0o444)
         try:
             _link(path, blob)
         except FileExistsError:
             os.utime(blob)  # in use again: out of gc's reach
-            path.unlink()
-            _link(blob, path)
+            if blob.stat().st_size == entry.bytes and _hash(blob, None) == entry:
+                path.unlink()
+                _link(blob, path)
+            else:
+                with self.staging("blob") as aside:
+                    _link(path, aside / blob.name)
+                    (aside / blob.name).replace(blob)
         _sync_folder(blob.parent)
 
     def _blob(self, sha256: str) -> Path:

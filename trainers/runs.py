@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +19,8 @@ from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry
 from ..registry.digests import digest_of_json
-from ..registry.errors import UsageError
-from ..tasks import DomainData, read_domain
+from ..registry.errors import RecCocktailError, UsageError
+from ..tasks import DomainData, TaskError, load_template, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult
 
 RESULT = "result.json"
@@ -43,29 +45,8 @@ def train_and_register(
     """
     data = tuple(_read(domain) for domain in domains)
     folder = run_folder(registry, trainer, data, role=role, base=base, options=options)
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    result = _finished(folder)
-    if result is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        job = TrainingJob(
-            role=role,
-            base_folder=registry.bases.folder(base),
-            base_name=base.name,
-            domains=data,
-            folder=folder,
-            options=options,
-            resume=resume,
-            device=device,
-            progress=progress,
-        )
-        # Stdout is for answers, and what a trainer prints, as transformers' does, is about the work.
-        with redirect_stdout(sys.stderr):
-            result = trainer.train(job)
-        result.context.setdefault("seconds", round(time.monotonic() - started, 1))
-        result.context.setdefault("device", device)
-        _note_finished(folder, result)
+    with _alone(folder):
+        result = _trained(registry, trainer, data, folder, role, base, options, resume, device, progress)
     return registry.adapters.add(
         result.adapter,
         base=base,
@@ -76,13 +57,71 @@ def train_and_register(
     )
 
 
+def _trained(
+    registry: Registry,
+    trainer: Trainer,
+    data: tuple[DomainData, ...],
+    folder: Path,
+    role: Literal["spirit", "ingredient"],
+    base: Base,
+    options: BaseModel,
+    resume: bool,
+    device: str,
+    progress: Callable[[int, int, Mapping[str, float]], None],
+) -> TrainingResult:
+    """The run's result: the one it ended with before, or that of training now."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    if (result := _finished(folder)) is not None:
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    job = TrainingJob(
+        role=role,
+        base_folder=registry.bases.folder(base),
+        base_name=base.name,
+        domains=data,
+        folder=folder,
+        options=options,
+        resume=resume,
+        device=device,
+        progress=progress,
+    )
+    try:
+        # Stdout is for answers, and what a trainer prints, as transformers' does, is about the work.
+        with redirect_stdout(sys.stderr):
+            result = trainer.train(job)
+    except (RecCocktailError, TaskError):
+        raise
+    except Exception as error:  # a plugin, and the libraries below it, may raise anything
+        raise TrainerError(f"trainer {trainer.name!r} failed: {type(error).__name__}: {error}") from error
+    result.context.setdefault("seconds", round(time.monotonic() - started, 1))
+    result.context.setdefault("device", device)
+    _note_finished(folder, result)
+    return result
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No two processes in one run's folder. Raises TrainerError while another one trains there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainerError("the same training is going on in another process", hint="wait for it to end") from None
+        yield
+
+
 def run_folder(
     registry: Registry, trainer: Trainer, data: Sequence[DomainData], *, role: str, base: Base, options: BaseModel
 ) -> Path:
     """Where a run keeps its checkpoints: under the home, named by the digest of all that decides its outcome."""
+    template = getattr(options, "template", None)
     key = digest_of_json(
         {
-            "trainer": trainer.name,
+            "trainer": [trainer.name, version("reccocktail")],
+            "template": load_template(template).digest if template else None,
             "role": role,
             "base": base.digest,
             "data": [[d.name, d.digest] for d in data],
@@ -102,10 +141,10 @@ def _read(domain: Domain) -> DomainData:
 
 def _finished(folder: Path) -> TrainingResult | None:
     """The result of a run that had finished; its note is written last, so an interrupted run has none."""
-    note = folder / RESULT
-    if not note.exists():
+    try:
+        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    content = json.loads(note.read_text(encoding="utf-8"))
     return TrainingResult(folder / content["adapter"], content["metrics"], content["context"])
 
 
@@ -113,6 +152,9 @@ def _note_finished(folder: Path, result: TrainingResult) -> None:
     if not result.adapter.resolve().is_relative_to(folder.resolve()):
         raise TrainerError(f"the trainer left its adapter in {result.adapter}, outside its run folder {folder}")
     content = asdict(result) | {"adapter": str(result.adapter.resolve().relative_to(folder.resolve()))}
+    for path in result.adapter.iterdir():  # the note vouches for these bytes
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     staged = folder / f"{RESULT}.tmp"
     with staged.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)

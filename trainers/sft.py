@@ -68,6 +68,11 @@ class SftTrainer:
         disable_progress_bar()  # the job's own progress tells more
         picked, specs = _pick(job, options)
         tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True)
+        if not tokenizer.chat_template:
+            raise TrainerError(
+                "the base model's tokenizer has no chat template",
+                hint="use the instruction-tuned checkpoint of this model",
+            )
         dataset = _dataset(picked, tokenizer, options)
         set_seed(options.seed)
         dtype, mixed = _precision(job.device)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 
 import pytest
 import torch
 from reccocktail.engine import builds
-from reccocktail.engine.builds import freshness, publishable, request, run
+from reccocktail.engine.builds import publishable, request, run, standing
 from reccocktail.engine.errors import AdaptationError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.registry import Build, RecCocktailError, Registry
-from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, UsageError
+from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -191,7 +192,7 @@ def test_every_recipe_that_ships_has_a_key_of_its_own(stocked):
 
 
 def state(registry: Registry) -> tuple[str, tuple[str, ...]]:
-    found = freshness(registry, "skin-care", registry.builds.newest_succeeded("skin-care"))
+    found = standing(registry, "skin-care")
     return found.state, found.reasons
 
 
@@ -329,7 +330,7 @@ def test_what_went_wrong_is_told_even_if_the_build_was_cancelled_meanwhile(stock
     build = request(stocked, "skin-care", AVERAGE).build
 
     def cancel_and_break(stage: str, done: int, total: int) -> None:
-        if stocked.builds.get(build.id).status == "running":
+        with suppress(ConflictError):  # another thread of the merge was first
             stocked.builds.cancel(build.id)
         raise OSError("No space left on device")
 
@@ -374,15 +375,15 @@ def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(s
     monkeypatch.setattr(builds, "NOTE_SECONDS", 0.0)
     seen = []
 
-    def cancel_halfway(stage: str, done: int, total: int) -> None:
+    def cancel_at_the_end(stage: str, done: int, total: int) -> None:
         row = stocked.builds.get(build.id)
         seen.append((row.done, row.total))
-        if 2 * done > total and row.status == "running":
+        if done == total and row.status == "running":
             stocked.builds.cancel(build.id)
 
     before = set(stocked.store.root.glob("trees/*"))
     with pytest.raises(ConflictError, match="does not hold it any more"):
-        work(stocked, build, cancel_halfway)
+        work(stocked, build, cancel_at_the_end)
     assert any(0 < done < total for done, total in seen)
     assert stocked.builds.get(build.id).status == "cancelled"
     assert set(stocked.store.root.glob("trees/*")) == before
@@ -407,3 +408,56 @@ def test_a_heartbeat_that_failed_once_is_tried_again(stocked, monkeypatch):
 
     assert work(stocked, build, wait).status == "succeeded"
     assert len(beats) >= 2
+
+
+def test_two_domains_never_share_a_build(stocked):
+    stocked.domains.add("kitchen")
+    recipe = load_recipe("spirit-only")
+    first = work(stocked, request(stocked, "skin-care", recipe).build)
+    other = request(stocked, "kitchen", recipe, base="tiny")
+    assert other.created
+    assert work(stocked, other.build).domain == "kitchen"
+    assert stocked.builds.newest_succeeded("skin-care").id == first.id
+
+
+def test_going_back_to_an_earlier_version_makes_its_build_the_fresh_one_again(stocked, base, make_adapter):
+    stocked.domains.add("skin-care", recipe="average")
+    stocked.adapters.alias("skin-care@v1", "champion")
+    first = made(stocked, AVERAGE)
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="skin-care")
+    stocked.adapters.alias("skin-care@v2", "champion")
+    second = made(stocked, AVERAGE)
+    assert standing(stocked, "skin-care").build.id == second.id
+    stocked.adapters.alias("skin-care@v1", "champion")
+    found = standing(stocked, "skin-care")
+    assert (found.state, found.build.id) == ("fresh", first.id)
+
+
+def test_a_template_that_changed_after_the_request_is_refused(stocked, tmp_path):
+    template = tmp_path / "mine.yaml"
+    template.write_text("name: mine\nuser: 'History: {history}'\n")
+    recipe = Recipe(adaptive=Adaptive(template=str(template), prompts=2, points=3))
+    build = request(stocked, "skin-care", recipe).build
+    template.write_text("name: mine\nuser: 'Bought: {history}'\n")
+    with pytest.raises(AdaptationError, match=r"template .* changed after the build was requested"):
+        work(stocked, build)
+
+
+def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatch):
+    def fail(*_: object) -> None:
+        raise DatabaseError("the database is locked")
+
+    monkeypatch.setattr(builds, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(stocked.builds, "progress", fail)
+    assert made(stocked, AVERAGE).status == "succeeded"
+
+
+def test_a_result_that_is_missing_from_the_store_is_stale_and_says_so(stocked):
+    stocked.domains.add("skin-care", recipe="average")
+    build = made(stocked, AVERAGE)
+    shutil.rmtree(build.path)
+    found = standing(stocked, "skin-care")
+    assert (found.state, found.reasons) == ("stale", ("its files are missing from the store",))
+    with pytest.raises(StoreError, match="missing from the store"):
+        builds.result_folder(stocked.builds.get(build.id))

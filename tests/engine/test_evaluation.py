@@ -11,9 +11,9 @@ from peft import PeftModel
 from reccocktail.engine import evaluation
 from reccocktail.engine.builds import request, run
 from reccocktail.engine.errors import EvaluationError
-from reccocktail.engine.evaluation import Evaluation, evaluate, find_system, find_systems
+from reccocktail.engine.evaluation import Evaluation, evaluate, find_system
 from reccocktail.engine.recipes import load_recipe
-from reccocktail.registry.errors import InvalidArtifactError, NotFoundError, UsageError
+from reccocktail.registry.errors import InvalidArtifactError, NotFoundError
 from reccocktail.tasks import load_template, questions, rank_by_likelihood
 from transformers import AutoModelForCausalLM
 
@@ -67,7 +67,7 @@ def test_an_adapters_folder_is_put_on_the_base_it_is_for(stocked, base, make_ada
 
 def test_systems_with_other_weights_have_other_digests(stocked, build, base, make_adapter):
     texts = ["tiny", "skin-care", "spirit", build.id, str(make_adapter(base, 3))]
-    assert len({system.digest for system in find_systems(stocked, texts)}) == len(texts)
+    assert len({system.digest for system in (find_system(stocked, text) for text in texts)}) == len(texts)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja", "tokenizer.json"])
@@ -101,11 +101,6 @@ def test_a_folder_that_holds_no_model_is_refused(stocked, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArtifactError):
         find_system(stocked, str(tmp_path / "empty"))
-
-
-def test_nothing_named_is_a_usage_error(stocked):
-    with pytest.raises(UsageError):
-        find_systems(stocked, [])
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------

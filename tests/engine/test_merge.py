@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,12 @@ def test_torchs_threads_are_given_back_after_a_merge_that_fails(base, make_adapt
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_adapters_that_disagree_about_the_layout_of_a_weight_are_refused(make_base, make_adapter, parts_of, tmp_path):
+    base = make_base()
+    parts = parts_of(base, [(make_adapter(base, 1, target_modules=["o_proj"]), 0.5)] * 2)
+    module = replace(parts[1].facts.modules[0], transposed=True)
+    turned = replace(parts[1], facts=replace(parts[1].facts, modules=(module, *parts[1].facts.modules[1:])))
+    with pytest.raises(MergeError, match=r"disagree about fan_in_fan_out of .*o_proj\.weight"):
+        merging.merge(base, inspect_base(base), [parts[0], turned], tmp_path)

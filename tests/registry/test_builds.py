@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Base, Build, Registry
+from reccocktail.registry.builds import MAX_ATTEMPTS
 from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError
 
 
@@ -74,6 +76,18 @@ def test_an_equal_request_gives_the_build_that_is_there(
     assert registry.builds.get(first.id).status == "succeeded"
 
 
+def test_a_succeeded_build_whose_result_is_gone_is_not_given_again(
+    registry: Registry, ask: Callable[..., Build], stored: str
+) -> None:
+    first = ask()
+    registry.builds.claim("w")
+    registry.builds.succeed(first.id, "w", stored, None, None)
+    shutil.rmtree(registry.store.folder(stored))
+    cancelled = registry.builds.cancel(ask().id)
+    assert cancelled.id != first.id
+    assert registry.builds.retry(cancelled.id).status == "queued"
+
+
 def test_a_failed_build_does_not_stand_in_the_way(registry: Registry, ask: Callable[..., Build]) -> None:
     first = ask()
     registry.builds.claim("w")
@@ -117,6 +131,19 @@ def test_a_dead_workers_build_is_taken_over_and_its_word_refused(
         with pytest.raises(ConflictError, match="running by alive: dead does not hold it"):
             report()
     assert registry.builds.succeed(build.id, "alive", stored, None, None).status == "succeeded"
+
+
+def test_a_build_that_lost_its_worker_too_often_fails(registry: Registry, ask: Callable[..., Build]) -> None:
+    build, next_one = ask("a"), ask("b")
+    for _ in range(MAX_ATTEMPTS):
+        assert registry.builds.claim("dead", lease_seconds=-1, build_id=build.id) is not None
+    claimed = registry.builds.claim("alive")
+    assert claimed is not None
+    assert claimed.id == next_one.id
+    failed = registry.builds.get(build.id)
+    assert failed.status == "failed"
+    assert failed.error == {"code": "lost", "message": f"build {build.id} is given up: its worker was lost 5 times"}
+    assert registry.builds.retry(build.id).attempts == 0
 
 
 def test_a_heartbeat_keeps_the_lease(registry: Registry, ask: Callable[..., Build]) -> None:

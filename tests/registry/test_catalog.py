@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import Adapter, Base, Registry
+from reccocktail.registry import Adapter, Base, Registry, Settings
 from reccocktail.registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -20,6 +23,7 @@ from reccocktail.registry.errors import (
     StoreError,
     UsageError,
 )
+from reccocktail.registry.registry import Missing
 
 Make = Callable[..., Path]
 Add = Callable[..., Adapter]
@@ -45,6 +49,49 @@ def test_a_registry_whose_store_is_gone_does_not_open(registry: Registry) -> Non
     Path(registry.settings.store_url).rename(registry.settings.home / "elsewhere")
     with pytest.raises(StoreError, match="not an artifact store"):
         Registry.open(registry.settings)
+
+
+def test_a_store_that_is_refused_leaves_no_database(settings: Settings) -> None:
+    with pytest.raises(StoreError, match="s3://"):
+        Registry.create(replace(settings, store_url="s3://bucket"))
+    assert list(settings.home.iterdir()) == []
+
+
+def test_what_rows_refer_to_and_the_store_lacks_is_named(registry: Registry, base: Base, add: Add) -> None:
+    registry.domains.add("beauty")
+    adapter = add("beauty")
+    registry.builds.request("beauty", base.name, "waits", {}, {})
+    build = registry.builds.claim("w")
+    assert build is not None
+    with registry.store.staging("build") as staged:
+        (staged / "model.safetensors").write_bytes(b"x")
+        result = registry.store.adopt(staged).digest
+    registry.builds.succeed(build.id, "w", result, None, {"artifact": adapter.digest})
+    assert registry.missing() == []
+    for digest in registry.digests():
+        shutil.rmtree(registry.store.folder(digest))
+    assert registry.missing() == [
+        Missing("base tiny", base.digest),
+        Missing("adapter beauty@v1", adapter.digest),
+        Missing(f"build {build.id}", result),
+        Missing(f"build {build.id}", adapter.digest),
+    ]
+
+
+def test_text_that_is_not_utf8_is_refused_before_bytes_are_stored(
+    registry: Registry, make_base: Make, make_adapter: Make, base: Base, tmp_path: Path
+) -> None:
+    broken = os.fsdecode(b"/data/\xff")
+    trees = list((registry.store.root / "trees").iterdir())
+    for attempt in (
+        lambda: registry.bases.add("b", make_base(tmp_path / "b", seed=1), source=broken),
+        lambda: registry.domains.add("beauty", data=broken),
+        lambda: registry.domains.add("beauty", title=broken),
+        lambda: registry.adapters.add(make_adapter(tmp_path / "a"), base=base, role="spirit", note=broken),
+    ):
+        with pytest.raises(UsageError, match=r"dcff' is not UTF-8"):
+            attempt()
+    assert list((registry.store.root / "trees").iterdir()) == trees
 
 
 def test_rows_carry_the_actor_and_aware_times(registry: Registry) -> None:
@@ -164,11 +211,27 @@ def test_an_adapter_answers_with_what_it_was_given_and_what_it_is(registry: Regi
 
 def test_the_same_content_gives_the_same_version_back(registry: Registry, add: Add) -> None:
     registry.domains.add("beauty")
-    first, again = add("beauty", 1), add("beauty", 1, note="ignored")
+    first, again = add("beauty", 1), add("beauty", 1)
     assert again.ref == first.ref
     assert not again.created
-    assert again.note is None
     assert len(registry.adapters.list()) == 1
+
+
+def test_what_is_said_about_known_content_and_not_taken_over_is_named(registry: Registry, add: Add) -> None:
+    registry.domains.add("beauty")
+    about = {"metrics": {"hr@5": 0.5}, "tags": ["a"], "note": "first"}
+    assert add("beauty", 1, **about).ignored == add("beauty", 1, **about).ignored == add("beauty", 1).ignored == ()
+    again = add("beauty", 1, metrics={"hr@5": 0.6}, tags=["a", "b"], note="second")
+    assert again.ignored == ("metrics", "tags", "note")
+    assert (again.metrics, again.tags, again.note) == ({"hr@5": 0.5}, ("a",), "first")
+    assert "ignored" not in again.to_json()
+
+
+def test_archived_content_is_not_added_again(registry: Registry, add: Add) -> None:
+    registry.domains.add("beauty")
+    registry.adapters.archive(add("beauty", 1).ref)
+    with pytest.raises(ConflictError, match="beauty@v1, which is archived"):
+        add("beauty", 1)
 
 
 def test_what_a_trainer_leaves_behind_is_not_stored_and_a_pickle_is_refused(

@@ -158,8 +158,10 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(url: str, tmp_path: Path) -> None:
     (tmp_path / "r.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(DatabaseError, match="not a database"):
-        database.current(url)
+    for attempt in (database.current, database.upgrade):
+        with pytest.raises(DatabaseError, match="not a database") as caught:
+            attempt(url)
+        assert "move the file away" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("bad", ["", "nonsense", "nosuch://x", "postgresql+nosuch://x"])

