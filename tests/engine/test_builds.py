@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from contextlib import suppress
 
 import pytest
 import torch
