@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, progress, say, short, size, table
+
+if TYPE_CHECKING:
+    from ..registry import Adapter, Event
+    from ..registry.lineage import Reached
+
+EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
 
 
 @click.group(epilog=example("reccocktail adapter list --domain beauty"))
@@ -31,6 +41,7 @@ def key_values(pairs: tuple[str, ...], option: str) -> dict[str, str]:
     epilog=example(
         "reccocktail adapter add ./lora --base smollm2 --domain beauty --metric HR@1=0.41",
         "reccocktail adapter add ./general-lora --base smollm2 --spirit --tag 2026-11",
+        "reccocktail adapter add ./mlruns/1/models/m-0a1b --base smollm2 --domain beauty",
     )
 )
 @click.argument("source", metavar="PATH_OR_REPO")
@@ -59,7 +70,12 @@ def add(
     allow_base_mismatch: bool,
     as_json: bool,
 ) -> None:
-    """Check a PEFT LoRA folder or Hub repo and register it as the next version."""
+    """Check a PEFT LoRA and register it as the next version.
+
+    PATH_OR_REPO is a PEFT folder, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
+    """
+    from ..registry.sources import find_adapter_source
+
     if spirit == (domain is not None):
         raise UsageError("say either --spirit or --domain NAME")
     figures = {key: _number(key, value) for key, value in key_values(metrics, "--metric").items()}
@@ -67,9 +83,11 @@ def add(
         base = registry.bases.get(base_name)
         if domain is not None:
             registry.domains.get(domain)  # before anything is fetched or copied
-        folder, origin, linked = _adapter_folder(source, revision)
+        found = find_adapter_source(source, revision=revision)
+        if told := _told(found.origin):
+            say(told)
         with progress("storing", unit="bytes") as update:
-            total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
             done = 0
 
             def advance(count: int) -> None:
@@ -78,17 +96,17 @@ def add(
                 update(done, max(total, done), "")
 
             row = registry.adapters.add(
-                folder,
+                found.folder,
                 base=base,
                 role="spirit" if spirit else "ingredient",
                 domain=domain,
                 metrics=figures,
                 tags=tags,
                 note=note,
-                context=origin,
+                context=found.origin,
                 allow_base_mismatch=allow_base_mismatch,
                 scan=not no_scan,
-                allow_links=linked,
+                allow_links=found.linked,
                 progress=advance,
             )
     if row.ignored:
@@ -105,95 +123,241 @@ def _number(key: str, value: str) -> float:
         raise UsageError(f"--metric {key}={value!r}: not a number") from None
 
 
-def _adapter_folder(source: str, revision: str | None) -> tuple[Path, dict[str, str], bool]:
-    """(folder, where it came from, whether its files are links into the Hub's cache)."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise UsageError("--revision belongs to a Hub repo, and this source is a folder")
-        return path, {}, False
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UsageError(f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
-    from ..registry.hub import fetch
-
-    snapshot = fetch(source, revision=revision, kind="adapter")
-    return snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit}, True
+def _told(origin: Mapping[str, Any]) -> str | None:
+    """Where an adapter came from, for people: the origin that `find_adapter_source` gives."""
+    if "hub_repo" in origin:
+        return f"from {origin['hub_repo']} on the Hub, commit {origin['hub_commit']}"
+    names = {"mlflow_registered": "registered model", "mlflow_model": "model", "mlflow_run": "run"}
+    parts = [f"{word} {origin[key]}" for key, word in names.items() if key in origin]
+    return f"from MLflow: {', '.join(parts)}" if parts else None
 
 
 @adapter.command(
-    name="list", epilog=example("reccocktail adapter list --domain beauty", "reccocktail adapter list --spirit")
+    name="list",
+    epilog=example(
+        "reccocktail adapter list --domain beauty --metric 'NDCG@3>=0.4'",
+        "reccocktail adapter list --spirit --tag 2026-11 --search general",
+    ),
 )
 @click.option("--domain", metavar="D", help="Only this domain's ingredients.")
 @click.option("--spirit", is_flag=True, help="Only base spirits.")
+@click.option("--tag", "tags", metavar="T", multiple=True, help="Only those with this tag; all of several.")
+@click.option("--metric", "metrics", metavar="BOUND", multiple=True, help="Like 'NDCG@3>=0.4'; all of several.")
+@click.option("--search", "text", metavar="TEXT", help="Only with this in domain, note or tags, whatever the case.")
 @base_option
 @paging_options
 @json_option
 @pass_app
 def list_(
-    app: App, domain: str | None, spirit: bool, base: str | None, limit: int, after: str | None, as_json: bool
+    app: App,
+    domain: str | None,
+    spirit: bool,
+    tags: tuple[str, ...],
+    metrics: tuple[str, ...],
+    text: str | None,
+    base: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
 ) -> None:
     """List adapter versions, newest first."""
+    from ..registry.search import MetricBound
+
+    if spirit and domain is not None:
+        raise UsageError("a spirit belongs to no domain: say --spirit or --domain, not both")
     with app.registry() as registry:
         rows = registry.adapters.list(
-            domain=domain, base=base, role="spirit" if spirit else None, limit=limit, after=after
+            domain=domain,
+            base=base,
+            role="spirit" if spirit else None,
+            tags=tags,
+            metrics=[MetricBound.parse(bound) for bound in metrics],
+            text=text,
+            limit=limit,
+            after=after,
         )
-    shown = [
-        [
-            a.ref,
-            a.base,
-            a.rank,
-            size(a.bytes),
-            a.aliases,
-            a.metrics,
-            f"{a.created_at:%Y-%m-%d}",
-        ]
-        for a in rows
-    ]
+        several = base is None and len(registry.bases.list()) > 1
+    shown = [[a.ref, a.base, a.rank, size(a.bytes), _labels(a), a.metrics, f"{a.created_at:%Y-%m-%d}"] for a in rows]
 
     def show_rows() -> None:
-        columns = ["ref", "base", "rank", "size", "aliases", "metrics", "created"]
-        table(columns, shown, right=("rank", "size"), empty="no adapter yet; `reccocktail adapter add` or `train`")
-        page(rows, limit)
+        columns = ["ref", "base", "rank", "size", "labels", "metrics", "created"]
+        empty = "no such adapter" if domain or spirit or tags or metrics or text or after else EMPTY
+        table(columns, shown, right=("rank", "size"), empty=empty)
+        page([f"{a.base}:{a.ref}" if several else a.ref for a in rows], limit)
 
     answer(as_json, [a.to_json() for a in rows], show_rows)
 
 
-@adapter.command(epilog=example("reccocktail adapter show beauty@champion"))
+def _labels(row: Adapter) -> list[str]:
+    """Aliases as they are typed, tags, and that it is archived."""
+    archived = ["archived"] if row.archived_at else []
+    return [*(f"@{alias}" for alias in row.aliases), *row.tags, *archived]
+
+
+@adapter.command(
+    epilog=example("reccocktail adapter show beauty@champion", "reccocktail adapter show beauty --at 2026-03-03")
+)
 @click.argument("ref")
+@click.option("--at", "when", metavar="WHEN", help="As of 2026-03-03 (its end) or 2026-03-03T14:00; UTC unless said.")
 @base_option
 @json_option
 @pass_app
-def show(app: App, ref: str, base: str | None, as_json: bool) -> None:
-    """Show one adapter version."""
+def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) -> None:
+    """Show one adapter version, and the builds and publications that it reached.
+
+    With --at, what REF meant at that moment, with the aliases it had then.
+    """
+    at = None if when is None else moment(when)
     with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base)
-        document = row.to_json() | {"path": str(registry.adapters.folder(row))}
-    answer(as_json, document, lambda: details(document))
+        row = registry.adapters.resolve(ref, base=base, at=at)
+        document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
+        reached = None if at else registry.adapters.reached(row)
+    if at is not None:
+        say(f"as of {at.isoformat()}")
+        answer(as_json, document | {"at": at.isoformat()}, lambda: details(document))
+        return
+    assert reached is not None
+    lists = {
+        "builds": [entry.to_json() for entry in reached.builds],
+        "build_count": reached.build_count,
+        "publications": [entry.to_json() for entry in reached.publications],
+        "publication_count": reached.publication_count,
+    }
+
+    def show_all() -> None:
+        details(document)
+        _show_reached(row, reached)
+
+    answer(as_json, document | lists, show_all)
 
 
-@adapter.command(epilog=example("reccocktail adapter alias beauty@v3 champion"))
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _show_reached(row: Adapter, reached: Reached) -> None:
+    rows = [[b.id, b.domain, b.status, f"{b.created_at:%Y-%m-%d %H:%M}"] for b in reached.builds]
+    click.echo(f"\nbuilds that it is in: {reached.build_count}")
+    if rows:
+        table(["id", "domain", "status", "created"], rows, empty="")
+    if reached.build_count > len(rows):
+        say(f"({len(rows)} shown; all: reccocktail build list --adapter {row.ref} --base {row.base})")
+    click.echo(f"publications of those: {reached.publication_count}")
+    if reached.publications:
+        published = [
+            [p.repo, p.revision[:12], p.tag, p.build, f"{p.created_at:%Y-%m-%d}"] for p in reached.publications
+        ]
+        table(["repo", "revision", "tag", "build", "published"], published, empty="")
+    if reached.publication_count > len(reached.publications):
+        say(f"({len(reached.publications)} shown)")
+
+
+def moment(text: str) -> datetime:
+    """The moment that `text` names, in UTC; a day means its end. Raises UsageError for other texts, and for the future."""
+    try:
+        if not re.match(r"\d{4}-\d{2}-\d{2}", text):
+            raise ValueError
+        found = datetime.fromisoformat(text)
+        if len(text) == len("2026-03-03"):
+            found = datetime.combine(found.date(), time.max)
+        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{text!r} is no moment", hint="write 2026-03-03, 2026-03-03T14:00 or 2026-03-03T14:00+01:00"
+        ) from None
+    if found > datetime.now(UTC):
+        over = "the day is not over, in UTC; " if found.date() == datetime.now(UTC).date() else ""
+        raise UsageError(f"{found.isoformat()} is in the future", hint=f"{over}leave --at out for what holds now")
+    return found
+
+
+@adapter.command(
+    epilog=example("reccocktail adapter log beauty", "reccocktail adapter log beauty@v2 --json"),
+)
+@click.argument("ref", metavar="REF|DOMAIN")
+@base_option
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--after", type=click.IntRange(1), metavar="ID", help="Go on after this entry of the page before.")
+@json_option
+@pass_app
+def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_json: bool) -> None:
+    """Show who did what to a version and its aliases, newest first; a bare NAME means all its versions."""
+    with app.registry() as registry:
+        found = registry.adapters.log(ref, base=base, limit=limit, after=after)
+    bases = {event.detail.get("base") for event in found}
+    rows = [
+        [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, _happened(e), *([e.detail.get("base")] * (len(bases) > 1))]
+        for e in found
+    ]
+
+    def show_rows() -> None:
+        columns = ["when (UTC)", "who", "what", *(["base"] * (len(bases) > 1))]
+        table(columns, rows, empty=f"nothing happened to {ref}" if after is None else "nothing happened before that")
+        page([event.id for event in found], limit)
+
+    answer(as_json, [event.to_json() for event in found], show_rows)
+
+
+def _happened(event: Event) -> str:
+    noun, _, verb = event.kind.partition(".")
+    if noun != "alias":
+        return f"{event.subject} {verb}"
+    alias = event.subject.partition("@")[2]
+    return f"{alias}: {event.detail.get('from', 'none')} → {event.detail.get('to', 'none')}"
+
+
+@adapter.command(
+    epilog=example(
+        "reccocktail adapter alias beauty@v3 champion",
+        "reccocktail adapter alias beauty@candidate --remove",
+    )
+)
 @click.argument("ref")
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--remove", is_flag=True, help="Take the alias of NAME@ALIAS away.")
 @base_option
 @json_option
 @pass_app
-def alias(app: App, ref: str, name: str, base: str | None, as_json: bool) -> None:
-    """Move an alias to a version."""
+def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, as_json: bool) -> None:
+    """Set or move the alias NAME to a version, or take one away."""
+    if remove == (name is not None):
+        raise UsageError(
+            "say which alias to set, or --remove",
+            hint="`reccocktail adapter alias REF NAME`, or `reccocktail adapter alias NAME@ALIAS --remove`",
+        )
     with app.registry() as registry:
-        row = registry.adapters.alias(ref, name, base=base)
-    answer(as_json, row.to_json(), lambda: say(f"{name} is {row.ref}"))
+        if name is None:
+            row = registry.adapters.remove_alias(ref, base=base)
+        else:
+            row = registry.adapters.alias(ref, name, base=base)
+    told = f"{row.ref} is not {ref.partition('@')[2]} any more" if name is None else f"{name} is {row.ref}"
+    answer(as_json, row.to_json(), lambda: say(told))
 
 
-@adapter.command(epilog=example("reccocktail adapter archive beauty@v1"))
+@adapter.command(
+    epilog=example("reccocktail adapter archive beauty@v1", "reccocktail adapter archive beauty@v1 --undo")
+)
 @click.argument("ref")
+@click.option("--force", is_flag=True, help="Although it is champion, or in a build that stands or is published.")
+@click.option("--undo", is_flag=True, help="Take it into use again.")
 @base_option
 @json_option
 @pass_app
-def archive(app: App, ref: str, base: str | None, as_json: bool) -> None:
-    """Take a version out of use; it stays resolvable by its number."""
+def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_json: bool) -> None:
+    """Take a version out of use: bare names pass it over; its number, bytes and aliases stay."""
+    if force and undo:
+        raise UsageError("--force is for archiving, not for --undo")
     with app.registry() as registry:
-        row = registry.adapters.archive(ref, base=base)
-    answer(as_json, row.to_json(), lambda: say(f"{row.ref} is archived"))
+        if undo:
+            row, uses = registry.adapters.restore(ref, base=base), []
+        else:
+            row = registry.adapters.resolve(ref, base=base)
+            uses = registry.adapters.uses(row) if force and row.archived_at is None else []
+            row = registry.adapters.archive(row.ref, base=row.base, force=force)
+    for use in uses:
+        say(f"warning: {row.ref} is in use: {use}")
+    told = f"{row.ref} is in use again" if undo else f"{row.ref} is archived"
+    answer(as_json, row.to_json() | {"uses": uses}, lambda: say(told))
 
 
 @adapter.command(epilog=example("reccocktail adapter verify beauty@v3"))

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -21,29 +21,48 @@ from ..registry.settings import Settings
 from ..tasks.errors import TaskError
 from .console import printable
 
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+ACTOR_LENGTH = 100
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class App:
-    """What every command gets: settings, and the registry they lead to."""
+    """What every command gets: settings, the registry they lead to, and in whose name it is written."""
 
-    def __init__(self, **options: str | None) -> None:
+    def __init__(self, *, actor: str | None = None, **options: str | None) -> None:
         self._options = options
+        self.actor = _checked(actor if actor is not None else os.environ.get("RECCOCKTAIL_AS") or None)
+        """In whose name rows are written; None stands for the login name."""
 
     @property
     def settings(self) -> Settings:
         return Settings.load(**self._options)  # pyright: ignore[reportArgumentType]
 
-    def registry(self) -> Any:
-        """Open the registry; use it in a `with`. Raises DatabaseError, StoreError when it was never initialised."""
+    def registry(self, settings: Settings | None = None, *, create: bool = False) -> Registry:
+        """Open the registry of the settings, or make it; use it in a `with`.
+
+        Raises DatabaseError, StoreError when it was never initialised.
+        """
         from ..registry import Registry
 
-        return Registry.open(self.settings)
+        enter = Registry.create if create else Registry.open
+        return enter(settings or self.settings, actor=self.actor)
 
     def device(self) -> str:
         from ..engine.models import pick_device
 
         return pick_device(self.settings.device)
+
+
+def _checked(actor: str | None) -> str | None:
+    if actor is not None and not (actor.strip() and actor.isprintable() and len(actor) <= ACTOR_LENGTH):
+        raise UsageError(
+            f"{actor!r} cannot be who this is done as",
+            hint=f"--as (or RECCOCKTAIL_AS) takes 1 to {ACTOR_LENGTH} printable characters",
+        )
+    return actor
 
 
 pass_app = click.make_pass_decorator(App)
@@ -83,6 +102,9 @@ class _InOrder(click.Group):
 @click.option("--database-url", metavar="URL", help="[env: RECCOCKTAIL_DATABASE_URL; SQLite in HOME]")
 @click.option("--store-url", metavar="URL", help="[env: RECCOCKTAIL_STORE_URL; a folder in HOME]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … [env: RECCOCKTAIL_DEVICE; auto]")
+@click.option(
+    "--as", "actor", metavar="NAME", help="Who does it, in rows and events. [env: RECCOCKTAIL_AS; login name]"
+)
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from.")
 @click.version_option(package_name="reccocktail", prog_name="reccocktail")
 @click.pass_context

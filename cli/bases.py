@@ -123,5 +123,6 @@ def show(app: App, name: str, as_json: bool) -> None:
     """Show a base model."""
     with app.registry() as registry:
         row = registry.bases.get(name)
-        document = row.to_json() | {"path": str(registry.bases.folder(row))}
+        path = registry.store.local(row.digest)
+        document = row.to_json() | {"path": None if path is None else str(path)}
     answer(as_json, document, lambda: details(document))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, page, progress, say, short, table
+from .console import answer, details, page, printable, progress, say, short, table
+from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
     from ..registry import Build, Registry
@@ -57,14 +58,14 @@ def request(
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or say --all, or --stale")
     from ..engine.builds import request as ask
-    from ..engine.builds import standing
+    from ..engine.builds import standings
     from ..engine.recipes import load_recipe
 
     held_up = False
     with app.registry() as registry:
         names = list(domains)
         if not domains:
-            states = {row.name: standing(registry, row.name, base=base) for row in registry.domains.list()}
+            states = standings(registry, base=base)
             for name, state in states.items():
                 if state.state == "blocked":
                     say(f"{name} cannot be built: {'; '.join(state.reasons)}")
@@ -94,7 +95,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool) ->
             raise
         say(f"build {row.id} of {row.domain} failed: {error}")
         return registry.builds.get(row.id)
-    say(f"build {done.id} of {done.domain} is in {done.path}")
+    say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
     return done
 
 
@@ -155,22 +156,43 @@ def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int |
     def show_rows() -> None:
         table(["id", "domain", "status", "coefficients", "digest", "error"], rows, empty=empty)
         if limit:
-            page(builds, limit)
+            page([b.id for b in builds], limit)
 
     answer(as_json, [b.to_json() for b in builds], show_rows)
 
 
-@build.command(name="list", epilog=example("reccocktail build list --domain beauty --status failed"))
+@build.command(
+    name="list",
+    epilog=example(
+        "reccocktail build list --domain beauty --status failed", "reccocktail build list --adapter spirit@v2"
+    ),
+)
 @click.option("--domain", metavar="D", help="Only this domain's.")
 @click.option("--status", type=click.Choice(["queued", "running", "succeeded", "failed", "cancelled"]))
+@click.option("--adapter", metavar="REF", help="Only those that this adapter version went into.")
+@base_option
 @paging_options
 @json_option
 @pass_app
-def list_(app: App, domain: str | None, status: str | None, limit: int, after: str | None, as_json: bool) -> None:
+def list_(
+    app: App,
+    domain: str | None,
+    status: str | None,
+    adapter: str | None,
+    base: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
     """List builds, newest first."""
+    if base is not None and adapter is None:
+        raise UsageError("--base says whose --adapter is meant, and none is named")
     with app.registry() as registry:
-        builds = registry.builds.list(domain=domain, status=status, limit=limit, after=after)
-    _show_builds(builds, as_json, empty="no build yet; `reccocktail build request DOMAIN --wait`", limit=limit)
+        version = None if adapter is None else registry.adapters.resolve(adapter, base=base)
+        builds = registry.builds.list(domain=domain, status=status, adapter=version, limit=limit, after=after)
+    filtered = domain or status or adapter or after
+    empty = "no such build" if filtered else "no build yet; `reccocktail build request DOMAIN --wait`"
+    _show_builds(builds, as_json, empty=empty, limit=limit)
 
 
 @build.command(epilog=example("reccocktail build show 660d4"))
@@ -178,21 +200,25 @@ def list_(app: App, domain: str | None, status: str | None, limit: int, after: s
 @json_option
 @pass_app
 def show(app: App, id_: str, as_json: bool) -> None:
-    """Show a build; the start of its id is enough."""
+    """Show a build, with what went in down to the data, and where it was published; the start of its id is enough."""
     with app.registry() as registry:
         row = registry.builds.get(id_)
-    answer(as_json, row.to_json(), lambda: _show_one(row))
+        lineage = trace(registry, row)
+    answer(as_json, row.to_json() | {"lineage": lineage}, lambda: _show_one(row, lineage))
 
 
-def _show_one(row: Build) -> None:
+def _show_one(row: Build, lineage: dict[str, Any]) -> None:
     document = row.to_json()
     report = document.pop("report") or {}
-    inputs = document.pop("inputs")
-    for name in ("done", "total"):
+    for name in ("inputs", "recipe", "done", "total"):
         document.pop(name)
-    document["base"] = f"{inputs['base']['name']} {short(inputs['base']['digest'])}"
-    document |= {a["role"]: f"{a['ref']} {short(a['digest'])}" for a in inputs["adapters"]}
     details(document)
+    click.echo("\nwhat went in:")
+    for line in lineage_lines(lineage):
+        click.echo(f"  {printable(line)}")
+    for published in lineage["publications"]:
+        tag = f", tag {published['tag']}" if published["tag"] else ""
+        click.echo(printable(f"published: {published['repo']} at {published['revision']}{tag}"))
     if "adaptation" in report:
         found = report["adaptation"]
         click.echo(f"\nentropy of the first {found['tokens']} answer tokens over {found['prompts']} prompts, in nats:")
@@ -241,7 +267,7 @@ def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
 
     with app.registry() as registry:
         row = registry.builds.get(id_)
-        source = result_folder(row)
+        source = result_folder(registry, row)
         target = new_folder(folder)
         staged = target.with_name(f".{target.name}.part")
         shutil.rmtree(staged, ignore_errors=True)
@@ -302,40 +328,38 @@ def worker(app: App, once: bool, as_json: bool) -> None:
 @pass_app
 def status(app: App, domain: str | None, as_json: bool) -> None:
     """Per domain: what is current, what is built and published, and whether the build is fresh."""
-    from ..engine.builds import standing
-    from ..registry.errors import NotFoundError
-
-    def current(registry: Registry, ref: str) -> str | None:
-        try:
-            return registry.adapters.resolve(ref).ref
-        except (NotFoundError, UsageError):
-            return None
+    from ..engine.builds import standing, standings
 
     with app.registry() as registry:
-        rows = [registry.domains.get(domain)] if domain else registry.domains.list()
-        document = []
-        for row in rows:
-            state = standing(registry, row.name)
-            published = registry.publications.list(domain=row.name, limit=1)
-            document.append(
-                {
-                    "domain": row.name,
-                    "spirit": current(registry, "spirit"),
-                    "ingredient": current(registry, row.name),
-                    "build": state.build.id if state.build else None,
-                    "state": state.state,
-                    "reasons": list(state.reasons),
-                    "published": f"{published[0].repo}@{published[0].revision[:12]}" if published else None,
-                }
-            )
-    columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
+        if domain is None:
+            states, published = standings(registry), registry.publications.newest_by_domain()
+        else:
+            states = {domain: standing(registry, domain)}
+            published = {each.domain: each for each in registry.publications.list(domain, limit=1)}
+    document = [
+        {
+            "domain": name,
+            "spirit": state.spirit,
+            "ingredient": state.ingredient,
+            "build": state.build.id if state.build else None,
+            "state": state.state,
+            "reasons": list(state.reasons),
+            "published": f"{published[name].repo}@{published[name].revision[:12]}" if name in published else None,
+        }
+        for name, state in states.items()
+    ]
 
     def show() -> None:
-        table(
-            columns, [[e[c] for c in columns] for e in document], empty="no domain yet; `reccocktail domain add NAME`"
-        )
+        columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
+        rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
+        table(columns, rows, empty="no domain yet; `reccocktail domain add NAME`")
         for entry in document:
             if entry["reasons"]:
-                click.echo(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}")
+                click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
 
     answer(as_json, document, show)
+
+
+def _version_alone(ref: str | None) -> str | None:
+    """`v3` of `beauty@v3`: the table has the name already, and 80 columns are few."""
+    return ref and ref.partition("@")[2]

@@ -10,8 +10,23 @@ from typing import Any
 
 import click
 
-NAMES = frozenset({"ref", "id", "name", "domain", "spirit", "ingredient", "build", "status", "state", "check"})
-"""Columns that are typed again in the next command, so they are never broken over two lines."""
+NAMES = frozenset(
+    {
+        "ref",
+        "id",
+        "name",
+        "domain",
+        "spirit",
+        "ingredient",
+        "build",
+        "status",
+        "state",
+        "check",
+        "created",
+        "when (UTC)",
+    }
+)
+"""Columns that are typed again in the next command, and times: they are never broken over two lines."""
 
 
 def printable(text: str) -> str:
@@ -32,10 +47,10 @@ def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
         show()
 
 
-def page(items: Sequence[Any], limit: int) -> None:
-    """Tell a person that a page was full, and how to go on."""
-    if len(items) == limit:
-        say(f"({limit} shown; --limit and --after show more)")
+def page(after: Sequence[object], limit: int) -> None:
+    """Tell a person that a page was full, and how to go on; `after` has each entry's key."""
+    if len(after) == limit:
+        say(f"({limit} shown; go on with --after {after[-1]})")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str, right: Sequence[str] = ()) -> None:

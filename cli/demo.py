@@ -39,14 +39,12 @@ def demo(app: App, folder: Path | None, as_json: bool) -> None:
 
     About eight minutes on two CPU cores. Interrupt it whenever you like: run again, it goes on where it was.
     """
-    from ..registry import Registry
-
     home = (folder or app.settings.home / "demo").expanduser().absolute()
     settings = replace(
         app.settings, home=home, database_url=f"sqlite:///{home / 'registry.sqlite'}", store_url=str(home / "store")
     )
     started = time.monotonic()
-    with Registry.create(settings) as registry:
+    with app.registry(settings, create=True) as registry:
         trip = _Trip(registry, app.device())
         trip.fetch_base()
         target = trip.make_domains()

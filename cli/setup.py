@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import RecCocktailError
+from ..registry.errors import DatabaseError, RecCocktailError, StoreError, UsageError
 from ..registry.settings import redacted_url
 from .app import App, example, json_option, pass_app
 from .console import answer, progress, say, size, table
+
+if TYPE_CHECKING:
+    from ..registry import Registry, Store
+
+READ_ONLY = "read-only: reading commands work"
 
 
 @click.command(epilog=example("reccocktail init", "reccocktail --home ./here init"))
@@ -18,10 +24,8 @@ from .console import answer, progress, say, size, table
 @pass_app
 def init(app: App, as_json: bool) -> None:
     """Create the database and the store; harmless when they are there."""
-    from ..registry import Registry
-
     settings = app.settings
-    Registry.create(settings).close()
+    app.registry(create=True).close()
     place = {"database": redacted_url(settings.database_url), "store": redacted_url(settings.store_url)}
     answer(as_json, place, lambda: say(f"ready: database {place['database']}, store {place['store']}"))
 
@@ -30,39 +34,73 @@ def init(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def doctor(app: App, as_json: bool) -> None:
-    """Check database, store, device, trainer plugins and Hub login; fails when the first three do not work."""
+    """Check database, store, device, trainer plugins and Hub login; fails when the first three do not work.
+
+    A database or store that can be read and not written works: it is told as read-only, and commands that only read
+    can be used.
+    """
     checks: list[dict[str, Any]] = []
 
     def check(name: str, needed: bool, look: Callable[[], str]) -> None:
         try:
-            checks.append({"check": name, "ok": True, "detail": look()})
+            detail = look()
+            read_only = READ_ONLY in detail
+            checks.append({"check": name, "ok": True, "read_only": read_only, "detail": detail})
         except RecCocktailError as error:
             detail = f"{error}" + (f" ({error.hint})" if error.hint else "")
-            checks.append({"check": name, "ok": not needed, "detail": detail})
+            checks.append({"check": name, "ok": not needed, "read_only": False, "detail": detail})
 
     check("database", True, lambda: _database(app))
     check("store", True, lambda: _store(app))
     check("device", True, lambda: f"{app.settings.device} → {app.device()}")
     check("trainers", False, _plugins)
     check("hub", False, _hub_login)
-    rows = [[c["check"], "ok" if c["ok"] else "FAILS", c["detail"]] for c in checks]
+    rows = [[c["check"], _verdict(c), c["detail"]] for c in checks]
     answer(as_json, checks, lambda: table(["check", "", "detail"], rows, empty=""))
     if not all(c["ok"] for c in checks):
         raise click.exceptions.Exit(1)
 
 
-def _database(app: App) -> str:
-    from ..registry.database import check
+def _verdict(check: dict[str, Any]) -> str:
+    if not check["ok"]:
+        return "FAILS"
+    return "reads" if check["read_only"] else "ok"
 
-    return f"{redacted_url(app.settings.database_url)} at {check(app.settings.database_url)}"
+
+def _database(app: App) -> str:
+    from sqlalchemy import text
+
+    from ..registry.database import Database, check
+
+    found = f"{redacted_url(app.settings.database_url)} at {check(app.settings.database_url)}"
+    database = Database(app.settings.database_url, actor=app.actor)
+    try:
+        with database.writing() as session:
+            session.execute(text("UPDATE domains SET title = title WHERE 1 = 0"))
+    except DatabaseError as error:
+        return f"{READ_ONLY}; {found} ({error})"
+    finally:
+        database.close()
+    return found
 
 
 def _store(app: App) -> str:
     from ..registry.store import Store
 
-    with Store.open(app.settings.store_url).staging("doctor") as folder:
-        (folder / "probe").write_bytes(b"x")
-    return f"{redacted_url(app.settings.store_url)} is writable"
+    try:
+        with app.registry() as registry:
+            return _probed(app, registry.store)
+    except DatabaseError:  # has a line of its own
+        return _probed(app, Store.open(app.settings.store_url))
+
+
+def _probed(app: App, store: Store) -> str:
+    url = redacted_url(app.settings.store_url)
+    try:
+        store.probe()
+    except StoreError as error:
+        return f"{READ_ONLY}; {url} ({error})"
+    return f"{url} is writable"
 
 
 def _plugins() -> str:
@@ -91,6 +129,19 @@ def upgrade(app: App, as_json: bool) -> None:
 
     revision = run(app.settings.database_url)
     answer(as_json, {"revision": revision}, lambda: say(f"database is at {revision}"))
+
+
+@db.command(epilog=example("reccocktail db downgrade 0001"))
+@click.argument("revision")
+@click.option("--allow-data-loss", is_flag=True, help="Although that loses what older tables have no place for.")
+@json_option
+@pass_app
+def downgrade(app: App, revision: str, allow_data_loss: bool, as_json: bool) -> None:
+    """Bring the database back to an older revision, for an older version of reccocktail. Make a backup first."""
+    from ..registry.database import downgrade as run
+
+    reached = run(app.settings.database_url, revision, allow_loss=allow_data_loss)
+    answer(as_json, {"revision": reached}, lambda: say(f"database is at {reached}"))
 
 
 @db.command(epilog=example("reccocktail db current"))
@@ -143,20 +194,56 @@ def verify(app: App, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@store.command(epilog=example("reccocktail store gc --dry-run"))
+@store.command(epilog=example("reccocktail store gc --dry-run", "reccocktail store gc --grace 1"))
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--grace",
+    "hours",
+    type=click.FloatRange(0, 1_000_000),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Spare what is younger: its row may be about to be written.",
+)
 @json_option
 @pass_app
-def gc(app: App, dry_run: bool, as_json: bool) -> None:
-    """Remove what no row of the database needs."""
+def gc(app: App, dry_run: bool, hours: float, as_json: bool) -> None:
+    """Remove what no row of the database needs, and list it."""
+    from datetime import timedelta
+
+    if math.isnan(hours):
+        raise UsageError("--grace takes a number of hours, not nan")
     with app.registry() as registry:
-        report = registry.store.gc(registry.digests(), dry_run=dry_run)
+        keep = registry.digests()
+        sizes = {digest: _size(registry, digest) for digest in registry.store.digests() - keep}  # unknown afterwards
+        report = registry.store.gc(keep, dry_run=dry_run, grace=timedelta(hours=hours))
     document = {
-        "trees": list(report.trees),
-        "blobs": len(report.blobs),
+        "trees": [{"digest": digest, "bytes": sizes.get(digest)} for digest in report.trees],
+        "blobs": list(report.blobs),
         "staging": list(report.staging),
         "bytes": report.bytes,
         "dry_run": dry_run,
     }
-    verb = "would remove" if dry_run else "removed"
-    answer(as_json, document, lambda: say(f"{verb} {len(report.trees)} folders, {size(report.bytes)}"))
+
+    def show() -> None:
+        rows = [
+            ["folder", digest, None if (count := sizes.get(digest)) is None else size(count)] for digest in report.trees
+        ]
+        rows += [["unfinished", name, None] for name in report.staging]
+        if report.blobs:
+            rows.append(["files", f"{len(report.blobs)} that only these needed", size(report.bytes)])
+        if rows:
+            table(["what", "name", "size"], rows, right=("size",), empty="")
+        verb = "would remove" if dry_run else "removed"
+        counts = f"{len(report.trees)} folders, {len(report.blobs)} files, {len(report.staging)} unfinished"
+        say(f"{verb} {counts}: {size(report.bytes)}")
+
+    answer(as_json, document, show)
+
+
+def _size(registry: Registry, digest: str) -> int | None:
+    """The bytes of a tree; None if its manifest cannot be read."""
+    try:
+        return registry.store.tree(digest).bytes
+    except StoreError:
+        return None

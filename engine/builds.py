@@ -1,38 +1,47 @@
 """Running builds: from a domain's name to a merged checkpoint in the store.
 
 A request resolves its inputs to digests and writes them into the row, so that a build depends on nothing that can move.
+What computes is imported where it is used: to tell how builds stand, torch is not needed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..registry import Adapter, Base, Build, Registry, Request
+from ..registry import Adapter, Base, Build, Domain, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
 from ..registry.digests import digest_of_json
-from ..registry.errors import ConflictError, RecCocktailError, StoreError, UsageError
-from ..tasks import Question, TaskError, load_template, questions, read_domain
-from .adaptive import Adaptation, adapt, plot
+from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
+from ..registry.references import SPIRIT
+from ..tasks import Question, TaskError, Template, load_template, questions, read_domain
 from .errors import AdaptationError, MergeError
-from .merge import MergeReport, Part, merge
 from .provenance import write_papers
 from .recipes import SHIPPED, Adaptive, Recipe, Role, load_recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptation
+    from .merge import MergeReport, Part
 
 # Part of every key: raised when the engine would write other bytes for the same inputs.
 FORMAT_VERSION = 1
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
 PLOT = "entropy.png"
+RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, done, total); bytes while merging, prompts while adapting."""
@@ -51,32 +60,104 @@ class Plan:
 
 def plan(registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None) -> Plan:
     """Resolve a domain's current inputs. Raises NotFoundError, UsageError when spirit and ingredient do not fit."""
-    row = registry.domains.get(domain)
+    return _planned(_asking(registry), registry.domains.get(domain), recipe, base)
+
+
+@dataclass(frozen=True)
+class _Lookups:
+    """Where a plan finds what it is made of: `adapter(name, base)` is what the bare name means now."""
+
+    adapter: Callable[[str, str | None], Adapter]
+    base: Callable[[str], Base]
+    recipe: Callable[[str], Recipe]
+    template: Callable[[str], Template]
+    data_digest: Callable[[str], str]
+
+
+def _asking(registry: Registry) -> _Lookups:
+    """Lookups that ask the registry each time."""
+    return _Lookups(
+        adapter=lambda name, base: registry.adapters.resolve(name, base=base),
+        base=registry.bases.get,
+        recipe=load_recipe,
+        template=load_template,
+        data_digest=lambda folder: _data_digest(registry, folder),
+    )
+
+
+def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -> Plan:
     adapters: dict[Role, Adapter] = {}
     if "ingredient" in recipe.roles:
-        adapters["ingredient"] = registry.adapters.resolve(domain, base=base)
+        adapters["ingredient"] = look.adapter(domain.name, base)
         base = adapters["ingredient"].base
     if "spirit" in recipe.roles:
-        adapters["spirit"] = registry.adapters.resolve("spirit", base=base)
+        adapters["spirit"] = look.adapter(SPIRIT, base)
         base = adapters["spirit"].base
     if base is None:
         raise UsageError("the recipe mixes no adapter")
-    base_model = registry.bases.get(base)
+    base_model = look.base(base)
     inputs: dict = {
         "base": {"name": base_model.name, "digest": base_model.digest},
         "adapters": [{"role": r, "ref": adapters[r].ref, "digest": adapters[r].digest} for r in recipe.roles],
     }
     if recipe.adaptive is not None:
-        if row.data is None:
+        if domain.data is None:
             raise UsageError(
-                f"domain {domain!r} has no data, which an adaptive recipe needs",
-                hint=f"`reccocktail domain add {domain} --data DIR`, or a recipe with fixed coefficients",
+                f"domain {domain.name!r} has no data, which an adaptive recipe needs",
+                hint=f"`reccocktail domain add {domain.name} --data DIR`, or a recipe with fixed coefficients",
             )
-        template = load_template(recipe.adaptive.template)
+        template = look.template(recipe.adaptive.template)
         recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
-        inputs["data"] = {"path": row.data, "digest": read_domain(Path(row.data), domain).digest}
+        inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
         inputs["template"] = {"name": template.name, "digest": template.digest}
-    return Plan(domain, base_model, recipe, inputs, _key(domain, recipe, inputs))
+    return Plan(domain.name, base_model, recipe, inputs, _key(domain.name, recipe, inputs))
+
+
+_own_version = cache(version)
+
+
+def _data_digest(registry: Registry, folder: str) -> str:
+    """The digest of a domain's data, remembered under the home until a file of the folder changes.
+
+    Raises what `read_domain` raises.
+    """
+    place = Path(os.path.realpath(folder))
+    files = _signs(place)
+    note = registry.settings.home / "cache" / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    about = {"version": _own_version("reccocktail"), "folder": str(place), "files": files}
+    with suppress(OSError, ValueError):
+        content = json.loads(note.read_text(encoding="utf-8"))
+        if files and isinstance(content, dict) and content == about | {"digest": content.get("digest")}:
+            return str(content["digest"])
+    digest = read_domain(Path(folder)).digest
+    settled = all(seen[-1] < (time.time() - RACE_SECONDS) * 1e9 for seen in files.values())
+    if files and settled and _signs(place) == files:
+        with suppress(OSError, ValueError):  # a home that cannot be written costs time, nothing else
+            _write_whole(note, json.dumps(about | {"digest": digest}))
+    return digest
+
+
+def _signs(folder: Path) -> dict[str, list[int]]:
+    """Inode, size and times of every file by its name, where a change shows; nothing if they cannot be seen."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return {}
+    return {name: [seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns] for name, seen in sorted(found)}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file is there with all of the text, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
@@ -114,29 +195,122 @@ class Standing:
     """Where a domain stands: the build that would be published, and whether it is what a build would be now.
 
     `state` is `fresh`, `stale` (with what moved in `reasons`), `unbuilt`, or `blocked` (with why no build can be requested).
+    `spirit` and `ingredient` are what the bare names mean now, where that is one version.
     """
 
     state: str
     reasons: tuple[str, ...] = ()
     build: Build | None = None
+    spirit: str | None = None
+    ingredient: str | None = None
 
 
 def standing(registry: Registry, domain: str, *, base: str | None = None) -> Standing:
     """A build of the present inputs makes a domain fresh even if others finished later: going back is no change."""
+    row = registry.domains.get(domain)
     newest = registry.builds.newest_succeeded(domain)
-    recipe_name = registry.domains.get(domain).recipe or "default"
+    look = _asking(registry)
+    now = _now(look, row, base)
+    found = None if isinstance(now, str) else registry.builds.newest_succeeded(domain, key=now.key)
+    return _judged(look, row, base, now, newest, found, registry.store.has)
+
+
+def standings(registry: Registry, *, base: str | None = None) -> dict[str, Standing]:
+    """Where every domain stands, by name: `standing` for all at once, in as many queries for many domains as for few."""
+    domains = registry.domains.list()
+    newest = registry.builds.newest_succeeded_by_domain()
+    look = _knowing(registry)
+    plans = {row.name: _now(look, row, base) for row in domains}
+    keys = {name: now.key for name, now in plans.items() if isinstance(now, Plan)}
+    found = {build.key: build for name, build in newest.items() if build.key == keys.get(name)}
+    found |= registry.builds.succeeded_with_keys(
+        key for name, key in keys.items() if name in newest and key not in found
+    )
+    stored = cache(registry.store.digests)
+    return {
+        row.name: _judged(
+            look,
+            row,
+            base,
+            plans[row.name],
+            newest.get(row.name),
+            found.get(keys.get(row.name, "")),
+            lambda digest: digest in stored(),
+        )
+        for row in domains
+    }
+
+
+def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:
+    """What a build of the domain would be made of, or why there can be none."""
     try:
-        now = plan(registry, domain, load_recipe(recipe_name), base=base)
+        return _planned(look, domain, look.recipe(domain.recipe or "default"), base)
     except (RecCocktailError, TaskError) as error:
-        return Standing("blocked", (str(error),), newest)
+        return str(error)
+
+
+def _judged(
+    look: _Lookups,
+    domain: Domain,
+    base: str | None,
+    now: Plan | str,
+    newest: Build | None,
+    current: Build | None,
+    stored: Callable[[str], bool],
+) -> Standing:
+    """`newest` is the domain's newest succeeded build, `current` the newest of the key that `now` has."""
+    ingredient = _one(look, domain.name, base)
+    spirit = _one(look, SPIRIT, ingredient.base if ingredient else base)
+    refs = (spirit.ref if spirit else None, ingredient.ref if ingredient else None)
+    if isinstance(now, str):
+        return Standing("blocked", (now,), newest, *refs)
     if newest is None:
-        return Standing("unbuilt")
-    current = registry.builds.newest_succeeded(domain, key=now.key)
+        return Standing("unbuilt", (), None, *refs)
     if current is None:
-        return Standing("stale", tuple(_moved(newest, now)) or ("engine format",), newest)
-    if current.path is None:
-        return Standing("stale", ("its files are missing from the store",), current)
-    return Standing("fresh", (), current)
+        return Standing("stale", tuple(_moved(newest, now)) or ("engine format",), newest, *refs)
+    if current.digest is None or not stored(current.digest):
+        return Standing("stale", ("its files are missing from the store",), current, *refs)
+    return Standing("fresh", (), current, *refs)
+
+
+def _one(look: _Lookups, name: str, base: str | None) -> Adapter | None:
+    try:
+        return look.adapter(name, base)
+    except (NotFoundError, UsageError):
+        return None
+
+
+def _knowing(registry: Registry) -> _Lookups:
+    """Lookups in what was read once, to go through all domains; they fail as the registry's own do."""
+    bases = {base.name: base for base in registry.bases.list()}
+    placed = registry.adapters.placed()
+    versions: dict[str, dict[str, Adapter]] = {}
+    for version_ in registry.adapters.current():
+        versions.setdefault(version_.domain or SPIRIT, {})[version_.base] = version_
+
+    def adapter(name: str, base: str | None) -> Adapter:
+        here = versions.get(name, {})
+        if base is None and len(here) == 1:
+            return next(iter(here.values()))
+        if base is not None and base in here:
+            return here[base]
+        if base is None and here:
+            names = " and ".join(sorted(here))
+            raise UsageError(f"{name!r} means versions for several base models: {names}", hint="say --base NAME")
+        if base is not None and base not in bases:
+            raise NotFoundError(f"there is no base model {base!r}", hint="`reccocktail base list` shows them")
+        where = "" if base is None else f" for base model {base!r}"
+        if any(name == domain and base in (None, its_base) for its_base, domain in placed):
+            raise NotFoundError(f"there is no {name!r}{where}")
+        raise NotFoundError(f"{name!r} has no adapter yet{where}")
+
+    return _Lookups(
+        adapter=adapter,
+        base=lambda name: bases[name] if name in bases else registry.bases.get(name),
+        recipe=cache(load_recipe),
+        template=cache(load_template),
+        data_digest=cache(lambda folder: _data_digest(registry, folder)),
+    )
 
 
 def _moved(build: Build, now: Plan) -> Iterator[str]:
@@ -221,6 +395,9 @@ def _kept_lease(registry: Registry, build: Build, worker: str) -> Iterator[None]
 
 def _make(registry: Registry, build: Build, device: str, progress: Progress) -> tuple[str, dict, dict]:
     """(digest of the result folder, final coefficients, report)."""
+    from .adaptive import adapt
+    from .merge import Part
+
     started = time.monotonic()
     recipe = parse_recipe(build.recipe, where=f"of build {build.id}")
     base = registry.bases.get(build.base)
@@ -289,6 +466,8 @@ def _prompts(build: Build, adaptive: Adaptive) -> list[Question]:
 
 def _keep_plot(registry: Registry, build: Build, found: Adaptation) -> str:
     """Store curve and plot beside the result, not in it: the checkpoint is a function of the coefficients alone."""
+    from .adaptive import plot
+
     with registry.store.staging(f"report-{build.id}") as folder:
         plot(found, folder / PLOT, title=f"{build.domain}: entropy over the mix")
         (folder / "adaptation.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -306,6 +485,8 @@ def _write_result(
     device: str,
     progress: Progress,
 ) -> MergeReport:
+    from .merge import Part, merge
+
     base = registry.bases.get(build.base)
     done = 0
     lock = threading.Lock()
@@ -367,16 +548,19 @@ def _card(
     )
 
 
-def result_folder(build: Build) -> Path:
-    """The merged checkpoint of a succeeded build. Raises ConflictError, and StoreError when its files are gone."""
-    if build.status != "succeeded":
+def result_folder(registry: Registry, build: Build) -> Path:
+    """The merged checkpoint of a succeeded build, fetched to this machine where it is not here yet.
+
+    Raises ConflictError for a build without a result, StoreError when its files are gone or cannot be fetched.
+    """
+    if build.status != "succeeded" or build.digest is None:
         raise ConflictError(f"build {build.id} is {build.status} and has no result")
-    if build.path is None:
+    if not registry.store.has(build.digest):
         raise StoreError(
             f"the files of build {build.id} ({build.digest}) are missing from the store",
-            hint="restore the store, or build again: `reccocktail build request DOMAIN --force --wait`",
+            hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
         )
-    return build.path
+    return registry.store.folder(build.digest)
 
 
 @contextmanager
@@ -385,7 +569,7 @@ def publishable(registry: Registry, build: Build) -> Iterator[Path]:
 
     Raises ConflictError when the build has not succeeded.
     """
-    folder = result_folder(build)
+    folder = result_folder(registry, build)
     assert build.coefficients is not None
     report = build.report or {}
     name = next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)

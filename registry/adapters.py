@@ -9,22 +9,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, func, select, true, update
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
-from . import events
+from . import events, history, lineage
 from .bases import Base, Bases, find_base
 from .database import Database
 from .digests import canonical_json
 from .domains import find_domain
 from .errors import ConflictError, InvalidArtifactError, NotFoundError, UsageError
+from .events import Event
 from .inspect import PICKLES, TOKENIZER_FILES, AdapterFacts, inspect_adapter, matches
+from .lineage import Reached
 from .records import NOT_IN_JSON, Record
-from .references import SPIRIT, Reference, check_name, check_text
+from .references import CHAMPION, SPIRIT, Reference, check_name, check_text
+from .search import MetricBound
 from .store import Store
-from .tables import AdapterRow, AliasRow, DomainRow, now
-
-CHAMPION = "champion"
+from .tables import AdapterRow, AdapterTagRow, AliasRow, BaseModelRow, DomainRow, EventRow
 
 # a trainer's own state, which lies beside many adapters and is none of ours
 TRAINER_STATE = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json")
@@ -98,9 +99,10 @@ class Adapters:
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
+        base_facts = self._bases.facts(base)
         facts = inspect_adapter(
             folder,
-            self._bases.facts(base),
+            base_facts,
             base_names=(base.name, base.source, str(self._bases.folder(base))),
             allow_base_mismatch=allow_base_mismatch,
             allow_links=allow_links,
@@ -108,6 +110,11 @@ class Adapters:
         )
         files, skipped = _chosen(Path(folder))
         tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
+        kept = self._store.local(tree.digest)
+        if kept is None or inspect_adapter(kept, base_facts, scan=False) != facts:
+            raise InvalidArtifactError(
+                f"{folder} was changed while it was read", hint="add it again once it is written"
+            )
 
         with self._database.writing() as session:
             # the lock lets no one else take the number between looking and writing
@@ -133,23 +140,51 @@ class Adapters:
                 target_modules=[*facts.target_modules],
                 tensors=facts.tensors,
                 bytes=facts.bytes,
+                words=" ".join([name, note or "", *labels["tags"]]).casefold(),
                 **about,
                 **labels,
             )
             session.add(row)
             session.flush()
             added = _adapter(row)
-            events.append(session, "adapter.added", added.ref, base=base.name, digest=tree.digest)
+            events.append(
+                session, "adapter.added", added.ref, {"base": base.name, "digest": tree.digest},
+                base_id=base_id, domain_id=place.id, adapter_id=row.id,
+            )  # fmt: skip
             _mark_current_spirit(session, row)
             return replace(added, created=True, skipped=skipped)
 
-    def resolve(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
-        """The version a reference means now. A bare name never means an archived one.
+    def resolve(self, ref: str | Reference, *, base: str | None = None, at: datetime | None = None) -> Adapter:
+        """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
 
-        Raises NotFoundError; UsageError where several bases have adapters of that name and none is given.
+        Raises NotFoundError; UsageError where it means versions for several bases and none is given.
         """
         with self._database.reading() as session:
-            return _adapter(find_adapter(session, ref, base))
+            if at is None:
+                return _adapter(find_adapter(session, ref, base))
+            past = history.find_at(session, _parsed(ref), base, at)
+            return replace(_adapter(past.row), aliases=past.aliases, archived_at=past.archived_at)
+
+    def current(self) -> builtins.list[Adapter]:
+        """What each bare name means now, for every base: at most one version per base and domain, in one query."""
+        # few versions have many aliases, so these come in the same query
+        query = select(AdapterRow).where(AdapterRow.id.in_(PREFERRED)).options(joinedload(AdapterRow.aliases))
+        with self._database.reading() as session:
+            return [_adapter(row) for row in session.scalars(query).unique()]
+
+    def placed(self) -> set[tuple[str, str]]:
+        """The (base, domain) pairs that have versions, archived ones included; `spirit` stands for the spirits' domain."""
+        query = (
+            select(BaseModelRow.name, DomainRow.name)
+            .join(DomainRow, true())
+            .where(
+                select(AdapterRow.id)
+                .where(AdapterRow.base_id == BaseModelRow.id, AdapterRow.domain_id == DomainRow.id)
+                .exists()
+            )
+        )
+        with self._database.reading() as session:
+            return {(base, domain) for base, domain in session.execute(query)}
 
     def list(
         self,
@@ -157,10 +192,17 @@ class Adapters:
         domain: str | None = None,
         base: str | None = None,
         role: str | None = None,
+        tags: Iterable[str] = (),
+        metrics: Iterable[MetricBound] = (),
+        text: str | None = None,
         limit: int = 50,
         after: str | Reference | None = None,
     ) -> builtins.list[Adapter]:
-        """Newest first, archived ones included; `after` is the reference that the page before ended with."""
+        """Newest first, archived ones included; `after` is the reference that the page before ended with.
+
+        `after` may be `BASE:REF` where several bases have adapters of the name. `text` is looked for in domain, note and
+        tags, whatever the case; every tag and metric bound has to hold.
+        """
         query = select(AdapterRow).order_by(AdapterRow.id.desc()).limit(limit)
         with self._database.reading() as session:
             if domain is not None:
@@ -169,42 +211,104 @@ class Adapters:
                 query = query.where(AdapterRow.base_id == find_base(session, base).id)
             if role is not None:
                 query = query.where(AdapterRow.role == role)
+            for tag in dict.fromkeys(tags):
+                tagged = select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)
+                query = query.where(AdapterRow.id.in_(tagged))
+            for bound in metrics:
+                query = query.where(AdapterRow.id.in_(bound.query()))
+            if text is not None:
+                query = query.where(AdapterRow.words.contains(text.casefold(), autoescape=True))
             if after is not None:
-                query = query.where(AdapterRow.id < find_adapter(session, after, base).id)
+                named, _, ref = str(after).rpartition(":")
+                query = query.where(AdapterRow.id < find_adapter(session, ref, named or base).id)
             return [_adapter(row) for row in session.scalars(query)]
 
     def alias(self, ref: str | Reference, name: str, *, base: str | None = None) -> Adapter:
         """Sets the alias, or moves it here from another version. Raises ConflictError for an archived version."""
         check_name("alias", name)
         with self._database.writing() as session:
-            row = find_adapter(session, ref, base)
+            row = _find_locked(session, ref, base)
             if row.archived_at is not None:
                 raise ConflictError(f"{_ref(row)} is archived and takes no alias")
-            place = {"base_id": row.base_id, "domain_id": row.domain_id, "name": name}
-            alias = session.get(AliasRow, place)
-            if alias is None:
-                session.add(AliasRow(**place, adapter_id=row.id))
-                events.append(session, "alias.set", f"{row.domain.name}@{name}", base=row.base.name, to=_ref(row))
-            elif alias.adapter_id != row.id:
-                before = session.get_one(AdapterRow, alias.adapter_id)
-                alias.adapter_id = row.id
-                detail = {"base": row.base.name, "from": _ref(before), "to": _ref(row)}
-                events.append(session, "alias.moved", f"{row.domain.name}@{name}", **detail)
+            alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
+            if alias is None or alias.adapter_id != row.id:
+                before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
+                event = _append(session, "alias.set" if before is None else "alias.moved", row, name, before=before)
+                if alias is None:
+                    alias = AliasRow(base_id=row.base_id, domain_id=row.domain_id, name=name)
+                    session.add(alias)
+                alias.adapter_id, alias.event_id = row.id, event.id
+                session.flush()
+                session.refresh(row, ["aliases"])
+                _mark_current_spirit(session, row)
+            return _adapter(row)
+
+    def remove_alias(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
+        """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it. Raises NotFoundError, UsageError."""
+        ref = _parsed(ref)
+        if ref.alias is None:
+            raise UsageError(f"{str(ref)!r} names no alias", hint="write NAME@ALIAS")
+        with self._database.writing() as session:
+            row = _find_locked(session, ref, base)
+            _append(session, "alias.removed", None, ref.alias, before=row)
+            session.delete(session.get_one(AliasRow, (row.base_id, row.domain_id, ref.alias)))
             session.flush()
             session.refresh(row, ["aliases"])
             _mark_current_spirit(session, row)
             return _adapter(row)
 
-    def archive(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
-        """Takes the version out of use: bare names pass it over. Its bytes and its number stay."""
+    def archive(self, ref: str | Reference, *, base: str | None = None, force: bool = False) -> Adapter:
+        """Takes the version out of use: bare names pass it over. Its bytes, its number and its aliases stay.
+
+        Raises ConflictError for one that is in use, as `uses` tells, unless `force` is set.
+        """
         with self._database.writing() as session:
-            row = find_adapter(session, ref, base)
+            row = _find_locked(session, ref, base)
             if row.archived_at is None:
-                row.archived_at = now()
-                row.is_current = False
-                events.append(session, "adapter.archived", _ref(row), base=row.base.name)
+                if not force and (used := lineage.uses(session, row)):
+                    raise ConflictError(
+                        f"{_ref(row)} is in use: {'; '.join(used)}", hint="--force archives it all the same"
+                    )
+                event = _append(session, "adapter.archived", row)
+                row.archived_at, row.is_current = event.created_at, False
+                session.flush()
                 _mark_current_spirit(session, row)
             return _adapter(row)
+
+    def restore(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
+        """Takes an archived version into use again."""
+        with self._database.writing() as session:
+            row = _find_locked(session, ref, base)
+            if row.archived_at is not None:
+                _append(session, "adapter.restored", row)
+                row.archived_at = None
+                session.flush()
+                _mark_current_spirit(session, row)
+            return _adapter(row)
+
+    def uses(self, adapter: Adapter) -> builtins.list[str]:
+        """Why archiving it needs `force`: that it is champion, or in the build that stands for a domain or is published."""
+        with self._database.reading() as session:
+            return lineage.uses(session, find_adapter(session, adapter.ref, adapter.base))
+
+    def reached(self, adapter: Adapter, *, limit: int = 20) -> Reached:
+        """The builds that the version went into, and the publications of those."""
+        with self._database.reading() as session:
+            return lineage.reached(session, find_adapter(session, adapter.ref, adapter.base), limit)
+
+    def log(
+        self, ref: str | Reference, *, base: str | None = None, limit: int = 50, after: int | None = None
+    ) -> builtins.list[Event]:
+        """What happened to a version and its aliases, or to all versions of a domain; newest first.
+
+        A bare name means the whole domain. `after` is the id of the last event of the page before.
+        """
+        ref = _parsed(ref)
+        with self._database.reading() as session:
+            if ref.version is None and ref.alias is None:
+                base_id = None if base is None else find_base(session, base).id
+                return history.of_domain(session, find_domain(session, ref.name).id, base_id, limit, after)
+            return history.of_adapter(session, find_adapter(session, ref, base).id, limit, after)
 
     def folder(self, adapter: Adapter) -> Path:
         return self._store.folder(adapter.digest)
@@ -216,47 +320,92 @@ class Adapters:
 
 
 def find_adapter(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
-    ref = Reference.parse(ref) if isinstance(ref, str) else ref
-    domain = find_domain(session, ref.name)
-    here = (AdapterRow.base_id == _base_id(session, domain, base), AdapterRow.domain_id == domain.id)
-    row = _version(session, ref, here) if ref.version or ref.alias else _preferred(session, here)
-    if row is None:
-        where = "" if base is None else f" for base model {base!r}"
-        raise NotFoundError(f"there is no {str(ref)!r}{where}", hint=f"`reccocktail adapter list --domain {ref.name}`")
-    return row
-
-
-def _version(session: Session, ref: Reference, here: tuple[Any, ...]) -> AdapterRow | None:
-    query = select(AdapterRow).where(*here)
-    if ref.alias is None:
-        return session.scalar(query.where(AdapterRow.version == ref.version))
-    return session.scalar(query.join(AliasRow, AliasRow.adapter_id == AdapterRow.id).where(AliasRow.name == ref.alias))
-
-
-def _preferred(session: Session, here: tuple[Any, ...]) -> AdapterRow | None:
-    """What a bare name means: the champion, otherwise the newest, of those that are not archived."""
-    champion = (AliasRow.adapter_id == AdapterRow.id) & (AliasRow.name == CHAMPION)
-    return session.scalar(
-        select(AdapterRow)
-        .outerjoin(AliasRow, champion)
-        .where(*here, AdapterRow.archived_at.is_(None))
-        .order_by(AliasRow.name.is_(None), AdapterRow.version.desc())
-        .limit(1)
-    )
-
-
-def _base_id(session: Session, domain: DomainRow, base: str | None) -> int:
+    """One query where all is well. Raises NotFoundError, and UsageError for versions of several bases."""
+    ref = _parsed(ref)
+    query = select(AdapterRow).join(AdapterRow.domain).where(DomainRow.name == ref.name)
+    if ref.version is not None:
+        query = query.where(AdapterRow.version == ref.version)
+    elif ref.alias is not None:
+        query = query.join(AliasRow, AliasRow.adapter_id == AdapterRow.id).where(AliasRow.name == ref.alias)
+    else:
+        query = query.where(AdapterRow.id.in_(PREFERRED.where(DomainRow.name == ref.name).correlate(None)))
     if base is not None:
-        return find_base(session, base).id
-    ids = session.scalars(select(AdapterRow.base_id).where(AdapterRow.domain_id == domain.id).distinct()).all()
-    if not ids:
+        query = query.join(AdapterRow.base).where(BaseModelRow.name == base)
+    rows = session.scalars(query.options(contains_eager(AdapterRow.domain)).limit(2)).all()
+    if not rows:
+        raise _not_found(session, ref, base)
+    if len(rows) > 1:
+        found = " and ".join(sorted(row.base.name for row in rows))
+        raise UsageError(f"{str(ref)!r} means versions for several base models: {found}", hint="say --base NAME")
+    return rows[0]
+
+
+def _preferred() -> Select[int]:
+    """The ids that bare names mean: per base and domain the champion, otherwise the newest, of those not archived."""
+    version, alias = aliased(AdapterRow), aliased(AliasRow)
+    active = (
+        version.base_id == BaseModelRow.id,
+        version.domain_id == DomainRow.id,
+        version.archived_at.is_(None),
+    )
+    on_champion = (alias.base_id == BaseModelRow.id, alias.domain_id == DomainRow.id, alias.name == CHAMPION)
+    champion = select(version.id).join(alias, alias.adapter_id == version.id).where(*active, *on_champion)
+    newest = select(version.id).where(*active).order_by(version.version.desc()).limit(1)
+    found = (query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in (champion, newest))
+    return select(func.coalesce(*found)).select_from(DomainRow).join(BaseModelRow, true())
+
+
+PREFERRED = _preferred()  # made once: it takes longer to put together than to run
+
+
+def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundError:
+    domain = find_domain(session, ref.name)
+    query = select(AdapterRow.id).where(AdapterRow.domain_id == domain.id)
+    if base is not None:
+        query = query.where(AdapterRow.base_id == find_base(session, base).id)
+    where = "" if base is None else f" for base model {base!r}"
+    if session.scalar(query.limit(1)) is None:
         option = "--spirit" if domain.role == SPIRIT else f"--domain {domain.name}"
-        raise NotFoundError(
-            f"{domain.name!r} has no adapter yet", hint=f"run `reccocktail adapter add PATH --base B {option}`"
+        return NotFoundError(
+            f"{domain.name!r} has no adapter yet{where}",
+            hint=f"run `reccocktail adapter add PATH --base {base or 'B'} {option}`",
         )
-    if len(ids) > 1:
-        raise UsageError(f"{domain.name!r} has adapters for {len(ids)} base models", hint="say which with --base NAME")
-    return ids[0]
+    return NotFoundError(f"there is no {str(ref)!r}{where}", hint=f"`reccocktail adapter list --domain {ref.name}`")
+
+
+def _find_locked(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
+    """The version that the reference means once no one else can move aliases of its domain or archive its versions."""
+    ref = _parsed(ref)
+    find_domain(session, ref.name, lock=True)
+    return find_adapter(session, ref, base)
+
+
+def _parsed(ref: str | Reference) -> Reference:
+    return Reference.parse(ref) if isinstance(ref, str) else ref
+
+
+def _append(
+    session: Session, kind: str, row: AdapterRow | None, alias: str | None = None, *, before: AdapterRow | None = None
+) -> EventRow:
+    """An event about the version, or about its alias, which was on `before`."""
+    place = row or before
+    assert place is not None
+    detail = {"base": place.base.name}
+    if alias is not None:
+        detail |= {"from": _ref(before)} if before else {}
+        detail |= {"to": _ref(row)} if row else {}
+    subject = _ref(place) if alias is None else str(Reference(place.domain.name, alias=alias))
+    return events.append(
+        session,
+        kind,
+        subject,
+        detail,
+        base_id=place.base_id,
+        domain_id=place.domain_id,
+        adapter_id=row.id if row else None,
+        previous_id=before.id if before else None,
+        alias=alias,
+    )
 
 
 def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
@@ -266,8 +415,11 @@ def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
     here = (AdapterRow.base_id == row.base_id, AdapterRow.domain_id == row.domain_id)
     session.flush()
     session.execute(update(AdapterRow).where(*here, AdapterRow.is_current).values(is_current=False))
-    if (preferred := _preferred(session, here)) is not None:
-        session.execute(update(AdapterRow).where(AdapterRow.id == preferred.id).values(is_current=True))
+    preferred = select(AdapterRow.id).where(
+        *here, AdapterRow.id.in_(PREFERRED.where(DomainRow.name == SPIRIT).correlate(None))
+    )
+    if (current := session.scalar(preferred)) is not None:
+        session.execute(update(AdapterRow).where(AdapterRow.id == current).values(is_current=True))
 
 
 def _name(role: str, domain: str | None) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from . import events
 from .database import Database
+from .domains import lock_new_names
 from .errors import ConflictError, NotFoundError, UsageError
 from .inspect import INDEX, PICKLES, TOKENIZER_FILES, BaseFacts, inspect_base, matches
 from .records import NOT_IN_JSON, Record
@@ -63,11 +64,13 @@ class Bases:
         """
         check_name("base", name)
         check_text("source", source)
+        check_text("revision", revision or "")
         folder = Path(folder)
         facts = inspect_base(folder, allow_links=allow_links)
         files, skipped = _chosen(folder, facts)
         tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
         with self._database.writing() as session:
+            lock_new_names(session)
             row = session.scalar(select(BaseModelRow).where(BaseModelRow.name == name))
             if row is not None and row.digest != tree.digest:
                 raise ConflictError(
@@ -87,8 +90,9 @@ class Bases:
                     bytes=facts.bytes,
                 )
                 session.add(row)
-                events.append(session, "base.added", name, digest=tree.digest, source=source, revision=revision)
                 session.flush()
+                about = {"digest": tree.digest, "source": source, "revision": revision}
+                events.append(session, "base.added", name, about, base_id=row.id)
             return replace(_base(row), created=created, skipped=skipped)
 
     def get(self, name: str) -> Base:

@@ -11,32 +11,36 @@ from __future__ import annotations
 import builtins
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from . import events
-from .adapters import find_adapter
+from .adapters import Adapter, find_adapter
 from .bases import find_base
 from .database import Database
 from .domains import find_domain
 from .errors import ConflictError, NotFoundError, StoreError
 from .records import Record
 from .store import Store
-from .tables import BuildInputRow, BuildRow, now
+from .tables import BuildInputRow, BuildRow, DomainRow, now
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
+KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
 
 
 @dataclass(frozen=True)
 class Build(Record):
-    """One build. `inputs` are pinned versions and digests; `path` is where the result lies; `done` of `total` is progress."""
+    """One build. `inputs` are pinned versions and digests; `done` of `total` is progress.
+
+    `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
+    """
 
     id: str
     domain: str
@@ -68,6 +72,9 @@ class Request:
     created: bool
 
 
+_LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
+
+
 class Builds:
     def __init__(self, database: Database, store: Store) -> None:
         self._database = database
@@ -90,22 +97,24 @@ class Builds:
         """
         reusable = ("queued", "running") if force else ("queued", "running", "succeeded")
         with self._database.writing() as session:
+            place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
             if (row := self._standing(session, key, reusable)) is not None:
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=_new_id(),
-                domain_id=find_domain(session, domain).id,
+                domain_id=place.id,
                 base_id=find_base(session, base).id,
                 status="queued",
                 key=key,
                 recipe=dict(recipe),
                 inputs=dict(inputs),
             )
+            about = {"domain": domain, "key": key}
+            events.append(session, "build.queued", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
             session.add(row)
             session.flush()
             for adapter_id in _lineage(session, base, inputs):
                 session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
-            events.append(session, "build.queued", row.id, domain=domain, key=key)
             return Request(self._build(row), created=True)
 
     def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
@@ -133,13 +142,15 @@ class Builds:
                 (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS
             ):
                 message = f"build {row.id} is given up: its worker was lost {row.attempts} times"
-                row.error = {"code": "lost", "message": message}
-                self._move(session, row, "failed", error=row.error)
+                lost = {"code": "lost", "message": message}
+                self._move(session, row, "failed", error=lost)
+                row.error = lost
             if row is None:
                 return None
+            self._move(session, row, "running", worker=worker)
             row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
             row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
-            self._move(session, row, "running", worker=worker)
+            session.flush()
             return self._build(row)
 
     def heartbeat(self, build_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
@@ -166,18 +177,19 @@ class Builds:
             raise StoreError(f"the result {digest} of build {build_id} is not in the store")
         with self._database.writing() as session:
             row = _held(session, build_id, worker)
+            self._move(session, row, "succeeded", digest=digest)
             row.digest = digest
             row.coefficients = None if coefficients is None else dict(coefficients)
             row.report = None if report is None else dict(report)
-            self._move(session, row, "succeeded", digest=digest)
+            session.flush()
             return self._build(row)
 
     def fail(self, build_id: str, worker: str, error: Mapping[str, Any]) -> Build:
         """Raises ConflictError if the build is not the worker's any more."""
         with self._database.writing() as session:
             row = _held(session, build_id, worker)
+            self._move(session, row, "failed", error=dict(error))
             row.error = dict(error)
-            self._move(session, row, "failed", error=row.error)
             return self._build(row)
 
     def cancel(self, build_id: str) -> Build:
@@ -197,9 +209,9 @@ class Builds:
                 raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
             if (other := self._standing(session, row.key, ("queued", "running", "succeeded"))) is not None:
                 raise ConflictError(f"build {other.id}, which is {other.status}, has the same key as {row.id}")
+            self._move(session, row, "queued")
             row.worker = row.error = row.started_at = row.finished_at = None
             row.done = row.total = row.attempts = 0
-            self._move(session, row, "queued")
             return self._build(row)
 
     def get(self, build_id: str) -> Build:
@@ -212,28 +224,63 @@ class Builds:
         *,
         domain: str | None = None,
         status: str | None = None,
+        adapter: Adapter | None = None,
         limit: int = 50,
         after: str | None = None,
     ) -> builtins.list[Build]:
-        """Newest first; `after` is the id that the page before ended with."""
+        """Newest first, of those that the adapter is in if one is given; `after` is the id that the page before ended with."""
         query = select(BuildRow).order_by(BuildRow.id.desc()).limit(limit)
         with self._database.reading() as session:
             if domain is not None:
                 query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
             if status is not None:
                 query = query.where(BuildRow.status == status)
+            if adapter is not None:
+                version = find_adapter(session, adapter.ref, adapter.base).id
+                inputs = select(BuildInputRow.build_id).where(BuildInputRow.adapter_id == version)
+                query = query.where(BuildRow.id.in_(inputs))
             if after is not None:
                 query = query.where(BuildRow.id < _find(session, after).id)
             return [self._build(row) for row in session.scalars(query)]
 
     def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
         """The one that finished last, of that key if one is given."""
-        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(BuildRow.finished_at.desc()).limit(1)
+        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
         if key is not None:
             query = query.where(BuildRow.key == key)
         with self._database.reading() as session:
             row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
             return None if row is None else self._build(row)
+
+    def newest_succeeded_by_domain(self) -> dict[str, Build]:
+        """What `newest_succeeded` answers for every domain that has one, in one query."""
+        other = aliased(BuildRow)
+        newest = (
+            select(other.id)
+            .where(other.domain_id == DomainRow.id, other.status == "succeeded")
+            .order_by(other.finished_at.desc(), other.id.desc())
+            .limit(1)
+            .correlate(DomainRow)
+            .scalar_subquery()
+        )
+        query = select(BuildRow).where(BuildRow.id.in_(select(newest).select_from(DomainRow)))
+        with self._database.reading() as session:
+            return {row.domain.name: self._build(row) for row in session.scalars(query)}
+
+    def succeeded_with_keys(self, keys: Iterable[str]) -> dict[str, Build]:
+        """By key, the build of it that finished last, for those keys that have been built."""
+        wanted = [*dict.fromkeys(keys)]
+        found: dict[str, Build] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                some = wanted[start : start + KEYS_AT_ONCE]
+                query = (
+                    select(BuildRow).where(BuildRow.key.in_(some), BuildRow.status == "succeeded").order_by(*_LATEST)
+                )
+                for row in session.scalars(query):
+                    if row.key not in found:
+                        found[row.key] = self._build(row)
+        return found
 
     def _standing(self, session: Session, key: str, statuses: tuple[str, ...]) -> BuildRow | None:
         """The newest build of the key in one of the statuses, passing over results that are not in the store any more."""
@@ -242,13 +289,14 @@ class Builds:
         return next((row for row in rows if row.digest is None or self._store.has(row.digest)), None)
 
     def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
+        """Changes the status; the caller sets what else comes with it before the row is flushed."""
+        about = {"domain": row.domain.name} | detail
+        events.append(session, f"build.{status}", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
         row.status = status
         if status != "running":
             row.lease_until = None
         if status not in ("queued", "running"):
             row.finished_at = now()
-        session.flush()
-        events.append(session, f"build.{status}", row.id, domain=row.domain.name, **detail)
 
     def _build(self, row: BuildRow) -> Build:
         return Build(
@@ -261,7 +309,7 @@ class Builds:
             recipe=row.recipe,
             coefficients=row.coefficients,
             inputs=row.inputs,
-            path=self._store.folder(row.digest) if row.digest and self._store.has(row.digest) else None,
+            path=self._store.local(row.digest) if row.digest else None,
             report=row.report,
             error=row.error,
             done=row.done,

@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from .errors import ConflictError, DatabaseError
+from . import rules
+from .errors import ConflictError, DatabaseError, StoreError, UsageError
+from .locks import StoreLock
 from .settings import redacted_url
 from .tables import Table, login_name
 
 BUSY_SECONDS = 30
+STORE_LOCK_SECONDS = 1800
+# PostgreSQL's advisory locks are numbers; any will do that nobody else takes
+UPGRADE_LOCK, STORE_LOCK = 0x5EC0C7A11, 0x5EC0C7A12
 
 
 class Database:
-    """Two ways in: `reading()` and `writing()`, each one transaction. Rows are created in the name of `actor`."""
+    """Two ways in: `reading()`, and `writing()` in one transaction. Rows are created in the name of `actor`."""
 
     def __init__(self, url: str, *, actor: str | None = None) -> None:
         self.url = redacted_url(url)
         self._engine = _engine(url)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE", actor=actor or login_name())
+        # on PostgreSQL every statement of a reader sees what is committed when it begins, in a transaction or not: without
+        # one it takes half the trips to the server. SQLite's readers keep one snapshot.
+        alone = {"isolation_level": "AUTOCOMMIT"} if self.dialect == "postgresql" else {}
+        self._reader = self._engine.execution_options(**alone)
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        with _translated(self.url), Session(self._engine) as session:
+        with _translated(self.url), Session(self._reader) as session:
             yield session
 
     @contextmanager
@@ -43,13 +61,79 @@ class Database:
         with _translated(self.url), Session(self._writer) as session, session.begin():
             yield session
 
+    def store_lock(self) -> StoreLock | None:
+        """What keeps writers of a store and its collection apart on all machines that use this database; None on SQLite."""
+        return _AdvisoryLock(self._engine, self.url) if self.dialect == "postgresql" else None
+
     def close(self) -> None:
         self._engine.dispose()
 
 
+class _AdvisoryLock:
+    """A StoreLock that PostgreSQL holds for as long as a connection of ours lives."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._url = url
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with _translated(self._url), self._engine.connect() as connection:
+            # a collection may take longer than anybody would wait for a row
+            connection.exec_driver_sql(f"SET lock_timeout = '{STORE_LOCK_SECONDS}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_lock_shared({STORE_LOCK})")
+            try:
+                yield
+            finally:
+                connection.exec_driver_sql(f"SELECT pg_advisory_unlock_shared({STORE_LOCK})")
+                connection.exec_driver_sql("RESET lock_timeout")
+
+    @contextmanager
+    def exclusive(self, wait_seconds: float) -> Iterator[None]:
+        until = time.monotonic() + wait_seconds
+        with _translated(self._url), self._engine.connect() as connection:
+            while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({STORE_LOCK})").scalar():
+                if time.monotonic() >= until:
+                    raise StoreError(
+                        f"others have kept writing to the store for {wait_seconds:g} seconds",
+                        hint="try again when fewer write, or look for a writer that hangs",
+                    )
+                time.sleep(0.05)
+            try:
+                yield
+            finally:
+                connection.exec_driver_sql(f"SELECT pg_advisory_unlock({STORE_LOCK})")
+
+
 def upgrade(url: str) -> str:
-    """Brings the tables to this version's revision, which is returned. Idempotent."""
-    engine = _engine(url)
+    """Brings the tables to this version's revision, which is returned. Idempotent, and safe to run from many places."""
+    with _migrating(url, lambda connection, config: command.upgrade(config, "head")):
+        return _head()
+
+
+def downgrade(url: str, revision: str, *, allow_loss: bool = False) -> str:
+    """Brings the tables back to an older revision. Raises UsageError where that loses data and `allow_loss` is not set."""
+    scripts = _scripts()
+    if revision not in (known := [*(script.revision for script in scripts.walk_revisions()), "base"]):
+        raise UsageError(f"there is no revision {revision!r}", hint=f"known are {', '.join(reversed(known))}")
+
+    def down(connection: Connection, config: Config) -> None:
+        steps = [*scripts.iterate_revisions(_at_head(connection, url), revision)]
+        losses = [f"{script.revision}: {script.module.LOSES}" for script in steps if script.module.LOSES]
+        if losses and not allow_loss:
+            raise UsageError(
+                f"going back to revision {revision} loses data: {'; '.join(losses)}",
+                hint="back the database up, then say --allow-data-loss",
+            )
+        command.downgrade(config, revision)
+
+    with _migrating(url, down):
+        return revision
+
+
+@contextmanager
+def _migrating(url: str, step: Callable[[Connection, Config], None]) -> Iterator[None]:
+    engine = _engine(url, migrating=True)
     try:
         with _translated(redacted_url(url)):
             if engine.dialect.name == "sqlite":
@@ -57,15 +141,25 @@ def upgrade(url: str) -> str:
                 if not folder.is_dir():
                     raise DatabaseError(f"{folder}, where {redacted_url(url)} would be, is not a folder")
                 _use_wal(engine)
-            # one transaction from the first look to the last statement, so that two upgrades cannot interleave
+            # one transaction from the first look to the last statement, so that two migrations cannot interleave
             with engine.execution_options(begin="BEGIN IMMEDIATE").begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
                 _revision(connection)
                 config = _alembic()
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                return _head()
+                step(connection, config)
+                if engine.dialect.name == "sqlite":
+                    _check_references(connection)
+        yield
     finally:
         engine.dispose()
+
+
+def _check_references(connection: Connection) -> None:
+    """SQLite's foreign keys are off while tables are rebuilt; what came of it is checked before the commit."""
+    if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+        raise DatabaseError(f"row {broken[1]} of {broken[0]} refers to a row of {broken[2]} that is not there")
 
 
 def current(url: str) -> str | None:
@@ -78,9 +172,14 @@ def check(url: str) -> str:
     """The revision, if the tables are exactly those of this version; otherwise DatabaseError says what to run."""
     with _connected(url) as connection:
         revision = _at_head(connection, url)
-        differences = compare_metadata(MigrationContext.configure(connection), Table.metadata)
+        differences = [str(each) for each in compare_metadata(MigrationContext.configure(connection), Table.metadata)]
+        differences += rules.drift(connection)
         if differences:
-            raise DatabaseError(f"{redacted_url(url)} differs from its revision {revision}: {differences[0]}")
+            more = f" (and {len(differences) - 1} more)" if differences[1:] else ""
+            raise DatabaseError(
+                f"{redacted_url(url)} differs from its revision {revision}: {differences[0]}{more}",
+                hint="someone changed the tables by hand: undo that, or restore a backup (docs/operations.md)",
+            )
         return revision
 
 
@@ -95,7 +194,7 @@ def _connected(url: str) -> Iterator[Connection]:
     engine = _engine(url)
     try:
         # SQLite would make an empty database where none is
-        if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
+        if engine.dialect.name == "sqlite" and not Path(make_url(url).database or "").is_file():
             raise DatabaseError(f"there is no database at {redacted_url(url)}", hint="run `reccocktail init`")
         with _translated(redacted_url(url)), engine.connect() as connection:
             yield connection
@@ -143,15 +242,45 @@ def _alembic() -> Config:
     return config
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, migrating: bool = False) -> Engine:
     try:
-        engine = create_engine(make_url(url))
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+        parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
+        options: dict[str, Any] = {}
+        if parsed.get_backend_name() == "postgresql":
+            # nobody waits for ever, except for a migration; a server that was restarted is noticed before it is asked
+            waits = "" if migrating else f"-c lock_timeout={BUSY_SECONDS}s"
+            options = {"connect_args": {"connect_timeout": 10, "options": waits}, "pool_pre_ping": True}
+        elif parsed.get_backend_name() == "sqlite":
+            parsed = _readable_sqlite(parsed)
+        else:
+            raise DatabaseError(
+                f"{redacted_url(url)}: {parsed.get_backend_name()} is not supported", hint="use SQLite or PostgreSQL"
+            )
+        engine = create_engine(parsed, **options)
+    except ModuleNotFoundError as error:
+        raise DatabaseError(
+            f"{redacted_url(url)} needs the package {error.name}", hint="pip install 'reccocktail[postgres]'"
+        ) from error
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise DatabaseError(f"{redacted_url(url)} cannot be used as a database URL: {error}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        if migrating:
+            event.listen(engine, "connect", _without_foreign_keys)
     return engine
+
+
+def _readable_sqlite(url: URL) -> URL:
+    """The URL, changed where file or folder cannot be written, so that reading works all the same."""
+    path = Path(url.database or "").absolute()
+    if not path.is_file() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return url
+    # readers of a write-ahead log need a lock file beside the database, which cannot be made here; without a log
+    # nobody is writing, and the file can be read as it is
+    log = path.with_name(path.name + "-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    return url.set(database=f"file:{quote(str(path))}?{mode}", query={"uri": "true"})
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -161,6 +290,11 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     # SQLite checks foreign keys only when asked to, connection by connection
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _without_foreign_keys(connection: sqlite3.Connection, _record: Any) -> None:
+    # a table is altered by making it anew, and the old one could not be dropped while others refer to it
+    connection.execute("PRAGMA foreign_keys = OFF")
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -185,7 +319,16 @@ def _translated(url: str) -> Iterator[None]:
         raise ConflictError(f"the database refused the change: {error.orig}") from error
     except (DBAPIError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error
-        hint = "run `reccocktail doctor`"
-        if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
-            hint = "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another"
-        raise DatabaseError(f"{url}: {cause}", hint=hint) from error
+        raise DatabaseError(f"{url}: {str(cause).strip()}", hint=_hint(cause)) from error
+
+
+_READ_ONLY = "25006"  # PostgreSQL's read_only_sql_transaction
+
+
+def _hint(error: BaseException | None) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_NOTADB:
+        return "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another"
+    if (code is not None and code & 0xFF == sqlite3.SQLITE_READONLY) or getattr(error, "sqlstate", None) == _READ_ONLY:
+        return "the database is open for reading only: commands that change something need one that can be written"
+    return "run `reccocktail doctor`"

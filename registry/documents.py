@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidArtifactError
 
 LIMIT = 10 << 20
+
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 200
+_shortened.maxlevel = 3
 
 
 def read_object(path: Path, *, limit: int = LIMIT) -> dict[str, Any]:
@@ -24,9 +32,13 @@ def read_object(path: Path, *, limit: int = LIMIT) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, source: Path) -> dict[str, Any]:
-    """The JSON object in `data`: UTF-8, no key twice. Raises InvalidArtifactError naming `source`."""
+    """The JSON object in `data`: UTF-8, no key twice, no half of a character. Raises InvalidArtifactError naming `source`."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        if _ESCAPED_SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()  # fails for a half, which neither files nor databases take
+    except UnicodeEncodeError as error:
+        raise InvalidArtifactError(f"{source}: is not sound JSON: it has a lone surrogate in a text") from error
     except (ValueError, RecursionError) as error:
         raise InvalidArtifactError(f"{source}: is not sound JSON: {error}") from error
     if not isinstance(value, dict):
@@ -34,9 +46,15 @@ def parse_object(data: bytes, source: Path) -> dict[str, Any]:
     return value
 
 
+def shown(value: object) -> str:
+    """The value as an error message quotes it: like `repr`, and short whatever it is."""
+    return _shortened.repr(value)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {shown(twice)} appears twice")
     return value

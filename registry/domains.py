@@ -46,14 +46,15 @@ class Domains:
         fields = {"title": title, "data": data, "trainer": trainer, "recipe": recipe}
         given = {field: check_text(field, value) for field, value in fields.items() if value is not None}
         with self._database.writing() as session:
-            row = session.scalar(select(DomainRow).where(DomainRow.name == name).with_for_update())
+            lock_new_names(session)
+            row = session.scalar(select(DomainRow).where(DomainRow.name == name).with_for_update(key_share=True))
             if row is None:
                 row = DomainRow(name=name, role="ingredient", **fields | {"title": title or name})
                 session.add(row)
-                events.append(session, "domain.added", name, **given)
                 session.flush()
+                events.append(session, "domain.added", name, given, domain_id=row.id)
             elif changed := {field: value for field, value in given.items() if getattr(row, field) != value}:
-                events.append(session, "domain.changed", name, **changed)
+                events.append(session, "domain.changed", name, changed, domain_id=row.id)
                 for field, value in changed.items():
                     setattr(row, field, value)
             return _domain(row)
@@ -72,10 +73,16 @@ class Domains:
             return [_domain(row) for row in session.scalars(query)]
 
 
+def lock_new_names(session: Session) -> None:
+    """Makes writers that are about to give a name wait for each other: there is no row yet that they could lock."""
+    find_domain(session, SPIRIT, lock=True)
+
+
 def find_domain(session: Session, name: str, *, lock: bool = False) -> DomainRow:
     """The row, also that of `spirit`; `lock` makes writers of its versions wait for each other."""
     query = select(DomainRow).where(DomainRow.name == name)
-    row = session.scalar(query.with_for_update() if lock else query)
+    # key_share: rows that merely refer to the domain can be written meanwhile
+    row = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if row is None:
         raise NotFoundError(f"there is no domain {name!r}", hint=f"run `reccocktail domain add {name}`")
     return row

@@ -27,9 +27,35 @@ class Event(Record):
     created_by: str
 
 
-def append(session: Session, kind: str, subject: str, **detail: Any) -> None:
-    """To be called in the transaction that makes the event true."""
-    session.add(EventRow(kind=kind, subject=subject, detail=detail))
+def append(
+    session: Session,
+    kind: str,
+    subject: str,
+    detail: Mapping[str, Any],
+    *,
+    base_id: int | None = None,
+    domain_id: int | None = None,
+    adapter_id: int | None = None,
+    previous_id: int | None = None,
+    alias: str | None = None,
+) -> EventRow:
+    """To be called in the transaction that makes the event true, before the row that it changes is written.
+
+    The database takes a new status, a moved alias or an archiving only if its event is there already.
+    """
+    row = EventRow(
+        kind=kind,
+        subject=subject,
+        base_id=base_id,
+        domain_id=domain_id,
+        adapter_id=adapter_id,
+        previous_id=previous_id,
+        alias=alias,
+        detail=dict(detail),
+    )
+    session.add(row)
+    session.flush()
+    return row
 
 
 class Events:
@@ -48,7 +74,8 @@ class Events:
         if after is not None:
             query = query.where(EventRow.id < after)
         with self._database.reading() as session:
-            return [
-                Event(row.id, row.kind, row.subject, row.detail, row.created_at, row.created_by)
-                for row in session.scalars(query)
-            ]
+            return [event_of(row) for row in session.scalars(query)]
+
+
+def event_of(row: EventRow) -> Event:
+    return Event(row.id, row.kind, row.subject, row.detail, row.created_at, row.created_by)

@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from .documents import read_object
+from .documents import read_object, shown
 from .errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
-from .headers import Header, TensorInfo, read_header
+from .filenames import check_file_name
+from .headers import HEADER_LIMIT, Header, TensorInfo, read_header
 from .lora import LoraConfig, LoraModule, lora_modules
 
 CONFIG = "config.json"
@@ -27,8 +29,14 @@ TOKENIZER_FILES = (
     "*.model", "*.tiktoken", "chat_template*",
 )  # fmt: skip
 
+MERGED_DTYPES = ("F32", "F16", "BF16")
 _HEADS = ("lm_head", "embed_out")
-_INDEX_LIMIT = 100 << 20  # a mixture of experts with hundreds of thousands of tensors needs more than a config
+_INDEX_LIMIT = HEADER_LIMIT  # it names as many tensors, with the same cost
+
+# IEEE values whose exponent bits are all set are NaN or infinite. Such a value of either sign is the greatest there can be
+# when bits are compared as integers, signed for the positive ones and unsigned for the negative: {dtype: (bytes, exponent)}
+_EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
+_SCAN_BYTES = 1 << 20  # stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class AdapterFacts:
 
 def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
     """`allow_links` lets top-level files be links to elsewhere, as in the Hub's cache. Raises InvalidArtifactError."""
-    folder = Path(folder)
+    folder = _folder(folder)
     config = read_object(_inside(folder, CONFIG, allow_links))
     if config.get("quantization_config"):
         raise InvalidArtifactError(
@@ -85,7 +93,7 @@ def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
         raise InvalidArtifactError(f"{folder}: its weights hold no tensors")
     infos = [tensor.info for tensor in tensors.values()]
     return BaseFacts(
-        architecture=_architecture(config),
+        architecture=_architecture(folder / CONFIG, config),
         dtype=_main_dtype(infos),
         tensors=tensors,
         parameters=sum(info.elements for info in infos),
@@ -108,7 +116,7 @@ def inspect_adapter(
     `base_names` are the names under which the base is known; without them the adapter's own word is not questioned.
     Raises InvalidArtifactError, or UnsupportedAdapterError and BaseMismatchError of that family.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     _refuse_pickled_adapter(folder)
     config_path = _inside(folder, ADAPTER_CONFIG, allow_links)
     config = LoraConfig.parse(read_object(config_path), config_path)
@@ -140,34 +148,55 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 def check_finite(header: Header) -> None:
     """Raises InvalidArtifactError naming the first tensor that holds NaN or an infinity."""
+    buffer = memoryview(bytearray(_SCAN_BYTES))
+    try:
+        with header.path.open("rb") as file:
+            for tensor in header.tensors.values():
+                file.seek(header.data_start + tensor.start)
+                if bad := _count_not_finite(file, tensor, buffer):
+                    raise InvalidArtifactError(
+                        f"{header.path}: tensor {tensor.name!r} has {bad} of {tensor.elements} values NaN or infinite"
+                    )
+    except (OSError, EOFError) as error:
+        raise InvalidArtifactError(f"{header.path}: cannot be read to its end: {error}") from error
+
+
+def _count_not_finite(file: BufferedReader, tensor: TensorInfo, buffer: memoryview) -> int:
     import numpy as np
 
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    with header.path.open("rb") as file:
-        for tensor in header.tensors.values():
-            kind = np.dtype(kinds[tensor.dtype])
-            file.seek(header.data_start + tensor.start)
-            left, bad = tensor.elements, 0
-            while left:
-                values = np.fromfile(file, kind, min(left, 1 << 22))  # pieces, so that memory stays small
-                if not values.size:
-                    raise InvalidArtifactError(f"{header.path}: ended while {tensor.name!r} was read")
-                left -= values.size
-                # numpy has no bfloat16; like any IEEE value it is NaN or infinite when all exponent bits are set
-                finite = (values & 0x7F80) != 0x7F80 if tensor.dtype == "BF16" else np.isfinite(values)
-                bad += values.size - int(np.count_nonzero(finite))
-            if bad:
-                raise InvalidArtifactError(
-                    f"{header.path}: tensor {tensor.name!r} has {bad} of {tensor.elements} values NaN or infinite"
-                )
+    width, exponent = _EXPONENTS[tensor.dtype]
+    unsigned, signed, sign = f"<u{width}", f"<i{width}", 1 << (8 * width - 1)
+    left, bad = tensor.nbytes, 0
+    while left:
+        piece = buffer[: min(left, len(buffer))]
+        if file.readinto(piece) < len(piece):
+            raise EOFError(f"it ended within {tensor.name!r}")
+        left -= len(piece)
+        bits = np.frombuffer(piece, unsigned)
+        if bits.max() >= sign | exponent or bits.view(signed).max() >= exponent:
+            bad += int(np.count_nonzero((bits & exponent) == exponent))
+    return bad
+
+
+def _folder(folder: Path | str) -> Path:
+    if not os.path.isdir(folder):  # noqa: PTH112 (pathlib raises OSError for a name that is too long)
+        raise InvalidArtifactError(f"{folder}: is not a folder")
+    return Path(folder)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError as error:
+        raise InvalidArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _inside(folder: Path, name: str, allow_links: bool) -> Path:
     path = folder / name
-    if not folder.is_dir():
-        raise InvalidArtifactError(f"{folder}: is not a folder")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InvalidArtifactError(f"{folder}: has no {name}")
+    if not path.is_file():
+        raise InvalidArtifactError(f"{path}: is not a regular file")
     if not allow_links and not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifactError(f"{path}: is a link that leads out of the folder, to {path.resolve()}")
     return path
@@ -177,7 +206,7 @@ def _weight_headers(folder: Path, allow_links: bool) -> dict[str, Header]:
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: read_header(_inside(folder, WEIGHTS, allow_links))}
     if not (folder / INDEX).exists():
-        pickles = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLES))
+        pickles = [name for name in _names(folder) if matches(name, PICKLES)]
         found = f"; {pickles[0]} is a pickle, which can run code when it is opened" if pickles else ""
         raise InvalidArtifactError(
             f"{folder}: has neither {WEIGHTS} nor {INDEX}{found}",
@@ -190,7 +219,7 @@ def _weight_headers(folder: Path, allow_links: bool) -> dict[str, Header]:
     headers = {file: read_header(_inside(folder, file, allow_links)) for file in sorted(listed)}
     for file, header in headers.items():
         for tensor in sorted(listed[file] - header.tensors.keys()):
-            raise InvalidArtifactError(f"{path}: places tensor {tensor!r} in {file}, which does not hold it")
+            raise InvalidArtifactError(f"{path}: places tensor {shown(tensor)} in {file}, which does not hold it")
         for tensor in sorted(header.tensors.keys() - listed[file]):
             raise InvalidArtifactError(f"{folder / file}: holds tensor {tensor!r}, which {INDEX} does not place there")
     return headers
@@ -203,15 +232,18 @@ def _weight_map(path: Path) -> dict[str, str]:
     for file in files.values():
         # one plain name: nothing that could lead elsewhere
         if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name or "\\" in file:
-            raise InvalidArtifactError(f"{path}: {file!r} is not the name of a safetensors file beside it")
+            raise InvalidArtifactError(f"{path}: {shown(file)} is not the name of a safetensors file beside it")
+    for file in set(files.values()):
+        check_file_name(path.parent, file)
     return files
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _architecture(path: Path, config: dict[str, Any]) -> str:
     names = config.get("architectures")
-    if isinstance(names, list) and names:
-        return str(names[0])
-    return str(config.get("model_type") or "unknown")
+    name = names[0] if isinstance(names, list) and names else config.get("model_type") or "unknown"
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 200:
+        raise InvalidArtifactError(f"{path}: names the architecture {shown(name)}, which is not a class name")
+    return name
 
 
 def _main_dtype(infos: Iterable[TensorInfo]) -> str:
@@ -228,10 +260,10 @@ def _is_tied(config: dict[str, Any], tensors: Collection[str]) -> bool:
 
 
 def _refuse_pickled_adapter(folder: Path) -> None:
-    for path in sorted(folder.glob("adapter_model.*")):
-        if matches(path.name, PICKLES):
+    for name in _names(folder):
+        if name.lower().startswith("adapter_model.") and matches(name, PICKLES):
             raise InvalidArtifactError(
-                f"{path}: is a pickle, which can run code when it is opened",
+                f"{folder / name}: is a pickle, which can run code when it is opened",
                 hint=f"save the adapter with PEFT's save_pretrained(…), which writes {ADAPTER_WEIGHTS}",
             )
 
@@ -239,10 +271,11 @@ def _refuse_pickled_adapter(folder: Path) -> None:
 def _check_base_name(path: Path, name: str | None, base_names: Collection[str]) -> None:
     if name is None or name in base_names:
         return
-    if Path(name).exists() and any(os.path.realpath(name) == os.path.realpath(other) for other in base_names):
+    exists = os.path.exists(name)  # noqa: PTH110 (pathlib raises OSError for a name that is too long)
+    if exists and any(os.path.realpath(name) == os.path.realpath(other) for other in base_names):
         return
     raise BaseMismatchError(
-        f"{path}: the adapter was made for {name!r}, not for {' = '.join(repr(other) for other in base_names)}",
+        f"{path}: the adapter was made for {shown(name)}, not for {' = '.join(repr(other) for other in base_names)}",
         hint="--allow-base-mismatch, if they are the same model under two names",
     )
 
@@ -256,6 +289,11 @@ def _check_fit(path: Path, module: LoraModule, base: BaseFacts) -> None:
     tensor = base.tensors.get(module.weight)
     if tensor is None:
         raise InvalidArtifactError(f"{path}: {module.a.name!r} has no tensor {module.weight!r} in the base model")
+    if tensor.info.dtype not in MERGED_DTYPES:
+        raise UnsupportedAdapterError(
+            f"{path}: {module.a.name!r} adapts {module.weight!r}, which the base model stores as {tensor.info.dtype};"
+            f" only {', '.join(MERGED_DTYPES)} can be merged into"
+        )
     out_by_in = (module.b.shape[0], module.a.shape[1])
     expected = out_by_in[::-1] if module.transposed else out_by_in
     if tensor.info.shape != expected:

@@ -6,7 +6,7 @@ import builtins
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from . import events
 from .builds import Build
@@ -38,15 +38,19 @@ class Publications:
         with self._database.writing() as session:
             row = PublicationRow(build_id=build.id, repo=repo, revision=revision, tag=tag)
             session.add(row)
-            events.append(session, "build.published", build.id, repo=repo, revision=revision, tag=tag)
+            asked = session.get_one(BuildRow, build.id)
+            about = {"repo": repo, "revision": revision, "tag": tag}
+            events.append(session, "build.published", build.id, about, base_id=asked.base_id, domain_id=asked.domain_id)
             session.flush()
             return _publication(row)
 
     def list(
-        self, domain: str | None = None, *, limit: int = 50, after: int | None = None
+        self, domain: str | None = None, *, build: str | None = None, limit: int = 50, after: int | None = None
     ) -> builtins.list[Publication]:
-        """Newest first; `after` is the id that the page before ended with."""
+        """Newest first, of one build if its whole id is given; `after` is the id that the page before ended with."""
         query = select(PublicationRow).order_by(PublicationRow.id.desc()).limit(limit)
+        if build is not None:
+            query = query.where(PublicationRow.build_id == build)
         with self._database.reading() as session:
             if domain is not None:
                 query = query.join(BuildRow, BuildRow.id == PublicationRow.build_id)
@@ -54,6 +58,17 @@ class Publications:
             if after is not None:
                 query = query.where(PublicationRow.id < after)
             return [_publication(row) for row in session.scalars(query)]
+
+    def newest_by_domain(self) -> dict[str, Publication]:
+        """The newest of every domain that has one, in one query."""
+        newest = (
+            select(func.max(PublicationRow.id))
+            .join(BuildRow, BuildRow.id == PublicationRow.build_id)
+            .group_by(BuildRow.domain_id)
+        )
+        query = select(PublicationRow).where(PublicationRow.id.in_(newest))
+        with self._database.reading() as session:
+            return {row.build.domain.name: _publication(row) for row in session.scalars(query)}
 
 
 def _publication(row: PublicationRow) -> Publication:

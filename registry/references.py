@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import InvalidReferenceError, UsageError
+from .filenames import is_reserved
 
 SPIRIT = "spirit"
+CHAMPION = "champion"
 
 _SLUG = r"[a-z0-9][a-z0-9-]{0,62}"
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
@@ -66,6 +68,11 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):
         raise UsageError(f"{text!r} cannot be the name of a {kind}", hint=f"a {kind} name is {rule}")
+    if kind != "alias" and (is_reserved(text) or text.endswith(".")):
+        raise UsageError(
+            f"{text!r} cannot be the name of a {kind}: it becomes a folder's name, and Windows reserves it",
+            hint="choose another name",
+        )
     if kind == "domain" and text == SPIRIT:
         raise UsageError("'spirit' is reserved for the base spirit", hint="choose another domain name")
     return text

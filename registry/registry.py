@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from sqlalchemy import select
@@ -18,7 +19,7 @@ from .errors import StoreError
 from .events import Events
 from .publications import Publications
 from .references import Reference
-from .settings import Settings
+from .settings import Settings, is_remote
 from .store import Store
 from .tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
 
@@ -52,7 +53,7 @@ class Registry:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the home folder {settings.home}: {error.strerror}") from error
-        Store.create(settings.store_url)  # first: where it is refused, nothing else is made
+        Store.create(settings.store_url, cache=_cache(settings))  # first: where it is refused, nothing else is made
         database.upgrade(settings.database_url)
         return cls.open(settings, actor=actor)
 
@@ -63,7 +64,14 @@ class Registry:
         Rows are created in the name of `actor`; without one, of the login name.
         """
         database.require_head(settings.database_url)
-        return cls(settings, Database(settings.database_url, actor=actor), Store.open(settings.store_url))
+        opened = Database(settings.database_url, actor=actor)
+        # a local store's lock is a file in it; what machines share over a network they lock in the database
+        lock = opened.store_lock() if is_remote(settings.store_url) else None
+        try:
+            return cls(settings, opened, Store.open(settings.store_url, cache=_cache(settings), lock=lock))
+        except BaseException:
+            opened.close()
+            raise
 
     def digests(self) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep."""
@@ -71,7 +79,8 @@ class Registry:
 
     def missing(self) -> list[Missing]:
         """What rows refer to and the store does not have."""
-        return [Missing(what, digest) for what, digest in self._references() if not self.store.has(digest)]
+        there = self.store.digests()
+        return [Missing(what, digest) for what, digest in self._references() if digest not in there]
 
     def _references(self) -> Iterator[tuple[str, str]]:
         with self._database.reading() as session:
@@ -94,3 +103,7 @@ class Registry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _cache(settings: Settings) -> Path:
+    return settings.home / "cache" / "store"

@@ -89,6 +89,11 @@ def _read(path: Path) -> dict[str, str]:
     return values
 
 
+def is_remote(store_url: str) -> bool:
+    """Whether the store is an object store rather than a folder."""
+    return "://" in store_url and not store_url.startswith("file://")
+
+
 def redacted_url(url: str) -> str:
     """The URL with its password, and anything in the query that looks like a secret, replaced by `***`."""
     # greedy up to the last @, because people forget to escape the @ in a password

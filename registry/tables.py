@@ -1,4 +1,8 @@
-"""The tables. What must never be untrue is held here, by the database, and not only by the code that writes."""
+"""The tables. What must never be untrue is held by the database, and not only by the code that writes.
+
+Keys and checks are here; what they cannot say (a version never changes, no state without its event) is said by triggers,
+whose text is in `migrations/rules/`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +69,7 @@ def _actor(context: DefaultExecutionContext) -> str:
     return context.execution_options.get("actor") or login_name()
 
 
-class Table(DeclarativeBase):
+class Root(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {  # noqa: RUF012  SQLAlchemy reads it from the class
         datetime: UtcDateTime(),
@@ -74,6 +78,12 @@ class Table(DeclarativeBase):
         int: BigInteger(),
         str: String(),
     }
+
+
+class Table(Root):
+    """A table whose rows tell when they were made, and by whom."""
+
+    __abstract__ = True
 
     created_at: Mapped[datetime] = mapped_column(default=now, sort_order=100)
     created_by: Mapped[str] = mapped_column(default=_actor, sort_order=101)
@@ -139,6 +149,8 @@ class AdapterRow(Table):
     tags: Mapped[list[str]]
     note: Mapped[str | None]
     context: Mapped[dict[str, Any]]
+    words: Mapped[str] = mapped_column(server_default="")
+    """What `adapter list --search` looks in: domain, note and tags, case-folded."""
     is_current: Mapped[bool] = mapped_column(default=False)
     archived_at: Mapped[datetime | None]
 
@@ -153,6 +165,7 @@ class AdapterRow(Table):
         UniqueConstraint("base_id", "domain_id", "version"),
         UniqueConstraint("base_id", "domain_id", "digest"),
         UniqueConstraint("base_id", "domain_id", "id"),  # what aliases point to
+        Index(None, "domain_id", "id"),
         Index(
             "uq_adapters_current_spirit", "base_id", unique=True,
             sqlite_where=text("is_current"), postgresql_where=text("is_current"),
@@ -160,19 +173,47 @@ class AdapterRow(Table):
     )  # fmt: skip
 
 
+class AdapterTagRow(Root):
+    """What `adapter list --tag` searches by; the database fills it from `adapters.tags`."""
+
+    __tablename__ = "adapter_tags"
+
+    tag: Mapped[str] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+
+
+class AdapterMetricRow(Root):
+    """What `adapter list --metric` searches by; the database fills it from `adapters.metrics`."""
+
+    __tablename__ = "adapter_metrics"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+    value: Mapped[float]
+
+
 class AliasRow(Table):
+    """An alias is where its newest event says it is."""
+
     __tablename__ = "aliases"
 
     base_id: Mapped[int] = mapped_column(primary_key=True)
     domain_id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     adapter_id: Mapped[int]
+    event_id: Mapped[int]
 
     __table_args__ = (
         # an alias cannot leave its base and domain
         ForeignKeyConstraint(
             ["base_id", "domain_id", "adapter_id"], ["adapters.base_id", "adapters.domain_id", "adapters.id"]
         ),
+        # and cannot be where no event has put it
+        ForeignKeyConstraint(
+            ["event_id", "base_id", "domain_id", "name", "adapter_id"],
+            ["events.id", "events.base_id", "events.domain_id", "events.alias", "events.adapter_id"],
+        ),
+        Index(None, "adapter_id"),
     )
 
 
@@ -203,6 +244,8 @@ class BuildRow(Table):
 
     __table_args__ = (
         _one_of("status", STATUSES),
+        Index(None, "domain_id", "id"),
+        Index(None, "domain_id", "status", "finished_at"),
         CheckConstraint("(status = 'succeeded') = (digest IS NOT NULL)", name="digest"),
         CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease"),
         Index(
@@ -219,12 +262,14 @@ class BuildInputRow(Table):
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
 
+    __table_args__ = (Index(None, "adapter_id", "build_id"),)
+
 
 class PublicationRow(Table):
     __tablename__ = "publications"
 
     id: Mapped[int] = _id()
-    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), index=True)
     repo: Mapped[str]
     revision: Mapped[str]
     tag: Mapped[str | None]
@@ -233,9 +278,25 @@ class PublicationRow(Table):
 
 
 class EventRow(Table):
+    """What happened to what. An alias event has `alias`, where it is now (`adapter_id`) and where it was (`previous_id`)."""
+
     __tablename__ = "events"
 
     id: Mapped[int] = _id()
     kind: Mapped[str]
-    subject: Mapped[str] = mapped_column(index=True)
+    subject: Mapped[str]
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
+    domain_id: Mapped[int | None] = mapped_column(ForeignKey("domains.id"))
+    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
+    alias: Mapped[str | None]
     detail: Mapped[dict[str, Any]]
+
+    __table_args__ = (
+        UniqueConstraint("id", "base_id", "domain_id", "alias", "adapter_id"),  # what aliases point to
+        Index(None, "subject", "id"),
+        Index(None, "domain_id", "id"),
+        Index(None, "adapter_id", "id"),
+        Index(None, "previous_id", "id"),
+        Index(None, "base_id", "domain_id", "alias", "id"),
+    )

@@ -22,11 +22,13 @@ def _beside(name: str) -> ModuleType:
 
 
 _hub_server = _beside("hub_server")
+_postgres = _beside("postgres")
 _tiny = _beside("tiny")
 
 _one_thread = _tiny._one_thread
 shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
 make_base, base, make_adapter = _tiny.make_base, _tiny.base, _tiny.make_adapter
+postgres = _postgres.postgres
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 

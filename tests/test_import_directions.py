@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "migrations": {"registry"},
 }
 # Alembic runs these files by their path, so they are in no package from which an import could be relative.
-RUN_BY_PATH = {ROOT / "migrations" / "env.py"}
+RUN_BY_PATH = {ROOT / "migrations" / "env.py", *(ROOT / "migrations" / "versions").glob("[0-9]*.py")}
 MODULES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 
 

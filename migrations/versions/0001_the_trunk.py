@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+LOSES = "everything: every base model, domain, adapter, build and publication that is registered"
+
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers rows by itself only if the type is INTEGER
 TIME = sa.DateTime(timezone=True)
 

@@ -47,6 +47,13 @@ class Answer:
         return json.loads(self.out)
 
 
+class Terminal(io.StringIO):
+    """What is written to it is laid out as for a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Shell:
     """The command with one home, in one working folder, undisturbed by the settings of whoever runs the tests."""
 
@@ -58,10 +65,13 @@ class Shell:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RECCOCKTAIL_") and k != "XDG_CONFIG_HOME"}
         return kept | {"RECCOCKTAIL_HOME": str(self.home), "RECCOCKTAIL_DEVICE": "cpu", "HOME": str(self.folder)}
 
-    def __call__(self, *words: object, code: int = 0) -> Answer:
-        """Run it in this process and expect this exit code."""
-        out, err = io.StringIO(), io.StringIO()
-        with patch.dict(os.environ, self.environment(), clear=True), chdir(self.folder):  # noqa: SIM117
+    def __call__(self, *words: object, code: int = 0, columns: int | None = None, **environment: str) -> Answer:
+        """Run it in this process and expect this exit code; with `columns`, on a terminal that is so wide."""
+        out, err = io.StringIO() if columns is None else Terminal(), io.StringIO()
+        variables = self.environment() | environment
+        if columns is not None:
+            variables |= {"COLUMNS": str(columns), "TERM": "dumb"}
+        with patch.dict(os.environ, variables, clear=True), chdir(self.folder):  # noqa: SIM117
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
                 main([str(word) for word in words])
         answer = Answer(int(ended.value.code or 0), out.getvalue(), err.getvalue())

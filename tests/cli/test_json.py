@@ -33,8 +33,9 @@ ASKED: list[Words] = [
     ("adapter", "add", "{newer}", "--base", "tiny", "--domain", "skin-care"),
     ("adapter", "list"),
     ("adapter", "show", "spirit"),
+    ("adapter", "log", "skin-care"),
     ("adapter", "alias", "skin-care@v1", "candidate"),
-    ("adapter", "archive", "skin-care@v1"),
+    ("adapter", "archive", "skin-care@v1", "--force"),
     ("adapter", "verify", "spirit"),
     ("evaluate", "tiny", "skin-care", "--domain", "skin-care", "--limit", "2"),
     ("recipe", "list"),
@@ -53,6 +54,7 @@ ASKED: list[Words] = [
     ("store", "verify"),
     ("store", "gc", "--dry-run"),
     ("db", "upgrade"),
+    ("db", "downgrade", "0001"),
     ("db", "current"),
     ("db", "check"),
 ]

@@ -86,7 +86,7 @@ def test_a_champion_wins_over_the_newest_until_it_is_archived(prepared: Any, lor
     assert "champion is skin-care@v1" in prepared("adapter", "alias", "skin-care@v1", "champion").err
     assert bare_name() == "skin-care@v1"
     assert prepared("adapter", "show", "skin-care@champion", "--json").json["aliases"] == ["champion"]
-    prepared("adapter", "archive", "skin-care@v1")
+    prepared("adapter", "archive", "skin-care@v1", "--force")
     assert bare_name() == "skin-care@v2"
 
 
@@ -285,7 +285,7 @@ def test_everything_in_the_store_is_sound_and_needed(built: Any) -> None:
     _age(built.home / "store")
     assert built("store", "verify", "--json").json == {"ok": True, "damage": []}
     report = built("store", "gc", "--dry-run", "--json").json
-    assert report == {"trees": [], "blobs": 0, "staging": [], "bytes": 0, "dry_run": True}
+    assert report == {"trees": [], "blobs": [], "staging": [], "bytes": 0, "dry_run": True}
     assert "would remove 0 folders" in built("store", "gc", "--dry-run").err
 
 

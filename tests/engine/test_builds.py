@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -11,13 +12,14 @@ from contextlib import suppress
 import pytest
 import torch
 from reccocktail.engine import builds
-from reccocktail.engine.builds import publishable, request, run, standing
+from reccocktail.engine.builds import publishable, request, run, standing, standings
 from reccocktail.engine.errors import AdaptationError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
+from sqlalchemy import Engine, event
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 AVERAGE = load_recipe("average")
@@ -193,7 +195,9 @@ def test_every_recipe_that_ships_has_a_key_of_its_own(stocked):
 
 
 def state(registry: Registry) -> tuple[str, tuple[str, ...]]:
+    """Of the one domain there is, asked for alone and with all others: the answers are the same."""
     found = standing(registry, "skin-care")
+    assert standings(registry) == {"skin-care": found}
     return found.state, found.reasons
 
 
@@ -269,7 +273,7 @@ def test_a_spirit_of_another_base_is_never_mixed_in(registry, make_base, make_ad
         registry.adapters.add(make_adapter(one, 1), base=second, role="spirit")
     registry.adapters.add(make_adapter(other, 1), base=second, role="spirit")
     registry.adapters.add(make_adapter(one, 2), base=first, role="ingredient", domain="skin-care")
-    with pytest.raises(NotFoundError, match="no 'spirit' for base model 'one'"):
+    with pytest.raises(NotFoundError, match="'spirit' has no adapter yet for base model 'one'"):
         request(registry, "skin-care", AVERAGE)
 
 
@@ -306,7 +310,7 @@ def test_an_interrupted_build_is_a_failed_one_and_can_be_asked_for_again(recipe,
 
 def test_an_error_nobody_foresaw_is_in_the_row_too(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
-    monkeypatch.setattr(builds, "merge", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("reccocktail.engine.merge.merge", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         work(stocked, build)
     assert stocked.builds.get(build.id).error == {
@@ -458,7 +462,175 @@ def test_a_result_that_is_missing_from_the_store_is_stale_and_says_so(stocked):
     stocked.domains.add("skin-care", recipe="average")
     build = made(stocked, AVERAGE)
     shutil.rmtree(build.path)
-    found = standing(stocked, "skin-care")
-    assert (found.state, found.reasons) == ("stale", ("its files are missing from the store",))
+    assert state(stocked) == ("stale", ("its files are missing from the store",))
     with pytest.raises(StoreError, match="missing from the store"):
-        builds.result_folder(stocked.builds.get(build.id))
+        builds.result_folder(stocked, stocked.builds.get(build.id))
+
+
+# --- all domains at once --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """Every statement that a database is asked from here on."""
+    asked: list[str] = []
+
+    def note(connection, cursor, statement, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield asked
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_many_domains_are_told_in_as_many_queries_as_few(stocked, statements):
+    def count() -> int:
+        statements.clear()
+        assert {found.state for found in standings(stocked).values()} <= {"fresh", "stale", "unbuilt", "blocked"}
+        return len(statements)
+
+    stocked.domains.add("skin-care", recipe="average")
+    made(stocked, AVERAGE)
+    stocked.domains.add("skin-care", recipe="ingredient-only")
+    few = count()
+    for number in range(30):
+        stocked.domains.add(f"shop-{number}", recipe="spirit-only")
+    assert count() == few
+    found = standings(stocked)
+    assert found["skin-care"].state == "stale"
+    assert {found[f"shop-{number}"].state for number in range(30)} == {"unbuilt"}
+
+
+def test_domains_of_every_kind_stand_as_each_of_them_does_alone(stocked, make_base, make_adapter, base):
+    for name, recipe in (
+        ("toys", "spirit-only"),
+        ("games", "ingredient-only"),
+        ("books", "nowhere.yaml"),
+        ("food", None),
+    ):
+        stocked.domains.add(name, recipe=recipe)
+    other = stocked.bases.add("other", make_base(seed=1), source=str(make_base(seed=1)))
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 3), base=row, role="ingredient", domain="games")
+    stocked.adapters.add(make_adapter(make_base(seed=1), 3), base=other, role="ingredient", domain="games")
+    work(stocked, request(stocked, "games", load_recipe("ingredient-only"), base="other").build)
+    for which in (None, "tiny", "other", "absent"):
+        alone = {row.name: standing(stocked, row.name, base=which) for row in stocked.domains.list()}
+        assert standings(stocked, base=which) == alone
+    found = standings(stocked)
+    assert found["games"].reasons == ("'games' means versions for several base models: other and tiny",)
+    assert (found["games"].spirit, found["games"].ingredient) == ("spirit@v1", None)
+    assert standings(stocked, base="other")["games"].state == "fresh"
+    assert found["food"].reasons == ("'food' has no adapter yet",)
+
+
+def test_a_domain_whose_versions_are_all_archived_is_told_apart_from_one_without(stocked):
+    stocked.domains.add("skin-care", recipe="average")
+    made(stocked, AVERAGE)
+    stocked.adapters.archive("skin-care@v1", force=True)
+    assert state(stocked) == ("blocked", ("there is no 'skin-care'",))
+
+
+# --- the digest of the data is remembered ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adaptive(stocked, tmp_path, monkeypatch):
+    """skin-care with an adaptive recipe and data that was written long ago; the folders that are read are noted."""
+    (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
+    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
+    monkeypatch.setattr(builds, "RACE_SECONDS", -60.0)
+    read = []
+    read_domain = builds.read_domain
+    monkeypatch.setattr(builds, "read_domain", lambda folder, *_: read.append(folder) or read_domain(folder))
+    return read
+
+
+def test_data_is_read_once_until_it_changes(stocked, adaptive, tmp_path):
+    assert state(stocked) == ("unbuilt", ())
+    assert state(stocked) == ("unbuilt", ())
+    assert len(adaptive) == 1
+    before = builds.plan(stocked, "skin-care", SMALL).key
+    write_domain(generate("skin-care", users=13), tmp_path / "data")
+    assert builds.plan(stocked, "skin-care", SMALL).key != before
+    assert len(adaptive) == 2
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(stocked, adaptive, tmp_path):
+    file = tmp_path / "data" / "items.jsonl"
+    before, seen = builds.plan(stocked, "skin-care", SMALL).key, file.stat()
+    text = file.read_text()
+    title = json.loads(text.splitlines()[0])["title"]
+    file.write_text(text.replace(title, title.swapcase(), 1))
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns)
+    assert builds.plan(stocked, "skin-care", SMALL).key != before
+
+
+def test_data_that_was_written_just_now_is_not_remembered(stocked, adaptive, monkeypatch):
+    monkeypatch.setattr(builds, "RACE_SECONDS", 3600.0)
+    builds.plan(stocked, "skin-care", SMALL)
+    builds.plan(stocked, "skin-care", SMALL)
+    assert len(adaptive) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"digest": 1}', "\x00"])
+def test_a_note_that_is_damaged_is_not_believed(stocked, adaptive, text):
+    before = builds.plan(stocked, "skin-care", SMALL).key
+    (note,) = (stocked.settings.home / "cache" / "data").iterdir()
+    note.write_text(text)
+    assert builds.plan(stocked, "skin-care", SMALL).key == before
+    assert len(adaptive) == 2
+    assert json.loads(note.read_text())["digest"].startswith("sha256:")
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(stocked, adaptive):
+    (stocked.settings.home / "cache").mkdir(exist_ok=True)
+    (stocked.settings.home / "cache" / "data").write_text("a file where the folder would be")
+    assert builds.plan(stocked, "skin-care", SMALL).key == builds.plan(stocked, "skin-care", SMALL).key
+    assert len(adaptive) == 2
+
+
+# --- results that are elsewhere -------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_not_on_this_machine_is_fresh_and_is_fetched_when_it_is_needed(stocked, monkeypatch):
+    stocked.domains.add("skin-care", recipe="average")
+    build = made(stocked, AVERAGE)
+    monkeypatch.setattr(type(stocked.store), "local", lambda *_: None)
+    monkeypatch.setattr(type(stocked.store), "has", lambda *_: True)
+    monkeypatch.setattr(type(stocked.store), "folder", lambda *_: build.path)
+    assert stocked.builds.get(build.id).path is None
+    assert state(stocked) == ("fresh", ())
+    assert builds.result_folder(stocked, stocked.builds.get(build.id)) == build.path
+
+
+# --- what the registry answers about many builds --------------------------------------------------------------------
+
+
+def test_the_newest_of_every_domain_and_of_every_key(stocked):
+    stocked.domains.add("toys")
+    first, second = made(stocked, AVERAGE), made(stocked, AVERAGE, force=True)
+    other = work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build)
+    assert stocked.builds.newest_succeeded_by_domain() == {"skin-care": second, "toys": other}
+    found = stocked.builds.succeeded_with_keys([first.key, first.key, other.key, "sha256:absent"])
+    assert found == {first.key: second, other.key: other}
+    assert stocked.builds.succeeded_with_keys([]) == {}
+    spirit, ingredient = stocked.adapters.resolve("spirit"), stocked.adapters.resolve("skin-care")
+    assert [b.id for b in stocked.builds.list(adapter=spirit)] == [other.id, second.id, first.id]
+    assert [b.id for b in stocked.builds.list(adapter=ingredient, limit=1)] == [second.id]
+    assert [b.id for b in stocked.builds.list(adapter=ingredient, after=second.id)] == [first.id]
+    assert stocked.builds.list(adapter=ingredient, domain="toys") == []
+
+
+def test_the_newest_publication_of_every_domain_and_those_of_one_build(stocked):
+    stocked.domains.add("toys")
+    build = made(stocked, AVERAGE)
+    assert stocked.publications.newest_by_domain() == {}
+    one = stocked.publications.add(build, "acme/one", "c" * 40)
+    two = stocked.publications.add(build, "acme/two", "d" * 40)
+    other = stocked.publications.add(
+        work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build), "a/b", "e"
+    )
+    assert stocked.publications.newest_by_domain() == {"skin-care": two, "toys": other}
+    assert stocked.publications.list(build=build.id) == [two, one]

@@ -19,6 +19,7 @@ from peft import PeftModel
 from reccocktail.engine import merge as merging
 from reccocktail.engine.errors import MergeError, RecipeError
 from reccocktail.registry import inspect_base
+from reccocktail.registry.errors import UnsupportedAdapterError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -319,7 +320,7 @@ def test_a_base_weight_that_is_no_float_we_round_to_is_refused_by_name(dtype, na
     tensors = load_file(copy / "model.safetensors")
     tensors[f"{FIRST}.weight"] = tensors[f"{FIRST}.weight"].to(dtype)
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MergeError, match=rf"{FIRST}\.weight is stored as {named}"):
+    with pytest.raises(UnsupportedAdapterError, match=rf"{FIRST}\.weight', which the base model stores as {named}"):
         mix(copy, [(make_adapter(base), 1.0)])
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
-from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry import Adapter, Base, Registry, Settings, database
 
 HIDDEN, OUT = 8, 6
 MODULES = {f"model.layers.{layer}.self_attn.{name}": (OUT, HIDDEN) for layer in (0, 1) for name in ("q_proj", "v_proj")}
@@ -99,9 +102,45 @@ def make_adapter(
     return make
 
 
+@pytest.fixture(scope="session")
+def migrated(postgres: Any) -> str:
+    """A database with our tables, to be copied."""
+    name = postgres.create()
+    database.upgrade(postgres.url(name))
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for a registry runs on both databases."""
+    return request.param
+
+
+@contextmanager
+def _settings(dialect: str, request: pytest.FixtureRequest, home: Path, template: str) -> Iterator[Settings]:
+    if dialect == "sqlite":
+        yield Settings.load(home=home, cwd=home.parent, environ={"HOME": str(home.parent)})
+        return
+    server = request.getfixturevalue("postgres")
+    name = server.create(template)
+    url = server.url(name)
+    yield Settings.load(home=home, database_url=url, cwd=home.parent, environ={"HOME": str(home.parent)})
+    server.drop(name)
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings.load(home=tmp_path / "home", cwd=tmp_path, environ={"HOME": str(tmp_path)})
+def settings(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a registry that is still to be created; PostgreSQL has the tables already, which saves time."""
+    template = request.getfixturevalue("migrated") if dialect == "postgresql" else ""
+    with _settings(dialect, request, tmp_path / "home", template) as found:
+        yield found
+
+
+@pytest.fixture
+def untouched(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a registry of which nothing is there; on PostgreSQL an empty database."""
+    with _settings(dialect, request, tmp_path / "untouched", "template0") as found:
+        yield found
 
 
 @pytest.fixture
@@ -127,3 +166,30 @@ def add(registry: Registry, base: Base, make_adapter: Callable[..., Path], tmp_p
         return registry.adapters.add(folder, **{"base": base} | place | options)
 
     return add_one
+
+
+class PlainSql:
+    """A plain connection to the registry's database, behind our code's back; every statement is a transaction."""
+
+    refusals = (sqlite3.IntegrityError, psycopg.IntegrityError)
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.database_url.startswith("sqlite"):
+            self._connection: Any = sqlite3.connect(settings.home / "registry.sqlite", isolation_level=None)
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        else:
+            self._connection = psycopg.connect(settings.database_url, autocommit=True)
+
+    def __call__(self, statement: str) -> list[tuple[Any, ...]]:
+        cursor = self._connection.execute(statement)
+        return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def sql(registry: Registry) -> Iterator[PlainSql]:
+    plain = PlainSql(registry.settings)
+    yield plain
+    plain.close()

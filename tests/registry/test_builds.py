@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -205,16 +204,18 @@ def test_builds_are_listed_newest_first_by_status_and_page(registry: Registry, a
 
 
 def test_inputs_become_lineage(
-    registry: Registry, base: Base, add: Callable[..., Adapter], ask: Callable[..., Build]
+    registry: Registry,
+    base: Base,
+    add: Callable[..., Adapter],
+    ask: Callable[..., Build],
+    sql: Callable[[str], list[tuple[Any, ...]]],
 ) -> None:
     spirit, ingredient = add("spirit", 1), add("beauty", 2)
     inputs = {"adapters": [{"ref": a.ref, "digest": a.digest} for a in (spirit, ingredient)]}
     build = registry.builds.request("beauty", base.name, "k", {}, inputs).build
-    with sqlite3.connect(registry.settings.home / "registry.sqlite") as connection:
-        rows = connection.execute(
-            "SELECT a.digest FROM build_inputs i JOIN adapters a ON a.id = i.adapter_id WHERE i.build_id = ?",
-            [build.id],
-        ).fetchall()
+    rows = sql(
+        f"SELECT a.digest FROM build_inputs i JOIN adapters a ON a.id = i.adapter_id WHERE i.build_id = '{build.id}'"
+    )
     assert {row[0] for row in rows} == {spirit.digest, ingredient.digest}
     assert build.inputs == inputs
     wrong = {"adapters": [{"ref": spirit.ref, "digest": ingredient.digest}]}

@@ -38,11 +38,11 @@ def test_creating_twice_is_opening(registry: Registry, base: Base) -> None:
         assert again.bases.get("tiny").digest == base.digest
 
 
-def test_a_registry_that_was_not_created_does_not_open(settings: Any) -> None:
+def test_a_registry_that_was_not_created_does_not_open(untouched: Settings) -> None:
     with pytest.raises(DatabaseError) as caught:
-        Registry.open(settings)
+        Registry.open(untouched)
     assert caught.value.hint == "run `reccocktail init`"
-    assert not settings.home.exists()
+    assert not untouched.home.exists()
 
 
 def test_a_registry_whose_store_is_gone_does_not_open(registry: Registry) -> None:
@@ -52,8 +52,8 @@ def test_a_registry_whose_store_is_gone_does_not_open(registry: Registry) -> Non
 
 
 def test_a_store_that_is_refused_leaves_no_database(settings: Settings) -> None:
-    with pytest.raises(StoreError, match="s3://"):
-        Registry.create(replace(settings, store_url="s3://bucket"))
+    with pytest.raises(StoreError, match="ftp://"):
+        Registry.create(replace(settings, store_url="ftp://bucket"))
     assert list(settings.home.iterdir()) == []
 
 
@@ -309,7 +309,7 @@ def test_an_archived_version_is_passed_over_unless_it_is_named(registry: Registr
     for seed in (1, 2, 3):
         add("beauty", seed)
     registry.adapters.alias("beauty@v1", "champion")
-    registry.adapters.archive("beauty@v1")
+    registry.adapters.archive("beauty@v1", force=True)
     registry.adapters.archive("beauty@v3")
     assert registry.adapters.resolve("beauty").version == 2
     assert registry.adapters.resolve("beauty@v3").archived_at is not None
@@ -379,19 +379,18 @@ def test_an_alias_cannot_look_like_a_version(registry: Registry, add: Add) -> No
         registry.adapters.alias("spirit", "v7")
 
 
-def test_the_database_knows_the_current_spirit_as_the_bare_name_does(registry: Registry, add: Add) -> None:
+def test_the_database_knows_the_current_spirit_as_the_bare_name_does(
+    registry: Registry, add: Add, sql: Callable[[str], list[tuple[Any, ...]]]
+) -> None:
     def current() -> list[int]:
-        import sqlite3
-
-        with sqlite3.connect(registry.settings.home / "registry.sqlite") as connection:
-            return [row[0] for row in connection.execute("SELECT version FROM adapters WHERE is_current")]
+        return [version for (version,) in sql("SELECT version FROM adapters WHERE is_current")]
 
     for seed in (1, 2, 3):
         add("spirit", seed)
     steps = [
         lambda: registry.adapters.alias("spirit@v1", "champion"),
         lambda: registry.adapters.alias("spirit@v2", "champion"),
-        lambda: registry.adapters.archive("spirit@v2"),
+        lambda: registry.adapters.archive("spirit@v2", force=True),
         lambda: registry.adapters.archive("spirit@v3"),
     ]
     for step, expected in zip([lambda: None, *steps], [3, 1, 2, 3, 1], strict=True):

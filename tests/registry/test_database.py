@@ -1,179 +1,352 @@
+"""Connecting, migrating and checking, on SQLite and PostgreSQL."""
+
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
+import psycopg
 import pytest
-from alembic import command
-from reccocktail.registry import Adapter, Base, Registry, database
-from reccocktail.registry.errors import ConflictError, DatabaseError
+from reccocktail.registry import Adapter, Base, Registry, Settings, database, rules
+from reccocktail.registry.errors import ConflictError, DatabaseError, UsageError
 from reccocktail.registry.tables import BaseModelRow, Table
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
+
+SCHEMAS = Path(__file__).with_name("schemas")
+HEAD = "0002"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/r.sqlite"
+def url(untouched: Settings) -> str:
+    """Of an empty database; on SQLite there is no file yet."""
+    untouched.home.mkdir()
+    return untouched.database_url
 
 
-@pytest.fixture
-def sql(registry: Registry, base: Base, add: Callable[..., Adapter]) -> Iterator[sqlite3.Connection]:
-    """A plain connection, behind our back, to a registry with two spirits, an ingredient and a queued build."""
-    registry.domains.add("beauty")
-    add("spirit", 1)
-    add("spirit", 2)
-    add("beauty", 3)
-    registry.adapters.alias("beauty@v1", "champion")
-    registry.builds.request("beauty", base.name, "k", {}, {})
-    connection = sqlite3.connect(registry.settings.home / "registry.sqlite")
-    connection.execute("PRAGMA foreign_keys = ON")
-    yield connection
+def run_sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """The rows of the last statement."""
+    rows: list[tuple[Any, ...]] = []
+    if url.startswith("sqlite"):
+        connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    else:
+        connection = psycopg.connect(url, autocommit=True)
+    for statement in statements:
+        cursor = connection.execute(statement)
+        rows = cursor.fetchall() if cursor.description else []
     connection.close()
+    return rows
 
 
-def copy_of_row(table: str, changes: str) -> str:
-    """SQL that inserts the newest row of the table again, with columns replaced."""
-    columns = {c.name: c.name for c in Table.metadata.tables[table].columns if c.name != "id" or table == "builds"}
-    for change in changes.split(", "):
-        name, _, value = change.partition("=")
-        columns[name] = value
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) "
-        f"SELECT {', '.join(columns.values())} FROM {table} ORDER BY rowid DESC LIMIT 1"
-    )
+def load(url: str, path: Path) -> None:
+    """Runs a dump as its database's own tools would."""
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+        connection.executescript(path.read_text())
+        connection.close()
+    else:
+        with psycopg.connect(url) as connection:
+            connection.execute(path.read_text().encode())
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        pytest.param("UPDATE adapters SET is_current = 1 WHERE role = 'spirit'", id="a second current spirit"),
-        pytest.param("UPDATE adapters SET is_current = 1 WHERE role = 'ingredient'", id="a current ingredient"),
-        pytest.param("UPDATE adapters SET archived_at = created_at WHERE is_current", id="an archived current spirit"),
-        pytest.param(copy_of_row("adapters", "digest='d'"), id="a version twice"),
-        pytest.param(copy_of_row("adapters", "version=9"), id="the same content twice"),
-        pytest.param(copy_of_row("adapters", "version=0, digest='d'"), id="version zero"),
-        pytest.param(copy_of_row("adapters", "version=9, digest='d', role='spirit'"), id="a spirit in a domain"),
-        pytest.param(copy_of_row("adapters", "version=9, digest='d', base_id=7"), id="an adapter without a base"),
-        pytest.param("UPDATE aliases SET adapter_id = 1", id="an alias to another domain's version"),
-        pytest.param("UPDATE aliases SET adapter_id = 99", id="an alias to nothing"),
-        pytest.param("DELETE FROM adapters WHERE role = 'ingredient'", id="an aliased version removed"),
-        pytest.param(copy_of_row("aliases", "adapter_id=3"), id="an alias twice"),
-        pytest.param(copy_of_row("domains", "title='x'"), id="a domain twice"),
-        pytest.param(copy_of_row("domains", "name='x', role='other'"), id="an unknown role"),
-        pytest.param(copy_of_row("domains", "name='x', role='spirit'"), id="a second domain of spirits"),
-        pytest.param(copy_of_row("base_models", "digest='d'"), id="a base model twice"),
-        pytest.param(copy_of_row("builds", "id='x'"), id="a second queued build of a key"),
-        pytest.param("UPDATE builds SET status = 'done'", id="an unknown status"),
-        pytest.param("UPDATE builds SET status = 'succeeded'", id="a success without a result"),
-        pytest.param("UPDATE builds SET status = 'running'", id="a running build without a lease"),
-        pytest.param("INSERT INTO build_inputs VALUES ('x', 1, '', '')", id="an input of no build"),
-        pytest.param("INSERT INTO publications VALUES (1, 'x', 'r', 'c', NULL, '', '')", id="a publication of no build"),
-        pytest.param("UPDATE adapters SET created_by = NULL", id="a row of no one"),
-    ],
-)  # fmt: skip
-def test_the_database_itself_refuses(sql: sqlite3.Connection, attempt: str) -> None:
-    with pytest.raises(sqlite3.IntegrityError):
-        sql.execute(attempt)
+# --- the tables
 
 
-def test_what_the_rules_allow_is_allowed(sql: sqlite3.Connection) -> None:
-    """The attempts above fail for their rule, not for how they are written."""
-    sql.execute(copy_of_row("adapters", "version=9, digest='d'"))
-    sql.execute(copy_of_row("domains", "name='x'"))
-    sql.execute("UPDATE builds SET status = 'failed'")
-    sql.execute(copy_of_row("builds", "id='x', status='queued'"))
-    sql.execute(copy_of_row("builds", "id='y', status='cancelled'"))
+def schema(url: str) -> dict[str, Any]:
+    """Everything that the database says of its tables, apart from their triggers and the order of things."""
+    engine = create_engine(url)
+    looked = inspect(engine)
+    found = {
+        table: {
+            "columns": sorted(
+                (c["name"], str(c["type"]), c["nullable"], str(c["default"])) for c in looked.get_columns(table)
+            ),
+            "primary key": looked.get_pk_constraint(table),
+            "foreign keys": sorted(map(repr, looked.get_foreign_keys(table))),
+            "unique": sorted(map(repr, looked.get_unique_constraints(table))),
+            "checks": sorted(map(repr, looked.get_check_constraints(table))),
+            "indexes": sorted(
+                repr(index | {"dialect_options": {k: str(v) for k, v in index.get("dialect_options", {}).items()}})
+                for index in looked.get_indexes(table)
+            ),
+        }
+        for table in looked.get_table_names()
+        if table != "alembic_version"
+    }
+    engine.dispose()
+    return found
 
 
-def test_migrating_gives_the_very_tables_of_the_mappings(url: str, tmp_path: Path) -> None:
-    database.upgrade(url)
-    mapped = f"sqlite:///{tmp_path}/mapped.sqlite"
-    with create_engine(mapped).begin() as connection:
+def made_from_mappings(url: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    if url.startswith("sqlite"):
+        other = f"sqlite:///{folder}/mapped.sqlite"
+    else:
+        server = request.getfixturevalue("postgres")
+        other = server.url(server.create())
+    engine = create_engine(other)
+    with engine.begin() as connection:
         Table.metadata.create_all(connection)
+    engine.dispose()
+    return other
 
-    def schema(name: str) -> dict[str, list[str]]:
-        query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'"
-        with sqlite3.connect(tmp_path / name) as connection:
-            # the order of constraints within a table means nothing
-            return {
-                table: sorted(line.strip(" ,\t") for line in text.splitlines())
-                for table, text in connection.execute(query)
-            }
 
-    assert schema("r.sqlite") == schema("mapped.sqlite")
-    assert database.check(url) == database.current(url)
+def test_migrating_gives_the_very_tables_of_the_mappings(
+    url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    database.upgrade(url)
+    assert schema(url) == schema(made_from_mappings(url, request, tmp_path))
+    assert database.check(url) == database.current(url) == HEAD
 
 
 def test_upgrading_twice_changes_nothing(url: str) -> None:
-    assert database.upgrade(url) == database.upgrade(url)
+    assert database.upgrade(url) == HEAD
+    before = schema(url)
+    assert database.upgrade(url) == HEAD
+    assert schema(url) == before
 
 
-def test_the_trunk_can_be_taken_down_again(url: str) -> None:
+def test_upgrading_from_all_sides_at_once_does_it_once(url: str, tmp_path: Path) -> None:
+    load(url, SCHEMAS / f"0001.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
+    script = "import sys; from reccocktail.registry import database; print(database.upgrade(sys.argv[1]))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, f"{HEAD}\n"), err
+    assert database.check(url) == HEAD
+    assert run_sql(url, "SELECT count(*) FROM adapter_metrics") == [(3,)]
+
+
+def test_two_upgrades_in_one_process_do_it_once(url: str) -> None:
+    start = Barrier(4)
+
+    def upgrade(_: int) -> str:
+        start.wait()
+        return database.upgrade(url)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(upgrade, range(4))) == [HEAD] * 4
+
+
+# --- drift
+
+
+DRIFTS = {
+    "a column dropped": "ALTER TABLE domains DROP COLUMN recipe",
+    "a column added": "ALTER TABLE adapters ADD COLUMN extra VARCHAR",
+    "an index dropped": "DROP INDEX ix_events_subject_id",
+    "an extra table": "CREATE TABLE extra (id INTEGER)",
+}
+
+
+@pytest.mark.parametrize("statement", DRIFTS.values(), ids=DRIFTS.keys())
+def test_a_table_that_differs_from_its_revision_is_found(url: str, statement: str) -> None:
     database.upgrade(url)
-    config = database._alembic()
-    with create_engine(url).begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-    assert database.current(url) is None
-    database.upgrade(url)
-    assert database.check(url)
-
-
-def test_a_table_that_differs_from_its_revision_is_found(url: str, tmp_path: Path) -> None:
-    database.upgrade(url)
-    with sqlite3.connect(tmp_path / "r.sqlite") as connection:
-        connection.execute("ALTER TABLE adapters DROP COLUMN note")
+    run_sql(url, statement)
     with pytest.raises(DatabaseError, match="differs from its revision"):
         database.check(url)
 
 
+def test_a_rule_that_is_missing_altered_or_foreign_is_found(url: str) -> None:
+    database.upgrade(url)
+    sqlite = url.startswith("sqlite")
+    on, restore = ("", "") if sqlite else (" ON events", "")
+    body = "BEGIN SELECT 1; END" if sqlite else "FOR EACH ROW EXECUTE FUNCTION reccocktail_refuse('x')"
+    run_sql(url, f"DROP TRIGGER events_stay{on}{restore}")
+    with pytest.raises(DatabaseError, match="the rule events_stay is missing"):
+        database.check(url)
+    run_sql(url, f"CREATE TRIGGER events_stay BEFORE DELETE ON events {body}")
+    with pytest.raises(DatabaseError, match="the rule events_stay was altered"):
+        database.check(url)
+    run_sql(url, f"CREATE TRIGGER more BEFORE DELETE ON events {body}")
+    with pytest.raises(DatabaseError, match="the rule more is not one of ours") as caught:
+        database.check(url)
+    assert "(and 1 more)" in str(caught.value)
+    assert "operations.md" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_a_rule_that_is_switched_off_is_found(url: str) -> None:
+    database.upgrade(url)
+    run_sql(url, "ALTER TABLE events DISABLE TRIGGER events_stay")
+    with pytest.raises(DatabaseError, match="the rule events_stay was altered"):
+        database.check(url)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_a_rules_function_that_was_rewritten_is_found(url: str) -> None:
+    database.upgrade(url)
+    run_sql(
+        url,
+        "CREATE OR REPLACE FUNCTION reccocktail_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN NEW; END $$",
+    )
+    with pytest.raises(DatabaseError, match="the rule reccocktail_refuse was altered"):
+        database.check(url)
+
+
+# --- released schemas, with data in them
+
+
+@pytest.fixture(params=sorted({path.name.partition(".")[0] for path in SCHEMAS.iterdir()}))
+def released(request: pytest.FixtureRequest, url: str) -> str:
+    """The URL of a database as an earlier version left it."""
+    load(url, SCHEMAS / f"{request.param}.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
+    assert database.current(url) == request.param
+    return url
+
+
+def opened(url: str, folder: Path) -> Registry:
+    return Registry.create(
+        Settings.load(home=folder / "home", database_url=url, cwd=folder, environ={"HOME": str(folder)}), actor="bob"
+    )
+
+
+def test_a_released_schema_is_refused_until_it_is_upgraded(released: str) -> None:
+    with pytest.raises(DatabaseError, match=f"is at revision 0001, but this version needs {HEAD}") as caught:
+        database.require_head(released)
+    assert caught.value.hint == "run `reccocktail db upgrade`"
+
+
+def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Path) -> None:
+    tables = ("base_models", "domains", "builds", "build_inputs", "publications")
+    before = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
+    numbers = run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id")
+    kinds = run_sql(released, "SELECT id, kind, subject, created_at, created_by FROM events ORDER BY id")
+    database.upgrade(released)
+    assert database.check(released) == HEAD
+    assert {table: run_sql(released, f"SELECT * FROM {table}") for table in tables} == before
+    assert run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id") == numbers
+    assert run_sql(released, "SELECT id, kind, subject, created_at, created_by FROM events ORDER BY id") == kinds
+
+    with opened(released, tmp_path) as registry:
+        adapters = registry.adapters
+        assert adapters.resolve("beauty").ref == "beauty@v2"
+        assert adapters.resolve("beauty@candidate").ref == "beauty@v3"
+        assert adapters.resolve("spirit", base="tiny").ref == "spirit@v1"
+        assert adapters.resolve("beauty@v1").archived_at is not None
+        assert [a.ref for a in adapters.list(tags=["nightly"])] == ["beauty@v1"]
+        assert [a.ref for a in adapters.list(text="GRÖSSE 8")] == ["beauty@v1"]
+        moves = [(e.kind, e.detail.get("from"), e.detail.get("to"), e.created_by) for e in adapters.log("beauty")]
+        assert moves == [
+            ("adapter.archived", None, None, "ann"),
+            ("alias.set", None, "beauty@v3", "ann"),
+            ("alias.moved", "beauty@v1", "beauty@v2", "ann"),
+            ("alias.set", None, "beauty@v1", "ann"),
+            *[("adapter.added", None, None, "ann")] * 3,
+        ]
+        # and goes on where it was
+        adapters.alias("beauty@v3", "champion")
+        assert adapters.restore("beauty@v1").archived_at is None
+        (waiting,) = registry.builds.list(status="queued", domain="beauty")
+        assert registry.builds.cancel(waiting.id).status == "cancelled"
+
+
+def test_what_was_champion_before_the_upgrade_is_known_after_it(released: str, tmp_path: Path) -> None:
+    first, second = (
+        moment if isinstance(moment, datetime) else datetime.fromisoformat(moment).replace(tzinfo=UTC)
+        for (moment,) in run_sql(
+            released, "SELECT created_at FROM events WHERE subject = 'beauty@champion' ORDER BY id"
+        )
+    )
+    with opened(released, tmp_path) as registry:
+        assert registry.adapters.resolve("beauty", at=first).ref == "beauty@v1"
+        assert registry.adapters.resolve("beauty", at=second).ref == "beauty@v2"
+
+
+def test_an_upgrade_that_fails_leaves_the_schema_it_found(released: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = schema(released)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(rules, "install", fail)
+    with pytest.raises(OSError, match="no space left"):
+        database.upgrade(released)
+    assert schema(released) == before
+    assert database.current(released) == "0001"
+
+
+# --- going back
+
+
+def test_going_back_one_schema_keeps_what_the_older_one_knows(
+    registry: Registry, base: Base, add: Callable[..., Adapter]
+) -> None:
+    url = registry.settings.database_url
+    registry.domains.add("beauty")
+    add("beauty", 1, tags=["nightly"])
+    add("beauty", 2)
+    registry.adapters.alias("beauty@v1", "champion")
+    registry.adapters.alias("beauty@v2", "candidate")
+    registry.adapters.remove_alias("beauty@candidate")
+    before = schema(url)
+    events = registry.events.list()
+    registry.close()
+    assert database.downgrade(url, "0001") == "0001"
+    assert database.current(url) == "0001"
+    with pytest.raises(DatabaseError, match="is at revision 0001"):
+        Registry.open(registry.settings)
+    database.upgrade(url)
+    assert schema(url) == before
+    with Registry.open(registry.settings) as again:
+        assert again.adapters.resolve("beauty").ref == "beauty@v1"
+        assert [a.ref for a in again.adapters.list(tags=["nightly"])] == ["beauty@v1"]
+        assert again.events.list() == events
+        again.adapters.alias("beauty@v2", "champion")
+
+
+def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None:
+    database.upgrade(url)
+    with pytest.raises(UsageError, match="loses data: 0001: everything") as caught:
+        database.downgrade(url, "base")
+    assert "--allow-data-loss" in (caught.value.hint or "")
+    assert database.check(url) == HEAD
+    database.downgrade(url, "base", allow_loss=True)
+    assert database.current(url) is None
+    database.upgrade(url)
+    assert database.check(url) == HEAD
+
+
+def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
+    database.upgrade(url)
+    with pytest.raises(UsageError, match="no revision '7'") as caught:
+        database.downgrade(url, "7")
+    assert caught.value.hint == "known are base, 0001, 0002"
+
+
+def test_every_migration_says_what_going_back_loses() -> None:
+    for script in database._scripts().walk_revisions():
+        assert script.module.LOSES is None or len(script.module.LOSES) > 10
+
+
+# --- what is not there, or not ours
+
+
 def test_a_newer_database_is_refused_with_both_revisions(registry: Registry) -> None:
-    with sqlite3.connect(registry.settings.home / "registry.sqlite") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    run_sql(registry.settings.database_url, "UPDATE alembic_version SET version_num = '9999'")
     for attempt in (Registry.open, Registry.create):
-        with pytest.raises(DatabaseError, match=r"9999.*its own newest is 0001") as caught:
+        with pytest.raises(DatabaseError, match=rf"9999.*its own newest is {HEAD}") as caught:
             attempt(registry.settings)
         assert caught.value.hint == "upgrade reccocktail"
 
 
-def test_an_empty_database_is_not_migrated_by_opening_it(url: str, tmp_path: Path) -> None:
-    (tmp_path / "r.sqlite").touch()
+def test_an_empty_database_is_not_migrated_by_opening_it(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).touch()
     assert database.current(url) is None
     with pytest.raises(DatabaseError, match="has no tables yet") as caught:
         database.check(url)
     assert caught.value.hint == "run `reccocktail init`"
-
-
-def test_a_database_that_is_not_there_is_not_made_by_looking(url: str, tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="there is no database"):
-        database.current(url)
-    assert not (tmp_path / "r.sqlite").exists()
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match=f"{tmp_path}/none"):
-        database.upgrade(f"sqlite:///{tmp_path}/none/r.sqlite")
-
-
-def test_a_file_that_is_no_database_is_refused(url: str, tmp_path: Path) -> None:
-    (tmp_path / "r.sqlite").write_bytes(b"not a database" * 100)
-    for attempt in (database.current, database.upgrade):
-        with pytest.raises(DatabaseError, match="not a database") as caught:
-            attempt(url)
-        assert "move the file away" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize("bad", ["", "nonsense", "nosuch://x", "postgresql+nosuch://x"])
-def test_a_url_that_cannot_be_used_is_refused(bad: str) -> None:
-    with pytest.raises(DatabaseError, match="cannot be used as a database URL"):
-        database.current(bad)
-
-
-def test_a_password_in_the_url_is_never_shown() -> None:
-    with pytest.raises(DatabaseError) as caught:
-        database.current("nosuch://ann:S3CRET@db/r")
-    assert "S3CRET" not in str(caught.value)
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(url: str) -> None:
@@ -187,20 +360,152 @@ def test_a_write_that_fails_half_way_leaves_nothing(url: str) -> None:
             session.flush()
             session.add(BaseModelRow(name="x", **row))
 
-    with pytest.raises(ConflictError, match="UNIQUE"):
+    with pytest.raises(ConflictError, match="the database refused the change"):
         add_twice()
     with place.reading() as session:
         assert session.query(BaseModelRow).count() == 0
     place.close()
 
 
-def test_sqlite_is_set_up_for_many_processes(url: str) -> None:
-    database.upgrade(url)
-    place = database.Database(url)
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "r.sqlite"
+
+
+def test_a_database_that_is_not_there_is_not_made_by_looking(file: Path) -> None:
+    with pytest.raises(DatabaseError, match="there is no database"):
+        database.current(f"sqlite:///{file}")
+    assert not file.exists()
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=f"{tmp_path}/none"):
+        database.upgrade(f"sqlite:///{tmp_path}/none/r.sqlite")
+
+
+def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
+    file.write_bytes(b"not a database" * 100)
+    for attempt in (database.current, database.upgrade):
+        with pytest.raises(DatabaseError, match="not a database") as caught:
+            attempt(f"sqlite:///{file}")
+        assert "move the file away" in (caught.value.hint or "")
+
+
+def test_a_server_that_is_not_there_is_named_and_its_password_is_not(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=r"postgresql://ann:\*\*\*@") as caught:
+        database.current(f"postgresql://ann:S3CRET@/r?host={tmp_path}")
+    assert "S3CRET" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("bad", ["", "nonsense", "postgresql+nosuch://x"])
+def test_a_url_that_cannot_be_used_is_refused(bad: str) -> None:
+    with pytest.raises(DatabaseError, match="cannot be used as a database URL"):
+        database.current(bad)
+
+
+@pytest.mark.parametrize("url", ["mysql://ann@db/r", "nosuch://x"])
+def test_a_database_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(DatabaseError, match=f"{url.partition(':')[0]} is not supported"):
+        database.current(url)
+
+
+def test_a_password_in_the_url_is_never_shown() -> None:
+    with pytest.raises(DatabaseError) as caught:
+        database.current("nosuch://ann:S3CRET@db/r")
+    assert "S3CRET" not in str(caught.value)
+
+
+def test_the_older_name_of_postgresql_urls_is_understood(postgres: Any) -> None:
+    assert database.current(postgres.url().replace("postgresql://", "postgres://")) is None
+
+
+def test_sqlite_is_set_up_for_many_processes(file: Path) -> None:
+    database.upgrade(f"sqlite:///{file}")
+    place = database.Database(f"sqlite:///{file}")
     with place.reading() as session:
         pragmas = [
             session.connection().exec_driver_sql(f"PRAGMA {p}").scalar()
-            for p in ("journal_mode", "foreign_keys", "busy_timeout")
+            for p in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         ]
     place.close()
-    assert pragmas == ["wal", 1, 30_000]
+    assert pragmas == ["wal", 1, 30_000, 2]
+
+
+# --- databases that can only be read
+
+
+READING = """
+import sys
+from pathlib import Path
+from reccocktail.registry import Registry, Settings
+settings = Settings.load(home=sys.argv[1], database_url=sys.argv[2] or None, cwd=Path("/"), environ={"HOME": "/"})
+with Registry.open(settings) as registry:
+    found = [registry.adapters.resolve("beauty@champion").ref, *(a.ref for a in registry.adapters.list(text="beau"))]
+    found += [event.kind for event in registry.adapters.log("beauty")]
+    found += [str(registry.adapters.reached(registry.adapters.resolve("beauty")).build_count)]
+    registry.store.verify_tree(registry.adapters.resolve("beauty").digest)
+    print(" ".join(found))
+    try:
+        registry.domains.add("more")
+    except Exception as error:
+        print(type(error).__name__, error.hint)
+"""
+FOUND = "beauty@v1 beauty@v1 alias.set adapter.added 0"
+REFUSAL = (
+    "DatabaseError the database is open for reading only: commands that change something need one that can be written"
+)
+
+
+@pytest.fixture
+def stocked(registry: Registry, base: Base, add: Callable[..., Adapter]) -> Registry:
+    registry.domains.add("beauty")
+    add("beauty", 1)
+    registry.adapters.alias("beauty@v1", "champion")
+    return registry
+
+
+@pytest.fixture
+def reading_process(stocked: Registry, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Runs the reading commands without the privilege to write where permissions do not let it."""
+    python = [sys.executable, "-c", READING]
+    # writing past permissions is root's privilege; without it the owner's own bits count
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+
+    def run(*words: str) -> str:
+        done = subprocess.run([*drop, *python, *words], capture_output=True, text=True, check=False, cwd="/")
+        return (done.stdout + done.stderr).strip()
+
+    yield run
+    for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("log", ["checkpointed", "open"])
+def test_reading_works_where_the_sqlite_file_cannot_be_written(
+    stocked: Registry, reading_process: Callable[..., str], log: str
+) -> None:
+    home = stocked.settings.home
+    holder = None
+    if log == "open":  # somebody else, who may write, has the database open
+        holder = sqlite3.connect(home / "registry.sqlite")
+        holder.execute("SELECT count(*) FROM adapters").fetchall()
+    stocked.close()
+    for path in (*home.rglob("*"), home):
+        path.chmod(path.stat().st_mode & ~0o222)
+    assert reading_process(str(home), "").splitlines() == [FOUND, REFUSAL]
+    if holder:
+        holder.close()
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_reading_works_where_postgresql_takes_no_writes(stocked: Registry, postgres: Any) -> None:
+    name = stocked.settings.database_url.partition("?")[0].rpartition("/")[2]
+    with postgres.connect() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    stocked.close()
+    words = [str(stocked.settings.home), stocked.settings.database_url]
+    done = subprocess.run([sys.executable, "-c", READING, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [FOUND, REFUSAL]

@@ -65,10 +65,18 @@ def test_what_the_library_writes_is_read_to_the_byte(tmp_path: Path) -> None:
         (struct.pack("<Q", 200_000_000) + b"{}", "over the limit"),
         (raw(SOUND, b"\0" * 31), "truncated"),
         (raw(SOUND, b"\0" * 33), "bytes that no tensor owns"),
-        (raw(b"\xff\xfe"), "not sound JSON"),
+        (b"PK\3\4" + b"\0" * 3 + b"\1", "is over the limit of 50000000: this is a pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (raw(b"\xff\xfe"), "its header begins with b'\\xff'"),
+        (raw(b""), "its header begins with b''"),
+        (raw(b" {}"), "its header begins with b' '"),
+        (raw(b"[]"), "its header begins with b'['"),
+        (raw(b'{"\xff": 1}'), "not sound JSON"),
         (raw(b"{"), "not sound JSON"),
-        (raw(b"[]"), "must hold a JSON object"),
-        (raw(b"[" * 100_000), "not sound JSON"),
+        (raw(b'{"a":' * 100_000), "not sound JSON"),
+        (raw(rb'{"\ud800": 1}'), "lone surrogate"),
+        (raw({"a\tb": SOUND["a"]}), "control or invisible characters"),
+        (raw({"a" * 1_001: SOUND["a"]}), "name of 1001 characters"),
         (raw(b'{"a":1,"a":2}'), "'a' appears twice"),
         (raw({"__metadata__": {"a": 1}} | SOUND), "__metadata__"),
         (raw(SOUND | {"a": 3}), "'a' must have dtype"),
@@ -127,6 +135,32 @@ def test_whatever_the_bytes_only_our_error_comes_out(tmp_path: Path, content: by
         str(error).encode()  # and it can be printed
     else:
         assert sum(info.nbytes for info in header.tensors.values()) == header.nbytes
+
+
+@hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.text(max_size=3), entries, max_size=3),
+    st.binary(max_size=64),
+    st.sampled_from([b"", b" ", b"\n\t"]),
+)
+def test_what_is_accepted_the_library_reads_the_same(
+    tmp_path: Path, header: dict[str, Any], data: bytes, padding: bytes
+) -> None:
+    from safetensors import deserialize
+
+    ours = tmp_path / "fuzz.safetensors"
+    ours.write_bytes(content := raw(json.dumps(header).encode() + padding, data))
+    try:
+        read = read_header(ours)
+    except InvalidArtifactError:
+        return
+    theirs = {
+        name: (about["dtype"], tuple(about["shape"]), bytes(about["data"])) for name, about in deserialize(content)
+    }
+    assert theirs == {
+        name: (info.dtype, info.shape, content[read.data_start + info.start : read.data_start + info.end])
+        for name, info in read.tensors.items()
+    }
 
 
 def test_hand_written_fixtures_are_sound(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from reccocktail.registry.errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 from reccocktail.registry.inspect import BaseFacts, inspect_adapter, inspect_base
+from reccocktail.registry.lora import NamePatterns
 
 Make = Callable[..., Path]
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -208,6 +214,32 @@ def test_a_value_that_is_not_finite_is_found_in_every_dtype(
     assert inspect_adapter(folder, None, scan=False).tensors == 8
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_the_largest_finite_values_are_finite_and_the_bits_above_them_are_not(
+    tmp_path: Path, make_adapter: Make, lora_tensors: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reccocktail.registry.inspect._SCAN_BYTES", 16)  # so that a tensor is read in pieces
+    width, exponent = {
+        "float64": (8, 0x7FF << 52),
+        "float32": (4, 0x7F8 << 20),
+        "float16": (2, 0x7C00),
+        "bfloat16": (2, 0x7F80),
+    }[dtype]
+    kind = "uint16" if dtype == "bfloat16" else dtype
+    sign = 1 << (8 * width - 1)
+    sound = np.array([0, 1, exponent - 1, sign, sign | 1, sign | exponent - 1], f"<u{width}")
+    tensors = {name: np.resize(sound, array.shape).view(kind) for name, array in lora_tensors().items()}
+    inspect_adapter(make_adapter(tmp_path / "sound", tensors=tensors), None)
+    for number, bits in enumerate(
+        [exponent, exponent | 1, sign | exponent, sign | exponent | 1, 2 * sign - 1, sign - 1]
+    ):
+        spoiled = tensors[B0].view(f"<u{width}").copy()
+        spoiled.flat[[0, 5, 11]] = bits
+        folder = make_adapter(tmp_path / str(number), tensors=tensors | {B0: spoiled.view(kind)})
+        with pytest.raises(InvalidArtifactError, match=f"{B0}' has 3 of 12 values"):
+            inspect_adapter(folder, None)
+
+
 def test_an_adapter_of_another_base_is_refused_unless_allowed(tmp_path: Path, make_adapter: Make) -> None:
     folder = make_adapter(tmp_path / "a", config={"base_model_name_or_path": "org/other"})
     with pytest.raises(BaseMismatchError, match="'org/other', not for 'tiny' = 'org/tiny'") as caught:
@@ -248,6 +280,72 @@ def test_an_adapter_on_a_tied_head_is_refused_with_that_reason(
     tensors = {f"base_model.model.lm_head.lora_{side}.weight": factor for side, factor in factors.items()}
     with pytest.raises(UnsupportedAdapterError, match="shares its weight with the embeddings"):
         inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors), facts)
+
+
+# --- patterns, which are regular expressions from outside
+
+TOKENS = [
+    "a", "b", "ab", "1", "_", ".", r"\.", r"\d", r"\w", "[ab]", "[^a]", "[0-9]", "[-a]", "[b.-]", "(", ")", "(?:", "|", "*",
+    "+", "?", "*?", "{1}", "{0,2}", "{2,3}?", "^", "$",
+]  # fmt: skip
+
+
+@hypothesis_settings(max_examples=2_000)
+@given(
+    st.lists(st.lists(st.sampled_from(TOKENS), max_size=7).map("".join), max_size=4, unique=True),
+    st.lists(st.lists(st.sampled_from(["a", "b", ".", "1", "_", "ab"]), max_size=7).map("".join), max_size=5),
+)
+def test_whatever_pattern_is_accepted_fits_the_names_that_peft_finds(keys: list[str], names: list[str]) -> None:
+    from peft.utils.other import get_pattern_key
+
+    keys = [key for key in keys if is_pattern(key)]
+    patterns = NamePatterns({key: number for number, key in enumerate(keys)})
+    for name in names:
+        assert patterns.value_of(name, -1) == (
+            keys.index(found) if (found := get_pattern_key(keys, name)) in keys else -1
+        )
+        assert patterns.keys_of(name) == tuple(key for key in keys if re.match(rf"(.*\.)?({key})$", name))
+
+
+def is_pattern(key: str) -> bool:
+    try:
+        NamePatterns({key: 1})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "q_proj", "model.layers.0.self_attn.q_proj", r"layers\.1\..*down_proj", ".*q_proj", "(q|k|v)_proj", "k_proj|v_proj",
+        r"layers\.(?:1?[0-9]|2[0-3])\.mlp\..+", r"^model\.layers\.\d+\.self_attn\.q_proj$", r"h\.[0-9]{1,2}\.c_attn",
+        r"(self_)?attn\.[-\w]+", ".*?_proj", "",
+    ],
+)  # fmt: skip
+def test_patterns_that_people_write_are_accepted(key: str) -> None:
+    assert is_pattern(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "(a+)+b", "(a*)*", "(a|aa)+", "((a)b)*", r"(a)\1", "(?=a)a", "(?<!a)b", "(?P<n>a)", "(?i)a", "(?>a)", "a*+", "a++", "a**",
+        r"\ba", r"\Aa", "a)|(b", "(", "[", "[]a]", "[z-a]", "a{", "a{3,1}", "a{1000}", "a{,3}", "*", r"\1", "a\\", "(" * 30 + ")" * 30,
+        "a" * 400 + ".*" * 100,
+    ],
+)  # fmt: skip
+def test_patterns_that_could_run_for_ever_or_mean_something_else_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        NamePatterns({key: 1})
+
+
+def test_thousands_of_plain_names_as_patterns_take_no_time() -> None:
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(40) for expert in range(128)]
+    start = time.monotonic()
+    patterns = NamePatterns({name: number for number, name in enumerate(names)})
+    assert [patterns.value_of(name, -1) for name in names] == list(range(len(names)))
+    assert time.monotonic() - start < 5
 
 
 # --- what PEFT itself writes

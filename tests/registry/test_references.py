@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,46 @@ def test_a_domain_cannot_be_called_spirit() -> None:
 def test_names_outside_the_grammar_are_refused(kind: str, text: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
         check_name(kind, text)  # type: ignore[arg-type]
+
+
+UNUSUAL = [
+    "🍸", "caf\u00e9", "b\u0435auty", "beauty\u200b", "\u202eytuaeb", "beau ty", "beauty\t", "beauty\x00", "beauty\x1b[31m",
+    "beauty\u00a0", "beauty\udcff", "a" * 64, "a/b", "..", "a\\b", "a:b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNUSUAL, ids=ascii)
+@pytest.mark.parametrize("kind", ["domain", "base", "alias"])
+def test_look_alikes_emoji_and_what_nobody_sees_are_refused_in_names(kind: Any, text: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name") as caught:
+        check_name(kind, text)
+    assert kind in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("text", UNUSUAL, ids=ascii)
+def test_look_alikes_emoji_and_what_nobody_sees_are_refused_in_references(text: str) -> None:
+    for reference in (text, f"{text}@v1", f"beauty@{text}"):
+        with pytest.raises(InvalidReferenceError, match="is not a reference"):
+            Reference.parse(reference)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("domain", "con"), ("domain", "nul"), ("domain", "aux"), ("domain", "prn"), ("domain", "com0"), ("domain", "lpt9"),
+        ("base", "CON"), ("base", "Nul.tar.gz"), ("base", "com1"), ("base", "LPT1.v2"), ("base", "model."),
+    ],
+)  # fmt: skip
+def test_names_that_windows_reserves_are_refused_because_they_become_folders(kind: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=f"{text!r} cannot be .* folder's name, and Windows reserves it"):
+        check_name(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("domain", "console"), ("domain", "com10"), ("base", "v1.con"), ("alias", "con")]
+)
+def test_names_that_only_resemble_reserved_ones_are_allowed(kind: Any, text: str) -> None:
+    assert check_name(kind, text) == text
 
 
 def test_base_names_may_look_like_model_names() -> None:

@@ -1,0 +1,85 @@
+"""What went into a build, down to the digests of the data that its adapters were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..registry import Adapter, Build, Registry
+
+UNKNOWN = "not recorded"
+ORIGINS = ("hub_repo", "hub_commit", "mlflow_registered", "mlflow_model", "mlflow_run")
+
+
+def trace(registry: Registry, build: Build) -> dict[str, Any]:
+    """The build's lineage as JSON; what was not recorded is null, or an empty list."""
+    inputs = build.inputs
+    base = registry.bases.get(build.base)
+    adapters = [registry.adapters.resolve(entry["ref"], base=build.base) for entry in inputs["adapters"]]
+    return {
+        "base": {"name": base.name, "digest": base.digest, "source": base.source, "revision": base.revision},
+        "adapters": [_adapter(adapter) for adapter in adapters],
+        "recipe": dict(build.recipe),
+        "data": inputs.get("data"),
+        "template": inputs.get("template"),
+        "publications": [each.to_json() for each in registry.publications.list(build=build.id)],
+    }
+
+
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    """What `trainers.runs` and `adapter add` leave in the context; other programs may have written something else."""
+    context = adapter.context
+    options, tasks = context.get("options"), context.get("tasks")
+    template = options.get("template") if isinstance(options, Mapping) else None
+    data = [
+        {"domain": task.get("domain"), "digest": task.get("data")}
+        for task in (tasks if isinstance(tasks, list) else ())
+        if isinstance(task, Mapping)
+    ]
+    return {
+        "role": adapter.role,
+        "ref": adapter.ref,
+        "digest": adapter.digest,
+        "registered_at": adapter.created_at.isoformat(),
+        "registered_by": adapter.created_by,
+        "origin": {key: context[key] for key in ORIGINS if key in context} or None,
+        "trainer": context.get("trainer"),
+        "trainer_version": context.get("trainer_version"),
+        "template": template,
+        "data": data,
+    }
+
+
+def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
+    """The lineage for people, a fact a line."""
+    base, recipe = lineage["base"], dict(lineage["recipe"])
+    yield f"base        {base['name']}  {base['digest']}"
+    yield f"  source    {base['source'] or UNKNOWN}"
+    yield f"  revision  {base['revision'] or UNKNOWN}"
+    for adapter in lineage["adapters"]:
+        trained = [adapter["trainer"], adapter["trainer_version"]]
+        origin = adapter["origin"] and ", ".join(f"{k} {v}" for k, v in adapter["origin"].items())
+        yield f"{adapter['role']:<11} {adapter['ref']}  {adapter['digest']}"
+        yield f"  by        {adapter['registered_by']}, {adapter['registered_at'][:16]}"
+        yield f"  origin    {origin or ('trained here' if adapter['trainer'] else UNKNOWN)}"
+        yield f"  trainer   {' '.join(filter(None, trained)) or UNKNOWN}"
+        yield f"  template  {adapter['template'] or UNKNOWN}"
+        data = [f"{entry['domain'] or UNKNOWN} {entry['digest'] or UNKNOWN}" for entry in adapter["data"]]
+        for line in data or [UNKNOWN]:
+            yield f"  data      {line}"
+    adaptive = recipe.pop("adaptive", None)
+    yield f"recipe      {_pairs(recipe)}"
+    if adaptive:
+        yield f"  adaptive  {_pairs(adaptive)}"
+    for name in ("data", "template"):
+        found = lineage[name]
+        none = UNKNOWN if adaptive else "not used: the coefficients are given"
+        yield (
+            f"{name:<11} {found.get('path') or found.get('name')}  {found['digest']}" if found else f"{name:<11} {none}"
+        )
+
+
+def _pairs(record: Mapping[str, Any]) -> str:
+    parts = (f"{k}={f'{{{_pairs(v)}}}' if isinstance(v, Mapping) else v}" for k, v in record.items())
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+-- The first schema had no rules beyond its keys and checks.

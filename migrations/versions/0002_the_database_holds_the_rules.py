@@ -1,0 +1,259 @@
+"""Rules as triggers; events that say what they are about; aliases that stand where their newest event says; search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from reccocktail.registry import rules
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+LOSES = None  # what events say by key, and what search looks in, can be made again from the rest
+
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+TIME = sa.DateTime(timezone=True)
+CHUNK = 10_000
+
+
+def upgrade() -> None:
+    op.add_column("adapters", sa.Column("words", sa.String(), server_default="", nullable=False))
+    op.create_index(op.f("ix_adapters_domain_id_id"), "adapters", ["domain_id", "id"])
+    op.create_index(op.f("ix_builds_domain_id_id"), "builds", ["domain_id", "id"])
+    op.create_index(op.f("ix_builds_domain_id_status_finished_at"), "builds", ["domain_id", "status", "finished_at"])
+    op.create_index(op.f("ix_build_inputs_adapter_id_build_id"), "build_inputs", ["adapter_id", "build_id"])
+    op.create_index(op.f("ix_publications_build_id"), "publications", ["build_id"])
+    _make_search()
+    _rebuild_events()
+    _rebuild_aliases()
+    rules.install(op.get_bind(), revision)
+
+
+def _make_search() -> None:
+    op.create_table(
+        "adapter_tags",
+        sa.Column("tag", sa.String(), nullable=False),
+        sa.Column("adapter_id", ID, nullable=False),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_adapter_tags_adapter_id_adapters")),
+        sa.PrimaryKeyConstraint("tag", "adapter_id", name=op.f("pk_adapter_tags")),
+    )
+    op.create_table(
+        "adapter_metrics",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("adapter_id", ID, nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_adapter_metrics_adapter_id_adapters")),
+        sa.PrimaryKeyConstraint("name", "adapter_id", name=op.f("pk_adapter_metrics")),
+    )
+    adapters = sa.table(
+        "adapters", sa.column("id"), sa.column("domain_id"), sa.column("note"), sa.column("words"),
+        sa.column("tags", sa.JSON()), sa.column("metrics", sa.JSON()),
+    )  # fmt: skip
+    domains = sa.table("domains", sa.column("id"), sa.column("name"))
+    query = sa.select(adapters, domains.c.name.label("domain")).join(domains, domains.c.id == adapters.c.domain_id)
+    for rows in _chunks(query):
+        tags = [{"tag": tag, "adapter_id": row["id"]} for row in rows for tag in dict.fromkeys(row["tags"])]
+        metrics = [
+            {"name": name, "adapter_id": row["id"], "value": value}
+            for row in rows
+            for name, value in row["metrics"].items()
+        ]
+        op.bulk_insert(sa.table("adapter_tags", sa.column("tag"), sa.column("adapter_id")), tags)
+        op.bulk_insert(
+            sa.table("adapter_metrics", sa.column("name"), sa.column("adapter_id"), sa.column("value")), metrics
+        )
+        words = [
+            {"this": row["id"], "words": " ".join([row["domain"], row["note"] or "", *row["tags"]]).casefold()}
+            for row in rows
+        ]
+        _each(adapters.update().where(adapters.c.id == sa.bindparam("this")).values(words=sa.bindparam("words")), words)
+
+
+def _rebuild_events() -> None:
+    op.execute("CREATE TABLE events_before AS SELECT * FROM events")
+    op.drop_table("events")
+    op.create_table(
+        "events",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("base_id", ID, nullable=True),
+        sa.Column("domain_id", ID, nullable=True),
+        sa.Column("adapter_id", ID, nullable=True),
+        sa.Column("previous_id", ID, nullable=True),
+        sa.Column("alias", sa.String(), nullable=True),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["base_id"], ["base_models.id"], name=op.f("fk_events_base_id_base_models")),
+        sa.ForeignKeyConstraint(["domain_id"], ["domains.id"], name=op.f("fk_events_domain_id_domains")),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_events_adapter_id_adapters")),
+        sa.ForeignKeyConstraint(["previous_id"], ["adapters.id"], name=op.f("fk_events_previous_id_adapters")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+        sa.UniqueConstraint(
+            "id", "base_id", "domain_id", "alias", "adapter_id",
+            name=op.f("uq_events_id_base_id_domain_id_alias_adapter_id"),
+        ),
+    )  # fmt: skip
+    kept = {"id": ID, "kind": sa.String(), "subject": sa.String(), "detail": sa.JSON(), "created_at": TIME}
+    kept |= {"created_by": sa.String()}
+    added = {"base_id": ID, "domain_id": ID, "adapter_id": ID, "previous_id": ID, "alias": sa.String()}
+    before = sa.table("events_before", *(sa.column(name, kind) for name, kind in kept.items()))
+    after = sa.table("events", *(sa.column(name, kind) for name, kind in (kept | added).items()))
+    about = _About()
+    for rows in _chunks(sa.select(before)):
+        op.bulk_insert(after, [row | about.keys(row["kind"], row["subject"], row["detail"]) for row in rows])
+    op.drop_table("events_before")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("SELECT setval(pg_get_serial_sequence('events', 'id'), greatest(1, (SELECT max(id) FROM events)))")
+    for columns in (
+        ["subject", "id"],
+        ["domain_id", "id"],
+        ["adapter_id", "id"],
+        ["previous_id", "id"],
+        ["base_id", "domain_id", "alias", "id"],
+    ):
+        op.create_index(op.f(f"ix_events_{'_'.join(columns)}"), "events", columns)
+
+
+class _About:
+    """The keys of what an event of the first schema names."""
+
+    def __init__(self) -> None:
+        run = op.get_bind().execute
+        self._bases = {name: id_ for id_, name in run(sa.text("SELECT id, name FROM base_models"))}
+        self._domains = {name: id_ for id_, name in run(sa.text("SELECT id, name FROM domains"))}
+        versions = run(sa.text("SELECT id, base_id, domain_id, version FROM adapters"))
+        self._versions = {(base, domain, version): id_ for id_, base, domain, version in versions}
+
+    def keys(self, kind: str, subject: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+        noun = kind.partition(".")[0]
+        found: dict[str, Any] = dict.fromkeys(("base_id", "domain_id", "adapter_id", "previous_id", "alias"))
+        if noun == "base":
+            found["base_id"] = self._bases.get(subject)
+        elif noun == "domain":
+            found["domain_id"] = self._domains.get(subject)
+        elif noun == "build":
+            found["domain_id"] = self._domains.get(detail.get("domain"))
+        elif noun == "adapter":
+            found |= self._place(subject, detail["base"]) | {"adapter_id": self._version(subject, detail["base"])}
+        elif noun == "alias":
+            found |= self._place(subject, detail["base"]) | {
+                "adapter_id": self._version(detail["to"], detail["base"]) if "to" in detail else None,
+                "previous_id": self._version(detail["from"], detail["base"]) if "from" in detail else None,
+                "alias": subject.partition("@")[2],
+            }
+        return found
+
+    def _place(self, ref: str, base: str) -> dict[str, int]:
+        return {"base_id": self._bases[base], "domain_id": self._domains[ref.partition("@")[0]]}
+
+    def _version(self, ref: str, base: str) -> int:
+        domain, _, version = ref.partition("@v")
+        return self._versions[self._bases[base], self._domains[domain], int(version)]
+
+
+def _rebuild_aliases() -> None:
+    op.execute("CREATE TABLE aliases_before AS SELECT * FROM aliases")
+    op.drop_table("aliases")
+    op.create_table(
+        "aliases",
+        sa.Column("base_id", sa.BigInteger(), nullable=False),
+        sa.Column("domain_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("adapter_id", sa.BigInteger(), nullable=False),
+        sa.Column("event_id", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["base_id", "domain_id", "adapter_id"],
+            ["adapters.base_id", "adapters.domain_id", "adapters.id"],
+            name=op.f("fk_aliases_base_id_domain_id_adapter_id_adapters"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["event_id", "base_id", "domain_id", "name", "adapter_id"],
+            ["events.id", "events.base_id", "events.domain_id", "events.alias", "events.adapter_id"],
+            name=op.f("fk_aliases_event_id_base_id_domain_id_name_adapter_id_events"),
+        ),
+        sa.PrimaryKeyConstraint("base_id", "domain_id", "name", name=op.f("pk_aliases")),
+    )
+    op.execute(
+        """
+        INSERT INTO aliases (base_id, domain_id, name, adapter_id, event_id, created_at, created_by)
+        SELECT base_id, domain_id, name, adapter_id,
+               (SELECT max(id) FROM events
+                WHERE events.base_id = a.base_id AND events.domain_id = a.domain_id AND events.alias = a.name),
+               created_at, created_by
+        FROM aliases_before a
+        """
+    )
+    op.drop_table("aliases_before")
+    op.create_index(op.f("ix_aliases_adapter_id"), "aliases", ["adapter_id"])
+
+
+def _chunks(query: sa.Select[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Rows by key, a piece at a time: a registry may have millions of events."""
+    key, last = query.selected_columns["id"], 0
+    while rows := op.get_bind().execute(query.where(key > last).order_by(key).limit(CHUNK)).mappings().all():
+        last = rows[-1]["id"]
+        yield [dict(row) for row in rows]
+
+
+def _each(statement: sa.Update, rows: Iterable[Mapping[str, Any]]) -> None:
+    if rows := [*rows]:
+        op.get_bind().execute(statement, rows)
+
+
+def downgrade() -> None:
+    rules.install(op.get_bind(), "0001")
+    op.execute("CREATE TABLE aliases_after AS SELECT * FROM aliases")
+    op.drop_table("aliases")
+    op.execute("CREATE TABLE events_after AS SELECT * FROM events")
+    op.drop_table("events")
+    op.create_table(
+        "events",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+    )
+    op.create_index(op.f("ix_events_subject"), "events", ["subject"], unique=False)
+    columns = "id, kind, subject, detail, created_at, created_by"
+    op.execute(f"INSERT INTO events ({columns}) SELECT {columns} FROM events_after")  # noqa: S608
+    op.drop_table("events_after")
+    op.create_table(
+        "aliases",
+        sa.Column("base_id", sa.BigInteger(), nullable=False),
+        sa.Column("domain_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("adapter_id", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.Column("created_by", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["base_id", "domain_id", "adapter_id"],
+            ["adapters.base_id", "adapters.domain_id", "adapters.id"],
+            name=op.f("fk_aliases_base_id_domain_id_adapter_id_adapters"),
+        ),
+        sa.PrimaryKeyConstraint("base_id", "domain_id", "name", name=op.f("pk_aliases")),
+    )
+    columns = "base_id, domain_id, name, adapter_id, created_at, created_by"
+    op.execute(f"INSERT INTO aliases ({columns}) SELECT {columns} FROM aliases_after")  # noqa: S608
+    op.drop_table("aliases_after")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("SELECT setval(pg_get_serial_sequence('events', 'id'), greatest(1, (SELECT max(id) FROM events)))")
+    op.drop_table("adapter_metrics")
+    op.drop_table("adapter_tags")
+    op.drop_index(op.f("ix_publications_build_id"), "publications")
+    op.drop_index(op.f("ix_build_inputs_adapter_id_build_id"), "build_inputs")
+    op.drop_index(op.f("ix_builds_domain_id_status_finished_at"), "builds")
+    op.drop_index(op.f("ix_builds_domain_id_id"), "builds")
+    op.drop_index(op.f("ix_adapters_domain_id_id"), "adapters")
+    op.drop_column("adapters", "words")

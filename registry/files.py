@@ -1,0 +1,128 @@
+"""Files on disk: copied and hashed in one reading, made durable, given second names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+from .errors import InvalidArtifactError
+from .trees import FileEntry
+
+CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than larger ones
+THREAD_WORTH = 256 << 10  # what takes longer to hash than a thread takes to start
+WRITEBACK = 16 << 20
+SYNC_THREADS = 4
+
+Progress = Callable[[int], None]
+
+
+def copy_file(source: Path, target: Path, progress: Progress | None = None, *, follow: bool = True) -> FileEntry:
+    """Copies into a new read-only file, which is not yet durable: call `sync_all`. What is hashed is what is written.
+
+    Raises InvalidArtifactError when the source cannot be read, OSError when the target cannot be written.
+    """
+    # a pipe or a link may have taken the file's place since its name was checked
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        read = FileIO(os.open(source, flags), "rb")
+    except OSError as error:
+        raise InvalidArtifactError(f"{source}: cannot be read: {error.strerror}") from error
+    with read, FileIO(target, "xb") as write:
+        status = os.fstat(read.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidArtifactError(f"{source}: is not a regular file")
+        entry = _copy(source, read, write, min(CHUNK, status.st_size + 1), progress)
+        os.fchmod(write.fileno(), 0o444)
+    return entry
+
+
+def _copy(source: Path, read: FileIO, write: FileIO, step: int, progress: Progress | None) -> FileEntry:
+    hasher, size, begun = hashlib.sha256(), 0, 0
+    buffers = memoryview(bytearray(step)), memoryview(bytearray(step))
+    hashing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread:  # a chunk is hashed while it is written and the next one is read
+        while True:
+            buffer = buffers[0]
+            try:
+                count = read.readinto(buffer)
+            except OSError as error:
+                raise InvalidArtifactError(f"{source}: cannot be read: {error.strerror}") from error
+            if hashing:
+                hashing.result()
+            if not count:
+                return FileEntry(hasher.hexdigest(), size)
+            chunk = buffer[:count]
+            if count < THREAD_WORTH:
+                hasher.update(chunk)
+                hashing = None
+            else:
+                hashing = thread.submit(hasher.update, chunk)
+            _write_all(write, chunk)
+            size += count
+            if size - begun >= WRITEBACK and hasattr(os, "posix_fadvise"):
+                # Linux starts to write out what it is asked to forget, so the later fsync finds little to do
+                os.posix_fadvise(write.fileno(), begun, size - begun, os.POSIX_FADV_DONTNEED)
+                begun = size
+            buffers = buffers[1], buffers[0]
+            if progress:
+                progress(count)
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> FileEntry:
+    """Raises OSError."""
+    with path.open("rb") as file:
+        entry = FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
+    if progress:
+        progress(entry.bytes)
+    return entry
+
+
+def sync_all(paths: Iterable[Path]) -> None:
+    """Makes files, or the names in folders, durable: one of them at least. Raises OSError.
+
+    They go side by side, because most file systems then write their journal once for all.
+    """
+    first, *others = paths
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:  # starts no more of them than there are others
+        syncing = threads.map(_sync, others)
+        _sync(first)
+        list(syncing)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """A second name for the file, or a durable copy where there can be no hard link. Raises OSError: FileExistsError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # other file systems, too many links, or a kernel that protects others' files
+        if target.exists():
+            raise FileExistsError(target) from None
+        half = target.with_name(f".{uuid.uuid4().hex}")
+        try:
+            copy_file(source, half)
+            sync_all([half])
+            half.rename(target)
+        finally:
+            with suppress(FileNotFoundError):
+                half.unlink()

@@ -1,0 +1,406 @@
+"""A store in a local folder.
+
+    blobs/sha256/ab/<hex>   every distinct file once, read-only; the manifests of trees too
+    trees/<hex>/…           folders whose files are hard links to blobs; <hex> is the digest of the folder's manifest
+    staging/                what is being written; nothing here is ever referred to
+    staging/<name>.lock     held by the process to which staging/<name> belongs
+    lock                    shared by those who commit, exclusive to a collection
+    repair                  held while a damaged tree is replaced
+
+Bytes are fsynced before they are renamed into place. What is there already is checked before it is relied on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from .errors import InvalidArtifactError, StoreError
+from .files import Progress, copy_file, hash_file, link_file, sync_all
+from .locks import FileLock, StoreLock, abandoned, held
+from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
+from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
+
+_ROOM = "free some space, for example by `reccocktail store gc`"
+_RIGHTS = "let this user write there, or set RECCOCKTAIL_STORE_URL to another folder"
+_HINTS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.ENOLCK: "the file system must support flock; choose another folder as RECCOCKTAIL_STORE_URL",
+}
+
+
+class LocalStore(Store):
+    """A store in a local folder, or in one of a network file system with flock and atomic renames."""
+
+    def __init__(self, root: Path, *, lock: StoreLock | None = None) -> None:
+        self.root = root
+        self.url = str(root)
+        self._blobs = root / "blobs" / "sha256"
+        self._trees = root / "trees"
+        self._staging = root / "staging"
+        self._lock = lock or FileLock(root / "lock")
+
+    def initialise(self) -> None:
+        try:
+            shards = (self._blobs / f"{number:02x}" for number in range(256))
+            for folder in (self._blobs, self._trees, self._staging, *shards):
+                folder.mkdir(parents=True, exist_ok=True)
+            sync_all([self._blobs, self._blobs.parent, self.root])
+        except OSError as error:
+            raise StoreError(
+                f"cannot create the store in {self.root}: {error.strerror}", hint=_HINTS.get(error.errno or 0)
+            ) from error
+
+    def require(self) -> None:
+        if not (self._blobs.is_dir() and self._trees.is_dir() and self._staging.is_dir()):
+            raise StoreError(
+                f"{self.root} is not an artifact store",
+                hint="if the store should be there, mount or restore it; only for a new registry run `reccocktail init`",
+            )
+
+    def probe(self) -> None:
+        with self.staging("probe") as folder, self.translated():
+            (folder / "probe").write_bytes(b"x")
+            sync_all([folder / "probe"])
+
+    # putting in
+
+    def add_folder(
+        self,
+        folder: Path | str,
+        *,
+        files: Iterable[str] | None = None,
+        allow_links: bool = False,
+        progress: Progress | None = None,
+    ) -> StoredTree:
+        with self.staging("add") as staged:
+            entries = self.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
+            return self.commit(staged, entries)
+
+    def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
+        return self.commit(staged, self.hash_staged(staged, progress))
+
+    def copy_in(
+        self,
+        folder: Path,
+        staged: Path,
+        files: Iterable[str] | None,
+        *,
+        allow_links: bool,
+        progress: Progress | None,
+    ) -> dict[str, FileEntry]:
+        """The files in `staged` afterwards, not yet durable. Raises InvalidArtifactError and StoreError."""
+        names = list_files(folder) if files is None else sorted(set(files))
+        entries: dict[str, FileEntry] = {}
+        with self.translated():
+            for name, source in checked_files(folder, names, allow_links=allow_links):
+                target = staged / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                entries[name] = copy_file(source, target, progress, follow=allow_links)
+        return entries
+
+    def hash_staged(self, staged: Path, progress: Progress | None) -> dict[str, FileEntry]:
+        """The files of a folder from `staging`. Raises InvalidArtifactError, and StoreError for any other folder."""
+        if staged.parent != self._staging:
+            raise StoreError(f"{staged} was not made by this store's staging()")
+        entries: dict[str, FileEntry] = {}
+        with self.translated():
+            for name, path in checked_files(staged, list_files(staged), allow_links=False):
+                path.chmod(0o444)
+                entries[name] = hash_file(path, progress)
+        return entries
+
+    def commit(self, staged: Path, entries: Mapping[str, FileEntry]) -> StoredTree:
+        """Moves a staged folder into place; `entries` are all its files. Raises InvalidArtifactError and StoreError."""
+        tree, data = write_manifest(entries)
+        with self.translated():
+            manifest = staged / f".{uuid.uuid4().hex}"
+            manifest.write_bytes(data)
+            manifest.chmod(0o444)
+            arriving = {staged / name: entry for name, entry in entries.items()}
+            arriving[manifest] = FileEntry(hex_of(tree.digest), len(data))
+            sync_all(arriving)
+            sound = self._sound(arriving.values())  # reading takes long; a collection need not wait for it
+            with self._lock.shared():
+                for path, entry in arriving.items():
+                    self._install(path, entry, sound)
+                manifest.unlink()
+                # a tree needs its manifest's blob; its other files are its own, even if their blobs' names are lost
+                shard = self._blob(hex_of(tree.digest)).parent
+                sync_all([shard, *(Path(place) for place, _, _ in os.walk(staged))])
+                self._publish(tree, staged)
+                sync_all([self._trees])
+        return tree
+
+    def _sound(self, entries: Iterable[FileEntry]) -> set[tuple[int, int]]:
+        """The inodes of the blobs that are there and are what they should be."""
+        sound: set[tuple[int, int]] = set()
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                status = self._blob(entry.sha256).stat()
+                if _inode(status) not in sound and self._is_sound(entry):
+                    sound.add(_inode(status))
+        return sound
+
+    def _is_sound(self, entry: FileEntry) -> bool:
+        blob = self._blob(entry.sha256)
+        return blob.stat().st_size == entry.bytes and hash_file(blob) == entry
+
+    def _install(self, path: Path, entry: FileEntry, sound: set[tuple[int, int]]) -> None:
+        """Makes `path` and the blob one file: the one that was there first, unless its bytes are not what they should be."""
+        blob = self._blob(entry.sha256)
+        if not blob.parent.is_dir():
+            blob.parent.mkdir(exist_ok=True)
+            sync_all([self._blobs])
+        try:
+            link_file(path, blob)
+        except FileExistsError:
+            if _inode(blob.stat()) in sound or self._is_sound(entry):
+                path.unlink()
+                link_file(blob, path)
+            else:
+                with self.staging("blob") as aside:
+                    link_file(path, aside / blob.name)
+                    (aside / blob.name).replace(blob)
+        os.utime(blob)  # in use from now on, however long ago it was written: out of gc's reach
+        sound.add(_inode(blob.stat()))
+
+    def _publish(self, tree: StoredTree, staged: Path) -> None:
+        folder = self._trees / hex_of(tree.digest)
+        os.utime(staged)  # it may have been filled for days
+        while not _renamed(staged, folder):
+            with suppress(FileNotFoundError):  # another one may be repairing it
+                os.utime(folder)
+            if not self._is_damaged(tree, folder):
+                return
+            with FileLock(self.root / "repair").exclusive(WAIT_SECONDS):
+                if folder.is_dir() and self._is_damaged(tree, folder):  # and not repaired while we waited
+                    with self.staging("damaged") as aside:
+                        folder.rename(aside / folder.name)
+                        if _renamed(staged, folder):
+                            return
+
+    def _is_damaged(self, tree: StoredTree, folder: Path) -> bool:
+        # just installed, so they are sound
+        sound = {_inode(self._blob(entry.sha256).stat()) for entry in tree.files.values()}
+        return next(self._damages(tree.digest, folder, sound, None), None) is not None
+
+    @contextmanager
+    def staging(self, prefix: str) -> Iterator[Path]:
+        folder = self._staging / f"{prefix}-{uuid.uuid4().hex}"
+        lock = _lock_of(folder)
+        with ExitStack() as owned:
+            with self.translated():
+                owned.enter_context(held(lock))
+                folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                if not folder.exists():
+                    lock.unlink(missing_ok=True)
+
+    def link(self, source: Path, target: Path) -> None:
+        with self.translated():
+            link_file(source, target)
+
+    # looking up
+
+    def folder(self, digest: str) -> Path:
+        folder = self.local(digest)
+        if folder is None:
+            raise StoreError(f"{self.root} holds nothing under {digest}", hint="run `reccocktail store verify`")
+        return folder
+
+    def local(self, digest: str) -> Path | None:
+        folder = self._trees / hex_of(digest)
+        return folder if folder.is_dir() else None
+
+    def has(self, digest: str) -> bool:
+        return self.local(digest) is not None
+
+    def digests(self) -> set[str]:
+        with self.translated("read"):
+            return {f"sha256:{folder.name}" for folder in self._trees.iterdir() if HEX.fullmatch(folder.name)}
+
+    def tree(self, digest: str) -> StoredTree:
+        path = self._blob(hex_of(digest))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: the manifest of {digest} cannot be read: {error.strerror}") from error
+        return read_manifest(data, digest, str(path))
+
+    def blob(self, entry: FileEntry) -> Path | None:
+        """The file with these bytes, read again to be sure of them, if the store has it."""
+        with suppress(OSError):
+            if self._is_sound(entry):
+                return self._blob(entry.sha256)
+        return None
+
+    def _blob(self, sha256: str) -> Path:
+        return self._blobs / sha256[:2] / sha256
+
+    # looking after
+
+    def verify_tree(self, digest: str) -> None:
+        for damage in self._damages(digest, self.folder(digest), set(), None):
+            raise StoreError(
+                f"{digest}: {damage.path or 'the manifest'}: {damage.reason}",
+                hint="add the same files again to repair it, or restore the store",
+            )
+
+    def verify(self, *, progress: Progress | None = None) -> list[Damage]:
+        damages: list[Damage] = []
+        sound: set[tuple[int, int]] = set()  # a tree's hard link needs no second reading
+        with self.translated("read"):
+            for path in sorted(self._blobs.glob("*/*")):
+                if path.name.startswith("."):  # a copy that is being made, or was cut short
+                    continue
+                with suppress(FileNotFoundError):  # collected meanwhile
+                    reason = _difference(path, path.name, progress)
+                    if reason is None:
+                        sound.add(_inode(path.stat()))
+                    else:
+                        damages.append(Damage(f"sha256:{path.name}", str(path.relative_to(self.root)), reason))
+            for folder in sorted(self._trees.iterdir()):
+                found = list(self._damages(f"sha256:{folder.name}", folder, sound, progress))
+                damages += found if folder.exists() else ()
+        return damages
+
+    def _damages(
+        self, digest: str, folder: Path, sound: set[tuple[int, int]], progress: Progress | None
+    ) -> Iterator[Damage]:
+        try:
+            files = self.tree(digest).files
+            there = set(list_files(folder))
+        except (StoreError, InvalidArtifactError) as error:
+            yield Damage(digest, "", str(error))
+            return
+        for name in sorted(there - files.keys()):
+            yield Damage(digest, name, "is not in the manifest")
+        for name, entry in files.items():
+            try:
+                status = (folder / name).lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    yield Damage(digest, name, "is not a regular file")
+                elif not (_inode(status) in sound and self._blob(entry.sha256).samefile(folder / name)):
+                    reason = _difference(folder / name, entry.sha256, progress)
+                    if reason is not None:
+                        yield Damage(digest, name, f"{reason} instead of {entry.sha256}")
+            except (FileNotFoundError, NotADirectoryError):
+                yield Damage(digest, name, "is missing")
+
+    def discard(self, digest: str) -> None:
+        """Takes a tree away, whatever its age: for a copy that can be fetched again. Raises StoreError."""
+        with self.staging("discard") as aside, self.translated(), self._lock.shared(), suppress(FileNotFoundError):
+            (self._trees / hex_of(digest)).rename(aside / "tree")
+
+    def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:
+        staging = self._collect_staging(time.time() - grace.total_seconds(), dry_run)
+        # trees are only renamed while others wait; their files are deleted when `aside` is
+        with self.translated(), self.staging("gc") as aside, self._lock.exclusive(WAIT_SECONDS):
+            limit = time.time() - grace.total_seconds()
+            trees = [path for path in sorted(self._trees.iterdir()) if HEX.fullmatch(path.name)]
+            dropped = [tree for tree in trees if f"sha256:{tree.name}" not in keep and tree.stat().st_mtime <= limit]
+            needed = self._needed(set(trees) - set(dropped))
+            blobs = [blob for blob in self._blobs.glob("*/*") if _is_waste(blob, needed, limit)]
+            freed = sum(blob.stat().st_size for blob in blobs)
+            if not dry_run:
+                for tree in dropped:  # whole or absent, even if the removal is cut short
+                    tree.rename(aside / tree.name)
+                sync_all([self._trees])  # no tree may come back after a power failure without its manifest
+                for blob in blobs:
+                    blob.unlink()
+        return GcReport(
+            trees=tuple(f"sha256:{tree.name}" for tree in dropped),
+            blobs=tuple(sorted(blob.name for blob in blobs)),
+            staging=staging,
+            bytes=freed,
+        )
+
+    def _needed(self, trees: Iterable[Path]) -> set[str]:
+        needed: set[str] = set()
+        for tree in trees:
+            try:
+                files = self.tree(f"sha256:{tree.name}").files
+            except StoreError as error:
+                raise StoreError(
+                    f"nothing was removed, because it is unknown what a tree needs: {error}",
+                    hint="run `reccocktail store verify`, and add what is damaged again",
+                ) from error
+            needed |= {tree.name, *(entry.sha256 for entry in files.values())}
+        return needed
+
+    def _collect_staging(self, limit: float, dry_run: bool) -> tuple[str, ...]:
+        collected: list[str] = []
+        with self.translated():
+            for name in sorted({path.name.removesuffix(".lock") for path in self._staging.iterdir()}):
+                folder = self._staging / name
+                lock = _lock_of(folder)
+                with suppress(FileNotFoundError):  # its owner has just finished
+                    # a version without locks may still be at work in what it made lately
+                    lease = abandoned(lock) if lock.exists() else nullcontext(folder.stat().st_mtime <= limit)
+                    with lease as free:
+                        if free and folder.exists():
+                            collected.append(name)
+                        if free and not dry_run:
+                            shutil.rmtree(folder, ignore_errors=True)
+                            lock.unlink(missing_ok=True)
+        return tuple(collected)
+
+    @contextmanager
+    def translated(self, doing: str = "write to") -> Iterator[None]:
+        """Turns what the file system refuses within the block into a StoreError that says what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            hint = _HINTS.get(error.errno or 0)
+            raise StoreError(f"cannot {doing} the store in {self.root}: {error}", hint=hint) from error
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_waste(blob: Path, needed: set[str], limit: float) -> bool:
+    if blob.name.startswith("."):  # a copy that was cut short: nobody is committing now
+        return True
+    return blob.name not in needed and blob.stat().st_mtime <= limit
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    try:
+        source.rename(target)
+    except OSError:
+        if target.is_dir():
+            return False
+        raise
+    return True
+
+
+def _difference(path: Path, sha256: str, progress: Progress | None) -> str | None:
+    """Why the file is not the one with that hash, if it is not. Raises FileNotFoundError."""
+    try:
+        found = hash_file(path, progress)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found.sha256 == sha256 else f"its bytes hash to {found.sha256}"

@@ -1,0 +1,107 @@
+"""Who may change a store: writers together, a collection alone, and one owner for each staging folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from .errors import StoreError
+
+POLL = 0.01  # seconds; writers hold the lock for milliseconds
+
+
+class StoreLock(Protocol):
+    """What keeps a collection and the writers apart. Both must work between processes and between threads.
+
+    A lock ends with its process. `exclusive` tries again and again and never queues: writers must not wait for a collection
+    that itself waits for a slow writer. It raises StoreError, with a hint, when it had no luck for `wait_seconds`.
+    """
+
+    def shared(self) -> AbstractContextManager[None]: ...
+
+    def exclusive(self, wait_seconds: float) -> AbstractContextManager[None]: ...
+
+
+class FileLock:
+    """A StoreLock on a file, which must be on a file system that all who use the store share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        handle = _opened(self._path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def exclusive(self, wait_seconds: float) -> Iterator[None]:
+        handle = _opened(self._path)
+        try:
+            until = time.monotonic() + wait_seconds
+            while not _try_lock(handle):
+                if time.monotonic() >= until:
+                    raise StoreError(
+                        f"{self._path}: others have kept writing to the store for {wait_seconds:g} seconds",
+                        hint="try again when fewer write, or look for a writer that hangs",
+                    )
+                time.sleep(POLL)
+            yield
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Makes the file and locks it for as long as this process lives, or until the block ends. Raises OSError."""
+    handle = _held_handle(path)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _held_handle(path: Path) -> int:
+    while True:
+        handle = _opened(path)
+        if _try_lock(handle):
+            # a collection may have taken the file for abandoned before it was locked, and removed it
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
+        os.close(handle)
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody holds the file; then it is held here, so that nobody comes in between. Raises FileNotFoundError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield _try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # someone else's store, which we may only read
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

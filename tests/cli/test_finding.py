@@ -1,0 +1,98 @@
+"""Finding adapters, and going through long lists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def found(prepared: Any, loras: dict[str, Path]) -> Callable[..., list[str]]:
+    """(words): the references that `adapter list` answers; there are spirit@v1, skin-care@v1 and skin-care@v2."""
+    prepared(
+        "adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care", "--tag", "nightly", "--tag", "warm",
+        "--note", "Trained on Größe data", "--metric", "HR@1=0.5", "--metric", "NDCG@3=0.4",
+    )  # fmt: skip
+    return lambda *words: [entry["ref"] for entry in prepared("adapter", "list", *words, "--json").json]
+
+
+def test_adapters_are_found_by_tag_metric_and_text(found: Callable[..., list[str]]) -> None:
+    assert found() == ["skin-care@v2", "skin-care@v1", "spirit@v1"]
+    assert found("--tag", "nightly", "--tag", "warm") == ["skin-care@v2"]
+    assert found("--tag", "nightly", "--tag", "cold") == []
+    assert found("--metric", "HR@1") == ["skin-care@v2", "skin-care@v1"]
+    assert found("--metric", "HR@1>0.25") == ["skin-care@v2"]
+    assert found("--metric", "HR@1>=0.25", "--metric", "NDCG@3<0.4") == []
+    assert found("--search", "größe") == ["skin-care@v2"]
+    assert found("--search", "CARE", "--metric", "HR@1=0.25") == ["skin-care@v1"]
+    assert found("--spirit") == ["spirit@v1"]
+    assert found("--domain", "skin-care", "--base", "tiny", "--limit", "1") == ["skin-care@v2"]
+
+
+def test_what_is_asked_wrongly_is_refused(prepared: Any) -> None:
+    assert "is not a bound on a metric" in prepared("adapter", "list", "--metric", ">=1", code=2).err
+    assert "not a number" in prepared("adapter", "list", "--metric", "HR@1>=much", code=2).err
+    assert "not both" in prepared("adapter", "list", "--spirit", "--domain", "skin-care", code=2).err
+    assert "no such adapter" in prepared("adapter", "list", "--tag", "absent").err
+
+
+def _pages(shell: Any, *words: str) -> list[str]:
+    """All references, a page of one at a time, by doing what the hint says."""
+    seen: list[str] = []
+    after: list[str] = []
+    while True:
+        answer = shell("adapter", "list", *words, "--limit", "1", *after)
+        hint = re.search(r"go on with (--after \S+)\)", answer.err)
+        if hint is None:
+            return seen
+        after = hint[1].split()
+        seen.append(after[1])
+
+
+def test_the_hint_of_a_full_page_leads_to_the_next(found: object, prepared: Any) -> None:
+    assert _pages(prepared) == ["skin-care@v2", "skin-care@v1", "spirit@v1"]
+    assert _pages(prepared, "--metric", "HR@1") == ["skin-care@v2", "skin-care@v1"]
+
+
+def test_the_hint_names_the_base_where_there_are_several(
+    found: object, prepared: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    (other / "generation_config.json").write_text('{"temperature": 0.5}')
+    prepared("base", "add", "other", other)
+    prepared("adapter", "add", loras["spirit"], "--base", "other", "--spirit", "--allow-base-mismatch")
+    assert _pages(prepared) == ["other:spirit@v1", "tiny:skin-care@v2", "tiny:skin-care@v1", "tiny:spirit@v1"]
+    assert _pages(prepared, "--base", "tiny") == ["skin-care@v2", "skin-care@v1", "spirit@v1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("adapter", "list"),
+        ("adapter", "log", "skin-care"),
+        ("build", "list"),
+        ("base", "list"),
+        ("domain", "list"),
+        ("doctor",),
+        ("store", "gc", "--dry-run", "--grace", "0"),
+    ],
+    ids=" ".join,
+)
+def test_tables_fit_eighty_columns_and_break_no_name(
+    built: Any, loras: dict[str, Path], words: tuple[str, ...]
+) -> None:
+    built("--as", "a-nightly-job", "adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
+    built("adapter", "alias", "skin-care@v2", "champion")
+    (built.home / "store" / "staging" / f"build-{'0' * 32}").mkdir()
+    out = re.sub(r"\x1b\[[0-9;]*m", "", built(*words, columns=80).out)
+    grid = out.partition("\n\n")[0].splitlines() if words == ("status",) else out.splitlines()
+    assert max(len(line) for line in grid if " is " not in line) <= 80, out
+    assert "…" not in out
+    if words[:2] == ("adapter", "log"):
+        assert "champion: none → skin-care@v2" in out

@@ -1,0 +1,232 @@
+"""What the database itself refuses, on SQLite and PostgreSQL, however the statement came to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from reccocktail.registry import Adapter, Base, Registry
+from reccocktail.registry.tables import Table
+
+Sql = Any
+
+
+@pytest.fixture
+def filled(registry: Registry, base: Base, add: Callable[..., Adapter], sql: Sql) -> Sql:
+    """Ids by what is there: two spirits (1, 2), beauty v1 to v3 (3 to 5), toys v1 (6), builds `done` and `open`."""
+    registry.domains.add("beauty")
+    registry.domains.add("toys")
+    add("spirit", 1)
+    spirit = add("spirit", 2)
+    add("beauty", 3, metrics={"HR@1": 0.5}, tags=["nightly"])
+    champion = add("beauty", 4)
+    add("beauty", 5)
+    add("toys", 3)
+    registry.adapters.alias("beauty@v2", "champion")
+    registry.adapters.archive("beauty@v1")
+    inputs = {"adapters": [{"ref": a.ref, "digest": a.digest} for a in (spirit, champion)]}
+    done = registry.builds.request("beauty", base.name, "done", {}, inputs).build
+    registry.builds.claim("w", build_id=done.id)
+    done = registry.builds.succeed(done.id, "w", base.digest, {"spirit": 0.5}, {})
+    registry.publications.add(done, "acme/beauty", "c0ffee")
+    registry.builds.request("beauty", base.name, "open", {}, inputs)
+    return sql
+
+
+def copied(table: str, where: str = "", **changes: str) -> str:
+    """SQL that inserts the newest row of the table again, with columns replaced."""
+    columns = {c.name: c.name for c in Table.metadata.tables[table].columns if c.name != "id" or table == "builds"}
+    columns |= changes
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) "
+        f"SELECT {', '.join(columns.values())} FROM {table} {where} ORDER BY created_at DESC LIMIT 1"
+    )
+
+
+TOYS = "WHERE domain_id = (SELECT id FROM domains WHERE name = 'toys')"
+DONE, OPEN = "WHERE key = 'done'", "WHERE key = 'open'"
+NEXT = {"version": "2", "digest": "'d'"}
+
+REFUSED = {
+    # the current spirit
+    "a second current spirit": "UPDATE adapters SET is_current = true WHERE id = 1",
+    "a current ingredient": "UPDATE adapters SET is_current = true WHERE id = 4",
+    # versions: numbered without gaps, and never changed
+    "a version twice": copied("adapters", TOYS, version="1", digest="'d'"),
+    "a gap": copied("adapters", TOYS, version="3", digest="'d'"),
+    "version zero": copied("adapters", TOYS, version="0", digest="'d'"),
+    "the same content twice": copied("adapters", TOYS, version="2"),
+    "a spirit in a domain": copied("adapters", TOYS, **NEXT, role="'spirit'"),
+    "an adapter without a base": copied("adapters", TOYS, digest="'d'", base_id="7"),
+    "a version that begins archived": copied("adapters", TOYS, **NEXT, archived_at="created_at"),
+    "a row of no one": copied("adapters", TOYS, **NEXT, created_by="NULL"),
+    "a version's digest changed": "UPDATE adapters SET digest = 'd' WHERE id = 6",
+    "a version's number changed": "UPDATE adapters SET version = 2 WHERE id = 6",
+    "a version moved to another domain": "UPDATE adapters SET domain_id = 2 WHERE id = 6",
+    "a version's metrics changed": """UPDATE adapters SET metrics = '{"HR@1": 0.9}' WHERE id = 6""",
+    "a version's note changed": "UPDATE adapters SET note = 'x' WHERE id = 6",
+    "a version's maker changed": "UPDATE adapters SET created_by = 'eve' WHERE id = 6",
+    "a version removed": "DELETE FROM adapters WHERE id = 6",
+    # what search looks in is what was registered
+    "a tag that was not given": "INSERT INTO adapter_tags (tag, adapter_id) VALUES ('best', 3)",
+    "a tag changed": "UPDATE adapter_tags SET tag = 'best'",
+    "a tag removed": "DELETE FROM adapter_tags",
+    "a metric that was not given": "INSERT INTO adapter_metrics (name, adapter_id, value) VALUES ('HR@3', 3, 1)",
+    "a metric changed": "UPDATE adapter_metrics SET value = 1",
+    "a metric removed": "DELETE FROM adapter_metrics",
+    # archiving has its event
+    "archiving without an event": "UPDATE adapters SET archived_at = created_at WHERE id = 6",
+    "restoring without an event": "UPDATE adapters SET archived_at = NULL WHERE id = 3",
+    "another time of archiving": "UPDATE adapters SET archived_at = created_at WHERE id = 3",
+    # aliases: in their domain, on an active version, where their newest event put them
+    "an alias to another domain's version": "UPDATE aliases SET adapter_id = 6",
+    "an alias to nothing": "UPDATE aliases SET adapter_id = 99",
+    "an alias moved without an event": "UPDATE aliases SET adapter_id = 5",
+    "an alias under another name": "UPDATE aliases SET name = 'candidate'",
+    "an alias of another domain": "UPDATE aliases SET domain_id = 3",
+    "an alias twice": copied("aliases", adapter_id="5"),
+    "an alias without an event": copied("aliases", name="'candidate'"),
+    "an alias removed without an event": "DELETE FROM aliases",
+    # events are only appended
+    "an event changed": "UPDATE events SET created_by = 'eve'",
+    "an event's time changed": "UPDATE events SET created_at = created_at WHERE id = 1",
+    "an event removed": "DELETE FROM events WHERE kind = 'alias.set'",
+    "an event about nothing": copied("events", adapter_id="99"),
+    # builds: one open build a key, lawful changes of status, each with its event
+    "a second queued build of a key": copied("builds", OPEN, id="'x'"),
+    "an unknown status": f"UPDATE builds SET status = 'done' {OPEN}",
+    "a build that begins as succeeded": copied("builds", DONE, id="'x'", key="'y'"),
+    "a build without an event": copied("builds", OPEN, id="'x'", key="'y'"),
+    "a success without a result": f"UPDATE builds SET status = 'succeeded' {OPEN}",
+    "a running build without a lease": f"UPDATE builds SET status = 'running' {OPEN}",
+    "a status without an event": f"UPDATE builds SET status = 'cancelled' {OPEN}",
+    "a success undone": f"UPDATE builds SET status = 'queued', digest = NULL {DONE}",
+    "a result exchanged": f"UPDATE builds SET digest = 'd' {DONE}",
+    "coefficients changed afterwards": f"UPDATE builds SET coefficients = NULL {DONE}",
+    "a build's key changed": f"UPDATE builds SET key = 'z' {OPEN}",
+    "a build's recipe changed": f"UPDATE builds SET recipe = '{{\"a\": 1}}' {OPEN}",
+    "a build removed": f"DELETE FROM builds {OPEN}",
+    "an input of no build": "INSERT INTO build_inputs VALUES ('x', 1, '2026-01-01', '')",
+    "an input exchanged": "UPDATE build_inputs SET adapter_id = 3 WHERE adapter_id = 4",
+    "an input removed": "DELETE FROM build_inputs",
+    # bases, domains, publications
+    "a base model twice": copied("base_models", digest="'d'"),
+    "a base model's digest changed": "UPDATE base_models SET digest = 'd'",
+    "a base model removed": "DELETE FROM base_models",
+    "a domain twice": copied("domains", title="'x'"),
+    "a domain renamed": "UPDATE domains SET name = 'x' WHERE name = 'toys'",
+    "a domain removed": "DELETE FROM domains WHERE name = 'toys'",
+    "an unknown role": copied("domains", name="'x'", role="'other'"),
+    "a second domain of spirits": copied("domains", name="'x'", role="'spirit'"),
+    "a publication of no build": copied("publications", build_id="'x'"),
+    "a publication changed": "UPDATE publications SET repo = 'eve/beauty'",
+    "a publication removed": "DELETE FROM publications",
+}
+ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
+    "a version replaced": copied("adapters", TOYS, **NEXT).replace("INSERT", "INSERT OR REPLACE").replace(
+        "(base_id", "(id, base_id").replace("SELECT base_id", "SELECT 6, base_id"),
+    "content replaced": copied("adapters", TOYS, version="2").replace("INSERT", "INSERT OR REPLACE"),
+    "an event replaced": "INSERT OR REPLACE INTO events (id, kind, subject, detail, created_at, created_by) VALUES (1, 'x', 'x', '{}', '2026-01-01', 'eve')",
+    "a base model replaced": copied("base_models", digest="'d'").replace("INSERT", "INSERT OR REPLACE"),
+    "a domain replaced": copied("domains", title="'x'").replace("INSERT", "INSERT OR REPLACE"),
+    "a build replaced": copied("builds", OPEN).replace("INSERT", "INSERT OR REPLACE"),
+    "an input replaced": "INSERT OR REPLACE INTO build_inputs SELECT build_id, adapter_id, created_at, 'eve' FROM build_inputs",
+    "an alias replaced": copied("aliases", adapter_id="5").replace("INSERT", "INSERT OR REPLACE"),
+}  # fmt: skip
+ONLY_POSTGRESQL = {
+    f"all {table} at once": f"TRUNCATE {table} CASCADE"
+    for table in (
+        "adapters", "adapter_tags", "adapter_metrics", "aliases", "events", "builds", "build_inputs", "publications",
+        "base_models", "domains",
+    )
+}  # fmt: skip
+
+
+def everything(sql: Sql) -> dict[str, list[tuple[Any, ...]]]:
+    return {table: sorted(sql(f"SELECT * FROM {table}"), key=repr) for table in Table.metadata.tables}
+
+
+@pytest.mark.parametrize("attempt", REFUSED.values(), ids=REFUSED.keys())
+def test_the_database_itself_refuses(filled: Sql, attempt: str) -> None:
+    before = everything(filled)
+    with pytest.raises(filled.refusals):
+        filled(attempt)
+    assert everything(filled) == before
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("attempt", ONLY_SQLITE.values(), ids=ONLY_SQLITE.keys())
+def test_sqlite_refuses_to_replace(filled: Sql, attempt: str) -> None:
+    before = everything(filled)
+    with pytest.raises(filled.refusals):
+        filled(attempt)
+    assert everything(filled) == before
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("attempt", ONLY_POSTGRESQL.values(), ids=ONLY_POSTGRESQL.keys())
+def test_postgresql_refuses_to_truncate(filled: Sql, attempt: str) -> None:
+    before = everything(filled)
+    with pytest.raises(filled.refusals):
+        filled(attempt)
+    assert everything(filled) == before
+
+
+def event(kind: str, subject: str, adapter: str, previous: str = "NULL", alias: str = "NULL") -> str:
+    return (
+        "INSERT INTO events (kind, subject, base_id, domain_id, adapter_id, previous_id, alias, detail, created_at,"
+        f" created_by) SELECT '{kind}', '{subject}', base_id, domain_id, {adapter}, {previous}, {alias}, '{{}}',"
+        " created_at, 'ann' FROM adapters WHERE id = 4"
+    )
+
+
+LAWFUL = {
+    "the next version": [copied("adapters", TOYS, **NEXT)],
+    "a domain's new title": ["UPDATE domains SET title = 'x' WHERE name = 'toys'"],
+    "another domain": [copied("domains", name="'x'", role="'ingredient'")],
+    "an alias with its event": [
+        event("alias.moved", "beauty@champion", "5", "4", "'champion'"),
+        "UPDATE aliases SET adapter_id = 5, event_id = (SELECT max(id) FROM events)",
+    ],
+    "an alias removed with its event": [
+        event("alias.removed", "beauty@champion", "NULL", "4", "'champion'"),
+        "DELETE FROM aliases",
+    ],
+    "archiving with its event": [
+        event("adapter.archived", "toys@v1", "6"),
+        "UPDATE adapters SET archived_at = (SELECT created_at FROM adapters WHERE id = 4) WHERE id = 6",
+    ],
+    "a status with its event": [
+        f"INSERT INTO events (kind, subject, detail, created_at, created_by) "
+        f"SELECT 'build.cancelled', id, '{{}}', created_at, 'ann' FROM builds {OPEN}",
+        f"UPDATE builds SET status = 'cancelled' {OPEN}",
+    ],
+    "another publication": [copied("publications", revision="'d'")],
+}
+
+
+@pytest.mark.parametrize("statements", LAWFUL.values(), ids=LAWFUL.keys())
+def test_what_the_rules_allow_is_allowed(filled: Sql, statements: list[str]) -> None:
+    """The attempts above fail for their rule, not for how they are written."""
+    before = everything(filled)
+    for statement in statements:
+        filled(statement)
+    assert everything(filled) != before
+
+
+def test_an_archived_version_takes_no_alias_even_with_an_event(filled: Sql) -> None:
+    filled(event("alias.moved", "beauty@champion", "3", "4", "'champion'"))
+    with pytest.raises(filled.refusals, match="archived version takes no alias"):
+        filled("UPDATE aliases SET adapter_id = 3, event_id = (SELECT max(id) FROM events)")
+
+
+def test_an_alias_does_not_go_back_to_an_older_event(registry: Registry, filled: Sql) -> None:
+    registry.adapters.alias("beauty@v3", "champion")
+    with pytest.raises(filled.refusals, match="where its newest event says"):
+        filled("UPDATE aliases SET adapter_id = 4, event_id = (SELECT min(id) FROM events WHERE alias = 'champion')")
+
+
+def test_the_refusal_says_which_rule(filled: Sql) -> None:
+    with pytest.raises(filled.refusals, match="an adapter version never changes"):
+        filled("UPDATE adapters SET digest = 'd' WHERE id = 6")

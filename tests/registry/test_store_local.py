@@ -1,0 +1,253 @@
+"""What a store on disk does beyond what every store does: hard links, durability, and repair of whole trees."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from reccocktail.registry.digests import file_digest
+from reccocktail.registry.errors import InvalidArtifactError, StoreError
+from reccocktail.registry.local_store import LocalStore
+from reccocktail.registry.store import Store
+
+AT_ONCE = timedelta(seconds=-1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = Store.create(tmp_path / "store")
+    assert isinstance(store, LocalStore)
+    return store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one.txt").write_text("one")
+    (folder / "deep/two.txt").write_text("two")
+    (folder / "deep/again.txt").write_text("one")
+    return folder
+
+
+def blobs(store: LocalStore) -> list[Path]:
+    return sorted((store.root / "blobs/sha256").glob("*/*"))
+
+
+def staged(store: LocalStore) -> list[Path]:
+    return list((store.root / "staging").iterdir())
+
+
+def overwrite(path: Path, text: str) -> None:
+    path.chmod(0o644)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost"])
+def test_a_file_url_is_a_folder(tmp_path: Path, folder: Path, prefix: str) -> None:
+    tree = Store.create(f"{prefix}{tmp_path}/a%20b").add_folder(folder)
+    assert Store.open(tmp_path / "a b").has(tree.digest)
+
+
+def test_a_file_url_of_another_machine_is_refused() -> None:
+    with pytest.raises(StoreError, match="another machine"):
+        Store.open("file://server/store")
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot create the store"):
+        Store.create(tmp_path / "file/store")
+
+
+def test_the_manifest_is_a_blob_too(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    hexadecimal = tree.digest.removeprefix("sha256:")
+    assert file_digest(store.root / "blobs/sha256" / hexadecimal[:2] / hexadecimal) == tree.digest
+    assert len(blobs(store)) == 3  # one, two, the manifest
+
+
+def test_a_stored_file_and_its_blob_are_one(store: LocalStore, folder: Path) -> None:
+    stored = store.folder(store.add_folder(folder).digest)
+    for name in ("one.txt", "deep/two.txt", "deep/again.txt"):
+        assert any(blob.samefile(stored / name) for blob in blobs(store))
+
+
+def test_all_is_durable_before_the_next_step_and_nothing_is_synced_twice(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def logged_sync(handle: int) -> None:
+        sync(handle)
+        log.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+
+    def logged_rename(path: Path, target: Path) -> Path:
+        log.append(("rename", str(target)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", logged_sync)
+    monkeypatch.setattr(Path, "rename", logged_rename)
+    tree = store.add_folder(folder)
+    published = log.index(("rename", str(store.folder(tree.digest))))
+    before = {Path(path) for _, path in log[:published]}
+    assert log[published + 1 :] == [("sync", str(store.root / "trees"))]
+    assert {path.name for path in before} >= {"one.txt", "two.txt", "again.txt", "deep"}
+    manifest = next(blob for blob in blobs(store) if f"sha256:{blob.name}" == tree.digest)
+    assert manifest.parent in before
+    again = Counter(path for kind, path in log if kind == "sync")
+    assert max(again.values()) == 1
+
+
+def test_a_full_disk_leaves_no_blob_and_no_tree(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left") as caught:
+        store.add_folder(folder)
+    assert "store gc" in (caught.value.hint or "")
+    assert blobs(store) == list((store.root / "trees").iterdir()) == staged(store) == []
+
+
+def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(store: LocalStore, folder: Path) -> None:
+    (folder / "memory").symlink_to("/proc/self/mem")  # may be opened, but its first bytes not read
+    with pytest.raises(InvalidArtifactError, match="memory: cannot be read"):
+        store.add_folder(folder, allow_links=True)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EXDEV])
+def test_where_there_can_be_no_hard_link_there_is_a_copy(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_links)
+    tree = store.add_folder(folder)
+    assert store.add_folder(folder) == tree
+    assert (store.folder(tree.digest) / "deep/again.txt").read_text() == "one"
+    assert store.verify() == []
+    assert len(blobs(store)) == 3
+
+
+def test_a_copy_that_was_cut_short_is_no_damage_and_is_collected(store: LocalStore, folder: Path) -> None:
+    store.add_folder(folder)
+    half = blobs(store)[0].with_name(".half")
+    half.write_text("ha")
+    assert store.verify() == []
+    assert store.gc(store.digests()).blobs == (".half",)
+    assert not half.exists()
+
+
+def test_verify_names_every_kind_of_damage(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    stored = store.folder(tree.digest)
+    overwrite(stored / "deep/two.txt", "owt")  # the blob too: they are one file
+    (stored / "one.txt").unlink()
+    (stored / "extra").write_text("?")
+    (store.root / "trees/stray").mkdir()
+    reasons = {damage.path: damage.reason for damage in store.verify() if damage.digest == tree.digest}
+    assert reasons["one.txt"] == "is missing"
+    assert reasons["extra"] == "is not in the manifest"
+    assert "instead of" in reasons["deep/two.txt"]
+    assert any(damage.path.startswith("blobs/") for damage in store.verify())
+    assert any(damage.digest == "sha256:stray" for damage in store.verify())
+    with pytest.raises(StoreError, match="extra: is not in the manifest"):
+        store.verify_tree(tree.digest)
+
+
+def test_a_manifest_that_leads_out_of_its_tree_is_refused(store: LocalStore) -> None:
+    manifest = b'{"../../x":{"bytes":1,"sha256":"%s"}}' % (b"0" * 64)
+    path = store.root / "manifest"
+    path.write_bytes(manifest)
+    digest = file_digest(path)
+    hexadecimal = digest.removeprefix("sha256:")
+    path.rename(store.root / "blobs/sha256" / hexadecimal[:2] / hexadecimal)
+    with pytest.raises(StoreError, match="not a plain relative path"):
+        store.tree(digest)
+
+
+def test_storing_a_folder_again_repairs_a_tree_with_missing_or_foreign_files(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    stored = store.folder(tree.digest)
+    shutil.rmtree(stored / "deep")
+    (stored / "one.txt").unlink()
+    (stored / "one.txt").symlink_to("nowhere")
+    (stored / "extra").write_text("?")
+    assert {damage.path for damage in store.verify()} == {"deep/again.txt", "deep/two.txt", "one.txt", "extra"}
+    assert store.add_folder(folder) == tree
+    assert store.verify() == []
+    assert staged(store) == []
+
+
+def test_an_interrupted_gc_leaves_no_half_tree(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = store.add_folder(folder)
+
+    def interrupted(path: Path, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.gc(set(), grace=AT_ONCE)
+    assert not store.has(tree.digest)
+    assert store.verify() == []
+    assert store.gc(set()).staging != ()  # at once: nobody holds it
+    assert staged(store) == []
+
+
+def test_staging_of_a_version_without_locks_goes_after_the_grace(store: LocalStore) -> None:
+    old = store.root / "staging/build-old"
+    old.mkdir()
+    assert store.gc(set()).staging == ()
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    assert store.gc(set()).staging == ("build-old",)
+    assert staged(store) == []
+
+
+def test_staging_that_cannot_be_made_is_a_failure_of_the_store(store: LocalStore) -> None:
+    (store.root / "staging").rmdir()
+    (store.root / "staging").write_text("in the way")  # root, who runs many tests, may write where it is forbidden
+    with pytest.raises(StoreError, match="cannot write to the store"), store.staging("build"):
+        pass
+
+
+def test_storing_a_tree_again_puts_it_out_of_gcs_reach(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    for path in (*blobs(store), store.folder(tree.digest)):
+        os.utime(path, (0, 0))
+    store.add_folder(folder)
+    assert store.gc(set()).trees == ()
+    assert store.verify() == []
+
+
+def test_a_tree_is_young_when_it_is_published_however_long_it_was_staged(store: LocalStore) -> None:
+    with store.staging("build") as building:
+        (building / "x").write_text("x")
+        for path in (building / "x", building):
+            os.utime(path, (0, 0))
+        tree = store.adopt(building)
+    assert store.gc(set()).trees == ()
+    assert store.has(tree.digest)
+
+
+def test_what_is_no_tree_is_neither_listed_nor_collected(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    stray = store.root / "trees/.DS_Store"
+    stray.write_text("")
+    assert store.digests() == {tree.digest}
+    store.gc(set(), grace=AT_ONCE)
+    assert stray.exists()
