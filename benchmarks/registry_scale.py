@@ -105,7 +105,6 @@ def fill(registry: Registry, folder: Path, domains: int, versions: int, events: 
                     "metrics": {"NDCG@3": versioned / versions, "HR@1": number / domains},
                     "tags": ["nightly", f"week-{versioned % 52}"],
                     "note": f"trained on day {versioned} for shop {number}",
-                    "words": f"domain-{number} trained on day {versioned} for shop {number} nightly",
                     "created_at": BEGAN - timedelta(days=versions - versioned),
                     "created_by": "bench",
                 }
@@ -116,6 +115,12 @@ def fill(registry: Registry, folder: Path, domains: int, versions: int, events: 
         adapters = session.execute(
             select(AdapterRow.id, AdapterRow.domain_id, AdapterRow.version).where(AdapterRow.role == "ingredient")
         ).all()
+        session.execute(
+            text(
+                "INSERT INTO adapter_words (adapter_id, words) SELECT a.id, d.name || ' ' || a.note || ' nightly'"
+                " FROM adapters a JOIN domains d ON d.id = a.domain_id WHERE a.note IS NOT NULL"
+            )
+        )
         by_place = {(domain, version): id_ for id_, domain, version in adapters}
         names = {id_: name for name, id_ in ids.items()}
 

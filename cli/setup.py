@@ -205,18 +205,19 @@ def verify(app: App, as_json: bool) -> None:
     metavar="HOURS",
     help="Spare what is younger: its row may be about to be written.",
 )
+@click.option("--force", is_flag=True, help="Go on although the database refers to nothing in the store.")
 @json_option
 @pass_app
-def gc(app: App, dry_run: bool, hours: float, as_json: bool) -> None:
+def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> None:
     """Remove what no row of the database needs, and list it."""
     from datetime import timedelta
 
     if math.isnan(hours):
         raise UsageError("--grace takes a number of hours, not nan")
     with app.registry() as registry:
-        keep = registry.digests()
-        sizes = {digest: _size(registry, digest) for digest in registry.store.digests() - keep}  # unknown afterwards
-        report = registry.store.gc(keep, dry_run=dry_run, grace=timedelta(hours=hours))
+        # unknown afterwards
+        sizes = {digest: _size(registry, digest) for digest in registry.store.digests() - registry.digests()}
+        report = registry.collect(dry_run=dry_run, grace=timedelta(hours=hours), force=force)
     document = {
         "trees": [{"digest": digest, "bytes": sizes.get(digest)} for digest in report.trees],
         "blobs": list(report.blobs),

@@ -6,11 +6,13 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Select, func, select, true, update
+from sqlalchemy import Select, bindparam, func, select, true, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from . import events, history, lineage
 from .bases import Base, Bases, find_base
@@ -25,7 +27,7 @@ from .records import NOT_IN_JSON, Record
 from .references import CHAMPION, SPIRIT, Reference, check_name, check_text
 from .search import MetricBound
 from .store import Store
-from .tables import AdapterRow, AdapterTagRow, AliasRow, BaseModelRow, DomainRow, EventRow
+from .tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
 
 # a trainer's own state, which lies beside many adapters and is none of ours
 TRAINER_STATE = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json")
@@ -99,11 +101,11 @@ class Adapters:
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
-        base_facts = self._bases.facts(base)
+        base_facts, stored = self._bases.facts(base), self._store.local(base.digest)
         facts = inspect_adapter(
             folder,
             base_facts,
-            base_names=(base.name, base.source, str(self._bases.folder(base))),
+            base_names=(base.name, base.source, *([str(stored)] if stored else [])),
             allow_base_mismatch=allow_base_mismatch,
             allow_links=allow_links,
             scan=scan,
@@ -119,37 +121,44 @@ class Adapters:
         with self._database.writing() as session:
             # the lock lets no one else take the number between looking and writing
             place = find_domain(session, name, lock=True)
-            base_id = find_base(session, base.name).id
-            here = (AdapterRow.base_id == base_id, AdapterRow.domain_id == place.id)
-            known = session.scalar(select(AdapterRow).where(*here, AdapterRow.digest == tree.digest))
-            if known is not None:
+            model = find_base(session, base.name)
+            here = (AdapterRow.base_id == model.id, AdapterRow.domain_id == place.id)
+            same = select(AdapterRow.id).where(*here, AdapterRow.digest == tree.digest).scalar_subquery()
+            newest, known_id = session.execute(select(func.max(AdapterRow.version), same).where(*here)).one()
+            if known_id is not None:
+                known = session.get_one(AdapterRow, known_id)
                 if known.archived_at is not None:
-                    raise ConflictError(f"{folder} has the content of {_ref(known)}, which is archived")
+                    raise ConflictError(
+                        f"{folder} has the content of {_ref(known)}, which is archived; its bytes are in the store",
+                        hint=f"reccocktail adapter archive {_ref(known)} --base {base.name} --undo",
+                    )
                 given = {"metrics": about["metrics"]} | labels
                 ignored = tuple(what for what, value in given.items() if value and value != getattr(known, what))
                 return replace(_adapter(known), skipped=skipped, ignored=ignored)
-            newest = session.scalar(select(func.max(AdapterRow.version)).where(*here)) or 0
             row = AdapterRow(
-                base_id=base_id,
-                domain_id=place.id,
+                base=model,
+                domain=place,
                 role=role,
-                version=newest + 1,
+                version=(newest or 0) + 1,
                 digest=tree.digest,
                 rank=facts.rank,
                 alpha=facts.alpha,
                 target_modules=[*facts.target_modules],
                 tensors=facts.tensors,
                 bytes=facts.bytes,
-                words=" ".join([name, note or "", *labels["tags"]]).casefold(),
                 **about,
                 **labels,
             )
             session.add(row)
             session.flush()
+            session.add(
+                AdapterWordsRow(adapter_id=row.id, words=" ".join([name, note or "", *labels["tags"]]).casefold())
+            )
+            set_committed_value(row, "aliases", [])  # a new version has none, so nobody needs to look
             added = _adapter(row)
             events.append(
                 session, "adapter.added", added.ref, {"base": base.name, "digest": tree.digest},
-                base_id=base_id, domain_id=place.id, adapter_id=row.id,
+                base_id=model.id, domain_id=place.id, adapter_id=row.id,
             )  # fmt: skip
             _mark_current_spirit(session, row)
             return replace(added, created=True, skipped=skipped)
@@ -168,7 +177,7 @@ class Adapters:
     def current(self) -> builtins.list[Adapter]:
         """What each bare name means now, for every base: at most one version per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
-        query = select(AdapterRow).where(AdapterRow.id.in_(PREFERRED)).options(joinedload(AdapterRow.aliases))
+        query = select(AdapterRow).where(AdapterRow.id.in_(_preferred())).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
             return [_adapter(row) for row in session.scalars(query).unique()]
 
@@ -203,24 +212,29 @@ class Adapters:
         `after` may be `BASE:REF` where several bases have adapters of the name. `text` is looked for in domain, note and
         tags, whatever the case; every tag and metric bound has to hold.
         """
-        query = select(AdapterRow).order_by(AdapterRow.id.desc()).limit(limit)
+        # ids first: the database can stop at a page of them, whatever it thinks of the joins that the rows need
+        id_ = AdapterRow.id if text is None else AdapterWordsRow.adapter_id
+        ids = select(id_).order_by(id_.desc()).limit(limit)
+        if text is not None:
+            find = func.strpos if self._database.dialect == "postgresql" else func.instr  # quicker than LIKE
+            ids = ids.where(find(AdapterWordsRow.words, text.casefold()) > 0)
+            if (domain, base, role) != (None, None, None):
+                ids = ids.join(AdapterRow, AdapterRow.id == id_)
         with self._database.reading() as session:
             if domain is not None:
-                query = query.where(AdapterRow.domain_id == find_domain(session, domain).id)
+                ids = ids.where(AdapterRow.domain_id == find_domain(session, domain).id)
             if base is not None:
-                query = query.where(AdapterRow.base_id == find_base(session, base).id)
+                ids = ids.where(AdapterRow.base_id == find_base(session, base).id)
             if role is not None:
-                query = query.where(AdapterRow.role == role)
+                ids = ids.where(AdapterRow.role == role)
             for tag in dict.fromkeys(tags):
-                tagged = select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)
-                query = query.where(AdapterRow.id.in_(tagged))
+                ids = ids.where(id_.in_(select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)))
             for bound in metrics:
-                query = query.where(AdapterRow.id.in_(bound.query()))
-            if text is not None:
-                query = query.where(AdapterRow.words.contains(text.casefold(), autoescape=True))
+                ids = ids.where(id_.in_(bound.query()))
             if after is not None:
                 named, _, ref = str(after).rpartition(":")
-                query = query.where(AdapterRow.id < find_adapter(session, ref, named or base).id)
+                ids = ids.where(id_ < find_adapter(session, ref, named or base).id)
+            query = select(AdapterRow).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.id.desc())
             return [_adapter(row) for row in session.scalars(query)]
 
     def alias(self, ref: str | Reference, name: str, *, base: str | None = None) -> Adapter:
@@ -322,22 +336,35 @@ class Adapters:
 def find_adapter(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
     """One query where all is well. Raises NotFoundError, and UsageError for versions of several bases."""
     ref = _parsed(ref)
-    query = select(AdapterRow).join(AdapterRow.domain).where(DomainRow.name == ref.name)
-    if ref.version is not None:
-        query = query.where(AdapterRow.version == ref.version)
-    elif ref.alias is not None:
-        query = query.join(AliasRow, AliasRow.adapter_id == AdapterRow.id).where(AliasRow.name == ref.alias)
-    else:
-        query = query.where(AdapterRow.id.in_(PREFERRED.where(DomainRow.name == ref.name).correlate(None)))
-    if base is not None:
-        query = query.join(AdapterRow.base).where(BaseModelRow.name == base)
-    rows = session.scalars(query.options(contains_eager(AdapterRow.domain)).limit(2)).all()
+    suffix = "version" if ref.version is not None else "alias" if ref.alias is not None else None
+    given = {"domain": ref.name, "version": ref.version, "alias": ref.alias, "base": base}
+    rows = session.scalars(_finding(suffix, base is not None), given).unique().all()
     if not rows:
         raise _not_found(session, ref, base)
     if len(rows) > 1:
         found = " and ".join(sorted(row.base.name for row in rows))
         raise UsageError(f"{str(ref)!r} means versions for several base models: {found}", hint="say --base NAME")
     return rows[0]
+
+
+@cache
+def _finding(suffix: Literal["version", "alias"] | None, with_base: bool) -> Select[AdapterRow]:
+    """The query behind a reference, put together once, which takes longer than to run it."""
+    domain = DomainRow.name == bindparam("domain")
+    query = select(AdapterRow).join(AdapterRow.domain).join(AdapterRow.base).where(domain)
+    if suffix == "version":
+        query = query.where(AdapterRow.version == bindparam("version"))
+    elif suffix == "alias":
+        here = (AliasRow.base_id == AdapterRow.base_id) & (AliasRow.domain_id == AdapterRow.domain_id)
+        query = query.join(AliasRow, here & (AliasRow.adapter_id == AdapterRow.id))
+        query = query.where(AliasRow.name == bindparam("alias"))
+    else:
+        query = query.where(AdapterRow.id.in_(_preferred().where(domain)))
+    if with_base:
+        query = query.where(BaseModelRow.name == bindparam("base"))
+    return query.options(
+        contains_eager(AdapterRow.domain), contains_eager(AdapterRow.base), joinedload(AdapterRow.aliases)
+    )
 
 
 def _preferred() -> Select[int]:
@@ -352,10 +379,7 @@ def _preferred() -> Select[int]:
     champion = select(version.id).join(alias, alias.adapter_id == version.id).where(*active, *on_champion)
     newest = select(version.id).where(*active).order_by(version.version.desc()).limit(1)
     found = (query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in (champion, newest))
-    return select(func.coalesce(*found)).select_from(DomainRow).join(BaseModelRow, true())
-
-
-PREFERRED = _preferred()  # made once: it takes longer to put together than to run
+    return select(func.coalesce(*found)).select_from(DomainRow).join(BaseModelRow, true()).correlate(None)
 
 
 def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundError:
@@ -415,9 +439,7 @@ def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
     here = (AdapterRow.base_id == row.base_id, AdapterRow.domain_id == row.domain_id)
     session.flush()
     session.execute(update(AdapterRow).where(*here, AdapterRow.is_current).values(is_current=False))
-    preferred = select(AdapterRow.id).where(
-        *here, AdapterRow.id.in_(PREFERRED.where(DomainRow.name == SPIRIT).correlate(None))
-    )
+    preferred = select(AdapterRow.id).where(*here, AdapterRow.id.in_(_preferred().where(DomainRow.name == SPIRIT)))
     if (current := session.scalar(preferred)) is not None:
         session.execute(update(AdapterRow).where(AdapterRow.id == current).values(is_current=True))
 

@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import select
@@ -120,7 +121,13 @@ class Bases:
 
     def facts(self, base: Base) -> BaseFacts:
         """Read from the stored headers."""
-        return inspect_base(self.folder(base))
+        return _facts_of(self.folder(base))
+
+
+@lru_cache(maxsize=8)
+def _facts_of(stored: Path) -> BaseFacts:
+    """What a folder of the store holds never changes."""
+    return inspect_base(stored)
 
 
 def find_base(session: Session, name: str) -> BaseModelRow:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -27,7 +23,12 @@ from .locks import StoreLock
 from .settings import redacted_url
 from .tables import Table, login_name
 
+if TYPE_CHECKING:  # opening a database needs no Alembic, and starts quicker without it
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
 BUSY_SECONDS = 30
+MIGRATIONS = Path(__file__).parents[1] / "migrations"  # the rooms lie side by side, in the repository as in the wheel
 STORE_LOCK_SECONDS = 1800
 # PostgreSQL's advisory locks are numbers; any will do that nobody else takes
 UPGRADE_LOCK, STORE_LOCK = 0x5EC0C7A11, 0x5EC0C7A12
@@ -38,12 +39,13 @@ class Database:
 
     def __init__(self, url: str, *, actor: str | None = None) -> None:
         self.url = redacted_url(url)
-        self._engine = _engine(url)
-        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE", actor=actor or login_name())
         # on PostgreSQL every statement of a reader sees what is committed when it begins, in a transaction or not: without
         # one it takes half the trips to the server. SQLite's readers keep one snapshot.
-        alone = {"isolation_level": "AUTOCOMMIT"} if self.dialect == "postgresql" else {}
-        self._reader = self._engine.execution_options(**alone)
+        self._engine = _engine(url, postgresql_isolation="AUTOCOMMIT")
+        in_transaction = {"isolation_level": "READ COMMITTED"} if self.dialect == "postgresql" else {}
+        self._writer = self._engine.execution_options(
+            begin="BEGIN IMMEDIATE", actor=actor or login_name(), **in_transaction
+        )
 
     @property
     def dialect(self) -> str:
@@ -52,14 +54,26 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        with _translated(self.url), Session(self._reader) as session:
+        with _translated(self.url), Session(self._engine) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Commits at the end; rolls back on any error. Raises ConflictError where a rule of the tables is broken."""
-        with _translated(self.url), Session(self._writer) as session, session.begin():
+        with _translated(self.url), self._queue(), Session(self._writer) as session, session.begin():
             yield session
+
+    @contextmanager
+    def _queue(self) -> Iterator[None]:
+        """SQLite's own writers wait by sleeping longer and longer, past the moment when the lock is free; ours stand in line."""
+        with ExitStack() as stack:
+            path = Path(self._engine.url.database or "")
+            if self.dialect == "sqlite" and path.is_file():
+                with suppress(OSError):  # where no file can be made, the database itself says what is wrong
+                    handle = os.open(path.with_name(path.name + "-queue"), os.O_RDWR | os.O_CREAT, 0o666)
+                    stack.callback(os.close, handle)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def store_lock(self) -> StoreLock | None:
         """What keeps writers of a store and its collection apart on all machines that use this database; None on SQLite."""
@@ -73,7 +87,7 @@ class _AdvisoryLock:
     """A StoreLock that PostgreSQL holds for as long as a connection of ours lives."""
 
     def __init__(self, engine: Engine, url: str) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._url = url
 
     @contextmanager
@@ -107,18 +121,26 @@ class _AdvisoryLock:
 
 def upgrade(url: str) -> str:
     """Brings the tables to this version's revision, which is returned. Idempotent, and safe to run from many places."""
+    from alembic import command
+
     with _migrating(url, lambda connection, config: command.upgrade(config, "head")):
         return _head()
 
 
 def downgrade(url: str, revision: str, *, allow_loss: bool = False) -> str:
     """Brings the tables back to an older revision. Raises UsageError where that loses data and `allow_loss` is not set."""
-    scripts = _scripts()
-    if revision not in (known := [*(script.revision for script in scripts.walk_revisions()), "base"]):
-        raise UsageError(f"there is no revision {revision!r}", hint=f"known are {', '.join(reversed(known))}")
+    from alembic import command
+
+    if revision not in (known := ["base", *_revisions()]):
+        raise UsageError(f"there is no revision {revision!r}", hint=f"known are {', '.join(known)}")
 
     def down(connection: Connection, config: Config) -> None:
-        steps = [*scripts.iterate_revisions(_at_head(connection, url), revision)]
+        present = _revision(connection)
+        if present is None:
+            raise DatabaseError(f"{redacted_url(url)} has no tables yet", hint="run `reccocktail init`")
+        if revision != "base" and int(revision) > int(present):
+            raise UsageError(f"{redacted_url(url)} is at revision {present}, and {revision} is newer")
+        steps = [*_scripts().iterate_revisions(present, revision)]
         losses = [f"{script.revision}: {script.module.LOSES}" for script in steps if script.module.LOSES]
         if losses and not allow_loss:
             raise UsageError(
@@ -170,6 +192,9 @@ def current(url: str) -> str | None:
 
 def check(url: str) -> str:
     """The revision, if the tables are exactly those of this version; otherwise DatabaseError says what to run."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
     with _connected(url) as connection:
         revision = _at_head(connection, url)
         differences = [str(each) for each in compare_metadata(MigrationContext.configure(connection), Table.metadata)]
@@ -215,9 +240,10 @@ def _at_head(connection: Connection, url: str) -> str:
 
 
 def _revision(connection: Connection) -> str | None:
-    revision = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in _scripts().walk_revisions()}
-    if revision is not None and revision not in known:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if revision is not None and revision not in _revisions():
         raise DatabaseError(
             f"the database is at revision {revision}, which this version does not know; its own newest is {_head()}",
             hint="upgrade reccocktail",
@@ -226,23 +252,29 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _head() -> str:
-    head = _scripts().get_current_head()
-    assert head is not None
-    return head
+    return _revisions()[-1]
+
+
+def _revisions() -> list[str]:
+    """Oldest first; a migration's file begins with its revision."""
+    return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
 def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
     return ScriptDirectory.from_config(_alembic())
 
 
 def _alembic() -> Config:
+    from alembic.config import Config
+
     config = Config()
-    # the rooms lie side by side, in the repository as in the wheel; the option is %-interpolated, so a % is doubled
-    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # the option is %-interpolated
     return config
 
 
-def _engine(url: str, *, migrating: bool = False) -> Engine:
+def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = None) -> Engine:
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
         options: dict[str, Any] = {}
@@ -250,6 +282,7 @@ def _engine(url: str, *, migrating: bool = False) -> Engine:
             # nobody waits for ever, except for a migration; a server that was restarted is noticed before it is asked
             waits = "" if migrating else f"-c lock_timeout={BUSY_SECONDS}s"
             options = {"connect_args": {"connect_timeout": 10, "options": waits}, "pool_pre_ping": True}
+            options["isolation_level"] = postgresql_isolation
         elif parsed.get_backend_name() == "sqlite":
             parsed = _readable_sqlite(parsed)
         else:

@@ -69,7 +69,7 @@ def _find_in(session: Session, ref: Reference, base_id: int, domain_id: int, mom
     here = (EventRow.base_id == base_id, EventRow.domain_id == domain_id, EventRow.created_at <= moment)
     by_alias = select(func.max(EventRow.id)).where(*here, EventRow.alias.is_not(None)).group_by(EventRow.alias)
     by_version = select(func.max(EventRow.id)).where(*here, EventRow.kind.in_(ARCHIVINGS)).group_by(EventRow.adapter_id)
-    newest = select(EventRow).where(or_(EventRow.id.in_(by_alias), EventRow.id.in_(by_version)))
+    newest = select(EventRow).where(EventRow.id.in_(by_alias.union_all(by_version)))
     aliases: dict[str, int | None] = {}
     archived: dict[int, datetime] = {}
     for event in session.scalars(newest):

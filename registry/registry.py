@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -15,12 +16,12 @@ from .bases import Bases
 from .builds import Builds
 from .database import Database
 from .domains import Domains
-from .errors import StoreError
+from .errors import ConflictError, StoreError
 from .events import Events
 from .publications import Publications
 from .references import Reference
 from .settings import Settings, is_remote
-from .store import Store
+from .store import GRACE, GcReport, Store
 from .tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
 
 
@@ -76,6 +77,20 @@ class Registry:
     def digests(self) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep."""
         return {digest for _, digest in self._references()}
+
+    def collect(self, *, dry_run: bool = False, grace: timedelta = GRACE, force: bool = False) -> GcReport:
+        """Removes from the store what no row refers to, as `Store.gc` does.
+
+        Raises ConflictError, unless `force` is set, if no row refers to anything the store has: then it is more likely the
+        wrong database, or one that was just made anew, than a store full of waste.
+        """
+        keep, there = self.digests(), self.store.digests()
+        if there and not there & keep and not force:
+            raise ConflictError(
+                f"the database refers to none of the {len(there)} folders in the store: is it the right one?",
+                hint="restore the database, or say --force to empty the store",
+            )
+        return self.store.gc(keep, dry_run=dry_run, grace=grace)
 
     def missing(self) -> list[Missing]:
         """What rows refer to and the store does not have."""

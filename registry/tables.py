@@ -149,8 +149,6 @@ class AdapterRow(Table):
     tags: Mapped[list[str]]
     note: Mapped[str | None]
     context: Mapped[dict[str, Any]]
-    words: Mapped[str] = mapped_column(server_default="")
-    """What `adapter list --search` looks in: domain, note and tags, case-folded."""
     is_current: Mapped[bool] = mapped_column(default=False)
     archived_at: Mapped[datetime | None]
 
@@ -190,6 +188,19 @@ class AdapterMetricRow(Root):
     name: Mapped[str] = mapped_column(primary_key=True)
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
     value: Mapped[float]
+
+    __table_args__ = (Index(None, "name", "value", "adapter_id"),)
+
+
+class AdapterWordsRow(Root):
+    """What `adapter list --search` looks in: domain, note and tags, case-folded. A narrow table is read quickly."""
+
+    __tablename__ = "adapter_words"
+
+    adapter_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("adapters.id"), primary_key=True, autoincrement=False
+    )
+    words: Mapped[str]
 
 
 class AliasRow(Table):

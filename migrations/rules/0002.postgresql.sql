@@ -13,13 +13,16 @@ EXECUTE FUNCTION reccocktail_refuse('a base model never changes')
 CREATE TRIGGER domains_never_change BEFORE UPDATE OF id, name, role, created_at, created_by ON domains FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('a domain keeps its name and role')
 
-CREATE TRIGGER adapters_never_change BEFORE UPDATE OF id, base_id, domain_id, role, version, digest, rank, alpha, target_modules, tensors, bytes, metrics, tags, note, context, words, created_at, created_by ON adapters FOR EACH ROW
+CREATE TRIGGER adapters_never_change BEFORE UPDATE OF id, base_id, domain_id, role, version, digest, rank, alpha, target_modules, tensors, bytes, metrics, tags, note, context, created_at, created_by ON adapters FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
 CREATE TRIGGER adapter_tags_never_change BEFORE UPDATE ON adapter_tags FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
 CREATE TRIGGER adapter_metrics_never_change BEFORE UPDATE ON adapter_metrics FOR EACH ROW
+EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
+
+CREATE TRIGGER adapter_words_never_change BEFORE UPDATE ON adapter_words FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
 CREATE TRIGGER aliases_never_change BEFORE UPDATE OF base_id, domain_id, name, created_at, created_by ON aliases FOR EACH ROW
@@ -52,6 +55,9 @@ EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 CREATE TRIGGER adapter_metrics_stay BEFORE DELETE ON adapter_metrics FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
+CREATE TRIGGER adapter_words_stay BEFORE DELETE ON adapter_words FOR EACH ROW
+EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
+
 CREATE TRIGGER builds_stay BEFORE DELETE ON builds FOR EACH ROW
 EXECUTE FUNCTION reccocktail_refuse('a build is never removed')
 
@@ -77,6 +83,9 @@ CREATE TRIGGER adapter_tags_stay_all BEFORE TRUNCATE ON adapter_tags FOR EACH ST
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
 CREATE TRIGGER adapter_metrics_stay_all BEFORE TRUNCATE ON adapter_metrics FOR EACH STATEMENT
+EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
+
+CREATE TRIGGER adapter_words_stay_all BEFORE TRUNCATE ON adapter_words FOR EACH STATEMENT
 EXECUTE FUNCTION reccocktail_refuse('an adapter version never changes')
 
 CREATE TRIGGER builds_stay_all BEFORE TRUNCATE ON builds FOR EACH STATEMENT

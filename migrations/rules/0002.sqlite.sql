@@ -11,7 +11,7 @@ BEGIN
     SELECT RAISE(ABORT, 'a domain keeps its name and role');
 END
 
-CREATE TRIGGER adapters_never_change BEFORE UPDATE OF id, base_id, domain_id, role, version, digest, rank, alpha, target_modules, tensors, bytes, metrics, tags, note, context, words, created_at, created_by ON adapters
+CREATE TRIGGER adapters_never_change BEFORE UPDATE OF id, base_id, domain_id, role, version, digest, rank, alpha, target_modules, tensors, bytes, metrics, tags, note, context, created_at, created_by ON adapters
 BEGIN
     SELECT RAISE(ABORT, 'an adapter version never changes');
 END
@@ -22,6 +22,11 @@ BEGIN
 END
 
 CREATE TRIGGER adapter_metrics_never_change BEFORE UPDATE ON adapter_metrics
+BEGIN
+    SELECT RAISE(ABORT, 'an adapter version never changes');
+END
+
+CREATE TRIGGER adapter_words_never_change BEFORE UPDATE ON adapter_words
 BEGIN
     SELECT RAISE(ABORT, 'an adapter version never changes');
 END
@@ -72,6 +77,11 @@ BEGIN
 END
 
 CREATE TRIGGER adapter_metrics_stay BEFORE DELETE ON adapter_metrics
+BEGIN
+    SELECT RAISE(ABORT, 'an adapter version never changes');
+END
+
+CREATE TRIGGER adapter_words_stay BEFORE DELETE ON adapter_words
 BEGIN
     SELECT RAISE(ABORT, 'an adapter version never changes');
 END

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +22,6 @@ CHUNK = 10_000
 
 
 def upgrade() -> None:
-    op.add_column("adapters", sa.Column("words", sa.String(), server_default="", nullable=False))
     op.create_index(op.f("ix_adapters_domain_id_id"), "adapters", ["domain_id", "id"])
     op.create_index(op.f("ix_builds_domain_id_id"), "builds", ["domain_id", "id"])
     op.create_index(op.f("ix_builds_domain_id_status_finished_at"), "builds", ["domain_id", "status", "finished_at"])
@@ -50,8 +49,18 @@ def _make_search() -> None:
         sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_adapter_metrics_adapter_id_adapters")),
         sa.PrimaryKeyConstraint("name", "adapter_id", name=op.f("pk_adapter_metrics")),
     )
+    op.create_table(
+        "adapter_words",
+        sa.Column("adapter_id", ID, autoincrement=False, nullable=False),
+        sa.Column("words", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_adapter_words_adapter_id_adapters")),
+        sa.PrimaryKeyConstraint("adapter_id", name=op.f("pk_adapter_words")),
+    )
+    op.create_index(
+        op.f("ix_adapter_metrics_name_value_adapter_id"), "adapter_metrics", ["name", "value", "adapter_id"]
+    )
     adapters = sa.table(
-        "adapters", sa.column("id"), sa.column("domain_id"), sa.column("note"), sa.column("words"),
+        "adapters", sa.column("id"), sa.column("domain_id"), sa.column("note"),
         sa.column("tags", sa.JSON()), sa.column("metrics", sa.JSON()),
     )  # fmt: skip
     domains = sa.table("domains", sa.column("id"), sa.column("name"))
@@ -68,10 +77,10 @@ def _make_search() -> None:
             sa.table("adapter_metrics", sa.column("name"), sa.column("adapter_id"), sa.column("value")), metrics
         )
         words = [
-            {"this": row["id"], "words": " ".join([row["domain"], row["note"] or "", *row["tags"]]).casefold()}
+            {"adapter_id": row["id"], "words": " ".join([row["domain"], row["note"] or "", *row["tags"]]).casefold()}
             for row in rows
         ]
-        _each(adapters.update().where(adapters.c.id == sa.bindparam("this")).values(words=sa.bindparam("words")), words)
+        op.bulk_insert(sa.table("adapter_words", sa.column("adapter_id"), sa.column("words")), words)
 
 
 def _rebuild_events() -> None:
@@ -204,11 +213,6 @@ def _chunks(query: sa.Select[Any]) -> Iterator[list[dict[str, Any]]]:
         yield [dict(row) for row in rows]
 
 
-def _each(statement: sa.Update, rows: Iterable[Mapping[str, Any]]) -> None:
-    if rows := [*rows]:
-        op.get_bind().execute(statement, rows)
-
-
 def downgrade() -> None:
     rules.install(op.get_bind(), "0001")
     op.execute("CREATE TABLE aliases_after AS SELECT * FROM aliases")
@@ -249,6 +253,7 @@ def downgrade() -> None:
     op.drop_table("aliases_after")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("SELECT setval(pg_get_serial_sequence('events', 'id'), greatest(1, (SELECT max(id) FROM events)))")
+    op.drop_table("adapter_words")
     op.drop_table("adapter_metrics")
     op.drop_table("adapter_tags")
     op.drop_index(op.f("ix_publications_build_id"), "publications")
@@ -256,4 +261,3 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_builds_domain_id_status_finished_at"), "builds")
     op.drop_index(op.f("ix_builds_domain_id_id"), "builds")
     op.drop_index(op.f("ix_adapters_domain_id_id"), "adapters")
-    op.drop_column("adapters", "words")

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,22 @@ def test_what_rows_refer_to_and_the_store_lacks_is_named(registry: Registry, bas
         Missing(f"build {build.id}", result),
         Missing(f"build {build.id}", adapter.digest),
     ]
+
+
+def test_a_store_of_which_the_database_knows_nothing_is_not_emptied(registry: Registry, base: Base, add: Add) -> None:
+    """A database that was just made anew, or the wrong one, must not cost the bytes."""
+    orphan = registry.store.add_folder(registry.bases.folder(base), files=["README.md"])
+    adapter = add("spirit")
+    assert registry.collect(grace=timedelta(0)).trees == (orphan.digest,)
+    with Registry.create(
+        replace(registry.settings, database_url=f"sqlite:///{registry.settings.home}/new.sqlite")
+    ) as new:
+        with pytest.raises(ConflictError, match="refers to none of the 2 folders in the store") as caught:
+            new.collect(grace=timedelta(0))
+        assert "restore the database" in (caught.value.hint or "")
+        assert registry.store.digests() == {base.digest, adapter.digest}
+        assert len(new.collect(grace=timedelta(0), force=True).trees) == 2
+    assert len(registry.missing()) == 2
 
 
 def test_text_that_is_not_utf8_is_refused_before_bytes_are_stored(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import psycopg
@@ -317,11 +317,26 @@ def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None
     assert database.check(url) == HEAD
 
 
+def test_going_back_goes_on_from_an_older_revision(url: str) -> None:
+    database.upgrade(url)
+    database.downgrade(url, "0001")
+    with pytest.raises(UsageError, match=f"is at revision 0001, and {HEAD} is newer"):
+        database.downgrade(url, HEAD)
+    assert database.downgrade(url, "0001") == "0001"
+    database.downgrade(url, "base", allow_loss=True)
+    with pytest.raises(DatabaseError, match="has no tables yet"):
+        database.downgrade(url, "0001")
+
+
 def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     database.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         database.downgrade(url, "7")
     assert caught.value.hint == "known are base, 0001, 0002"
+
+
+def test_a_migrations_file_begins_with_its_revision() -> None:
+    assert database._revisions() == [script.revision for script in database._scripts().walk_revisions()][::-1]
 
 
 def test_every_migration_says_what_going_back_loses() -> None:
@@ -430,6 +445,38 @@ def test_sqlite_is_set_up_for_many_processes(file: Path) -> None:
         ]
     place.close()
     assert pragmas == ["wal", 1, 30_000, 2]
+
+
+def test_sqlites_writers_stand_in_line(file: Path) -> None:
+    """A writer that waits longer than SQLite would, or than it sleeps, gets its turn when the one before it is done."""
+    database.upgrade(f"sqlite:///{file}")
+    place = database.Database(f"sqlite:///{file}")
+    order: list[str] = []
+    first, done = Event(), Event()
+
+    def hold() -> None:
+        with place.writing():
+            first.set()
+            done.wait(10)
+            order.append("first")
+
+    def follow() -> None:
+        with place.writing():
+            order.append("second")
+
+    holder, follower = Thread(target=hold), Thread(target=follow)
+    holder.start()
+    first.wait(10)
+    follower.start()
+    follower.join(0.3)
+    assert follower.is_alive()
+    with place.reading() as session:  # readers wait for nobody
+        assert session.query(BaseModelRow).count() == 0
+    done.set()
+    holder.join(10)
+    follower.join(10)
+    place.close()
+    assert order == ["first", "second"]
 
 
 # --- databases that can only be read

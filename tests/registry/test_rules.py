@@ -75,6 +75,9 @@ REFUSED = {
     "a metric that was not given": "INSERT INTO adapter_metrics (name, adapter_id, value) VALUES ('HR@3', 3, 1)",
     "a metric changed": "UPDATE adapter_metrics SET value = 1",
     "a metric removed": "DELETE FROM adapter_metrics",
+    "words changed": "UPDATE adapter_words SET words = 'best'",
+    "words removed": "DELETE FROM adapter_words",
+    "words twice": "INSERT INTO adapter_words (adapter_id, words) VALUES (3, 'best')",
     # archiving has its event
     "archiving without an event": "UPDATE adapters SET archived_at = created_at WHERE id = 6",
     "restoring without an event": "UPDATE adapters SET archived_at = NULL WHERE id = 3",
@@ -137,7 +140,7 @@ ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
 ONLY_POSTGRESQL = {
     f"all {table} at once": f"TRUNCATE {table} CASCADE"
     for table in (
-        "adapters", "adapter_tags", "adapter_metrics", "aliases", "events", "builds", "build_inputs", "publications",
+        "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "publications",
         "base_models", "domains",
     )
 }  # fmt: skip
