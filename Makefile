@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint migrations-check wheel clean
+.PHONY: help setup demo test quick bench lint migrations-check wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test: setup  ## All tests
 
 quick: setup  ## The tests that take seconds
 	$(PYTEST) -m 'not slow'
+
+bench: setup  ## Benchmarks, about eight minutes: each prints its figures as ratios, and fails if one is missed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/store_add.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registration.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_crowd.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_scale.py
 
 lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff check

@@ -19,6 +19,9 @@ LOSES = None  # what events say by key, and what search looks in, can be made ag
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 CHUNK = 10_000
+GO_ON_NUMBERING = """
+    SELECT setval(pg_get_serial_sequence('events', 'id'), coalesce(max(id), 1), max(id) IS NOT NULL) FROM events
+"""
 
 
 def upgrade() -> None:
@@ -119,7 +122,7 @@ def _rebuild_events() -> None:
         op.bulk_insert(after, [row | about.keys(row["kind"], row["subject"], row["detail"]) for row in rows])
     op.drop_table("events_before")
     if op.get_bind().dialect.name == "postgresql":
-        op.execute("SELECT setval(pg_get_serial_sequence('events', 'id'), greatest(1, (SELECT max(id) FROM events)))")
+        op.execute(GO_ON_NUMBERING)
     for columns in (
         ["subject", "id"],
         ["domain_id", "id"],
@@ -252,7 +255,7 @@ def downgrade() -> None:
     op.execute(f"INSERT INTO aliases ({columns}) SELECT {columns} FROM aliases_after")  # noqa: S608
     op.drop_table("aliases_after")
     if op.get_bind().dialect.name == "postgresql":
-        op.execute("SELECT setval(pg_get_serial_sequence('events', 'id'), greatest(1, (SELECT max(id) FROM events)))")
+        op.execute(GO_ON_NUMBERING)
     op.drop_table("adapter_words")
     op.drop_table("adapter_metrics")
     op.drop_table("adapter_tags")
