@@ -34,7 +34,6 @@ quick: setup  ## The tests that take seconds
 	$(PYTEST) -m 'not slow'
 
 bench: setup  ## Benchmarks, about eight minutes: each prints its figures as ratios, and fails if one is missed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/store_add.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registration.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_crowd.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_scale.py

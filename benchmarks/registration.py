@@ -4,12 +4,14 @@
 
 Registering reads and checks the header, scans every value for NaN and infinities, hashes, copies, makes the copy durable and
 writes the row; `cp` makes nothing durable, so `cp` followed by `sync -d` is measured as well. The files are in the page cache.
+A second part puts folders of two small files into the store, where what takes time is making them durable.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,11 +22,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from reccocktail.registry import Base, Registry, Settings
+from reccocktail.registry import Base, Registry, Settings, Store
 from safetensors.numpy import save_file
 
 HIDDEN, RANK = 1024, 512
 MODULE_BYTES = 2 * HIDDEN * RANK * 4
+SMALL = 200  # folders of two small files
 
 
 def main() -> None:
@@ -34,7 +37,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write: the disk to be measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reccocktail-bench-", dir=options.folder) as name:
-        sys.exit(not measure(Path(name), (options.size << 20) // MODULE_BYTES, options.rounds))
+        reached = measure(Path(name), (options.size << 20) // MODULE_BYTES, options.rounds)
+        measure_small(Path(name), options.rounds)
+    sys.exit(not reached)
 
 
 def measure(place: Path, modules: int, rounds: int) -> bool:
@@ -59,6 +64,27 @@ def measure(place: Path, modules: int, rounds: int) -> bool:
     reached = taken["adapters.add"] <= 2 * least
     print("half the speed of sha256sum && cp, at least:", "reached" if reached else "NOT REACHED")
     return reached
+
+
+def measure_small(place: Path, rounds: int) -> None:
+    store, means = Store.create(place / "small"), []
+    for turn in range(rounds):
+        folders = [make_small(place / f"small-{turn}-{number}") for number in range(SMALL)]
+        means.append(timed(lambda folders=folders: [store.add_folder(folder) for folder in folders]) / SMALL)
+    last = make_small(place / "small-last")
+    new, known = (count_syncs(lambda: store.add_folder(last)) for _ in range(2))
+    print(f"a folder of two small files into the store, mean of {SMALL}, median of {rounds}")
+    print(f"{1000 * median(means):.2f} ms, {new} fsyncs; {known} for a folder that is there already")
+
+
+def count_syncs(work: Callable[[], object]) -> int:
+    calls, fsync = [], os.fsync
+    os.fsync = lambda handle: calls.append(fsync(handle))  # type: ignore[assignment]
+    try:
+        work()
+    finally:
+        os.fsync = fsync
+    return len(calls)
 
 
 def one_round(registry: Registry, base: Base, first: Path, second: Path) -> dict[str, float]:
@@ -106,6 +132,13 @@ def make_adapter(folder: Path, names: list[str], seed: int) -> Path:
         factors[f"base_model.model.{name}.lora_B.weight"] = drawn.random((HIDDEN, RANK), "f4")
     save_file(factors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}))
+    return folder
+
+
+def make_small(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "from": folder.name}))
+    (folder / "adapter_model.safetensors").write_bytes(os.urandom(20_000))
     return folder
 
 

@@ -177,12 +177,17 @@ def list_(
             after=after,
         )
         several = base is None and len(registry.bases.list()) > 1
-    shown = [[a.ref, a.base, a.rank, size(a.bytes), _labels(a), a.metrics, f"{a.created_at:%Y-%m-%d}"] for a in rows]
+    mixed = len({a.base for a in rows}) > 1
 
     def show_rows() -> None:
-        columns = ["ref", "base", "rank", "size", "labels", "metrics", "created"]
+        columns = ["ref", *(["base"] * mixed), "rank", "size", "labels", "metrics", "created"]
+        shown = [
+            [a.ref, *([a.base] * mixed), a.rank, size(a.bytes), _labels(a), a.metrics, f"{a.created_at:%Y-%m-%d}"]
+            for a in rows
+        ]
         empty = "no such adapter" if domain or spirit or tags or metrics or text or after else EMPTY
-        table(columns, shown, right=("rank", "size"), empty=empty)
+        spare = ("size", "rank", "created", "metrics", "base")
+        table(columns, shown, right=("rank", "size"), empty=empty, spare=spare)
         page([f"{a.base}:{a.ref}" if several else a.ref for a in rows], limit)
 
     answer(as_json, [a.to_json() for a in rows], show_rows)
@@ -272,7 +277,11 @@ def moment(text: str) -> datetime:
 
 
 @adapter.command(
-    epilog=example("reccocktail adapter log beauty", "reccocktail adapter log beauty@v2 --json"),
+    epilog=example(
+        "reccocktail adapter log beauty",
+        "reccocktail adapter log beauty@champion",
+        "reccocktail adapter log beauty@v2 --json",
+    ),
 )
 @click.argument("ref", metavar="REF|DOMAIN")
 @base_option
@@ -281,7 +290,10 @@ def moment(text: str) -> datetime:
 @json_option
 @pass_app
 def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_json: bool) -> None:
-    """Show who did what to a version and its aliases, newest first; a bare NAME means all its versions."""
+    """Show who did what, newest first.
+
+    NAME@vN means that version and its aliases, NAME@ALIAS wherever that alias was, a bare NAME all versions of it.
+    """
     with app.registry() as registry:
         found = registry.adapters.log(ref, base=base, limit=limit, after=after)
     bases = {event.detail.get("base") for event in found}

@@ -173,7 +173,7 @@ def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bo
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
     else:
-        click.echo(f"error: {printable(message)}", err=True)
+        click.echo(f"error: {printable(message, indent='       ')}", err=True)
         if hint:
-            click.echo(f"hint: {printable(hint)}", err=True)
+            click.echo(f"hint: {printable(hint, indent='      ')}", err=True)
     sys.exit(exit_code)

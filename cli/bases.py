@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,15 @@ class _Found:
 def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
     """The folder behind SOURCE, for as long as it is needed."""
     from ..engine.gguf import SCHEME, dequantise, find_in_package
+    from ..registry.sources import is_folder, without_secrets
 
-    folder = Path(source).expanduser()
-    if revision is not None and (source.startswith(SCHEME) or folder.is_dir()):
+    if not source.strip():
+        raise UsageError("no source was named", hint="a folder, ORG/NAME, or package:NAME")
+    folder = Path(source)
+    with suppress(RuntimeError):  # ~nobody
+        folder = folder.expanduser()
+    there, shown = not source.startswith(SCHEME) and is_folder(folder), without_secrets(source)
+    if revision is not None and (source.startswith(SCHEME) or there):
         raise UsageError("--revision belongs to a Hub repo, and this source is none")
     if source.startswith(SCHEME):
         gguf = find_in_package(source)
@@ -81,11 +87,11 @@ def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
             say(f"turning {gguf.name} into a bfloat16 checkpoint")
             dequantise(gguf, Path(staged))
             yield _Found(Path(staged), f"{SCHEME}{source.removeprefix(SCHEME).partition('/')[0]}/{gguf.name}")
-    elif folder.is_dir():
+    elif there:
         yield _Found(folder, str(folder.resolve()))
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+    elif shown != source or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(
-            f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
+            f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
         )
     else:
         from ..registry.hub import fetch
@@ -110,6 +116,7 @@ def list_(app: App, as_json: bool) -> None:
             ["name", "architecture", "dtype", "parameters", "size", "digest"],
             rows,
             right=("parameters", "size"),
+            spare=("digest", "dtype", "architecture", "size"),
             empty="no base model yet; `reccocktail base add NAME SOURCE`",
         ),
     )

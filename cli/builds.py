@@ -154,7 +154,12 @@ def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int |
     rows = [[b.id, b.domain, b.status, b.coefficients, short(b.digest), (b.error or {}).get("message")] for b in builds]
 
     def show_rows() -> None:
-        table(["id", "domain", "status", "coefficients", "digest", "error"], rows, empty=empty)
+        table(
+            ["id", "domain", "status", "coefficients", "digest", "error"],
+            rows,
+            empty=empty,
+            spare=("digest", "coefficients"),
+        )
         if limit:
             page([b.id for b in builds], limit)
 
@@ -228,7 +233,7 @@ def _show_one(row: Build, lineage: dict[str, Any]) -> None:
             mark = "  ← chosen" if point["ingredient"] == found["ingredient"] else ""
             click.echo(f"  ingredient {point['ingredient']:4.2f}  {point['entropy']:.4f}  {bar}{mark}")
         for warning in report.get("warnings", ()):
-            click.echo(f"warning: {warning}")
+            click.echo(printable(f"warning: {warning}"))
     if "merge" in report:
         click.echo("")
         details(report["merge"])
@@ -352,7 +357,8 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
     def show() -> None:
         columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
         rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
-        table(columns, rows, empty="no domain yet; `reccocktail domain add NAME`")
+        spare = ("published", "build", "spirit", "ingredient")
+        table(columns, rows, empty="no domain yet; `reccocktail domain add NAME`", spare=spare)
         for entry in document:
             if entry["reasons"]:
                 click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))

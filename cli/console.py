@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,17 +27,31 @@ NAMES = frozenset(
         "when (UTC)",
     }
 )
-"""Columns that are typed again in the next command, and times: they are never broken over two lines."""
+"""Columns that are typed again in the next command, and times: they are broken over lines only where all else fails."""
+
+LONG_WORD = 24
+"""Cells up to which a word in another column is not broken either."""
+
+PIPE = 160
+"""Columns of what is no terminal; more where names need them."""
+
+QUIET_SECONDS = 10.0
+"""How often work of unknown length says how far it is."""
 
 
-def printable(text: str) -> str:
-    """A name that was typed or read may hold what moves a terminal's cursor or changes its colours."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+def printable(text: str, *, indent: str | None = None) -> str:
+    """The text without what moves a terminal's cursor, changes its colours or looks like another line of ours.
+
+    Line breaks are written out too, unless `indent` says what stands before every line but the first.
+    """
+    if indent is not None:
+        return f"\n{indent}".join(printable(line) for line in text.split("\n"))
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def say(line: str) -> None:
     """A line about what happens, to stderr."""
-    click.echo(printable(line), err=True)
+    click.echo(printable(line, indent="  "), err=True)
 
 
 def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
@@ -53,31 +68,91 @@ def page(after: Sequence[object], limit: int) -> None:
         say(f"({limit} shown; go on with --after {after[-1]})")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str, right: Sequence[str] = ()) -> None:
-    """A table that fits the terminal; `empty` is said instead when there are no rows."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    empty: str,
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """A table that fits the terminal, if need be without the `spare` columns, the first of them first.
+
+    `empty` is said instead when there are no rows.
+    """
     if not rows:
         say(empty)
         return
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in NAMES)
-    for row in rows:
-        grid.add_row(*(Text(_cell(value)) for value in row))
-    width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own
-    Console(width=width, highlight=False).print(grid)
+    columns = [printable(name) for name in columns]
+    cells = {name: [_cell(row[index]) for row in rows] for index, name in enumerate(columns)}
+    natural = {name: max(map(cell_len, [name, *column])) for name, column in cells.items()}
+    least = {name: natural[name] if name in NAMES else _least(name, cells[name]) for name in columns}
+    room = Console().width if sys.stdout.isatty() else max(PIPE, _spread(least))
+    left_out = _left_out(least, spare, room)
+    shown = [name for name in columns if name not in left_out]
+    widths = _widths({name: natural[name] for name in shown}, least, room)
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in shown:
+        grid.add_column(Text(name), justify="right" if name in right else "left", overflow="fold", width=widths[name])
+    for row in zip(*(cells[name] for name in shown), strict=True):
+        grid.add_row(*map(Text, row))
+    Console(width=room, highlight=False).print(grid)
+    if left_out:
+        say(f"(left out, for lack of room: {', '.join(left_out)}; --json has all)")
+
+
+def _least(name: str, column: Sequence[str]) -> int:
+    """The width in which no header is broken, and no word but a long one."""
+    from rich.cells import cell_len
+
+    words = max((cell_len(word) for text in column for word in text.split()), default=0)
+    return max(cell_len(name), min(words, LONG_WORD))
+
+
+def _left_out(least: Mapping[str, int], spare: Sequence[str], room: int) -> list[str]:
+    """As few of the spare columns as possible, so that the others fit; what was left out in vain comes back."""
+    out = list(spare)
+    for name in reversed(spare):  # the most important first
+        kept = {each: width for each, width in least.items() if each == name or each not in out}
+        if name not in least or _spread(kept) <= room:
+            out.remove(name)
+    return out
+
+
+def _spread(widths: Mapping[str, int]) -> int:
+    """The width of a table: an edge on either side, and two columns of space between its own."""
+    return sum(widths.values()) + 2 * len(widths)
+
+
+def _widths(natural: Mapping[str, int], least: Mapping[str, int], room: int) -> dict[str, int]:
+    """Widths that fill the room: the narrowest that wants more grows first; without room the widest shrinks, names last."""
+    widths = {name: least[name] for name in natural}
+    free = room - _spread(widths)
+    for _ in range(-free):
+        able = [name for name, width in widths.items() if name not in NAMES and width > len(name)]
+        widest = max(able or widths, key=widths.__getitem__)
+        widths[widest] = max(1, widths[widest] - 1)
+    for _ in range(free):
+        wanting = [name for name, width in widths.items() if width < natural[name]]
+        if not wanting:
+            break
+        widths[min(wanting, key=widths.__getitem__)] += 1
+    return widths
 
 
 def details(record: Mapping[str, Any]) -> None:
-    """One record, a field a line."""
+    """One record, a field a line; the further lines of a text stand below its first."""
     width = max(map(len, record), default=0)
     for name, value in record.items():
         if value not in (None, "", [], {}, ()):
-            click.echo(f"{name.replace('_', ' '):<{width}}  {_cell(value)}")
+            text = printable(value, indent=" " * (width + 2)) if isinstance(value, str) else _cell(value)
+            click.echo(f"{printable(name).replace('_', ' '):<{width}}  {text}")
 
 
 def _cell(value: Any) -> str:
@@ -89,7 +164,7 @@ def _cell(value: Any) -> str:
         case list() | tuple():
             return ", ".join(map(_cell, value))
         case Mapping():
-            return ", ".join(f"{k}={_cell(v)}" for k, v in value.items())
+            return ", ".join(f"{printable(str(k))}={_cell(v)}" for k, v in value.items())
         case _:
             return printable(str(value))
 
@@ -110,18 +185,28 @@ def short(digest: str | None) -> str:
 
 
 @contextmanager
-def progress(title: str, *, unit: str = "") -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr for `update(done, total, note)`; on no terminal a line every tenth of the way instead."""
+def progress(title: str, *, unit: str = "") -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar on stderr for `update(done, total, note)`; the total is None as long as it is unknown.
+
+    On no terminal a line every tenth of the way instead, or every few seconds of unknown ways.
+    """
     if not sys.stderr.isatty():
         yield _milestones(title, unit)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn(),  # nothing without a total
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -129,18 +214,31 @@ def progress(title: str, *, unit: str = "") -> Iterator[Callable[[int, int, str]
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+        def update(done: int, total: int | None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=_amount(done, unit) if total is None else note)
+
+        yield update
 
 
-def _milestones(title: str, unit: str) -> Callable[[int, int, str], None]:
-    reached = 0
+def _milestones(title: str, unit: str) -> Callable[[int, int | None, str], None]:
+    reached, told = 0, time.monotonic()
 
-    def update(done: int, total: int, note: str = "") -> None:
-        nonlocal reached
+    def update(done: int, total: int | None, note: str = "") -> None:
+        nonlocal reached, told
+        if total is None:
+            if time.monotonic() - told >= QUIET_SECONDS:
+                told = time.monotonic()
+                say(f"{title}: {_amount(done, unit)}")
+            return
         tenth = 10 * done // max(total, 1)
         if tenth > reached:
             reached = tenth
-            counts = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}".rstrip()
-            say(f"{title}: {counts} {note}".rstrip())
+            done_of = size(done) if unit == "bytes" else f"{done}"
+            say(f"{title}: {done_of} of {_amount(total, unit)} {note}".rstrip())
 
     return update
+
+
+def _amount(count: int, unit: str) -> str:
+    return size(count) if unit == "bytes" else f"{count} {unit}".rstrip()

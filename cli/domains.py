@@ -66,6 +66,7 @@ def list_(app: App, as_json: bool) -> None:
         lambda: table(
             ["name", "title", "trainer", "recipe", "data"],
             rows,
+            spare=("trainer", "recipe", "title"),
             empty="no domain yet; `reccocktail domain add NAME --data DIR`",
         ),
     )

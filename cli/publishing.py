@@ -8,7 +8,7 @@ import click
 
 from ..registry.errors import NotFoundError
 from .app import App, example, json_option, pass_app
-from .console import answer, say, size, table
+from .console import answer, printable, say, size, table
 
 
 @click.command(
@@ -66,7 +66,7 @@ def _show_plan(planned: object, build: str) -> None:
 
     assert isinstance(planned, PublicationPlan)
     table(["file", "size"], [[f.path, size(f.bytes)] for f in planned.files], right=("size",), empty="no files")
-    click.echo(planned.card)
+    click.echo(printable(planned.card, indent=""))
     there = {True: "is there", False: "would be made", None: planned.unreached}[planned.repo_exists]
     kind = "private" if planned.private else "public"
     say(f"dry run: build {build}, {size(planned.bytes)} to {planned.repo} ({kind}; {there}); nothing was sent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from ..registry import Registry, Store
 
 READ_ONLY = "read-only: reading commands work"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a check of `doctor` found where something works, if only for reading."""
+
+    detail: str
+    read_only: bool = False
 
 
 @click.command(epilog=example("reccocktail init", "reccocktail --home ./here init"))
@@ -41,18 +50,18 @@ def doctor(app: App, as_json: bool) -> None:
     """
     checks: list[dict[str, Any]] = []
 
-    def check(name: str, needed: bool, look: Callable[[], str]) -> None:
+    def check(name: str, needed: bool, look: Callable[[], _Seen]) -> None:
+        ok = True
         try:
-            detail = look()
-            read_only = READ_ONLY in detail
-            checks.append({"check": name, "ok": True, "read_only": read_only, "detail": detail})
-        except RecCocktailError as error:
-            detail = f"{error}" + (f" ({error.hint})" if error.hint else "")
-            checks.append({"check": name, "ok": not needed, "read_only": False, "detail": detail})
+            seen = look()
+        except (RecCocktailError, OSError) as error:
+            hint = getattr(error, "hint", None)
+            ok, seen = not needed, _Seen(f"{error}" + (f" ({hint})" if hint else ""))
+        checks.append({"check": name, "ok": ok, "read_only": seen.read_only, "detail": seen.detail})
 
     check("database", True, lambda: _database(app))
     check("store", True, lambda: _store(app))
-    check("device", True, lambda: f"{app.settings.device} → {app.device()}")
+    check("device", True, lambda: _Seen(f"{app.settings.device} → {app.device()}"))
     check("trainers", False, _plugins)
     check("hub", False, _hub_login)
     rows = [[c["check"], _verdict(c), c["detail"]] for c in checks]
@@ -67,7 +76,7 @@ def _verdict(check: dict[str, Any]) -> str:
     return "reads" if check["read_only"] else "ok"
 
 
-def _database(app: App) -> str:
+def _database(app: App) -> _Seen:
     from sqlalchemy import text
 
     from ..registry.database import Database, check
@@ -78,13 +87,13 @@ def _database(app: App) -> str:
         with database.writing() as session:
             session.execute(text("UPDATE domains SET title = title WHERE 1 = 0"))
     except DatabaseError as error:
-        return f"{READ_ONLY}; {found} ({error})"
+        return _Seen(f"{READ_ONLY}; {found} ({error})", read_only=True)
     finally:
         database.close()
-    return found
+    return _Seen(found)
 
 
-def _store(app: App) -> str:
+def _store(app: App) -> _Seen:
     from ..registry.store import Store
 
     try:
@@ -94,25 +103,25 @@ def _store(app: App) -> str:
         return _probed(app, Store.open(app.settings.store_url))
 
 
-def _probed(app: App, store: Store) -> str:
+def _probed(app: App, store: Store) -> _Seen:
     url = redacted_url(app.settings.store_url)
     try:
         store.probe()
     except StoreError as error:
-        return f"{READ_ONLY}; {url} ({error})"
-    return f"{url} is writable"
+        return _Seen(f"{READ_ONLY}; {url} ({error})", read_only=True)
+    return _Seen(f"{url} is writable")
 
 
-def _plugins() -> str:
+def _plugins() -> _Seen:
     from ..trainers.plugin import installed
 
-    return ", ".join(installed()) or "none installed"
+    return _Seen(", ".join(installed()) or "none installed")
 
 
-def _hub_login() -> str:
+def _hub_login() -> _Seen:
     from huggingface_hub import get_token
 
-    return "a token is there" if get_token() else "not logged in; `hf auth login` before publishing"
+    return _Seen("a token is there" if get_token() else "not logged in; `hf auth login` before publishing")
 
 
 @click.group(epilog=example("reccocktail db check"))
@@ -182,7 +191,7 @@ def verify(app: App, as_json: bool) -> None:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            update(done, done, size(done))
+            update(done, None, "")
 
         damage = registry.store.verify(progress=advance)
         missing = registry.missing()

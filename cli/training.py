@@ -10,7 +10,7 @@ import click
 from ..registry.errors import UsageError
 from .adapters import key_values
 from .app import App, Interrupted, base_option, example, json_option, pass_app
-from .console import answer, progress, say, table
+from .console import answer, printable, progress, say, table
 
 
 @click.command(
@@ -123,7 +123,7 @@ def show(name: str, as_json: bool) -> None:
     ]
 
     def show_options() -> None:
-        click.echo(f"{trainer.name}: {trainer.summary}")
+        click.echo(printable(f"{trainer.name}: {trainer.summary}"))
         table(["option", "type", "default", "meaning"], rows, empty="it takes no options")
 
     answer(as_json, {"name": trainer.name, "summary": trainer.summary, "options": schema}, show_options)

@@ -29,6 +29,9 @@ from .search import MetricBound
 from .store import Store
 from .tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
 
+MAX_LABEL = 200  # characters of a tag or of a metric's name
+MAX_METRIC = 1e300
+
 # a trainer's own state, which lies beside many adapters and is none of ours
 TRAINER_STATE = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json")
 
@@ -90,14 +93,13 @@ class Adapters:
         Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
         """
         name = _name(role, domain)
-        about = {"metrics": dict(metrics or {}), "context": dict(context or {})}
-        labels = {"tags": [*dict.fromkeys(tags)], "note": note}
+        about = {"metrics": _checked_metrics(metrics or {}), "context": dict(context or {})}
+        labels = {"tags": [*dict.fromkeys(_checked_label("tag", tag) for tag in tags)], "note": note}
         try:
             canonical_json(about)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"metrics and context must be finite numbers and plain JSON: {error}") from error
-        for text in (*labels["tags"], note or ""):
-            check_text("tag or note", text)
+            raise UsageError(f"the context must be plain JSON: {error}") from error
+        check_text("note", note or "")
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
@@ -112,8 +114,9 @@ class Adapters:
         )
         files, skipped = _chosen(Path(folder))
         tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
+        # a trainer may still have been writing: what counts is what was kept
         kept = self._store.local(tree.digest)
-        if kept is None or inspect_adapter(kept, base_facts, scan=False) != facts:
+        if kept is None or inspect_adapter(kept, base_facts, scan=scan) != facts:
             raise InvalidArtifactError(
                 f"{folder} was changed while it was read", hint="add it again once it is written"
             )
@@ -247,12 +250,7 @@ class Adapters:
             alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
             if alias is None or alias.adapter_id != row.id:
                 before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
-                event = _append(session, "alias.set" if before is None else "alias.moved", row, name, before=before)
-                if alias is None:
-                    alias = AliasRow(base_id=row.base_id, domain_id=row.domain_id, name=name)
-                    session.add(alias)
-                alias.adapter_id, alias.event_id = row.id, event.id
-                session.flush()
+                _append(session, "alias.set" if before is None else "alias.moved", row, name, before=before)
                 session.refresh(row, ["aliases"])
                 _mark_current_spirit(session, row)
             return _adapter(row)
@@ -265,8 +263,6 @@ class Adapters:
         with self._database.writing() as session:
             row = _find_locked(session, ref, base)
             _append(session, "alias.removed", None, ref.alias, before=row)
-            session.delete(session.get_one(AliasRow, (row.base_id, row.domain_id, ref.alias)))
-            session.flush()
             session.refresh(row, ["aliases"])
             _mark_current_spirit(session, row)
             return _adapter(row)
@@ -283,9 +279,8 @@ class Adapters:
                     raise ConflictError(
                         f"{_ref(row)} is in use: {'; '.join(used)}", hint="--force archives it all the same"
                     )
-                event = _append(session, "adapter.archived", row)
-                row.archived_at, row.is_current = event.created_at, False
-                session.flush()
+                _append(session, "adapter.archived", row)
+                session.refresh(row)
                 _mark_current_spirit(session, row)
             return _adapter(row)
 
@@ -295,8 +290,7 @@ class Adapters:
             row = _find_locked(session, ref, base)
             if row.archived_at is not None:
                 _append(session, "adapter.restored", row)
-                row.archived_at = None
-                session.flush()
+                session.refresh(row)
                 _mark_current_spirit(session, row)
             return _adapter(row)
 
@@ -313,15 +307,18 @@ class Adapters:
     def log(
         self, ref: str | Reference, *, base: str | None = None, limit: int = 50, after: int | None = None
     ) -> builtins.list[Event]:
-        """What happened to a version and its aliases, or to all versions of a domain; newest first.
+        """What happened to a version and its aliases, to an alias, or to all versions of a domain; newest first.
 
-        A bare name means the whole domain. `after` is the id of the last event of the page before.
+        A bare name means the whole domain, NAME@ALIAS wherever the alias was. `after` is the id of the last event of the page before.
         """
         ref = _parsed(ref)
         with self._database.reading() as session:
             if ref.version is None and ref.alias is None:
                 base_id = None if base is None else find_base(session, base).id
                 return history.of_domain(session, find_domain(session, ref.name).id, base_id, limit, after)
+            if ref.alias is not None:
+                base_id = None if base is None else find_base(session, base).id
+                return history.of_alias(session, find_domain(session, ref.name).id, base_id, ref.alias, limit, after)
             return history.of_adapter(session, find_adapter(session, ref, base).id, limit, after)
 
     def folder(self, adapter: Adapter) -> Path:
@@ -442,6 +439,23 @@ def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
     preferred = select(AdapterRow.id).where(*here, AdapterRow.id.in_(_preferred().where(DomainRow.name == SPIRIT)))
     if (current := session.scalar(preferred)) is not None:
         session.execute(update(AdapterRow).where(AdapterRow.id == current).values(is_current=True))
+
+
+def _checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Raises UsageError for a name that cannot be searched for, and for a value that is not a finite number."""
+    for name, value in metrics.items():
+        _checked_label("metric", name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_METRIC:
+            raise UsageError(f"metric {name}: {value!r} is not a finite number")
+        if name != name.strip() or any(sign in name for sign in "<>="):
+            raise UsageError(f"{name!r} cannot be a metric's name", hint="no <, > or =, and no spaces around it")
+    return dict(metrics)
+
+
+def _checked_label(what: str, text: Any) -> str:
+    if not isinstance(text, str) or not text.isprintable() or not text.strip() or len(text) > MAX_LABEL:
+        raise UsageError(f"{text!r} cannot be a {what}", hint=f"a {what} is up to {MAX_LABEL} printable characters")
+    return text
 
 
 def _name(role: str, domain: str | None) -> str:

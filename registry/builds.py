@@ -195,7 +195,7 @@ class Builds:
     def cancel(self, build_id: str) -> Build:
         """A running build's worker finds out when it next reports. Raises ConflictError for one that has ended."""
         with self._database.writing() as session:
-            row = _find(session, build_id)
+            row = _find_locked(session, build_id)
             if row.status not in ("queued", "running"):
                 raise ConflictError(f"build {row.id} has {row.status} and cannot be cancelled")
             self._move(session, row, "cancelled")
@@ -204,7 +204,7 @@ class Builds:
     def retry(self, build_id: str) -> Build:
         """Queues a failed or cancelled build again. Raises ConflictError if its key is being built, or was."""
         with self._database.writing() as session:
-            row = _find(session, build_id)
+            row = _find_locked(session, build_id)
             if row.status not in ("failed", "cancelled"):
                 raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
             if (other := self._standing(session, row.key, ("queued", "running", "succeeded"))) is not None:
@@ -346,6 +346,13 @@ def _find(session: Session, build_id: str) -> BuildRow:
     if len(rows) > 1:
         raise NotFoundError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
     return rows[0]
+
+
+def _find_locked(session: Session, build_id: str) -> BuildRow:
+    """The build as it is once nobody else can claim, report, cancel or retry it, or request another of its domain."""
+    found = _find(session, build_id)
+    find_domain(session, found.domain.name, lock=True)
+    return session.get_one(BuildRow, found.id, with_for_update={"of": BuildRow}, populate_existing=True)
 
 
 def _held(session: Session, build_id: str, worker: str) -> BuildRow:

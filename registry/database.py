@@ -6,22 +6,23 @@ import fcntl
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
-from . import rules
 from .errors import ConflictError, DatabaseError, StoreError, UsageError
 from .locks import StoreLock
 from .settings import redacted_url
-from .tables import Table, login_name
+from .tables import login_name
 
 if TYPE_CHECKING:  # opening a database needs no Alembic, and starts quicker without it
     from alembic.config import Config
@@ -60,27 +61,57 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Commits at the end; rolls back on any error. Raises ConflictError where a rule of the tables is broken."""
-        with _translated(self.url), self._queue(), Session(self._writer) as session, session.begin():
+        with _translated(self.url), _in_line(self._engine, self.url), Session(self._writer) as session, session.begin():
             yield session
-
-    @contextmanager
-    def _queue(self) -> Iterator[None]:
-        """SQLite's own writers wait by sleeping longer and longer, past the moment when the lock is free; ours stand in line."""
-        with ExitStack() as stack:
-            path = Path(self._engine.url.database or "")
-            if self.dialect == "sqlite" and path.is_file():
-                with suppress(OSError):  # where no file can be made, the database itself says what is wrong
-                    handle = os.open(path.with_name(path.name + "-queue"), os.O_RDWR | os.O_CREAT, 0o666)
-                    stack.callback(os.close, handle)
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def store_lock(self) -> StoreLock | None:
         """What keeps writers of a store and its collection apart on all machines that use this database; None on SQLite."""
-        return _AdvisoryLock(self._engine, self.url) if self.dialect == "postgresql" else None
+        if self.dialect != "postgresql":
+            return None
+        # connections of its own: many threads may hold it while they look for others
+        return _AdvisoryLock(
+            create_engine(self._engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT"), self.url
+        )
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+@contextmanager
+def _in_line(engine: Engine, url: str) -> Iterator[None]:
+    """SQLite's own writers wait by sleeping longer and longer, past the moment when the lock is free; ours stand in line.
+
+    Raises DatabaseError after BUSY_SECONDS.
+    """
+    path = Path(engine.url.database or "").absolute()
+    if (
+        engine.dialect.name != "sqlite" or not path.parent.is_dir()
+    ):  # one that can only be read has a URL that is no path
+        yield
+        return
+    try:
+        handle = os.open(path.with_name(path.name + "-queue"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # where no file can be made, the database itself says what is wrong
+        yield
+        return
+    try:
+        until = time.monotonic() + BUSY_SECONDS
+        while not _try_lock(handle):
+            if time.monotonic() > until:
+                raise DatabaseError(f"{url}: another process has been writing for {BUSY_SECONDS} seconds", hint=_BUSY)
+            time.sleep(0.001)
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile would keep what is only closed
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _AdvisoryLock:
@@ -93,14 +124,12 @@ class _AdvisoryLock:
     @contextmanager
     def shared(self) -> Iterator[None]:
         with _translated(self._url), self._engine.connect() as connection:
-            # a collection may take longer than anybody would wait for a row
             connection.exec_driver_sql(f"SET lock_timeout = '{STORE_LOCK_SECONDS}s'")
             connection.exec_driver_sql(f"SELECT pg_advisory_lock_shared({STORE_LOCK})")
             try:
                 yield
             finally:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock_shared({STORE_LOCK})")
-                connection.exec_driver_sql("RESET lock_timeout")
 
     @contextmanager
     def exclusive(self, wait_seconds: float) -> Iterator[None]:
@@ -157,7 +186,7 @@ def downgrade(url: str, revision: str, *, allow_loss: bool = False) -> str:
 def _migrating(url: str, step: Callable[[Connection, Config], None]) -> Iterator[None]:
     engine = _engine(url, migrating=True)
     try:
-        with _translated(redacted_url(url)):
+        with _translated(redacted_url(url)), _in_line(engine, redacted_url(url)):
             if engine.dialect.name == "sqlite":
                 folder = Path(engine.url.database or "").absolute().parent
                 if not folder.is_dir():
@@ -192,13 +221,11 @@ def current(url: str) -> str | None:
 
 def check(url: str) -> str:
     """The revision, if the tables are exactly those of this version; otherwise DatabaseError says what to run."""
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
+    from . import drift
 
     with _connected(url) as connection:
         revision = _at_head(connection, url)
-        differences = [str(each) for each in compare_metadata(MigrationContext.configure(connection), Table.metadata)]
-        differences += rules.drift(connection)
+        differences = drift.found(connection, _new_sqlite)
         if differences:
             more = f" (and {len(differences) - 1} more)" if differences[1:] else ""
             raise DatabaseError(
@@ -206,6 +233,16 @@ def check(url: str) -> str:
                 hint="someone changed the tables by hand: undo that, or restore a backup (docs/operations.md)",
             )
         return revision
+
+
+def _new_sqlite() -> dict[str, str]:
+    from . import drift
+
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/new.sqlite"
+        upgrade(url)
+        with _connected(url) as connection:
+            return drift.statements(connection)
 
 
 def require_head(url: str) -> None:
@@ -278,13 +315,24 @@ def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = No
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
         options: dict[str, Any] = {}
+        if "@" in (parsed.host or ""):  # a password with an @ that is not escaped: its end is taken for the host
+            raise ValueError("@ in the host")
         if parsed.get_backend_name() == "postgresql":
             # nobody waits for ever, except for a migration; a server that was restarted is noticed before it is asked
-            waits = "" if migrating else f"-c lock_timeout={BUSY_SECONDS}s"
-            options = {"connect_args": {"connect_timeout": 10, "options": waits}, "pool_pre_ping": True}
+            waits = "" if migrating else f"-c lock_timeout={BUSY_SECONDS}s "
+            given = parsed.query.get("options", ())
+            wanted = waits + (given if isinstance(given, str) else " ".join(given))
+            options = {"connect_args": {"connect_timeout": 10, "options": wanted}, "pool_pre_ping": True}
             options["isolation_level"] = postgresql_isolation
         elif parsed.get_backend_name() == "sqlite":
-            parsed = _readable_sqlite(parsed)
+            if parsed.database in (None, "", ":memory:"):
+                raise DatabaseError(
+                    f"{url}: a database in memory keeps nothing", hint="name a file: sqlite:////folder/file"
+                )
+            path = Path(parsed.database or "").absolute()
+            if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+                # each connection looks anew, because others may be writing
+                options = {"creator": lambda: _reading_sqlite(path), "poolclass": NullPool}
         else:
             raise DatabaseError(
                 f"{redacted_url(url)}: {parsed.get_backend_name()} is not supported", hint="use SQLite or PostgreSQL"
@@ -295,7 +343,11 @@ def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = No
             f"{redacted_url(url)} needs the package {error.name}", hint="pip install 'reccocktail[postgres]'"
         ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise DatabaseError(f"{redacted_url(url)} cannot be used as a database URL: {error}") from error
+        # what the library says of it may quote a password
+        raise DatabaseError(
+            f"{redacted_url(url)} cannot be used as a database URL",
+            hint="write sqlite:////folder/file or postgresql://user:password@host/name, with %40 for a @ in a password",
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -304,16 +356,12 @@ def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = No
     return engine
 
 
-def _readable_sqlite(url: URL) -> URL:
-    """The URL, changed where file or folder cannot be written, so that reading works all the same."""
-    path = Path(url.database or "").absolute()
-    if not path.is_file() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        return url
+def _reading_sqlite(path: Path) -> sqlite3.Connection:
     # readers of a write-ahead log need a lock file beside the database, which cannot be made here; without a log
     # nobody is writing, and the file can be read as it is
     log = path.with_name(path.name + "-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-    return url.set(database=f"file:{quote(str(path))}?{mode}", query={"uri": "true"})
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, check_same_thread=False)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -350,18 +398,31 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise ConflictError(f"the database refused the change: {error.orig}") from error
-    except (DBAPIError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise UsageError(f"that is nothing a database can look for or keep: {error}") from error
+    except (SQLAlchemyError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise DatabaseError(f"{url}: {str(cause).strip()}", hint=_hint(cause)) from error
 
 
-_READ_ONLY = "25006"  # PostgreSQL's read_only_sql_transaction
+_BUSY = "try again; if it stays like this, look for a command that hangs"
+_READ_ONLY = "the database is open for reading only: commands that change something need one that can be written"
+_HINTS = {  # by SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
+    "25006": _READ_ONLY,
+    "53100": "the database server's disk is full",
+    "53300": "the server has no connection left: close some, or raise its max_connections",
+    "55P03": _BUSY,
+    "40P01": _BUSY,
+}
+_SQLITE_HINTS = {
+    sqlite3.SQLITE_NOTADB: "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another",
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_FULL: "the disk is full",
+}
 
 
 def _hint(error: BaseException | None) -> str:
     code = getattr(error, "sqlite_errorcode", None)
-    if code == sqlite3.SQLITE_NOTADB:
-        return "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another"
-    if (code is not None and code & 0xFF == sqlite3.SQLITE_READONLY) or getattr(error, "sqlstate", None) == _READ_ONLY:
-        return "the database is open for reading only: commands that change something need one that can be written"
-    return "run `reccocktail doctor`"
+    found = _HINTS.get(getattr(error, "sqlstate", None) or "") if code is None else _SQLITE_HINTS.get(code & 0xFF)
+    return found or "run `reccocktail doctor`"

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from .database import Database
 from .records import Record
-from .tables import EventRow
+from .tables import EventRow, now
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ def append(
     previous_id: int | None = None,
     alias: str | None = None,
 ) -> EventRow:
-    """To be called in the transaction that makes the event true, before the row that it changes is written.
+    """To be called in the transaction that makes the event true, with the domain locked.
 
-    The database takes a new status, a moved alias or an archiving only if its event is there already.
+    An event about an alias or an archiving changes the alias or the version by itself; a build's new status is taken by the
+    database only if its event is there already.
     """
     row = EventRow(
+        created_at=_moment(session, base_id, domain_id, adapter_id, alias),
         kind=kind,
         subject=subject,
         base_id=base_id,
@@ -56,6 +58,20 @@ def append(
     session.add(row)
     session.flush()
     return row
+
+
+def _moment(
+    session: Session, base_id: int | None, domain_id: int | None, adapter_id: int | None, alias: str | None
+) -> datetime:
+    """Now, or when the alias or version last changed if a machine whose clock is ahead wrote that: time never runs backwards."""
+    if adapter_id is None and alias is None:
+        return now()
+    newest = select(EventRow.created_at).order_by(EventRow.id.desc()).limit(1)
+    here = (EventRow.base_id == base_id, EventRow.domain_id == domain_id, EventRow.alias == alias)
+    found = session.execute(
+        select(newest.where(*here).scalar_subquery(), newest.where(EventRow.adapter_id == adapter_id).scalar_subquery())
+    ).one()
+    return max([now(), *(before for before in found if before is not None)])
 
 
 class Events:

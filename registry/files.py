@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -28,17 +29,12 @@ def copy_file(source: Path, target: Path, progress: Progress | None = None, *, f
 
     Raises InvalidArtifactError when the source cannot be read, OSError when the target cannot be written.
     """
-    # a pipe or a link may have taken the file's place since its name was checked
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
-        read = FileIO(os.open(source, flags), "rb")
+        read = open_regular(source, follow=follow)
     except OSError as error:
         raise InvalidArtifactError(f"{source}: cannot be read: {error.strerror}") from error
     with read, FileIO(target, "xb") as write:
-        status = os.fstat(read.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidArtifactError(f"{source}: is not a regular file")
-        entry = _copy(source, read, write, min(CHUNK, status.st_size + 1), progress)
+        entry = _copy(source, read, write, min(CHUNK, os.fstat(read.fileno()).st_size + 1), progress)
         os.fchmod(write.fileno(), 0o444)
     return entry
 
@@ -80,9 +76,25 @@ def _write_all(file: FileIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
+def open_regular(path: Path, *, follow: bool = False) -> FileIO:
+    """A regular file, to be read. Raises OSError, also for pipes, which are not waited for, and links unless `follow`."""
+    # whatever the path was when someone last looked: something else may have taken its place
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path)) from error
+        raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return FileIO(handle, "rb")
+    os.close(handle)
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def hash_file(path: Path, progress: Progress | None = None) -> FileEntry:
-    """Raises OSError."""
-    with path.open("rb") as file:
+    """Raises OSError, also for what is not a regular file."""
+    with open_regular(path) as file:
         entry = FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
     if progress:
         progress(entry.bytes)
@@ -116,7 +128,7 @@ def link_file(source: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # other file systems, too many links, or a kernel that protects others' files
-        if target.exists():
+        if os.path.lexists(target):
             raise FileExistsError(target) from None
         half = target.with_name(f".{uuid.uuid4().hex}")
         try:

@@ -40,6 +40,14 @@ def of_domain(session: Session, domain_id: int, base_id: int | None, limit: int,
     return _page(session, here if base_id is None else here & (EventRow.base_id == base_id), limit, after)
 
 
+def of_alias(
+    session: Session, domain_id: int, base_id: int | None, alias: str, limit: int, after: int | None
+) -> list[Event]:
+    """Where an alias was put, moved and removed; newest first."""
+    here = (EventRow.domain_id == domain_id) & (EventRow.alias == alias)
+    return _page(session, here if base_id is None else here & (EventRow.base_id == base_id), limit, after)
+
+
 def _page(session: Session, here: ColumnElement[bool], limit: int, after: int | None) -> list[Event]:
     query = select(EventRow).where(here).order_by(EventRow.id.desc()).limit(limit)
     if after is not None:
@@ -84,7 +92,8 @@ def _find_in(session: Session, ref: Reference, base_id: int, domain_id: int, mom
     if ref.version is not None:
         row = session.scalar(versions.where(AdapterRow.version == ref.version))
     elif ref.alias is not None:
-        row = session.scalar(versions.where(AdapterRow.id == aliases.get(ref.alias)))
+        there = aliases.get(ref.alias)
+        row = None if there is None else session.get(AdapterRow, there)
     elif (champion := aliases.get(CHAMPION)) is not None and champion not in archived:
         row = session.get(AdapterRow, champion)
     else:

@@ -24,8 +24,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
-from .files import Progress, copy_file, hash_file, link_file, sync_all
-from .locks import FileLock, StoreLock, abandoned, held
+from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
+from .locks import FileLock, StoreLock, abandoned, held, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 
@@ -34,9 +34,6 @@ _RIGHTS = "let this user write there, or set RECCOCKTAIL_STORE_URL to another fo
 _HINTS = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
-    errno.EROFS: _RIGHTS,
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
     errno.ENOLCK: "the file system must support flock; choose another folder as RECCOCKTAIL_STORE_URL",
 }
 
@@ -44,13 +41,15 @@ _HINTS = {
 class LocalStore(Store):
     """A store in a local folder, or in one of a network file system with flock and atomic renames."""
 
-    def __init__(self, root: Path, *, lock: StoreLock | None = None) -> None:
+    def __init__(self, root: Path, *, lock: StoreLock | None = None, rights: str = _RIGHTS) -> None:
+        """`rights` says what to do where this user may not write."""
         self.root = root
         self.url = str(root)
         self._blobs = root / "blobs" / "sha256"
         self._trees = root / "trees"
         self._staging = root / "staging"
         self._lock = lock or FileLock(root / "lock")
+        self._hints = _HINTS | dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), rights)
 
     def initialise(self) -> None:
         try:
@@ -60,11 +59,14 @@ class LocalStore(Store):
             sync_all([self._blobs, self._blobs.parent, self.root])
         except OSError as error:
             raise StoreError(
-                f"cannot create the store in {self.root}: {error.strerror}", hint=_HINTS.get(error.errno or 0)
+                f"cannot create the store in {self.root}: {error.strerror}", hint=self._hints.get(error.errno or 0)
             ) from error
 
+    def exists(self) -> bool:
+        return all(_is_folder(folder) for folder in (self._blobs, self._trees, self._staging))
+
     def require(self) -> None:
-        if not (self._blobs.is_dir() and self._trees.is_dir() and self._staging.is_dir()):
+        if not self.exists():
             raise StoreError(
                 f"{self.root} is not an artifact store",
                 hint="if the store should be there, mount or restore it; only for a new registry run `reccocktail init`",
@@ -149,14 +151,15 @@ class LocalStore(Store):
         sound: set[tuple[int, int]] = set()
         for entry in entries:
             with suppress(FileNotFoundError):
-                status = self._blob(entry.sha256).stat()
+                status = self._blob(entry.sha256).lstat()
                 if _inode(status) not in sound and self._is_sound(entry):
                     sound.add(_inode(status))
         return sound
 
     def _is_sound(self, entry: FileEntry) -> bool:
         blob = self._blob(entry.sha256)
-        return blob.stat().st_size == entry.bytes and hash_file(blob) == entry
+        status = blob.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size == entry.bytes and hash_file(blob) == entry
 
     def _install(self, path: Path, entry: FileEntry, sound: set[tuple[int, int]]) -> None:
         """Makes `path` and the blob one file: the one that was there first, unless its bytes are not what they should be."""
@@ -164,29 +167,40 @@ class LocalStore(Store):
         if not blob.parent.is_dir():
             blob.parent.mkdir(exist_ok=True)
             sync_all([self._blobs])
-        try:
-            link_file(path, blob)
-        except FileExistsError:
-            if _inode(blob.stat()) in sound or self._is_sound(entry):
-                path.unlink()
-                link_file(blob, path)
-            else:
-                with self.staging("blob") as aside:
-                    link_file(path, aside / blob.name)
-                    (aside / blob.name).replace(blob)
-        os.utime(blob)  # in use from now on, however long ago it was written: out of gc's reach
-        sound.add(_inode(blob.stat()))
+        there = not _linked(path, blob)
+        good = not there or _inode(blob.lstat()) in sound or self._is_sound(entry)
+        if not (good and _touched(blob)):
+            self._replace(blob, path)
+        elif there:
+            path.unlink()
+            link_file(blob, path)
+        sound.add(_inode(blob.lstat()))
+
+    def _replace(self, blob: Path, path: Path) -> None:
+        """Puts the file, or a copy of it where it is another user's, in the place of whatever bears the blob's name."""
+        with self.staging("blob") as aside:
+            ours = aside / blob.name
+            link_file(path, ours)
+            if not _touched(ours):
+                ours.unlink()
+                copy_file(path, ours)
+                sync_all([ours])
+            with suppress(FileNotFoundError):  # another one does the same
+                if stat.S_ISDIR(blob.lstat().st_mode):
+                    blob.rename(aside / "folder")
+            ours.replace(blob)
 
     def _publish(self, tree: StoredTree, staged: Path) -> None:
         folder = self._trees / hex_of(tree.digest)
         os.utime(staged)  # it may have been filled for days
         while not _renamed(staged, folder):
-            with suppress(FileNotFoundError):  # another one may be repairing it
-                os.utime(folder)
+            # another one may be repairing it, or it is another user's: then its manifest, which is touched too, keeps it
+            with suppress(FileNotFoundError, PermissionError):
+                os.utime(folder, follow_symlinks=False)
             if not self._is_damaged(tree, folder):
                 return
             with FileLock(self.root / "repair").exclusive(WAIT_SECONDS):
-                if folder.is_dir() and self._is_damaged(tree, folder):  # and not repaired while we waited
+                if os.path.lexists(folder) and self._is_damaged(tree, folder):  # and not repaired while we waited
                     with self.staging("damaged") as aside:
                         folder.rename(aside / folder.name)
                         if _renamed(staged, folder):
@@ -194,7 +208,7 @@ class LocalStore(Store):
 
     def _is_damaged(self, tree: StoredTree, folder: Path) -> bool:
         # just installed, so they are sound
-        sound = {_inode(self._blob(entry.sha256).stat()) for entry in tree.files.values()}
+        sound = {_inode(self._blob(entry.sha256).lstat()) for entry in tree.files.values()}
         return next(self._damages(tree.digest, folder, sound, None), None) is not None
 
     @contextmanager
@@ -226,7 +240,7 @@ class LocalStore(Store):
 
     def local(self, digest: str) -> Path | None:
         folder = self._trees / hex_of(digest)
-        return folder if folder.is_dir() else None
+        return folder if _is_folder(folder) else None
 
     def has(self, digest: str) -> bool:
         return self.local(digest) is not None
@@ -238,7 +252,8 @@ class LocalStore(Store):
     def tree(self, digest: str) -> StoredTree:
         path = self._blob(hex_of(digest))
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read()
         except OSError as error:
             raise StoreError(f"{path}: the manifest of {digest} cannot be read: {error.strerror}") from error
         return read_manifest(data, digest, str(path))
@@ -272,12 +287,12 @@ class LocalStore(Store):
                 with suppress(FileNotFoundError):  # collected meanwhile
                     reason = _difference(path, path.name, progress)
                     if reason is None:
-                        sound.add(_inode(path.stat()))
+                        sound.add(_inode(path.lstat()))
                     else:
                         damages.append(Damage(f"sha256:{path.name}", str(path.relative_to(self.root)), reason))
             for folder in sorted(self._trees.iterdir()):
                 found = list(self._damages(f"sha256:{folder.name}", folder, sound, progress))
-                damages += found if folder.exists() else ()
+                damages += found if os.path.lexists(folder) else ()
         return damages
 
     def _damages(
@@ -285,6 +300,8 @@ class LocalStore(Store):
     ) -> Iterator[Damage]:
         try:
             files = self.tree(digest).files
+            if folder.is_symlink():
+                raise InvalidArtifactError(f"{folder}: is a link")
             there = set(list_files(folder))
         except (StoreError, InvalidArtifactError) as error:
             yield Damage(digest, "", str(error))
@@ -296,7 +313,7 @@ class LocalStore(Store):
                 status = (folder / name).lstat()
                 if not stat.S_ISREG(status.st_mode):
                     yield Damage(digest, name, "is not a regular file")
-                elif not (_inode(status) in sound and self._blob(entry.sha256).samefile(folder / name)):
+                elif not (_inode(status) in sound and _inode(self._blob(entry.sha256).lstat()) == _inode(status)):
                     reason = _difference(folder / name, entry.sha256, progress)
                     if reason is not None:
                         yield Damage(digest, name, f"{reason} instead of {entry.sha256}")
@@ -310,26 +327,43 @@ class LocalStore(Store):
 
     def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:
         staging = self._collect_staging(time.time() - grace.total_seconds(), dry_run)
+        if dry_run:
+            with self.translated("read"), shared_if_possible(self._lock):
+                return self._waste(keep, grace, staging)[0]
         # trees are only renamed while others wait; their files are deleted when `aside` is
         with self.translated(), self.staging("gc") as aside, self._lock.exclusive(WAIT_SECONDS):
-            limit = time.time() - grace.total_seconds()
-            trees = [path for path in sorted(self._trees.iterdir()) if HEX.fullmatch(path.name)]
-            dropped = [tree for tree in trees if f"sha256:{tree.name}" not in keep and tree.stat().st_mtime <= limit]
-            needed = self._needed(set(trees) - set(dropped))
-            blobs = [blob for blob in self._blobs.glob("*/*") if _is_waste(blob, needed, limit)]
-            freed = sum(blob.stat().st_size for blob in blobs)
-            if not dry_run:
-                for tree in dropped:  # whole or absent, even if the removal is cut short
-                    tree.rename(aside / tree.name)
-                sync_all([self._trees])  # no tree may come back after a power failure without its manifest
-                for blob in blobs:
-                    blob.unlink()
-        return GcReport(
+            report, trees, blobs = self._waste(keep, grace, staging)
+            for tree in trees:  # whole or absent, even if the removal is cut short
+                tree.rename(aside / tree.name)
+            sync_all([self._trees])  # no tree may come back after a power failure without its manifest
+            for blob in blobs:
+                blob.unlink()
+        return report
+
+    def _waste(
+        self, keep: set[str], grace: timedelta, staging: tuple[str, ...]
+    ) -> tuple[GcReport, list[Path], list[Path]]:
+        """What a collection reports, and the trees and blobs that it removes."""
+        limit = time.time() - grace.total_seconds()
+        trees = [path for path in sorted(self._trees.iterdir()) if HEX.fullmatch(path.name)]
+        dropped = [tree for tree in trees if f"sha256:{tree.name}" not in keep and self._is_old(tree, limit)]
+        needed = self._needed(set(trees) - set(dropped))
+        blobs = [blob for blob in self._blobs.glob("*/*") if _is_waste(blob, needed, limit)]
+        report = GcReport(
             trees=tuple(f"sha256:{tree.name}" for tree in dropped),
             blobs=tuple(sorted(blob.name for blob in blobs)),
             staging=staging,
-            bytes=freed,
+            bytes=sum(blob.lstat().st_size for blob in blobs),
         )
+        return report, dropped, blobs
+
+    def _is_old(self, tree: Path, limit: float) -> bool:
+        if tree.lstat().st_mtime > limit:
+            return False
+        try:  # a user who may not touch another one's tree touches its manifest
+            return self._blob(tree.name).lstat().st_mtime <= limit
+        except FileNotFoundError:
+            return True
 
     def _needed(self, trees: Iterable[Path]) -> set[str]:
         needed: set[str] = set()
@@ -367,12 +401,34 @@ class LocalStore(Store):
         try:
             yield
         except OSError as error:
-            hint = _HINTS.get(error.errno or 0)
+            hint = self._hints.get(error.errno or 0)
             raise StoreError(f"cannot {doing} the store in {self.root}: {error}", hint=hint) from error
 
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
+
+
+def _linked(path: Path, blob: Path) -> bool:
+    """Whether the blob is the file now; not if something bore its name before."""
+    try:
+        link_file(path, blob)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _touched(blob: Path) -> bool:
+    """Whether it is in use from now on, however long ago it was written: out of gc's reach. Not if it is another user's."""
+    try:
+        os.utime(blob)
+    except PermissionError:
+        return False
+    return True
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a parent may not be searched
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:
@@ -382,14 +438,17 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 def _is_waste(blob: Path, needed: set[str], limit: float) -> bool:
     if blob.name.startswith("."):  # a copy that was cut short: nobody is committing now
         return True
-    return blob.name not in needed and blob.stat().st_mtime <= limit
+    status = blob.lstat()
+    if stat.S_ISDIR(status.st_mode):  # not of our making: `verify` names it
+        return False
+    return blob.name not in needed and status.st_mtime <= limit
 
 
 def _renamed(source: Path, target: Path) -> bool:
     try:
         source.rename(target)
     except OSError:
-        if target.is_dir():
+        if os.path.lexists(target):
             return False
         raise
     return True

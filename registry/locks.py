@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -35,17 +35,13 @@ class FileLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        handle = _opened(self._path)
-        try:
+        with _released(_opened(self._path)) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
-        finally:
-            os.close(handle)
 
     @contextmanager
     def exclusive(self, wait_seconds: float) -> Iterator[None]:
-        handle = _opened(self._path)
-        try:
+        with _released(_opened(self._path)) as handle:
             until = time.monotonic() + wait_seconds
             while not _try_lock(handle):
                 if time.monotonic() >= until:
@@ -55,18 +51,22 @@ class FileLock:
                     )
                 time.sleep(POLL)
             yield
-        finally:
-            os.close(handle)
+
+
+@contextmanager
+def shared_if_possible(lock: StoreLock) -> Iterator[None]:
+    """For those who only read and may not be allowed to open the lock's file, let alone to make it."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(lock.shared())
+        yield
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Makes the file and locks it for as long as this process lives, or until the block ends. Raises OSError."""
-    handle = _held_handle(path)
-    try:
+    with _released(_held_handle(path)):
         yield
-    finally:
-        os.close(handle)
 
 
 def _held_handle(path: Path) -> int:
@@ -77,16 +77,25 @@ def _held_handle(path: Path) -> int:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), path.stat()):
                     return handle
-        os.close(handle)
+        os.close(handle)  # nobody looks for a lock under a name that is gone
 
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the file; then it is held here, so that nobody comes in between. Raises FileNotFoundError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _released(os.open(path, os.O_RDONLY)) as handle:
         yield _try_lock(handle)
+
+
+@contextmanager
+def _released(handle: int) -> Iterator[int]:
+    """Unlocks and closes the file at the end: to close it is not enough while a child forked meanwhile has it open too."""
+    owner = os.getpid()
+    try:
+        yield handle
     finally:
+        if os.getpid() == owner:  # a child that leaves the block must not take its parent's lock away
+            fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 

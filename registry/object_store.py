@@ -5,7 +5,8 @@
     trees/<hex>.json         the manifest of a tree; written last, so that a tree is whole or absent
     damaged/<hex>            `verify` found the blob damaged: whoever has its bytes again uploads them
 
-The cache is a local store. What is added is staged and hashed there, what is fetched is hashed on its way into it.
+The cache is a local store, made when it is first needed: whoever only looks around needs none. What is added is staged and
+hashed there, what is fetched is hashed on its way into it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .bucket import Bucket, ObjectInfo
 from .errors import StoreError
 from .files import Progress, link_file
 from .local_store import LocalStore
-from .locks import FileLock, StoreLock
+from .locks import FileLock, StoreLock, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, hex_of, read_manifest, write_manifest
 
@@ -42,11 +43,11 @@ class ObjectStore(Store):
     def __init__(self, scheme: str, rest: str, *, cache: Path | None = None, lock: StoreLock | None = None) -> None:
         self._bucket = Bucket(scheme, rest)
         self.url = self._bucket.url
-        self._cache = LocalStore(cache or _default_cache(self.url))
+        root = cache or _default_cache(self.url)
+        self._cache = LocalStore(root, rights=f"let this user write to the store's cache on this machine, {root}")
         self._lock = lock or FileLock(self._cache.root / "remote.lock")
 
     def initialise(self) -> None:
-        self._cache.initialise()
         if self._bucket.info(_MARKER) is None:
             self._bucket.write(_MARKER, b'{"format":1}')
 
@@ -57,10 +58,15 @@ class ObjectStore(Store):
                 hint="if the store should be there, check the bucket's name and AWS_ENDPOINT_URL or restore it; "
                 "only for a new registry run `reccocktail init`",
             )
-        self._cache.initialise()  # it may be thrown away at any time
+
+    def _made_cache(self) -> LocalStore:
+        """Raises StoreError if it cannot be made. It may be thrown away at any time."""
+        if not self._cache.exists():
+            self._cache.initialise()
+        return self._cache
 
     def probe(self) -> None:
-        self._cache.probe()
+        self._made_cache().probe()
         key = f"probe-{uuid.uuid4().hex}"
         self._bucket.write(key, b"x")
         self._bucket.delete([key])
@@ -75,12 +81,12 @@ class ObjectStore(Store):
         allow_links: bool = False,
         progress: Progress | None = None,
     ) -> StoredTree:
-        with self._cache.staging("add") as staged:
+        with self._made_cache().staging("add") as staged:
             entries = self._cache.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
             return self._publish(staged, entries)
 
     def staging(self, prefix: str) -> AbstractContextManager[Path]:
-        return self._cache.staging(prefix)
+        return self._made_cache().staging(prefix)
 
     def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
         return self._publish(staged, self._cache.hash_staged(staged, progress))
@@ -116,7 +122,7 @@ class ObjectStore(Store):
         if cached is not None:
             return cached
         tree = self._remote_tree(digest)
-        with self._cache.staging("fetch") as staged:
+        with self._made_cache().staging("fetch") as staged:
             with self._cache.translated():
                 places: dict[FileEntry, list[Path]] = {}
                 for name, entry in tree.files.items():
@@ -254,6 +260,8 @@ class ObjectStore(Store):
             self._bucket.delete(f"damaged/{sha256}" for sha256 in (marked & reasons.keys()) - wrong)
 
     def _clear_cache(self) -> None:
+        if not self._cache.exists():
+            return
         for digest in {damage.digest for damage in self._cache.verify()} & self._cache.digests():
             self._cache.discard(digest)
 
@@ -265,7 +273,10 @@ class ObjectStore(Store):
         # tree by the time the lock is ours, or looks again whether the blob is there.
         blobs = _blobs(self._bucket.find("blobs/"))
         read = {tree.digest: tree for tree in _in_parallel(self._tree_or_none, self.digests()) if tree}
-        with self._lock.exclusive(WAIT_SECONDS):
+        if not dry_run:
+            self._made_cache()  # where the lock may be
+        lock = shared_if_possible(self._lock) if dry_run else self._lock.exclusive(WAIT_SECONDS)
+        with self._cache.translated(), lock:
             trees = _trees(self._bucket.find("trees/"))
             dropped = sorted(digest for digest, info in trees.items() if digest not in keep and info.modified <= limit)
             kept = trees.keys() - set(dropped)
@@ -276,11 +287,11 @@ class ObjectStore(Store):
                 self._bucket.delete(_blob_key(name) for name in waste)
                 self._bucket.delete(f"damaged/{name}" for name in self._marked() - (blobs.keys() - set(waste)))
                 self._bucket.abort_uploads(limit)
-        cached = self._cache.gc(set(kept), dry_run=dry_run, grace=grace)
+        cached = self._cache.gc(set(kept), dry_run=dry_run, grace=grace) if self._cache.exists() else None
         return GcReport(
             trees=tuple(dropped),
             blobs=tuple(waste),
-            staging=cached.staging,
+            staging=cached.staging if cached else (),
             bytes=sum(blobs[name].size for name in waste),
         )
 

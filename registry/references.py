@@ -20,6 +20,8 @@ _PATTERNS = {
     "alias": (re.compile(rf"(?!v[0-9]+$){_SLUG}"), "up to 63 of a-z, 0-9 and -, and not of the form vN"),
 }
 
+_A = {"domain": "a domain", "base": "a base", "alias": "an alias"}
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -57,9 +59,11 @@ def _invalid(text: str) -> InvalidReferenceError:
 
 
 def check_text(what: str, text: str) -> str:
-    """The text itself; UsageError if it has bytes that are not UTF-8, which paths may and databases may not."""
+    """The text itself; UsageError if it has what paths may have and databases may not: bytes that are not UTF-8, or NUL."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UsageError(f"the {what} {text!r} is not UTF-8")
+    if "\0" in text:
+        raise UsageError(f"the {what} {text!r} has a NUL character")
     return text
 
 
@@ -67,7 +71,7 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     """The name itself if it may be given to a `kind`, otherwise UsageError."""
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):
-        raise UsageError(f"{text!r} cannot be the name of a {kind}", hint=f"a {kind} name is {rule}")
+        raise UsageError(f"{text!r} cannot be the name of {_A[kind]}", hint=f"the name of {_A[kind]} is {rule}")
     if kind != "alias" and (is_reserved(text) or text.endswith(".")):
         raise UsageError(
             f"{text!r} cannot be the name of a {kind}: it becomes a folder's name, and Windows reserves it",

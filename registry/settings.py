@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import UsageError
 
+NOT_A_URL = "(not a URL)"
+_CONFIDENTIAL = "(?:password|passwd|token|secret|key)"
 KEYS = ("home", "database_url", "store_url", "device")
 
 
@@ -50,6 +52,8 @@ class Settings:
             (options, cwd),
         ):
             given = {key: str(value) for key, value in found.items() if value}
+            if "store_url" in given:
+                given["store_url"] = _checked_store(given["store_url"])
             # a relative path means: relative to where it was written
             for key in given.keys() & {"home", "store_url"}:
                 if "://" not in given[key]:
@@ -63,6 +67,18 @@ class Settings:
             store_url=values.get("store_url") or str(place / "store"),
             device=values.get("device") or "auto",
         )
+
+
+def _checked_store(text: str) -> str:
+    """The folder or URL. Raises UsageError for a URL without its `//`, which would be taken for a folder here."""
+    text = re.sub(r"^file:/(?!/)", "file:///", text)
+    if found := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?!//)", text):
+        # what follows is not repeated: it may be a secret
+        raise UsageError(
+            f"a store_url that begins with {found[0]!r} is neither a folder nor a URL",
+            hint=f"write {found[0]}//… for a URL, or ./{found[0]}… for a folder of that name",
+        )
+    return text
 
 
 def _sqlite_url(path: Path) -> str:
@@ -95,7 +111,13 @@ def is_remote(store_url: str) -> bool:
 
 
 def redacted_url(url: str) -> str:
-    """The URL with its password, and anything in the query that looks like a secret, replaced by `***`."""
+    """The URL with its password, and anything in the query that looks like a secret, replaced by `***`.
+
+    An absolute path stays as it is. Of other text, and of a path that may hold a secret, nothing is shown.
+    """
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url):
+        plain = re.match(r"/(?!/)", url) and not re.search(rf"(?is):.*@|{_CONFIDENTIAL}[^=/]*=", url)
+        return url if plain else NOT_A_URL
     # greedy up to the last @, because people forget to escape the @ in a password
-    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|token|secret|key)[^=&]*=)[^&#]*", r"\1***", url)
+    url = re.sub(r"(?s)(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(rf"(?i)([?&][^=&]*{_CONFIDENTIAL}[^=&]*=)[^&#]*", r"\1***", url)

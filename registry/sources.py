@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -55,13 +56,17 @@ def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterS
     A folder is a PEFT adapter's, an MLflow model's, or has exactly one of these one or two levels below. The adapter
     itself is not looked at. Raises UsageError, InvalidArtifactError (no adapter there) and what `hub.fetch` raises.
     """
+    if not source.strip():
+        raise UsageError("no source was named", hint="a folder, or ORG/NAME")
     path = _local(source)
-    if path.is_dir():
+    if is_folder(path):
         if revision is not None:
             raise UsageError("--revision belongs to a Hub repo, and this source is a folder")
         return _in_folder(path)
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1 or _URL.match(source):
-        raise UsageError(f"{source!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
+    shown = without_secrets(source)
+    plain = shown == source and not source.startswith((".", "/", "~")) and not _URL.match(source)
+    if not plain or source.count("/") != 1 or path.exists():
+        raise UsageError(f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
     from .hub import fetch  # the Hub's client is slow to import
 
     snapshot = fetch(source, revision=revision, kind="adapter")
@@ -78,12 +83,31 @@ def _local(source: str) -> Path:
         url = urlsplit(source)
         if url.scheme == "file" and url.netloc in ("", "localhost") and not url.query and not url.fragment:
             return Path(unquote(url.path))
-    shown = _without_secrets(source)
+    shown = without_secrets(source)
     fetching = f"`mlflow artifacts download --artifact-uri {shlex.quote(shown)} --dst-path FOLDER`"
     raise UsageError(
         f"{shown!r} is no folder of this machine",
         hint="name a Hub repo as ORG/NAME" if _OF_THE_HUB.match(source) else f"run {fetching}, then add FOLDER",
     )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there. Raises UsageError for a path that the system refuses to look at."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(f"{f'{path}':.200}: cannot be looked at: {error.strerror}") from error
+    except ValueError:  # a null character
+        return False
+
+
+def without_secrets(text: str) -> str:
+    """The text; a URL without its user, password, query and fragment, also one whose scheme was left out."""
+    if "://" in text:
+        return re.sub(r"[?#].*", "", re.sub(r"(://)[^/?#]*@", r"\1", text))
+    return re.sub(r"^([^/?#\\]*:[^/?#\\]*@|[^/?#\\]*@(?=.*/))", "", text)
 
 
 def _in_folder(folder: Path) -> AdapterSource:
@@ -142,7 +166,10 @@ def _in_model(model: Path) -> Iterator[tuple[Path, AdapterSource]]:
         "mlflow_base": _text(manifest, transformers, "source_model_name"),
         "mlflow_base_revision": _text(manifest, transformers, "source_model_revision"),
     }
-    known = {key: _without_secrets(value) for key, value in origin.items() if value}
+    if not os.path.isdir(folders[0]):  # noqa: PTH112  unlike a Path it answers for a name of any length
+        place = f"{folders[0].relative_to(model)}"
+        raise InvalidArtifactError(f"{manifest}: places the adapter in {place!r:.80}, which is no folder beside it")
+    known = {key: without_secrets(value) if "://" in value else value for key, value in origin.items() if value}
     for folder in folders:
         yield model if len(folders) == 1 else folder, AdapterSource(folder, known)
 
@@ -188,8 +215,8 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         _refuse_costly(path, data)
         value = yaml.safe_load(data)
-    # beside its own errors PyYAML lets those of bad tagged scalars through: !!int "", !!bool x, !!timestamp x
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+    # beside its own errors PyYAML lets those of bad tagged scalars through: !!int "", !!bool x, !!float 1:59:…
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise InvalidArtifactError(f"{path}: is not sound YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise InvalidArtifactError(f"{path}: must hold a YAML mapping, not {type(value).__name__}")
@@ -228,10 +255,3 @@ def _text(path: Path, about: Mapping[Any, Any], key: str) -> str | None:
 def _shown(value: object) -> str:
     # a collection by its kind alone: with aliases it may have no end
     return type(value).__name__ if isinstance(value, list | dict | set | tuple) else f"{value!r:.80}"
-
-
-def _without_secrets(text: str) -> str:
-    """The text; a URL without its user, password, query and fragment."""
-    if "://" not in text:
-        return text
-    return re.sub(r"[?#].*", "", re.sub(r"(://)[^/?#]*@", r"\1", text))

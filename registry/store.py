@@ -1,7 +1,8 @@
 """The artifact store: folders of files, addressed by their content. `LocalStore` and `ObjectStore` are two of a kind.
 
 A tree's digest is the SHA-256 of its manifest, the canonical JSON of `{path: {"bytes": n, "sha256": hex}}`. A crash at any
-point leaves a tree whole or absent, and storing a damaged folder again repairs it.
+point leaves a tree whole or absent. Storing a damaged folder again repairs it; in an object store, where nobody reads again
+what lately arrived, once `verify` or `verify_tree` has named the damage.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class Store(ABC):
     def create(url: str | Path, *, cache: Path | None = None, lock: StoreLock | None = None) -> Store:
         """Makes what is missing of the store at a folder, `file://…`, or `s3://bucket/prefix` and the like.
 
-        An object store keeps its copies on this machine in `cache`. `lock` must be one for all who use the store; by
-        default it is a file in the store's folder or, for an object store, in `cache`: enough for one machine.
+        An object store keeps its copies on this machine in `cache`, made when something is first put in or fetched. `lock` must
+        be one for all who use the store; by default it is a file in the store's folder or, for an object store, in `cache`:
+        enough for one machine.
         Raises StoreError.
         """
         store = _store_at(url, cache, lock)
@@ -141,7 +143,7 @@ class Store(ABC):
         """Removes trees that are not in `keep`, blobs that no kept tree needs, and staging folders of dead processes.
 
         Trees and blobs younger than `grace` stay: their row may be about to be written. Raises StoreError, also when
-        others keep writing for WAIT_SECONDS.
+        others keep writing for WAIT_SECONDS. A dry run changes nothing, and needs no right to.
         """
 
 

@@ -298,12 +298,23 @@ class EventRow(Table):
     subject: Mapped[str]
     base_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
     domain_id: Mapped[int | None] = mapped_column(ForeignKey("domains.id"))
-    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
+    adapter_id: Mapped[int | None]
     previous_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
     alias: Mapped[str | None]
     detail: Mapped[dict[str, Any]]
 
     __table_args__ = (
+        ForeignKeyConstraint(
+            ["base_id", "domain_id", "adapter_id"], ["adapters.base_id", "adapters.domain_id", "adapters.id"]
+        ),
+        CheckConstraint("(alias IS NOT NULL) = (kind IN ('alias.set', 'alias.moved', 'alias.removed'))", name="alias"),
+        CheckConstraint("alias IS NULL OR (adapter_id IS NULL) = (kind = 'alias.removed')", name="removed"),
+        CheckConstraint("alias IS NULL OR (base_id IS NOT NULL AND domain_id IS NOT NULL)", name="place"),
+        CheckConstraint(
+            "kind NOT IN ('adapter.added', 'adapter.archived', 'adapter.restored')"
+            " OR (base_id IS NOT NULL AND domain_id IS NOT NULL AND adapter_id IS NOT NULL)",
+            name="adapter",
+        ),
         UniqueConstraint("id", "base_id", "domain_id", "alias", "adapter_id"),  # what aliases point to
         Index(None, "subject", "id"),
         Index(None, "domain_id", "id"),

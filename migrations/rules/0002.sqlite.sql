@@ -122,6 +122,7 @@ END
 
 CREATE TRIGGER builds_not_replaced BEFORE INSERT ON builds
 WHEN EXISTS (SELECT 1 FROM builds WHERE id = NEW.id)
+    OR EXISTS (SELECT 1 FROM builds WHERE key = NEW.key AND status IN ('queued', 'running'))
 BEGIN
     SELECT RAISE(ABORT, 'builds: a row is never replaced by another');
 END
@@ -142,6 +143,55 @@ CREATE TRIGGER build_inputs_not_replaced BEFORE INSERT ON build_inputs
 WHEN EXISTS (SELECT 1 FROM build_inputs WHERE build_id = NEW.build_id AND adapter_id = NEW.adapter_id)
 BEGIN
     SELECT RAISE(ABORT, 'build_inputs: a row is never replaced by another');
+END
+
+CREATE TRIGGER adapters_keep_their_id BEFORE UPDATE ON adapters
+WHEN OLD.id IS NOT NEW.id
+BEGIN
+    SELECT RAISE(ABORT, 'an adapter version never changes');
+END
+
+CREATE TRIGGER domains_keep_their_id BEFORE UPDATE ON domains
+WHEN OLD.id IS NOT NEW.id
+BEGIN
+    SELECT RAISE(ABORT, 'a domain keeps its name and role');
+END
+
+CREATE TRIGGER adapters_current_not_replaced BEFORE UPDATE OF is_current ON adapters
+WHEN NEW.is_current AND EXISTS (
+        SELECT 1 FROM adapters WHERE base_id = NEW.base_id AND is_current AND id <> NEW.id
+    )
+BEGIN
+    SELECT RAISE(ABORT, 'adapters: another spirit is current');
+END
+
+CREATE TRIGGER adapters_begin_not_current BEFORE INSERT ON adapters
+WHEN NEW.is_current
+BEGIN
+    SELECT RAISE(ABORT, 'a version becomes current after it is registered');
+END
+
+CREATE TRIGGER adapter_words_not_replaced BEFORE INSERT ON adapter_words
+WHEN EXISTS (SELECT 1 FROM adapter_words WHERE adapter_id = NEW.adapter_id)
+BEGIN
+    SELECT RAISE(ABORT, 'an adapter version never changes');
+END
+
+CREATE TRIGGER aliases_not_replaced BEFORE INSERT ON aliases
+WHEN EXISTS (
+        SELECT 1 FROM aliases WHERE base_id = NEW.base_id AND domain_id = NEW.domain_id AND name = NEW.name
+    )
+BEGIN
+    SELECT RAISE(ABORT, 'aliases: a row is never replaced by another');
+END
+
+CREATE TRIGGER aliases_stay_with_their_versions BEFORE INSERT ON aliases
+WHEN NOT EXISTS (
+        SELECT 1 FROM adapters
+        WHERE id = NEW.adapter_id AND base_id = NEW.base_id AND domain_id = NEW.domain_id
+    )
+BEGIN
+    SELECT RAISE(ABORT, 'an alias is on a version of its own base and domain');
 END
 
 CREATE TRIGGER adapters_not_replaced BEFORE INSERT ON adapters
@@ -204,7 +254,12 @@ BEGIN
 END
 
 CREATE TRIGGER aliases_set_by_event BEFORE INSERT ON aliases
-WHEN EXISTS (
+WHEN NOT EXISTS (
+        SELECT 1 FROM events
+        WHERE id = NEW.event_id AND base_id = NEW.base_id AND domain_id = NEW.domain_id AND alias = NEW.name
+            AND adapter_id = NEW.adapter_id
+    )
+    OR EXISTS (
         SELECT 1 FROM events
         WHERE base_id = NEW.base_id AND domain_id = NEW.domain_id AND alias = NEW.name AND id > NEW.event_id
     )
@@ -219,7 +274,12 @@ BEGIN
 END
 
 CREATE TRIGGER aliases_moved_by_event BEFORE UPDATE ON aliases
-WHEN EXISTS (
+WHEN NOT EXISTS (
+        SELECT 1 FROM events
+        WHERE id = NEW.event_id AND base_id = NEW.base_id AND domain_id = NEW.domain_id AND alias = NEW.name
+            AND adapter_id = NEW.adapter_id
+    )
+    OR EXISTS (
         SELECT 1 FROM events
         WHERE base_id = NEW.base_id AND domain_id = NEW.domain_id AND alias = NEW.name AND id > NEW.event_id
     )
@@ -274,8 +334,57 @@ BEGIN
     SELECT RAISE(ABORT, 'a build cannot change to that status from the one it has');
 END
 
-CREATE TRIGGER builds_results_stay BEFORE UPDATE OF digest, coefficients, report ON builds
+CREATE TRIGGER builds_results_stay BEFORE UPDATE OF digest, coefficients, report, error, worker, started_at, finished_at ON builds
 WHEN OLD.status = 'succeeded'
 BEGIN
     SELECT RAISE(ABORT, 'the result of a build that has succeeded never changes');
+END
+
+CREATE TRIGGER events_in_order BEFORE INSERT ON events
+WHEN NEW.alias IS NOT NULL AND NEW.created_at < (
+        SELECT created_at FROM events
+        WHERE base_id = NEW.base_id AND domain_id = NEW.domain_id AND alias = NEW.alias
+        ORDER BY id DESC LIMIT 1
+    )
+    OR NEW.adapter_id IS NOT NULL AND NEW.created_at < (
+        SELECT created_at FROM events WHERE adapter_id = NEW.adapter_id ORDER BY id DESC LIMIT 1
+    )
+    OR NEW.id > 0 AND NEW.id <> 1 + (SELECT coalesce(max(id), 0) FROM events)
+BEGIN
+    SELECT RAISE(ABORT, 'events are appended in the order of their time');
+END
+
+CREATE TRIGGER events_about_what_is_there BEFORE INSERT ON events
+WHEN NEW.adapter_id IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM adapters
+        WHERE id = NEW.adapter_id AND base_id = NEW.base_id AND domain_id = NEW.domain_id
+    )
+BEGIN
+    SELECT RAISE(ABORT, 'an event is about a version of its own base and domain');
+END
+
+CREATE TRIGGER events_move_aliases AFTER INSERT ON events
+WHEN NEW.alias IS NOT NULL
+BEGIN
+    DELETE FROM aliases
+    WHERE NEW.adapter_id IS NULL
+        AND base_id = NEW.base_id AND domain_id = NEW.domain_id AND name = NEW.alias;
+    UPDATE aliases SET adapter_id = NEW.adapter_id, event_id = NEW.id
+    WHERE NEW.adapter_id IS NOT NULL
+        AND base_id = NEW.base_id AND domain_id = NEW.domain_id AND name = NEW.alias;
+    INSERT INTO aliases (base_id, domain_id, name, adapter_id, event_id, created_at, created_by)
+    SELECT NEW.base_id, NEW.domain_id, NEW.alias, NEW.adapter_id, NEW.id, NEW.created_at, NEW.created_by
+    WHERE NEW.adapter_id IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM aliases
+        WHERE base_id = NEW.base_id AND domain_id = NEW.domain_id AND name = NEW.alias
+    );
+END
+
+CREATE TRIGGER events_archive_versions AFTER INSERT ON events
+WHEN NEW.kind IN ('adapter.archived', 'adapter.restored')
+BEGIN
+    UPDATE adapters
+    SET is_current = is_current AND NEW.kind = 'adapter.restored',
+        archived_at = CASE NEW.kind WHEN 'adapter.archived' THEN NEW.created_at END
+    WHERE id = NEW.adapter_id;
 END

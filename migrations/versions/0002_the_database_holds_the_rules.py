@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,7 +70,10 @@ def _make_search() -> None:
     domains = sa.table("domains", sa.column("id"), sa.column("name"))
     query = sa.select(adapters, domains.c.name.label("domain")).join(domains, domains.c.id == adapters.c.domain_id)
     for rows in _chunks(query):
-        tags = [{"tag": tag, "adapter_id": row["id"]} for row in rows for tag in dict.fromkeys(row["tags"])]
+        for row in rows:  # the first schema took any JSON
+            row["tags"] = [tag for tag in dict.fromkeys(_list(row["tags"])) if "\0" not in tag]
+            row["metrics"] = {k: float(v) for k, v in _dict(row["metrics"]).items() if _is_figure(v)}
+        tags = [{"tag": tag, "adapter_id": row["id"]} for row in rows for tag in row["tags"]]
         metrics = [
             {"name": name, "adapter_id": row["id"], "value": value}
             for row in rows
@@ -96,7 +100,7 @@ def _rebuild_events() -> None:
         sa.Column("subject", sa.String(), nullable=False),
         sa.Column("base_id", ID, nullable=True),
         sa.Column("domain_id", ID, nullable=True),
-        sa.Column("adapter_id", ID, nullable=True),
+        sa.Column("adapter_id", sa.BigInteger(), nullable=True),
         sa.Column("previous_id", ID, nullable=True),
         sa.Column("alias", sa.String(), nullable=True),
         sa.Column("detail", sa.JSON(), nullable=False),
@@ -104,7 +108,25 @@ def _rebuild_events() -> None:
         sa.Column("created_by", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["base_id"], ["base_models.id"], name=op.f("fk_events_base_id_base_models")),
         sa.ForeignKeyConstraint(["domain_id"], ["domains.id"], name=op.f("fk_events_domain_id_domains")),
-        sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name=op.f("fk_events_adapter_id_adapters")),
+        sa.ForeignKeyConstraint(
+            ["base_id", "domain_id", "adapter_id"],
+            ["adapters.base_id", "adapters.domain_id", "adapters.id"],
+            name=op.f("fk_events_base_id_domain_id_adapter_id_adapters"),
+        ),
+        sa.CheckConstraint(
+            "(alias IS NOT NULL) = (kind IN ('alias.set', 'alias.moved', 'alias.removed'))", name=op.f("ck_events_alias")
+        ),
+        sa.CheckConstraint(
+            "alias IS NULL OR (adapter_id IS NULL) = (kind = 'alias.removed')", name=op.f("ck_events_removed")
+        ),
+        sa.CheckConstraint(
+            "alias IS NULL OR (base_id IS NOT NULL AND domain_id IS NOT NULL)", name=op.f("ck_events_place")
+        ),
+        sa.CheckConstraint(
+            "kind NOT IN ('adapter.added', 'adapter.archived', 'adapter.restored')"
+            " OR (base_id IS NOT NULL AND domain_id IS NOT NULL AND adapter_id IS NOT NULL)",
+            name=op.f("ck_events_adapter"),
+        ),
         sa.ForeignKeyConstraint(["previous_id"], ["adapters.id"], name=op.f("fk_events_previous_id_adapters")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
         sa.UniqueConstraint(
@@ -140,34 +162,36 @@ class _About:
         run = op.get_bind().execute
         self._bases = {name: id_ for id_, name in run(sa.text("SELECT id, name FROM base_models"))}
         self._domains = {name: id_ for id_, name in run(sa.text("SELECT id, name FROM domains"))}
+        builds = run(sa.text("SELECT id, base_id, domain_id FROM builds"))
+        self._builds = {id_: (base, domain) for id_, base, domain in builds}
         versions = run(sa.text("SELECT id, base_id, domain_id, version FROM adapters"))
         self._versions = {(base, domain, version): id_ for id_, base, domain, version in versions}
 
-    def keys(self, kind: str, subject: str, detail: Mapping[str, Any]) -> dict[str, Any]:
-        noun = kind.partition(".")[0]
+    def keys(self, kind: str, subject: str, detail: Any) -> dict[str, Any]:
+        """Written by hand, an event may say anything; what is not understood is kept, under a kind that says so."""
         found: dict[str, Any] = dict.fromkeys(("base_id", "domain_id", "adapter_id", "previous_id", "alias"))
-        if noun == "base":
-            found["base_id"] = self._bases.get(subject)
-        elif noun == "domain":
-            found["domain_id"] = self._domains.get(subject)
-        elif noun == "build":
-            found["domain_id"] = self._domains.get(detail.get("domain"))
-        elif noun == "adapter":
-            found |= self._place(subject, detail["base"]) | {"adapter_id": self._version(subject, detail["base"])}
-        elif noun == "alias":
-            found |= self._place(subject, detail["base"]) | {
-                "adapter_id": self._version(detail["to"], detail["base"]) if "to" in detail else None,
-                "previous_id": self._version(detail["from"], detail["base"]) if "from" in detail else None,
-                "alias": subject.partition("@")[2],
-            }
+        noun = kind.partition(".")[0]
+        try:
+            if noun == "base":
+                found["base_id"] = self._bases[subject]
+            elif noun == "domain":
+                found["domain_id"] = self._domains[subject]
+            elif noun == "build":
+                found["base_id"], found["domain_id"] = self._builds[subject]
+            elif noun == "adapter":
+                found |= self._version(subject, detail["base"], "adapter_id")
+            elif noun == "alias":
+                before = self._version(detail["from"], detail["base"], "previous_id") if "from" in detail else {}
+                after = self._version(detail["to"], detail["base"], "adapter_id") if kind != "alias.removed" else {}
+                found |= before | after | {"alias": subject.split("@")[1]}
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            return found | {"kind": f"{kind}.unreadable"}
         return found
 
-    def _place(self, ref: str, base: str) -> dict[str, int]:
-        return {"base_id": self._bases[base], "domain_id": self._domains[ref.partition("@")[0]]}
-
-    def _version(self, ref: str, base: str) -> int:
-        domain, _, version = ref.partition("@v")
-        return self._versions[self._bases[base], self._domains[domain], int(version)]
+    def _version(self, ref: str, base: str, key: str) -> dict[str, int]:
+        name, _, version = ref.partition("@v")
+        base_id, domain_id = self._bases[base], self._domains[name]
+        return {"base_id": base_id, "domain_id": domain_id, key: self._versions[base_id, domain_id, int(version)]}
 
 
 def _rebuild_aliases() -> None:
@@ -194,23 +218,60 @@ def _rebuild_aliases() -> None:
         ),
         sa.PrimaryKeyConstraint("base_id", "domain_id", "name", name=op.f("pk_aliases")),
     )
-    op.execute(
-        """
-        INSERT INTO aliases (base_id, domain_id, name, adapter_id, event_id, created_at, created_by)
-        SELECT base_id, domain_id, name, adapter_id,
-               (SELECT max(id) FROM events
-                WHERE events.base_id = a.base_id AND events.domain_id = a.domain_id AND events.alias = a.name),
-               created_at, created_by
+    last = """
+        (SELECT max(e.id) FROM events e
+         WHERE e.base_id = a.base_id AND e.domain_id = a.domain_id AND e.alias = a.name)"""
+    # an alias that was moved by hand has no event that says so; from here on it has
+    unexplained = sa.text(
+        f"""
+        SELECT a.base_id, a.domain_id, a.adapter_id, a.name AS alias, d.name AS domain, b.name AS base, v.version
         FROM aliases_before a
-        """
+        JOIN domains d ON d.id = a.domain_id JOIN base_models b ON b.id = a.base_id
+        JOIN adapters v ON v.id = a.adapter_id
+        WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.id = {last} AND e.adapter_id = a.adapter_id)
+        """  # noqa: S608
+    )
+    events = sa.table(
+        "events", *(sa.column(name) for name in ("kind", "subject", "base_id", "domain_id", "adapter_id", "alias")),
+        sa.column("detail", sa.JSON()), sa.column("created_at", TIME), sa.column("created_by"),
+    )  # fmt: skip
+    found = [
+        {
+            "kind": "alias.moved",
+            "subject": f"{row['domain']}@{row['alias']}",
+            "detail": {"base": row["base"], "to": f"{row['domain']}@v{row['version']}", "found": "without an event"},
+            "created_at": datetime.now(UTC),
+            "created_by": "reccocktail",
+        }
+        | {key: row[key] for key in ("base_id", "domain_id", "adapter_id", "alias")}
+        for row in op.get_bind().execute(unexplained).mappings()
+    ]
+    op.bulk_insert(events, found)
+    op.execute(
+        f"""
+        INSERT INTO aliases (base_id, domain_id, name, adapter_id, event_id, created_at, created_by)
+        SELECT a.base_id, a.domain_id, a.name, a.adapter_id, {last}, a.created_at, a.created_by FROM aliases_before a
+        """  # noqa: S608
     )
     op.drop_table("aliases_before")
     op.create_index(op.f("ix_aliases_adapter_id"), "aliases", ["adapter_id"])
 
 
+def _list(value: Any) -> list[Any]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def _chunks(query: sa.Select[Any]) -> Iterator[list[dict[str, Any]]]:
     """Rows by key, a piece at a time: a registry may have millions of events."""
-    key, last = query.selected_columns["id"], 0
+    key, last = query.selected_columns["id"], -(2**62)
     while rows := op.get_bind().execute(query.where(key > last).order_by(key).limit(CHUNK)).mappings().all():
         last = rows[-1]["id"]
         yield [dict(row) for row in rows]

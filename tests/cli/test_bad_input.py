@@ -179,7 +179,32 @@ def test_a_version_that_is_not_there(refused: Refused) -> None:
     assert "there is no 'skin-care@v7'" in refused("adapter", "show", "skin-care@v7")
 
 
+def test_an_empty_adapter_source_is_not_the_working_folder(refused: Refused) -> None:
+    message = refused("adapter", "add", "", "--base", "tiny", "--spirit", exit_code=2)
+    assert "no source was named" in message
+
+
+@pytest.mark.parametrize("words", [("adapter", "add"), ("base", "add", "other")], ids=" ".join)
+@pytest.mark.parametrize("source", ["https://user:tok3n@hf.co/a/b", "user:tok3n@hf.co/a/b", "user:tok3n@hf.co/a"])
+def test_no_secret_of_a_source_is_told(refused: Refused, words: tuple[str, ...], source: str) -> None:
+    options = ("--base", "tiny", "--spirit") if words[0] == "adapter" else ()
+    message = refused(*words, source, *options, exit_code=2)
+    assert "hf.co/a" in message
+    assert "tok3n" not in message
+
+
+def test_a_source_that_is_too_long_for_a_path(refused: Refused) -> None:
+    for words in (("adapter", "add", "x" * 5000, "--base", "tiny", "--spirit"), ("base", "add", "other", "x" * 5000)):
+        assert "cannot be looked at: File name too long" in refused(*words, exit_code=2)
+
+
 # base models
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_base_source_is_not_the_working_folder(prepared: Any, tiny_base: Path, source: str) -> None:
+    prepared.folder = tiny_base
+    assert "no source was named" in _refusal(prepared, ("base", "add", "other", source), 2)
 
 
 def test_a_base_path_that_does_not_exist(refused: Refused, tmp_path: Path) -> None:

@@ -96,3 +96,46 @@ def test_tables_fit_eighty_columns_and_break_no_name(
     assert "…" not in out
     if words[:2] == ("adapter", "log"):
         assert "champion: none → skin-care@v2" in out
+
+
+LONG = "a" * 31 + "-" + "b" * 31
+
+
+def test_the_longest_names_are_whole_at_eighty_columns_and_their_state_is_told(
+    prepared: Any, loras: dict[str, Path]
+) -> None:
+    prepared("domain", "add", LONG, "--recipe", "ingredient-only")
+    words = ("adapter", "add", loras["newer"], "--base", "tiny", "--domain", LONG)
+    prepared(*words, "--metric", "HR@1=0.5", "--tag", "nightly")
+    prepared("adapter", "alias", f"{LONG}@v1", "champion")
+    prepared("adapter", "archive", f"{LONG}@v1", "--force")
+    listed = prepared("adapter", "list", columns=80)
+    for name, word in (("ref", f"{LONG}@v1"), ("labels", "@champion"), ("labels", "archived")):
+        assert name in _plain(listed.out).splitlines()[1]
+        assert word in _plain(listed.out).split() or f"{word}," in _plain(listed.out).split()
+    assert "left out, for lack of room: size, rank, created, metrics; --json has all" in listed.err
+    prepared("adapter", "archive", f"{LONG}@v1", "--undo")
+    told = prepared("status", columns=80)
+    row = next(line for line in _plain(told.out).splitlines() if LONG in line)
+    assert row.split() == [LONG, "unbuilt"]
+    assert max(len(line) for line in _plain(told.out).splitlines() if " is " not in line) <= 80
+    assert "left out" not in prepared("adapter", "list").err, "a pipe is as wide as names need"
+
+
+def test_the_base_is_listed_where_there_are_several(
+    prepared: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    name = "another-base-of-ours1"
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    (other / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert "base" not in prepared("adapter", "list", columns=80).out
+    prepared("base", "add", name, other)
+    prepared("adapter", "add", loras["spirit"], "--base", name, "--spirit", "--allow-base-mismatch")
+    out = _plain(prepared("adapter", "list", columns=80).out)
+    assert name in out.split()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "base" not in prepared("adapter", "list", "--base", name, columns=80).out.splitlines()[1]
+
+
+def _plain(out: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", out)

@@ -52,6 +52,15 @@ def test_a_versions_log_leaves_the_others_out_and_spirit_has_one_too(moved: Any)
     assert "base" not in moved("adapter", "log", "skin-care", "--base", "tiny").out
 
 
+def test_an_aliass_log_has_all_its_moves_also_when_it_is_gone(moved: Any) -> None:
+    moved("adapter", "alias", "skin-care@v1", "candidate")
+    moved("adapter", "alias", "skin-care@champion", "--remove")
+    told = [(e["kind"], e["created_by"]) for e in moved("adapter", "log", "skin-care@champion", "--json").json]
+    assert [kind for kind, _ in told] == ["alias.removed", "alias.moved", "alias.set"]
+    assert [who for _, who in told[1:]] == ["ben", "ann"]
+    assert "candidate" not in moved("adapter", "log", "skin-care@champion").out
+
+
 def test_removing_archiving_and_restoring_are_in_the_log(moved: Any) -> None:
     moved("adapter", "alias", "skin-care@champion", "--remove")
     moved("adapter", "archive", "skin-care@v1")

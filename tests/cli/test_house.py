@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reccocktail.cli.app import App
 from reccocktail.registry.errors import StoreError
 from sqlalchemy import Engine, event
 
@@ -179,6 +180,28 @@ def test_a_store_that_can_only_be_read_is_told_and_works(built: Any, monkeypatch
     assert "Read-only file system" in checks["store"]["detail"]
     assert "reads" in built("doctor").out
     built("store", "verify")
+
+
+@pytest.mark.parametrize("name", ["device", "hub"])
+def test_a_check_that_the_system_fails_leaves_the_others(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(*{"device": (App, "device", fail), "hub": ("huggingface_hub.get_token", fail)}[name])
+    needed = name == "device"
+    checks = _checks(prepared, code=int(needed))
+    assert len(checks) == 5
+    assert (checks[name]["ok"], checks[name]["read_only"]) == (not needed, False)
+    assert "Permission denied: '/somewhere'" in checks[name]["detail"]
+    assert checks["database"]["ok"]
+
+
+def test_a_home_that_is_called_read_only_is_not_read_only(bare: Any) -> None:
+    bare.home = bare.home / "read-only: reading commands work"
+    bare("init")
+    assert not any(check["read_only"] for check in _checks(bare).values())
 
 
 def test_what_cannot_even_be_read_fails(prepared: Any) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -201,6 +203,40 @@ def test_builds_are_listed_newest_first_by_status_and_page(registry: Registry, a
     assert [b.id for b in registry.builds.list(status="cancelled")] == [ids[0]]
     first = registry.builds.list(domain="beauty", limit=2)
     assert [b.id for b in first + registry.builds.list(limit=2, after=first[-1].id)] == ids[::-1]
+
+
+def test_cancelling_claiming_retrying_and_requesting_at_once_breaks_no_rule(
+    registry: Registry, ask: Callable[..., Build], stored: str
+) -> None:
+    """Whoever comes too late is told so in our words; nobody meets a rule of the database."""
+    builds, said = registry.builds, []
+
+    def work(number: int) -> None:
+        drawn = random.Random(number)
+        worker = f"w{number}"
+        for _ in range(25):
+            found = builds.list(limit=3)
+            one = drawn.choice(found).id if found else "none"
+            steps: list[Callable[[], object]] = [
+                lambda: ask(drawn.choice(["k", "l"])),
+                lambda: builds.claim(worker),
+                lambda one=one: builds.cancel(one),
+                lambda one=one: builds.retry(one),
+                lambda one=one: builds.fail(one, worker, {"code": "x", "message": "x"}),
+                lambda one=one: builds.succeed(one, worker, stored, None, None),
+            ]
+            try:
+                drawn.choice(steps)()
+            except (ConflictError, NotFoundError) as error:
+                said.append(str(error))
+
+    builds.claim("nobody")  # the fixture's domain is there
+    ask()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert [text for text in said if "the database refused" in text] == []
+    for key in ("k", "l"):
+        assert len([b for b in builds.list(limit=1000) if b.key == key and b.status in ("queued", "running")]) <= 1
 
 
 def test_inputs_become_lineage(

@@ -110,6 +110,50 @@ def test_text_that_is_not_utf8_is_refused_before_bytes_are_stored(
     assert list((registry.store.root / "trees").iterdir()) == trees
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            {"metrics": {"HR@1": value}}
+            for value in (True, None, "x", {"a": 1}, [1], 10**400, float("nan"), float("inf"))
+        ),
+        *({"metrics": {name: 1.0}} for name in ("", " ", "a>b", " a", "a\x1b", "a\nb", "n" * 201)),
+        *({"tags": [tag]} for tag in ("", " ", None, 1, "a\0", "a\nb", "\x9b", "t" * 201)),
+        {"note": "a\0b"},
+    ],
+    ids=repr,
+)
+def test_metrics_tags_and_notes_that_nobody_could_search_for_are_refused(
+    registry: Registry, base: Base, make_adapter: Make, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError):
+        registry.adapters.add(make_adapter(tmp_path / "a"), base=base, role="spirit", **given)
+    assert registry.adapters.list() == []
+    assert registry.store.digests() == {base.digest}
+
+
+def test_a_trainer_that_still_writes_registers_nothing(
+    registry: Registry,
+    base: Base,
+    make_adapter: Make,
+    lora_tensors: Callable[..., Any],
+    write_safetensors: Make,
+    tmp_path: Path,
+) -> None:
+    """What is checked is what was kept, not what was there a moment before."""
+    folder, spoilt = (
+        make_adapter(tmp_path / "a"),
+        {name: value * float("nan") for name, value in lora_tensors().items()},
+    )
+
+    def write_on(_: int) -> None:
+        write_safetensors(folder / "adapter_model.safetensors", spoilt)
+
+    with pytest.raises(InvalidArtifactError, match="NaN or infinite"):
+        registry.adapters.add(folder, base=base, role="spirit", progress=write_on)
+    assert registry.adapters.list() == []
+
+
 def test_rows_carry_the_actor_and_aware_times(registry: Registry) -> None:
     with Registry.open(registry.settings, actor="ann") as ann:
         domain = ann.domains.add("beauty")

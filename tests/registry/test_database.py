@@ -148,6 +148,69 @@ DRIFTS = {
 }
 
 
+ONLY_POSTGRESQL = {
+    "a check dropped": "ALTER TABLE builds DROP CONSTRAINT ck_builds_digest",
+    "a check weakened": "ALTER TABLE adapters DROP CONSTRAINT ck_adapters_version, "
+    "ADD CONSTRAINT ck_adapters_version CHECK (version > 0 OR true)",
+    "a partial index emptied": "DROP INDEX uq_builds_open_key; "
+    "CREATE UNIQUE INDEX uq_builds_open_key ON builds (key) WHERE false",
+    "a primary key dropped": "ALTER TABLE aliases DROP CONSTRAINT pk_aliases",
+    "foreign keys switched off": "ALTER TABLE aliases DISABLE TRIGGER ALL",
+    "deletions rewritten": "CREATE RULE nothing AS ON DELETE TO events DO INSTEAD NOTHING",
+    "a default added": "ALTER TABLE adapters ALTER created_by SET DEFAULT 'eve'",
+    "a function of the rules set loose": "ALTER FUNCTION reccocktail_builds_by_event() RESET search_path",
+}
+ONLY_SQLITE = {
+    "a check weakened": ("UPDATE sqlite_master SET sql = replace(sql, 'version > 0', 'version > -9') WHERE name = 'adapters'"),
+    "a partial index emptied": ("DROP INDEX uq_builds_open_key; CREATE UNIQUE INDEX uq_builds_open_key ON builds (key)"
+                                " WHERE status = 'none'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("statement", ONLY_POSTGRESQL.values(), ids=ONLY_POSTGRESQL.keys())
+def test_what_alembic_does_not_compare_is_found_on_postgresql(url: str, statement: str) -> None:
+    database.upgrade(url)
+    assert database.check(url) == HEAD
+    run_sql(url, statement)
+    with pytest.raises(DatabaseError, match="differs from its revision"):
+        database.check(url)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("statement", ONLY_SQLITE.values(), ids=ONLY_SQLITE.keys())
+def test_what_alembic_does_not_compare_is_found_on_sqlite(url: str, statement: str) -> None:
+    database.upgrade(url)
+    assert database.check(url) == HEAD
+    run_sql(url, "PRAGMA writable_schema = ON", *statement.split("; "))
+    with pytest.raises(DatabaseError, match="differs from its revision"):
+        database.check(url)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_what_others_keep_in_the_same_schema_is_left_alone(url: str) -> None:
+    run_sql(
+        url,
+        'CREATE TABLE "Order" (id int)',
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
+        'CREATE TRIGGER "Order_audit" AFTER INSERT ON "Order" FOR EACH ROW EXECUTE FUNCTION audit()',
+    )
+    database.upgrade(url)
+    database.downgrade(url, "0001")
+    database.upgrade(url)
+    assert run_sql(url, "SELECT tgname FROM pg_trigger WHERE tgname = 'Order_audit'") == [("Order_audit",)]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_a_schema_of_our_own_is_the_urls_to_name(url: str) -> None:
+    run_sql(url, "CREATE SCHEMA reg")
+    ours = f"{url}&options=-csearch_path%3Dreg"
+    database.upgrade(ours)
+    assert database.check(ours) == HEAD
+    assert database.current(url) is None
+    assert run_sql(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'reg'")[0][0] > 10
+
+
 @pytest.mark.parametrize("statement", DRIFTS.values(), ids=DRIFTS.keys())
 def test_a_table_that_differs_from_its_revision_is_found(url: str, statement: str) -> None:
     database.upgrade(url)
@@ -261,6 +324,38 @@ def test_what_was_champion_before_the_upgrade_is_known_after_it(released: str, t
     with opened(released, tmp_path) as registry:
         assert registry.adapters.resolve("beauty", at=first).ref == "beauty@v1"
         assert registry.adapters.resolve("beauty", at=second).ref == "beauty@v2"
+
+
+def test_what_the_first_schema_took_by_hand_is_upgraded_too(url: str, tmp_path: Path) -> None:
+    load(url, SCHEMAS / f"0001.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
+    event = "INSERT INTO events (id, kind, subject, detail, created_at, created_by) SELECT"
+    run_sql(
+        url,
+        "UPDATE aliases SET adapter_id = (SELECT id FROM adapters WHERE digest ="
+        " (SELECT digest FROM adapters a JOIN aliases l ON l.adapter_id = a.id WHERE l.name = 'candidate')"
+        " AND base_id = aliases.base_id AND domain_id = aliases.domain_id)"
+        " WHERE name = 'champion' AND domain_id = (SELECT id FROM domains WHERE name = 'beauty')",
+        "INSERT INTO aliases SELECT base_id, domain_id, 'by-hand', adapter_id, created_at, 'eve' FROM aliases"
+        " WHERE name = 'candidate'",
+        f"{event} 0, 'note', 'zero', '{{}}', created_at, 'eve' FROM events WHERE id = 1",
+        f"{event} 9001, 'adapter.added', 'nobody', '[]', created_at, 'eve' FROM events WHERE id = 1",
+        f"{event} 9002, 'alias.moved', 'beauty@x', '{{\"base\": \"tiny\", \"to\": \"beauty@v99\"}}', created_at, 'eve'"
+        " FROM events WHERE id = 1",
+        """UPDATE adapters SET metrics = '{"a": null, "b": "x", "c": true, "HR@1": 0.25}', tags = '[1, null, "odd"]'
+        WHERE id = (SELECT min(id) FROM adapters)""",
+    )
+    count = run_sql(url, "SELECT count(*) FROM events")[0][0]
+    database.upgrade(url)
+    assert database.check(url) == HEAD
+    with opened(url, tmp_path) as registry:
+        assert registry.adapters.resolve("beauty@champion").ref == "beauty@v3"
+        assert registry.adapters.resolve("beauty@by-hand").ref == "beauty@v3"
+        explained = [event for event in registry.adapters.log("beauty") if event.detail.get("found")]
+        assert {event.subject for event in explained} == {"beauty@champion", "beauty@by-hand"}
+        assert len(registry.events.list(limit=1000)) == count + 2
+        kinds = {event.id: event.kind for event in registry.events.list(limit=1000)}
+        assert (kinds[0], kinds[9001], kinds[9002]) == ("note", "adapter.added.unreadable", "alias.moved.unreadable")
+        assert [a.ref for a in registry.adapters.list(tags=["odd"])] == ["spirit@v1"]
 
 
 def test_an_upgrade_that_fails_leaves_the_schema_it_found(released: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +520,26 @@ def test_a_database_of_another_kind_is_refused(url: str) -> None:
         database.current(url)
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_that_would_keep_nothing_is_refused(url: str) -> None:
+    for attempt in (database.current, database.upgrade):
+        with pytest.raises(DatabaseError, match="keeps nothing"):
+            attempt(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:p@ss:S3CRET@db/r", "postgresql://ann:p@S3CRET@db/r", "host=db password=S3CRET", "ann:S3CRET@db/r",
+        "postgresql:/ann:S3CRET@db/r", "postgresql://ann:S3CRET@db:port/r",
+    ],
+)  # fmt: skip
+def test_no_part_of_a_password_is_shown_however_the_url_is_broken(url: str) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        database.current(url)
+    assert "S3CRET" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_a_password_in_the_url_is_never_shown() -> None:
     with pytest.raises(DatabaseError) as caught:
         database.current("nosuch://ann:S3CRET@db/r")
@@ -477,6 +592,41 @@ def test_sqlites_writers_stand_in_line(file: Path) -> None:
     follower.join(10)
     place.close()
     assert order == ["first", "second"]
+
+
+def test_a_writer_that_never_ends_is_waited_for_only_so_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.upgrade(f"sqlite:///{file}")
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    one, two = (database.Database(f"sqlite:///{file}") for _ in range(2))
+    impatient = pytest.raises(DatabaseError, match=r"another process has been writing for 0\.2 seconds")
+    with one.writing(), impatient as caught, two.writing():
+        pass
+    assert "try again" in (caught.value.hint or "")
+    one.close()
+    two.close()
+
+
+def test_a_process_forked_in_the_middle_of_a_write_keeps_nobody_waiting(file: Path) -> None:
+    script = """
+import os, sys, time
+from reccocktail.registry.database import Database
+place = Database(sys.argv[1])
+with place.writing():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+started = time.monotonic()
+with Database(sys.argv[1]).writing():
+    pass
+print(time.monotonic() - started < 5)
+os.kill(child, 9)
+"""
+    database.upgrade(f"sqlite:///{file}")
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"sqlite:///{file}"], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 # --- databases that can only be read

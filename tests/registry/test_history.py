@@ -59,7 +59,16 @@ def test_the_log_of_a_version_holds_what_came_and_what_left(beauty: Registry) ->
     beauty.adapters.restore("beauty@v1")
     kinds = [event.kind for event in beauty.adapters.log("beauty@v1")]
     assert kinds == ["adapter.restored", "adapter.archived", "alias.moved", "alias.set", "adapter.added"]
-    assert [event.kind for event in beauty.adapters.log("beauty@candidate")] == ["alias.set", "adapter.added"]
+
+
+def test_the_log_of_an_alias_goes_on_after_it_is_removed(beauty: Registry) -> None:
+    beauty.adapters.alias("beauty@v1", "candidate")
+    beauty.adapters.alias("beauty@v3", "champion")
+    beauty.adapters.alias("beauty@v2", "candidate")
+    beauty.adapters.remove_alias("beauty@candidate")
+    kinds = [event.kind for event in beauty.adapters.log("beauty@candidate")]
+    assert kinds == ["alias.removed", "alias.moved", "alias.set"]
+    assert beauty.adapters.log("beauty@candidate", base="tiny") == beauty.adapters.log("beauty@candidate")
 
 
 def test_the_log_is_paged_by_key(beauty: Registry) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ import psycopg
 import pytest
 from reccocktail.cli import commands
 from reccocktail.cli.app import reccocktail
-from reccocktail.registry import Registry, Settings
+from reccocktail.registry import Registry, Settings, Store
 from sqlalchemy import make_url
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+
+NOBODY = 65_534
 
 Member: Any = runpy.run_path(str(Path(__file__).with_name("crowd.py")))["Member"]
 
@@ -98,10 +101,15 @@ class Drill:
                 events=len(registry.events.list(limit=10_000)),
             )
 
+    def copy(self, name: str, backup: Path) -> None:
+        """Runs a block that copies, twice: the first may have been interrupted."""
+        for _ in range(2):
+            self.run(name, BACKUP=backup)
+
     def back_up(self, name: str) -> Path:
         backup = self._folder / name
-        self.run(f"backup-{self.dialect}", BACKUP=backup)
-        self.run("backup-store", BACKUP=backup)
+        self.copy(f"backup-{self.dialect}", backup)
+        self.copy("backup-store", backup)
         return backup
 
     def lose_database(self) -> None:
@@ -190,7 +198,7 @@ def test_a_lost_store_comes_back_and_what_came_later_is_stored_again_from_its_so
     newest = drill.sight()
 
     drill.lose_store()
-    drill.run("restore-store", BACKUP=backup)
+    drill.copy("restore-store", backup)
     assert drill.verify() == {f"adapter {later}": "is not in the store"}
     assert f"already there: {later}" in drill.run("repair-adapter", SOURCE=source)
     assert drill.verify() == {}
@@ -248,7 +256,7 @@ def test_a_backup_that_was_taken_while_others_registered_is_sound_when_both_are_
     drill.lose_database()
     drill.lose_store()
     drill.run(f"restore-{drill.dialect}", BACKUP=backup)
-    drill.run("restore-store", BACKUP=backup)
+    drill.copy("restore-store", backup)
     drill.run("after-restore")
     assert drill.verify() == {}
     restored = drill.sight()
@@ -268,13 +276,53 @@ def test_a_newer_store_under_an_older_database_only_has_bytes_too_many(drill: Dr
     drill.lose_database()
     drill.lose_store()
     drill.run(f"restore-{drill.dialect}", BACKUP=older)
-    drill.run("restore-store", BACKUP=newer)
+    drill.copy("restore-store", newer)
     assert drill.verify() == {}
     drill.run("after-restore")
     assert drill.sight() == before
     with Registry.open(drill.settings) as registry:
         assert registry.store.digests() == registry.digests()
     assert_next_version_follows(drill)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that belongs to somebody who is not root, where every user can get."""
+    with tempfile.TemporaryDirectory(prefix="reccocktail-drill-") as name:
+        yield Path(name)
+
+
+def test_the_store_is_copied_there_and_back_by_a_user_who_is_not_root_again_and_again(
+    shared: Path, make_adapter: Callable[..., Path]
+) -> None:
+    home, backup, path = shared / "home", shared / "backup", os.environ["PATH"]
+    store = Store.create(home / "store")
+    digest = store.add_folder(make_adapter(shared / "adapter")).digest
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        for place in (shared, *shared.rglob("*")):
+            os.chown(place, NOBODY, NOBODY)
+
+    def run(name: str) -> None:
+        text = blocks()[name].replace("reccocktail init\n", "")
+        variables = {"PATH": path, "RECCOCKTAIL_HOME": str(home), "BACKUP": str(backup)}
+        done = subprocess.run(
+            ["bash", "-euc", text], env=variables, cwd=shared, check=False, capture_output=True, text=True, **user
+        )
+        assert done.returncode == 0, done.stderr
+
+    for _ in range(2):
+        run("backup-store")
+    tree = next((backup / "store" / "trees").iterdir())
+    assert all(path.stat().st_nlink == 2 for path in tree.iterdir()), "hard links are kept"
+    (home / "store").rename(home / "store.damaged")
+    for _ in range(2):
+        run("restore-store")
+    assert not [*(home / "store" / "trees").glob("*/trees")], "nothing was copied into itself"
+    restored = Store.create(home / "store")
+    assert (restored.digests(), restored.verify()) == ({digest}, [])
+    assert all(path.stat().st_nlink == 2 for path in restored.folder(digest).iterdir())
 
 
 @pytest.fixture

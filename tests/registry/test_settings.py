@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reccocktail.registry import Registry
 from reccocktail.registry.errors import UsageError
 from reccocktail.registry.settings import Settings, redacted_url
@@ -29,7 +32,8 @@ def test_without_any_setting_everything_is_under_the_users_home(tmp_path: Path) 
 def test_the_database_lies_in_the_home_whatever_its_name(tmp_path: Path, name: str) -> None:
     settings = Settings.load(home=tmp_path / name, cwd=tmp_path, environ={"HOME": "/nowhere"})
     Registry.create(settings).close()
-    assert {path.name for path in settings.home.iterdir()} == {"registry.sqlite", "store"}
+    names = {path.name for path in settings.home.iterdir()}
+    assert {name.partition("-")[0] for name in names} == {"registry.sqlite", "store"}
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -85,8 +89,60 @@ def test_a_redacted_url_does_not_show_the_secret(url: str) -> None:
     assert "***" in redacted_url(url)
 
 
-def test_a_url_without_a_secret_stays_as_it_is() -> None:
-    assert redacted_url("sqlite:////home/ann/r.sqlite") == "sqlite:////home/ann/r.sqlite"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host=db password=S3CRET",
+        "host=db password=S3CRET sslrootcert=file:///etc/ca",
+        "ann:S3CRET@db/r",
+        "postgresql:/ann:S3CRET@x",
+        "postgresql:ann:S3CRET@x",
+        "//ann:S3CRET@db/r",
+        "/ann:S3CRET@db/r",
+        "/tmp/host=db password=S3CRET",
+        " postgresql://ann:S3CRET@db/r",
+        "S3CRET",
+    ],
+)
+def test_of_what_is_no_url_nothing_is_shown(text: str) -> None:
+    assert redacted_url(text) == "(not a URL)"
+
+
+@given(st.text(), st.text())
+def test_only_absolute_paths_and_urls_are_ever_shown(before: str, after: str) -> None:
+    shown = redacted_url(f"{before}:S3CRET@{after}")
+    assert "S3CRET" not in shown or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", before)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:////home/ann/r.sqlite", "s3://bucket/x", "/home/ann/a b@c", "/data/year=2026/store", "file:///home/ann/x"],
+)
+def test_a_url_or_a_path_without_a_secret_stays_as_it_is(url: str) -> None:
+    assert redacted_url(url) == url
+
+
+@pytest.mark.parametrize("url", ["s3:bucket/x", "s3:/bucket/x", "gs:S3CRET", "file:x", "ann:S3CRET@db/r"])
+def test_a_store_url_without_its_slashes_is_not_taken_for_a_folder(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="neither a folder nor a URL") as caught:
+        Settings.load(store_url=url, cwd=tmp_path, environ={"HOME": "/nowhere"})
+    assert "://…" in (caught.value.hint or "")
+    assert "S3CRET" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("file:/srv/store", "file:///srv/store"),
+        ("file:///srv/store", "file:///srv/store"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("/srv/a:b", "/srv/a:b"),
+        ("./s3:b", "{cwd}/s3:b"),
+    ],
+)
+def test_a_store_url_is_a_folder_or_a_url(tmp_path: Path, text: str, found: str) -> None:
+    settings = Settings.load(store_url=text, cwd=tmp_path, environ={"HOME": "/nowhere"})
+    assert settings.store_url == found.format(cwd=tmp_path)
 
 
 def test_importing_the_room_and_its_light_modules_loads_no_heavy_library() -> None:

@@ -139,6 +139,21 @@ def test_what_is_no_folder_and_no_repo_name_is_refused(source):
         find_adapter_source(source)
 
 
+@pytest.mark.parametrize("source", ["", " ", "\n"])
+def test_an_empty_source_is_not_the_working_folder(source, make_adapter, tmp_path, monkeypatch):
+    make_adapter(tmp_path / "lora")
+    monkeypatch.chdir(tmp_path / "lora")
+    with pytest.raises(UsageError, match="no source was named"):
+        find_adapter_source(source)
+
+
+@pytest.mark.parametrize("source", ["/" + "x" * 300, "x/" * 5000], ids=["name", "path"])
+def test_a_path_that_no_file_system_takes_is_refused(source):
+    with pytest.raises(UsageError, match="cannot be looked at: File name too long") as caught:
+        find_adapter_source(source)
+    assert len(str(caught.value)) < 300
+
+
 # MLflow
 
 
@@ -297,12 +312,23 @@ def test_a_url_of_the_hub_is_to_be_given_as_a_name():
         "file://user:word@server/lora",
         "https://user:word@[broken/lora",
         "mlflow-artifacts://user:word@server/1?token=word",
+        "user:word@hf.co/a/b",
+        "user:word@hf.co/a",
+        "user:word@hf.co",
+        "word@hf.co/a/b",
     ],
 )
 def test_no_secret_of_a_url_is_repeated(url):
     with pytest.raises(UsageError) as caught:
         find_adapter_source(url)
     assert "word" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_what_only_looks_like_a_secret_is_recorded(lay, tmp_path):
+    folder = lay(tmp_path / "download", source_model_name="C:\\models\\a@b")
+    (folder / "registered_model_meta").write_text("model_name: team@shop\nmodel_version: '7'\n")
+    origin = find_adapter_source(str(folder)).origin
+    assert (origin["mlflow_registered"], origin["mlflow_base"]) == ("team@shop/7", "C:\\models\\a@b")
 
 
 def test_no_secret_of_a_url_is_recorded(lay, tmp_path):
@@ -338,6 +364,7 @@ def test_artifacts_outside_of_the_model_are_refused(make_adapter, tmp_path):
         ('run_id: !!int ""', "is not sound YAML"),
         ("run_id: !!bool word", "is not sound YAML"),
         ("run_id: !!timestamp word", "is not sound YAML"),
+        (f"a: !!float 1{':59' * 200}", "is not sound YAML"),
         ("utc_time_created: 2026-99-99", "is not sound YAML"),
         ("flavors: " + "[" * 100_000, "is nested deeper than 32 levels"),
         ("a: &a {b: c}\nflavors: {<<: [*a, *a]}", "has a YAML merge key"),
@@ -377,10 +404,25 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         find_adapter_source(str(tmp_path))
 
 
-def test_an_adaptor_that_was_not_downloaded_is_refused_when_it_is_registered(tmp_path, register):
-    source = find_adapter_source(str(write(tmp_path / "model", manifest(3, logged=True))))
-    with pytest.raises(InvalidArtifactError, match="is not a folder"):
-        register(source)
+@pytest.mark.parametrize("name", ["peft", "nope", "x" * 400, "x/" * 200], ids=["peft", "nope", "long", "deep"])
+def test_an_adaptor_that_is_not_there_is_refused_by_name(tmp_path, name):
+    folder = write(tmp_path / "model", manifest(3, logged=True, peft_adaptor=name))
+    with pytest.raises(InvalidArtifactError, match=f"MLmodel: places the adapter in '{name[:70]}.*no folder beside it"):
+        find_adapter_source(str(folder))
+
+
+def test_an_adaptor_that_is_a_file_is_refused_by_name(tmp_path):
+    folder = write(tmp_path / "model", manifest(3, logged=True))
+    (folder / "peft").write_text("")
+    with pytest.raises(InvalidArtifactError, match="places the adapter in 'peft'"):
+        find_adapter_source(str(folder))
+
+
+def test_an_artifact_of_a_name_that_no_file_can_have_is_refused(tmp_path):
+    content = trainer_manifest()
+    content["flavors"]["python_function"]["artifacts"]["model_path"]["path"] = "x" * 400
+    with pytest.raises(InvalidArtifactError, match=r"xxx/adapter_config\.json: cannot be read: File name too long"):
+        find_adapter_source(str(write(tmp_path / "model", content)))
 
 
 def test_links_inside_of_an_adaptor_are_not_followed(lay, tmp_path, register):

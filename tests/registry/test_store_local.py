@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -188,6 +190,56 @@ def test_storing_a_folder_again_repairs_a_tree_with_missing_or_foreign_files(sto
     assert store.add_folder(folder) == tree
     assert store.verify() == []
     assert staged(store) == []
+
+
+IN_THE_WAY: dict[str, Callable[[Path], object]] = {
+    "a link to the same bytes": lambda path: path.symlink_to(path.rename(path.parents[3] / "elsewhere")),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("in_the_way", IN_THE_WAY.values(), ids=IN_THE_WAY)
+@pytest.mark.parametrize("whose", ["file", "manifest"])
+def test_a_blob_that_is_no_regular_file_is_damage_and_is_replaced(
+    store: LocalStore, folder: Path, in_the_way: Callable[[Path], object], whose: str
+) -> None:
+    tree = store.add_folder(folder)
+    name = tree.files["one.txt"].sha256 if whose == "file" else tree.digest.removeprefix("sha256:")
+    blob = store.root / "blobs/sha256" / name[:2] / name
+    in_the_way(blob)
+    damages = [damage for damage in store.verify() if damage.digest == f"sha256:{name}" and damage.path]
+    assert [damage.path for damage in damages] == [str(blob.relative_to(store.root))]
+    assert store.add_folder(folder) == tree
+    assert stat.S_ISREG(blob.lstat().st_mode)
+    assert store.verify() == []
+    store.verify_tree(tree.digest)
+    assert (store.folder(tree.digest) / "one.txt").read_text() == "one"
+    assert staged(store) == []
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "nowhere"])
+def test_a_link_in_a_trees_place_is_damage_and_is_replaced(store: LocalStore, folder: Path, target: str) -> None:
+    tree = store.add_folder(folder)
+    place = store.folder(tree.digest)
+    place.rename(store.root / "elsewhere")
+    place.symlink_to(target)
+    assert [(damage.digest, damage.path) for damage in store.verify()] == [(tree.digest, "")]
+    assert store.add_folder(folder) == tree
+    assert not place.is_symlink()
+    assert store.verify() == []
+
+
+def test_a_collection_passes_over_what_is_no_regular_file(store: LocalStore, folder: Path) -> None:
+    tree = store.add_folder(folder)
+    shard = blobs(store)[0].parent
+    (shard / ("0" * 64)).symlink_to("nowhere")
+    (shard / ("1" * 64)).mkdir()
+    os.mkfifo(shard / ("2" * 64))
+    collected = store.gc({tree.digest}, grace=timedelta(days=-1))
+    assert collected.blobs == ("0" * 64, "2" * 64)
+    assert store.has(tree.digest)
 
 
 def test_an_interrupted_gc_leaves_no_half_tree(
