@@ -33,7 +33,7 @@ test: setup  ## All tests
 quick: setup  ## The tests that take seconds
 	$(PYTEST) -m 'not slow'
 
-bench: setup  ## Benchmarks, about eight minutes: each prints its figures as ratios, and fails if one is missed
+bench: setup  ## Benchmarks, about ten minutes: each prints its figures as ratios, and fails if one is missed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registration.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_crowd.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_scale.py
