@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from .errors import ConflictError, DatabaseError, StoreError, UsageError
-from .locks import StoreLock
+from .locks import StoreLock, try_lock
 from .settings import redacted_url
 from .tables import login_name
 
@@ -96,7 +96,7 @@ def _in_line(engine: Engine, url: str) -> Iterator[None]:
         return
     try:
         until = time.monotonic() + BUSY_SECONDS
-        while not _try_lock(handle):
+        while not try_lock(handle):
             if time.monotonic() > until:
                 raise DatabaseError(f"{url}: another process has been writing for {BUSY_SECONDS} seconds", hint=_BUSY)
             time.sleep(0.001)
@@ -104,14 +104,6 @@ def _in_line(engine: Engine, url: str) -> Iterator[None]:
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile would keep what is only closed
         os.close(handle)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _AdvisoryLock:

@@ -43,7 +43,7 @@ class FileLock:
     def exclusive(self, wait_seconds: float) -> Iterator[None]:
         with _released(_opened(self._path)) as handle:
             until = time.monotonic() + wait_seconds
-            while not _try_lock(handle):
+            while not try_lock(handle):
                 if time.monotonic() >= until:
                     raise StoreError(
                         f"{self._path}: others have kept writing to the store for {wait_seconds:g} seconds",
@@ -72,7 +72,7 @@ def held(path: Path) -> Iterator[None]:
 def _held_handle(path: Path) -> int:
     while True:
         handle = _opened(path)
-        if _try_lock(handle):
+        if try_lock(handle):
             # a collection may have taken the file for abandoned before it was locked, and removed it
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), path.stat()):
@@ -84,7 +84,7 @@ def _held_handle(path: Path) -> int:
 def abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the file; then it is held here, so that nobody comes in between. Raises FileNotFoundError."""
     with _released(os.open(path, os.O_RDONLY)) as handle:
-        yield _try_lock(handle)
+        yield try_lock(handle)
 
 
 @contextmanager
@@ -108,7 +108,8 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_RDONLY)  # someone else's store, which we may only read
 
 
-def _try_lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
+    """Takes the file for this process alone if nobody has it; never waits."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
