@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
     from .errors import DataError, TaskError
+    from .filters import at_least_rated, k_core
     from .metrics import Interval, hit_rate, mrr, ndcg, paired_difference, summarise
-    from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, load_template, question, questions
+    from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, fit, load_template, question, questions
     from .ranking import Ranking, rank_by_likelihood
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .splits import Example, Split, examples, sample
@@ -31,10 +32,13 @@ __all__ = [
     "TaskError",
     "TaskSpec",
     "Template",
+    "at_least_rated",
     "describe",
     "examples",
+    "fit",
     "generate",
     "hit_rate",
+    "k_core",
     "load_template",
     "mrr",
     "ndcg",
@@ -51,8 +55,18 @@ __all__ = [
 _HOMES = {
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
     "errors": ("DataError", "TaskError"),
+    "filters": ("at_least_rated", "k_core"),
     "metrics": ("Interval", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
-    "prompts": ("DEFAULT_TEMPLATE", "Question", "TaskSpec", "Template", "load_template", "question", "questions"),
+    "prompts": (
+        "DEFAULT_TEMPLATE",
+        "Question",
+        "TaskSpec",
+        "Template",
+        "fit",
+        "load_template",
+        "question",
+        "questions",
+    ),
     "ranking": ("Ranking", "rank_by_likelihood"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "splits": ("Example", "Split", "examples", "sample"),

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .candidates import candidates
 from .data import DomainData
 from .errors import TaskError
 from .splits import Example, Split, examples, sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
 DEFAULT_TEMPLATE = "next-title"
@@ -27,7 +32,10 @@ class Template(BaseModel):
     Without {candidates} the model is asked what comes next in so many words; ranking by likelihood compares the titles
     all the same, and prompts are shorter by all of them.
 
-    An empty `system` means no system message. At most the `history_limit` newest items are shown.
+    An empty `system` means no system message. At most the `history_limit` newest items are shown, and of those only the
+    newest that together have at most `history_tokens` tokens. With `answers` above 1 the answer is that many of the
+    candidates: the right one, then others in the order in which they are listed. (The authors of RecCocktail train on
+    others at random, which nothing can learn.)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,6 +45,8 @@ class Template(BaseModel):
     user: str
     separator: str = Field(" || ", min_length=1)
     history_limit: int = Field(10, ge=1)
+    history_tokens: int = Field(512, ge=1)
+    answers: int = Field(1, ge=1)
 
     @field_validator("user")
     @classmethod
@@ -51,6 +61,17 @@ class Template(BaseModel):
             )
         return user
 
+    @model_validator(mode="after")
+    def _lists_what_it_asks_for(self) -> Template:
+        if self.answers > 1 and "{candidates}" not in self.user:
+            raise ValueError("answers above 1 are picked from a list: user needs the placeholder {candidates}")
+        return self
+
+    @property
+    def mark(self) -> str:
+        """The separator without the blanks around it, unless it is blank itself: what tells two titles apart."""
+        return self.separator.strip() or self.separator
+
     @property
     def digest(self) -> str:
         """SHA-256 of what the model gets to see, so of everything but the name."""
@@ -58,25 +79,35 @@ class Template(BaseModel):
 
     def title(self, title: str) -> str:
         """The title as shown: a separator inside it becomes a blank, so that it cannot pass for two titles."""
-        mark = self.separator.strip()
-        while mark and mark in title:
-            title = " ".join(title.replace(mark, " ").split())
+        while self.mark.strip() and self.mark in title:
+            title = " ".join(title.replace(self.mark, " ").split())
         return title
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An example put into words. `titles` are the candidates' as shown; `answer` is the one at `target_index`."""
+    """An example put into words. `history` and `titles` are what is shown of both; the right answer is at `target_index`."""
 
     example: Example
+    template: Template
     candidates: tuple[str, ...]
+    history: tuple[str, ...]
     titles: tuple[str, ...]
-    messages: list[dict[str, str]]
     target_index: int
 
     @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation up to the answer."""
+        join = self.template.separator.join
+        user = self.template.user.format(history=join(self.history), candidates=join(self.titles))
+        system = [{"role": "system", "content": self.template.system}] if self.template.system else []
+        return [*system, {"role": "user", "content": user}]
+
+    @property
     def answer(self) -> str:
-        return self.titles[self.target_index]
+        """What the assistant should say."""
+        others = [title for index, title in enumerate(self.titles) if index != self.target_index]
+        return self.template.separator.join([self.titles[self.target_index], *others[: self.template.answers - 1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +147,19 @@ def load_template(name_or_path: str | Path) -> Template:
 
 
 def question(data: DomainData, example: Example, template: Template, n_negatives: int, seed: int) -> Question:
+    """Raises TaskError when fewer candidates are asked for than the template's answer lists."""
+    if n_negatives + 1 < template.answers:
+        raise TaskError(
+            f"template {template.name!r} answers with {template.answers} titles, which {n_negatives} negatives cannot fill",
+            hint=f"{template.answers - 1} negatives or more",
+        )
     offered = candidates(data, example, n_negatives, seed)
-    titles = tuple(template.title(data.items[item_id].title) for item_id in offered)
-    shown = [template.title(data.items[item_id].title) for item_id in example.history[-template.history_limit :]]
-    user = template.user.format(history=template.separator.join(shown), candidates=template.separator.join(titles))
-    system = [{"role": "system", "content": template.system}] if template.system else []
-    return Question(
-        example, offered, titles, [*system, {"role": "user", "content": user}], offered.index(example.target)
-    )
+
+    def shown(item_ids: Iterable[str]) -> tuple[str, ...]:
+        return tuple(template.title(data.items[item_id].title) for item_id in item_ids)
+
+    history = shown(example.history[-template.history_limit :])
+    return Question(example, template, offered, history, shown(offered), offered.index(example.target))
 
 
 def questions(
@@ -141,6 +177,43 @@ def questions(
     if limit is not None:
         chosen = sample(chosen, limit, seed)
     return spec, [question(data, example, template, n_negatives, seed) for example in chosen]
+
+
+def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+    """The questions as a model with this tokenizer is to see them.
+
+    The oldest titles are left out of a history that has more than the template's `history_tokens`; candidates are never cut,
+    nor is the newest title. A special token that a title spells, such as `<|im_end|>`, is broken up with a blank: a
+    shop's catalogue must not end the conversation.
+    """
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    special = sorted(
+        {token.strip() for token in (*tokens, *tokenizer.all_special_tokens)} - {""}, key=len, reverse=True
+    )
+    return [_cut(_harmless(question, special), tokenizer) for question in questions]
+
+
+def _harmless(question: Question, special: Sequence[str]) -> Question:
+    def broken_up(title: str) -> str:
+        while found := next((token for token in special if token in title), None):
+            title = title.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else " ")
+        return title
+
+    history, titles = tuple(map(broken_up, question.history)), tuple(map(broken_up, question.titles))
+    if (history, titles) == (question.history, question.titles):
+        return question
+    return replace(question, history=history, titles=titles)
+
+
+def _cut(question: Question, tokenizer: PreTrainedTokenizerBase) -> Question:
+    history, template = question.history, question.template
+    while len(history) > 1 and _tokens(template.separator.join(history), tokenizer) > template.history_tokens:
+        history = history[1:]
+    return question if history is question.history else replace(question, history=history)
+
+
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _digest(content: object) -> str:

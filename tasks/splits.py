@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import cache
+from heapq import nsmallest
 from typing import Literal
 
 from .data import DomainData
@@ -17,18 +18,42 @@ from .errors import TaskError
 Split = Literal["train", "validation", "test", "cold"]
 
 
-@dataclass(frozen=True, slots=True)
 class Example:
-    """One prediction to make: the item that `user_id` took after `history` (item ids, newest last)."""
+    """One prediction to make: the item that `user_id` took after `history` (item ids, newest last).
 
-    user_id: str
-    history: tuple[str, ...]
-    target: str
+    Examples of one user share the tuple of what the user took, so that a million of them cost what a million names cost.
+    """
+
+    __slots__ = ("_taken", "position", "user_id")
+
+    def __init__(self, user_id: str, history: Sequence[str], target: str) -> None:
+        self.user_id, self._taken, self.position = user_id, (*history, target), len(history)
+
+    @classmethod
+    def at(cls, user_id: str, taken: tuple[str, ...], position: int) -> Example:
+        """The prediction of what stands at `position`, from 0, among the titled items that the user took."""
+        example = cls.__new__(cls)
+        example.user_id, example._taken, example.position = user_id, taken, position
+        return example
 
     @property
-    def position(self) -> int:
-        """Where the target stands among the user's titled items, from 0."""
-        return len(self.history)
+    def history(self) -> tuple[str, ...]:
+        return self._taken[: self.position]
+
+    @property
+    def target(self) -> str:
+        return self._taken[self.position]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Example):
+            return NotImplemented
+        return (self.user_id, self.history, self.target) == (other.user_id, other.history, other.target)
+
+    def __hash__(self) -> int:
+        return hash((self.user_id, self.position, self.target))
+
+    def __repr__(self) -> str:
+        return f"Example(user_id={self.user_id!r}, history={self.history!r}, target={self.target!r})"
 
 
 def examples(data: DomainData, split: Split) -> list[Example]:
@@ -40,10 +65,9 @@ def examples(data: DomainData, split: Split) -> list[Example]:
         seen = {item_id for taken in data.by_user.values() for item_id in taken[:-1]}
         return [example for example in examples(data, "test") if example.target not in seen]
     return [
-        Example(user_id, taken[:position], taken[position])
+        Example.at(user_id, taken, position)
         for user_id, taken in data.by_user.items()
         for position in _positions(split, len(taken))
-        if position > 0
     ]
 
 
@@ -51,18 +75,22 @@ def _positions(split: Split, length: int) -> range:
     """Where a history of `length` items has its targets."""
     match split:
         case "train":
-            return range(length - 2)
+            return range(1, length - 2)
         case "validation":
-            return range(length - 2, length - 1)
+            return range(max(1, length - 2), length - 1)
         case "test":
-            return range(length - 1, length)
+            return range(max(1, length - 1), length)
     raise TaskError(f"no split is called {split!r}", hint="the splits are train, validation, test and cold")
 
 
 def sample(examples: Iterable[Example], limit: int, seed: int) -> list[Example]:
     """At most `limit` examples in an order that depends on the seed alone; a smaller sample is the head of a larger one."""
 
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(json.dumps([seed, example.user_id, example.position]).encode()).digest()
+    @cache
+    def beginning(user_id: str) -> str:
+        return json.dumps([seed, user_id])[:-1]
 
-    return sorted(examples, key=rank)[:limit]
+    def rank(example: Example) -> bytes:
+        return hashlib.sha256(f"{beginning(example.user_id)}, {example.position}]".encode()).digest()
+
+    return nsmallest(limit, examples, key=rank)

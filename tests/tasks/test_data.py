@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
+from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -80,9 +81,12 @@ def test_a_wrong_line_is_named_with_its_file_and_number(folder, items, sequences
     assert what in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no items\.jsonl"):
-        read_domain(tmp_path)
+@pytest.mark.parametrize("missing", ["items", "sequences"])
+def test_a_missing_file_is_named(folder, missing):
+    path = folder([PEN], [])
+    (path / f"{missing}.jsonl").unlink()
+    with pytest.raises(DataError, match=rf"holds no {missing}\.jsonl"):
+        read_domain(path)
 
 
 def test_a_file_in_two_forms_is_refused(folder):
@@ -129,6 +133,37 @@ def test_an_item_without_a_title_is_kept_and_counted_but_never_shown(folder, tit
 def test_facts_count_users_items_interactions_and_repeats(folder):
     facts = describe(read_domain(folder([PEN, PAD], [ANN, {"user_id": "bob", "items": ["pen"]}])))
     assert (facts.users, facts.items, facts.interactions, facts.repeats, facts.missing_titles) == (2, 2, 4, 1, 0)
+    assert (facts.never_taken, facts.too_short, facts.first_time, facts.last_time) == (0, 1, None, None)
+
+
+def test_facts_tell_when_and_what_was_never_taken(folder):
+    sequences = [{**ANN, "items": ["pen", "pen"], "timestamps": [9, 4]}, {"user_id": "bob", "items": []}]
+    facts = describe(read_domain(folder([PEN, PAD], sequences)))
+    assert (facts.first_time, facts.last_time, facts.never_taken, facts.too_short) == (4, 9, 1, 2)
+    assert facts.format == "reccocktail jsonl"
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))))
+def test_arrays_and_lists_of_equal_numbers_are_the_same_data(tmp_path_factory, rows):
+    def domain(times: Sequence[int], ratings: Sequence[float]) -> DomainData:
+        history = History("ann", ("pen",) * len(rows), {"timestamps": times, "ratings": ratings})
+        return DomainData.of("shop", [Item("pen", "A Pen")], [history])
+
+    times, ratings = [time for time, _ in rows], [rating for _, rating in rows]
+    lists, arrays = domain(times, ratings), domain(array("q", times), array("d", ratings))
+    assert lists.digest == arrays.digest
+    written = []
+    for data in lists, arrays:
+        folder = tmp_path_factory.mktemp("data")
+        write_domain(data, folder)
+        written.append((folder / "sequences.jsonl").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_where_data_came_from_is_no_part_of_what_they_say(folder):
+    data = read_domain(folder([PEN, PAD], [ANN]), "shop")
+    made = DomainData.of("shop", data.items.values(), data.sequences)
+    assert (made, made.digest, made.format) == (data, data.digest, "in memory")
 
 
 NAMES = st.text(min_size=1, max_size=5)

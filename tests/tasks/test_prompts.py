@@ -95,7 +95,7 @@ def test_a_template_may_leave_the_candidates_out_of_the_prompt(domain):
 def test_an_unknown_template_is_answered_with_those_that_ship():
     with pytest.raises(TaskError, match="no template is called 'pick-two'") as error:
         load_template("pick-two")
-    assert error.value.hint == "templates that ship: next-title, pick-one"
+    assert error.value.hint == "templates that ship: next-title, pick-one, top-five"
 
 
 def test_the_digest_of_a_template_is_of_its_wording_not_of_its_name():

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
 import random
 
 import pytest
@@ -68,6 +71,51 @@ def test_a_sample_depends_on_the_seed_alone(data: DomainData, limit: int, seed: 
     assert len(set(drawn)) == min(limit, len(every))
 
 
+@given(st.text(), st.integers(0, 300), st.integers())
+def test_a_sample_is_in_the_order_of_a_hash_of_seed_user_and_position(user_id: str, number: int, seed: int):
+    """Written down, because the digests of tasks say nothing of it: another order would silently be another sample."""
+    every = [Example.at(user_id, ("i01",) * (number + 5), position) for position in range(number, number + 5)]
+
+    def rank(example: Example) -> str:
+        return hashlib.sha256(json.dumps([seed, user_id, example.position]).encode()).hexdigest()
+
+    assert sample(every, 3, seed) == sorted(every, key=rank)[:3]
+
+
 def test_another_seed_samples_otherwise(domain):
     data = domain({f"u{number}": ["i01", "i02"] for number in range(50)})
     assert sample(examples(data, "test"), 10, 1) != sample(examples(data, "test"), 10, 2)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(ITEM_IDS)), max_size=40))
+def test_nothing_that_is_asked_for_later_is_shown_earlier(rows: list[tuple[str, str]]):
+    """Every interaction is told from the others by its time, and no example shows one as late as its target."""
+    items = [Item(f"{number}", f"Title {number}") for number in range(len(rows))]
+    users = {user: tuple(str(number) for number, row in enumerate(rows) if row[0] == user) for user in "abc"}
+    data = DomainData.of("shop", items, [History(user, taken) for user, taken in users.items()])
+    targets = {
+        split: {(e.user_id, e.target) for e in examples(data, split)} for split in ("train", "validation", "test")
+    }
+    for split, later in ("train", ("validation", "test")), ("validation", ("test",)), ("test", ()):
+        for example in examples(data, split):
+            assert all(int(shown) < int(example.target) for shown in example.history)
+            assert not {(example.user_id, shown) for shown in (*example.history, example.target)} & set().union(
+                *(targets[name] for name in later)
+            )
+
+
+def test_examples_are_equal_by_what_they_say_however_they_are_made():
+    whole = ("i01", "i02", "i03", "i04")
+    at = Example.at("ann", whole, 2)
+    assert at == Example("ann", ("i01", "i02"), "i03") == Example.at("ann", (*whole[:3], "i09"), 2)
+    assert hash(at) == hash(Example("ann", ("i01", "i02"), "i03"))
+    assert (at.history, at.target, at.position) == (("i01", "i02"), "i03", 2)
+    others = [Example.at("bob", whole, 2), Example.at("ann", whole, 1), Example("ann", ("i09", "i02"), "i03")]
+    assert all(at != other for other in [*others, "ann"])
+    assert repr(at) == "Example(user_id='ann', history=('i01', 'i02'), target='i03')"
+
+
+def test_a_very_long_history_makes_examples_at_once(domain):
+    """Twenty thousand of them would copy 200 million ids if each kept its own history."""
+    data = domain({"ann": [f"i{number % 30:02d}" for number in range(20_000)]})
+    assert len(pickle.dumps(examples(data, "train"))) < 2_000_000
