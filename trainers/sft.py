@@ -1,23 +1,52 @@
 """The shipped trainer: a LoRA by supervised fine-tuning with TRL's SFTTrainer, loss on the answer alone.
 
-Prompts are those of the domain's template in the base model's own chat template; the answer is the target's title.
-Only training targets are learned from: the validation and test interactions of every user stay unseen.
+Prompts are those of the domain's template in the base model's own chat template. Weights are learned from training targets
+only; validation targets decide nothing but when to stop and which checkpoint to keep, and test targets stay unseen.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..tasks import DEFAULT_TEMPLATE, Question, load_template, questions
+from ..tasks import (
+    DEFAULT_TEMPLATE,
+    DomainData,
+    Question,
+    Split,
+    TaskSpec,
+    Template,
+    examples,
+    fit,
+    load_template,
+    questions,
+)
 from .plugin import TrainerError, TrainingJob, TrainingResult
+
+if TYPE_CHECKING:
+    import torch
+
+LOG = "training_log.jsonl"
+PLOT = "loss.png"
+
+
+def _by_domain(value: object) -> object:
+    """`movies=2,books=0.5`, as it comes from `-o weights=…`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("a domain is named twice")
+    return {name.strip(): weight for name, _, weight in pairs}
 
 
 class SftOptions(BaseModel):
@@ -28,21 +57,54 @@ class SftOptions(BaseModel):
     examples: Annotated[int | None, Field(ge=1, description="training examples drawn per domain; all when unset")] = (
         None
     )
+    weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]],
+        BeforeValidator(_by_domain),
+        Field(
+            description="how many times as many examples a domain gives, as movies=2,books=0.5;"
+            " 1 for the others, and examples repeat where a domain has fewer"
+        ),
+    ] = {}
     epochs: Annotated[int, Field(ge=1, description="passes over the examples")] = 2
     learning_rate: Annotated[float, Field(gt=0, description="peak, reached after warm-up, then cosine to zero")] = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps that warm up")] = 0.05
-    batch_size: Annotated[int, Field(ge=1, description="examples per optimiser step")] = 8
+    batch_size: Annotated[int, Field(ge=1, description="examples per optimiser step, over all processes")] = 8
+    micro_batch: Annotated[
+        int | None,
+        Field(ge=1, description="examples per forward pass of a process; as many as batch_size gives it when unset"),
+    ] = None
     rank: Annotated[int, Field(ge=1, description="LoRA rank r")] = 16
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha; the delta is scaled by alpha / rank")] = 32
     dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout")] = 0.05
     target_modules: Annotated[str, Field(description="`all-linear`, or module names joined by commas")] = "all-linear"
-    max_tokens: Annotated[int, Field(ge=16, description="longest prompt plus answer; a longer example is refused")] = (
-        1200
-    )
-    template: Annotated[str, Field(description="prompt template")] = DEFAULT_TEMPLATE
+    max_tokens: Annotated[
+        int, Field(ge=16, description="longest prompt plus answer; an example that is still longer is refused")
+    ] = 1400
+    template: Annotated[str, Field(description="prompt template: a name or a file")] = DEFAULT_TEMPLATE
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
+    validation_examples: Annotated[
+        int,
+        Field(ge=0, description="validation examples drawn per domain, to choose the best checkpoint; 0: the last one"),
+    ] = 32
+    validate_every: Annotated[
+        int | None,
+        Field(ge=1, description="steps between checkpoints, each validated; a tenth of all steps when unset"),
+    ] = None
+    patience: Annotated[
+        int, Field(ge=0, description="validations without a better loss after which training stops; 0: it never does")
+    ] = 3
+    gradient_checkpointing: Annotated[
+        bool | None, Field(description="compute activations twice to save memory; on CUDA when unset")
+    ] = None
     seed: Annotated[int, Field(description="of examples, order, dropout and initialisation")] = 42
-    save_every: Annotated[int, Field(ge=1, description="optimiser steps between checkpoints")] = 20
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is learned from: questions of all domains, and per domain what they are."""
+
+    questions: tuple[Question, ...]
+    specs: tuple[dict[str, Any], ...]
 
 
 class SftTrainer:
@@ -53,164 +115,175 @@ class SftTrainer:
     Options: ClassVar[type[BaseModel]] = SftOptions
 
     def train(self, job: TrainingJob) -> TrainingResult:
-        """Train on the job's domains and leave the adapter in `job.folder`/adapter.
+        """Train on the job's domains and leave the adapter in `job.folder`/adapter, with its log and a plot of the loss.
 
-        Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss.
+        Under `accelerate launch` every process calls this with the same job, and the first one writes the adapter. The metrics
+        are `train_loss`, the mean of the last tenth of the steps; `validation_loss`, that of the checkpoint kept;
+        `train_seconds` of this call; and `tokens_per_second`, tokens without padding by the seconds of this call's steps,
+        in which loading, validation and checkpoints have no part.
+        Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss, a batch that the
+        processes cannot share.
         """
-        from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
-        from transformers.utils.logging import disable_progress_bar
-        from trl.trainer.sft_config import SFTConfig
-        from trl.trainer.sft_trainer import SFTTrainer
-
         options = job.options
         assert isinstance(options, SftOptions)
-        disable_progress_bar()  # the job's own progress tells more
-        picked, specs = _pick(job, options)
-        tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True)
+        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+        from . import tuning
+
+        tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True, trust_remote_code=False)
         if not tokenizer.chat_template:
             raise TrainerError(
                 "the base model's tokenizer has no chat template",
                 hint="use the instruction-tuned checkpoint of this model",
             )
-        dataset = _dataset(picked, tokenizer, options)
+        template = load_template(options.template)
+        pool = _training_pool(job.domains, template, options)
+        validation = _validation_questions(job.domains, template, options)
+        rows = _rows(fit(pool.questions, tokenizer), tokenizer, options.max_tokens)
+        checked = _rows(fit(validation, tokenizer), tokenizer, options.max_tokens)
         set_seed(options.seed)
         dtype, mixed = _precision(job.device)
-        model = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype=dtype, local_files_only=True)
-        checkpoints = job.folder / "checkpoints"
-        trainer = SFTTrainer(
-            model=model,
-            processing_class=tokenizer,
-            train_dataset=dataset,
-            peft_config=LoraConfig(
-                r=options.rank,
-                lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  PEFT takes a float
-                lora_dropout=options.dropout,
-                target_modules=_targets(options.target_modules),
-                task_type="CAUSAL_LM",
-            ),
-            args=SFTConfig(
-                output_dir=str(checkpoints),
-                num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=options.warmup,  # below 1 it is a share of all steps
-                per_device_train_batch_size=options.batch_size,
-                max_length=None,
-                completion_only_loss=True,
-                bf16=mixed,
-                gradient_checkpointing=job.device.startswith("cuda"),
-                use_cpu=job.device == "cpu",
-                seed=options.seed,
-                data_seed=options.seed,
-                save_steps=options.save_every,
-                save_total_limit=2,
-                logging_steps=5,
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=job.device.startswith("cuda"),
-            ),
-            callbacks=[_progress(job)],
+        model = AutoModelForCausalLM.from_pretrained(
+            job.base_folder, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
-        trainer.remove_callback(PrinterCallback)  # it prints every figure that the job's progress shows
+        trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked, mixed=mixed)
         started = time.monotonic()
-        outcome = trainer.train(resume_from_checkpoint=_newest_checkpoint(checkpoints) if job.resume else None)
-        loss = float(outcome.training_loss)
-        if loss != loss:
-            raise TrainerError("training diverged: the loss is not a number", hint="-o learning_rate=… smaller")
+        tuning.run(trainer, job)
+        seconds = time.monotonic() - started
+        state, watch, order = trainer.state, trainer.watch, trainer.order
+        log = _log(state.log_history)
         adapter = job.folder / "adapter"
-        _save(trainer.model, adapter, job.base_name)
+        if trainer.is_world_process_zero():
+            _save(trainer.model, adapter, job.base_name)
+            _write_log(log, adapter)
+        trainer.accelerator.wait_for_everyone()
+        step = state.global_step
         context = {
             "trainer": self.name,
-            "trainer_version": version("reccocktail"),
             "role": job.role,
             "options": options.model_dump(mode="json"),
-            "tasks": specs,
-            "examples": len(picked),
-            "packages": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+            "template": {"name": template.name, "digest": template.digest},
+            "tasks": list(pool.specs),
+            "examples": len(pool.questions),
+            "steps": step,
+            "kept_step": state.best_global_step or step,
+            "stopped_early": step < state.max_steps,
+            "tokens": order.tokens(step),
+            "dtype": {"base": _name(dtype), "lora": _name(_lora_dtype(trainer.model))},
+            "packages": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")},
         }
-        metrics = {"train_loss": round(loss, 5), "train_seconds": round(time.monotonic() - started, 1)}
+        metrics = {"train_loss": _final_loss(log), "train_seconds": round(seconds, 1)}
+        if watch.seconds:
+            learned = order.tokens(step) - order.tokens(watch.first_step)
+            metrics["tokens_per_second"] = round(learned / watch.seconds, 1)
+        if state.best_metric is not None:
+            metrics["validation_loss"] = round(state.best_metric, 5)
         return TrainingResult(adapter, metrics, context)
 
 
-def _pick(job: TrainingJob, options: SftOptions) -> tuple[list[Question], list[dict[str, Any]]]:
-    """The training questions of all domains, pooled, and the digests that say exactly which."""
-    template = load_template(options.template)
+def _training_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
+    """The training questions of all domains, pooled by weight, and the digests that say exactly which."""
+    if unknown := sorted(options.weights.keys() - {data.name for data in domains}):
+        raise TrainerError(
+            f"weights names {', '.join(unknown)}, which is not trained on",
+            hint=f"domains of this training: {', '.join(data.name for data in domains)}",
+        )
     picked: list[Question] = []
     specs = []
-    for data in job.domains:
-        spec, drawn = questions(
-            data, "train", template, n_negatives=options.negatives, seed=options.seed, limit=options.examples
-        )
-        if not drawn:
+    for data in domains:
+        there = len(examples(data, "train"))
+        if not there:
             raise TrainerError(
                 f"domain {data.name!r} has no training examples", hint="users need at least 4 interactions"
             )
-        picked += drawn
-        specs.append({"domain": data.name, "data": data.digest, "task": spec.digest, "examples": len(drawn)})
-    return picked, specs
+        usual = there if options.examples is None else min(options.examples, there)
+        count = max(1, round(usual * options.weights.get(data.name, 1.0)))
+        spec, drawn = _draw(data, "train", template, options, count if count < there else None)
+        picked += [drawn[number % len(drawn)] for number in range(count)]
+        specs.append(
+            {
+                "domain": data.name,
+                "data": data.digest,
+                "task": spec.digest,
+                "examples": count,
+                "distinct": len(drawn),
+            }
+        )
+    return Pool(tuple(picked), tuple(specs))
 
 
-def _dataset(picked: list[Question], tokenizer: Any, options: SftOptions) -> Any:
-    from datasets import Dataset
+def _validation_questions(domains: Sequence[DomainData], template: Template, options: SftOptions) -> list[Question]:
+    if not options.validation_examples:
+        return []
+    found = [_draw(data, "validation", template, options, options.validation_examples)[1] for data in domains]
+    return [question for drawn in found for question in drawn]
 
-    rows = [{"prompt": q.messages, "completion": [{"role": "assistant", "content": q.answer}]} for q in picked]
-    lengths = [len(tokenizer.apply_chat_template(r["prompt"] + r["completion"])["input_ids"]) for r in rows]
-    if max(lengths) > options.max_tokens:
+
+def _draw(
+    data: DomainData, split: Split, template: Template, options: SftOptions, limit: int | None
+) -> tuple[TaskSpec, list[Question]]:
+    return questions(data, split, template, n_negatives=options.negatives, seed=options.seed, limit=limit)
+
+
+def _rows(asked: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
+    """Prompt and completion of every question, with their `length` in tokens. Raises TrainerError for one too long."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": q.messages, "completion": [{"role": "assistant", "content": q.answer}]} for q in asked
+    ]
+    for row in rows:
+        row["length"] = len(tokenizer.apply_chat_template(row["prompt"] + row["completion"])["input_ids"])
+    lengths = [row["length"] for row in rows]
+    if lengths and max(lengths) > max_tokens:
         raise TrainerError(
-            f"{sum(n > options.max_tokens for n in lengths)} of {len(rows)} examples are longer than"
-            f" {options.max_tokens} tokens, the longest has {max(lengths)}",
+            f"{sum(n > max_tokens for n in lengths)} of {len(rows)} examples are longer than"
+            f" {max_tokens} tokens, the longest has {max(lengths)}",
             hint=f"-o max_tokens={max(lengths)}, or fewer candidates by -o negatives=…",
         )
-    return Dataset.from_list(rows)
+    return rows
 
 
-def _targets(text: str) -> str | list[str]:
-    return text if text == "all-linear" else [name.strip() for name in text.split(",")]
+def _precision(device: str) -> tuple[torch.dtype, bool]:
+    """(base weights' dtype, autocast): bfloat16 where the device multiplies it natively, else float32.
 
-
-def _precision(device: str) -> tuple[Any, bool]:
-    """(weights' dtype, autocast): all bfloat16 where the device multiplies it natively, else all float32."""
+    The adapter is float32 either way: its updates are small against its weights, and bfloat16 would round most of them away.
+    Raises TrainerError when there is no such device, for which training would silently be on the CPU.
+    """
     import torch
 
     if device.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported()
+        if not torch.cuda.is_available():
+            raise TrainerError(f"there is no device {device}", hint="--device cpu, or auto")
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         flags = Path("/proc/cpuinfo")
         native = flags.exists() and any(f in flags.read_text() for f in ("avx512_bf16", "amx_bf16"))
     return (torch.bfloat16, True) if native else (torch.float32, False)
 
 
-def _progress(job: TrainingJob) -> Any:
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        """Passes the trainer's steps on to whoever watches the job."""
-
-        def __init__(self) -> None:
-            self.figures: dict[str, float] = {}
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            job.progress(state.global_step, state.max_steps, self.figures)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-            self.figures = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "learning_rate")}
-
-    return Progress()
+def _lora_dtype(model: Any) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint: the trainer writes `trainer_state.json` last, so a killed save lacks it."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
+def _log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """One record per step, and one per validation: what equal runs have in common, so no times."""
+    names = {"loss": "loss", "learning_rate": "learning_rate", "eval_loss": "validation_loss"}
+    found = []
+    for entry in history:
+        figures = {new: entry[old] for old, new in names.items() if old in entry}
+        if figures:
+            found.append({"step": entry["step"], "epoch": round(entry["epoch"], 4), **figures})
+    return found
+
+
+def _final_loss(log: Sequence[Mapping[str, float]]) -> float:
+    """The mean over the last tenth of the steps; a single step's loss is mostly chance."""
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    last = losses[-math.ceil(len(losses) / 10) :]
+    return round(sum(last) / len(last), 5)
 
 
 def _save(model: Any, adapter: Path, base_name: str) -> None:
@@ -223,3 +296,24 @@ def _save(model: Any, adapter: Path, base_name: str) -> None:
     config["base_model_name_or_path"] = base_name
     config["target_modules"] = sorted(config["target_modules"])
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_log(log: Sequence[Mapping[str, float]], folder: Path) -> None:
+    (folder / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, marker in ("loss", ""), ("validation_loss", "o"):
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, label=name.replace("_", " "), linewidth=1, marker=marker)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss of the answer (nats per token)")
+    axes.legend()
+    # No software version in the file: the same curves give the same bytes.
+    figure.savefig(folder / PLOT, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
