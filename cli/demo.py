@@ -115,6 +115,7 @@ class _Trip:
         self._train("ingredient", [target.name], INGREDIENT)
 
     def _train(self, role: Any, names: Sequence[str], options: Mapping[str, Any]) -> None:
+        from ..trainers.child import in_a_child
         from ..trainers.plugin import load, parse_options
         from ..trainers.runs import train_and_register
 
@@ -132,6 +133,7 @@ class _Trip:
                 progress=lambda done, total, figures: update(
                     done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else ""
                 ),
+                carry_out=in_a_child(),
             )
         say(f"      {adapter.ref} is {'registered' if adapter.created else 'there already'}")
 

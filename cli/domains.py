@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
 from .console import answer, details, say, table
+
+if TYPE_CHECKING:
+    from ..registry import Domain, Registry
+    from ..tasks import DataFacts
+    from ..trainers.domains import Registered
 
 
 @click.group(epilog=example("reccocktail domain list"))
@@ -16,19 +25,55 @@ def domain() -> None:
     """What is recommended in: its data, trainer and recipe."""
 
 
-@domain.command(epilog=example("reccocktail domain add beauty --title Beauty --data ./data/beauty"))
+@domain.command(
+    epilog=example(
+        "reccocktail domain add beauty --title Beauty --data ./data/beauty",
+        "reccocktail domain add second-hand-books --from-plugin bookshop",
+    )
+)
 @click.argument("name")
 @click.option("--title", metavar="T", help="What people call it.")
-@click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="Folder with items and sequences.")
+@click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="Folder with a data set; docs/data.md.")
 @click.option("--trainer", metavar="T", help="Trainer plugin for its ingredients.")
 @click.option("--recipe", metavar="R", help="Recipe of its builds: a name or a file.")
+@click.option("--from-plugin", "plugin", metavar="P", help="Take it from this trainer plugin: title, data and recipe.")
 @json_option
 @pass_app
 def add(
-    app: App, name: str, title: str | None, data: Path | None, trainer: str | None, recipe: str | None, as_json: bool
+    app: App,
+    name: str,
+    title: str | None,
+    data: Path | None,
+    trainer: str | None,
+    recipe: str | None,
+    plugin: str | None,
+    as_json: bool,
 ) -> None:
-    """Add a domain, or change what is given of one that is there."""
+    """Add a domain, or change what is given of one that is there.
+
+    What was found in its data is told: read that before training on them.
+    """
     from ..engine.recipes import SHIPPED, load_recipe
+
+    if plugin is not None and (data is not None or trainer is not None):
+        raise UsageError("--from-plugin brings data and trainer: leave --data and --trainer out")
+    if recipe is not None:
+        load_recipe(recipe)
+        recipe = recipe if recipe in SHIPPED else str(Path(recipe).expanduser().resolve())
+    if plugin is not None:
+        row, found = _add_from_plugin(app, plugin, name, title, recipe)
+    else:
+        row, found = _add(app, name, title, data, trainer, recipe)
+    if found is not None:
+        for line in facts_lines(found):
+            say(line)
+    document = row.to_json() | ({"found": asdict(found)} if found else {})
+    answer(as_json, document, lambda: say(f"domain {row.name} is registered"))
+
+
+def _add(
+    app: App, name: str, title: str | None, data: Path | None, trainer: str | None, recipe: str | None
+) -> tuple[Domain, DataFacts | None]:
     from ..tasks import describe, read_domain
     from ..trainers.plugin import load
 
@@ -38,18 +83,148 @@ def add(
         found = describe(read_domain(data, name))
     if trainer is not None:
         load(trainer)
-    if recipe is not None:
-        load_recipe(recipe)
-        recipe = recipe if recipe in SHIPPED else str(Path(recipe).expanduser().resolve())
     with app.registry() as registry:
         row = registry.domains.add(name, title=title, data=str(data) if data else None, trainer=trainer, recipe=recipe)
-    if found is not None:
-        say(
-            f"found {found.users} users, {found.items} items, {found.interactions} interactions;"
-            f" {found.missing_titles} items without a title, {found.repeats} repeats"
+    return row, found
+
+
+def _add_from_plugin(
+    app: App, plugin: str, name: str, title: str | None, recipe: str | None
+) -> tuple[Domain, DataFacts]:
+    from ..engine.recipes import load_recipe
+    from ..trainers.domains import find_domain, register
+    from ..trainers.plugin import load
+
+    trainer = load(plugin)
+    brought = find_domain(trainer, name)
+    with app.registry() as registry:
+        done = register(
+            registry, trainer, brought, check_recipe=load_recipe, title=title, recipe=recipe, take_over=True
         )
-    document = row.to_json() | ({"found": asdict(found)} if found else {})
-    answer(as_json, document, lambda: say(f"domain {row.name} is registered"))
+    return done.domain, done.facts
+
+
+def facts_lines(found: DataFacts) -> list[str]:
+    """What a person should know about data: what is there, what was left out, and what deserves a second thought."""
+    lines = [
+        f"found {found.format}: {_count(found.users, 'user')}, {_count(found.items, 'item')},"
+        f" {_count(found.interactions, 'interaction')}{_period(found)}"
+    ]
+    passed = {
+        "interactions that the filters drop": found.dropped,
+        "further records of an item": found.duplicates,
+        "records of items that nobody took": found.unused,
+    }
+    if any(passed.values()):
+        lines.append("left out: " + ", ".join(f"{n:,} {what}" for what, n in passed.items() if n))
+    return lines + [f"think twice: {remark}" for remark in _remarks(found)]
+
+
+def _remarks(found: DataFacts) -> Iterator[str]:
+    """The last column of docs/data.md's table of facts, where it applies."""
+    if found.missing_titles > 0.05 * found.items:
+        yield f"{_share(found.missing_titles, found.items)} of the items have no title; they are never shown or offered"
+    if found.unlisted:
+        yield f"{_count(found.unlisted, 'item')} taken but without a record: do the two files spell ids alike?"
+    if found.too_short > 0.5 * found.users:
+        yield (
+            f"{_share(found.too_short, found.users)} of the users have fewer than three titled items,"
+            " so no training example"
+        )
+    if found.repeats > 0.2 * found.interactions:
+        yield f"{_share(found.repeats, found.interactions)} of the interactions repeat an item: next may mean again"
+    if found.never_taken > 0.2 * found.items:
+        yield (
+            f"{_share(found.never_taken, found.items)} of the items were never taken and are easy to tell from"
+            " the right answer; `core: 1` in dataset.yaml leaves them out"
+        )
+    if found.first_time is None and found.interactions:
+        yield "there are no times: is the order of the rows the order in time?"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.0%})"
+
+
+def _period(found: DataFacts) -> str:
+    if found.first_time is None or found.last_time is None:
+        return ""
+    return f", from {_time(found.first_time)} to {_time(found.last_time)}"
+
+
+def _time(value: float) -> str:
+    """A day, if the number can only mean seconds or milliseconds since 1970; else the number."""
+    for unit in (1, 1000):
+        if 1990 <= 1970 + value / unit / 31_557_600 < 2100:
+            return f"{datetime.fromtimestamp(value / unit, UTC):%Y-%m-%d}"
+    return f"{value:g}"
+
+
+@domain.command(epilog=example("reccocktail domain sync", "reccocktail domain sync bookshop --json"))
+@click.argument("plugin", metavar="[PLUGIN]", required=False)
+@json_option
+@pass_app
+def sync(app: App, plugin: str | None, as_json: bool) -> None:
+    """Register the domains that trainer plugins bring, and bring those that are registered up to date.
+
+    Doing it again changes nothing. What fails is told and stops nothing else; the command fails in the end.
+    """
+    from ..trainers.plugin import installed, load
+
+    names = [plugin] if plugin is not None else list(installed())
+    if plugin is not None:
+        load(plugin)
+    with app.registry() as registry:
+        outcomes = [outcome for name in names for outcome in _synced(registry, name)]
+
+    def show_outcomes() -> None:
+        rows = [
+            [o["domain"], o["plugin"], o["state"], o["error"]["message"] if o["error"] else _brief(o["found"])]
+            for o in outcomes
+        ]
+        table(["domain", "plugin", "state", "data"], rows, empty="no plugin brings a domain")
+
+    answer(as_json, outcomes, show_outcomes)
+    if any(outcome["error"] for outcome in outcomes):
+        raise click.exceptions.Exit(1)
+
+
+def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
+    from ..engine.recipes import load_recipe
+    from ..tasks import TaskError
+    from ..trainers.domains import register
+    from ..trainers.plugin import domains_of, load
+
+    def outcome(
+        name: str | None, done: Registered | None, error: RecCocktailError | TaskError | None
+    ) -> dict[str, Any]:
+        return {
+            "plugin": plugin,
+            "domain": name,
+            "state": done.state if done else "failed",
+            "found": asdict(done.facts) if done else None,
+            "error": error and {"code": error.code, "message": str(error), "hint": error.hint},
+        }
+
+    try:
+        trainer = load(plugin)
+        brought = domains_of(trainer)
+    except RecCocktailError as error:
+        yield outcome(None, None, error)
+        return
+    for each in brought:
+        try:
+            yield outcome(each.name, register(registry, trainer, each, check_recipe=load_recipe), None)
+        except (RecCocktailError, TaskError) as error:
+            yield outcome(each.name, None, error)
+
+
+def _brief(found: dict[str, Any]) -> str:
+    return f"{found['users']:,} users, {found['items']:,} items, {found['interactions']:,} interactions"
 
 
 @domain.command(name="list", epilog=example("reccocktail domain list"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +13,10 @@ from ..registry.errors import UsageError
 from .adapters import key_values
 from .app import App, Interrupted, base_option, example, json_option, pass_app
 from .console import answer, printable, progress, say, table
+
+if TYPE_CHECKING:
+    from ..registry import Adapter, Registry
+    from ..trainers.launch import Launch
 
 
 @click.command(
@@ -25,6 +31,16 @@ from .console import answer, printable, progress, say, table
 @click.option("--trainer", "trainer_name", metavar="NAME", help="Trainer plugin; the domain's, else sft.")
 @click.option("-o", "options", metavar="K=V", multiple=True, help="Option of the trainer; `trainers show NAME`.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same run, or take its result.")
+@click.option(
+    "--stall-timeout",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    envvar="RECCOCKTAIL_STALL_TIMEOUT",
+    show_envvar=True,
+    help="Stop a trainer that shows no progress for so long; 0: never.",
+)
 @base_option
 @json_option
 @pass_app
@@ -36,45 +52,64 @@ def train(
     trainer_name: str | None,
     options: tuple[str, ...],
     resume: bool,
+    stall_timeout: float,
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Train an adapter on a domain's data, or a spirit on several, and register it."""
+    """Train an adapter on a domain's data, or a spirit on several, and register it.
+
+    The trainer runs in a process of its own. Under `accelerate launch` each of the processes is one; the first registers.
+    """
     if spirit and (domain is not None or not domains):
         raise UsageError("a spirit is trained on several domains", hint="reccocktail train --spirit --domains a,b")
     if not spirit and (domain is None or domains is not None):
         raise UsageError("name one DOMAIN, or --spirit with --domains", hint="reccocktail train beauty")
+    from ..trainers.launch import Launch
     from ..trainers.plugin import load, parse_options
-    from ..trainers.runs import train_and_register
 
+    launch = Launch.current()
+    if launch is not None and launch.rank:
+        os.dup2(2, 1)  # one answer to a launch, so one process that says anything on stdout
     with app.registry() as registry:
         names = [name.strip() for name in domains.split(",")] if domains else [str(domain)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(f"--domains names {', '.join(twice)} more than once")
         rows = [registry.domains.get(name) for name in names]
         trainer = load(trainer_name or (None if spirit else rows[0].trainer) or "sft")
-        parsed = parse_options(trainer, key_values(options, "-o"))
-        base_row = registry.bases.get(base) if base else registry.bases.only()
-        with progress(f"training {'spirit' if spirit else domain}", unit="steps") as update:
+        order: dict[str, Any] = {
+            "trainer": trainer,
+            "domains": rows,
+            "role": "spirit" if spirit else "ingredient",
+            "options": parse_options(trainer, key_values(options, "-o")),
+            "base": registry.bases.get(base) if base else registry.bases.only(),
+            "resume": resume,
+            "device": app.device(),
+        }
+        try:
+            row = _trained(registry, order, launch, 60 * stall_timeout or None)
+        except KeyboardInterrupt:
+            raise Interrupted("the same command with --resume goes on from the last checkpoint") from None
+    if row is not None:
+        answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
 
-            def step(done: int, total: int, figures: Mapping[str, float]) -> None:
-                update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
 
-            try:
-                row = train_and_register(
-                    registry,
-                    trainer,
-                    rows,
-                    role="spirit" if spirit else "ingredient",
-                    base=base_row,
-                    options=parsed,
-                    resume=resume,
-                    device=app.device(),
-                    progress=step,
-                )
-            except KeyboardInterrupt:
-                raise Interrupted("the same command with --resume goes on from the last checkpoint") from None
-    answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
+def _trained(
+    registry: Registry, order: Mapping[str, Any], launch: Launch | None, stall_seconds: float | None
+) -> Adapter | None:
+    """The adapter; None in all processes of a launch but the first."""
+    from ..trainers.child import in_a_child
+    from ..trainers.runs import in_this_process, take_part, train_and_register
+
+    if launch is not None and launch.rank:
+        take_part(registry, **order, launch=launch, wait_seconds=stall_seconds)
+        return None
+    with progress(f"training {order['role']}", unit="steps") as update:
+
+        def step(done: int, total: int, figures: Mapping[str, float]) -> None:
+            update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
+
+        carry_out = in_a_child(stall_seconds) if launch is None else in_this_process
+        return train_and_register(registry, **order, progress=step, carry_out=carry_out, launch=launch)
 
 
 def _type(spec: Mapping[str, Any]) -> str:
@@ -107,8 +142,8 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show a trainer and its options."""
-    from ..trainers.plugin import load
+    """Show a trainer, its options and the domains that it brings."""
+    from ..trainers.plugin import TrainerError, domains_of, load
 
     trainer = load(name)
     schema = trainer.Options.model_json_schema()
@@ -119,11 +154,31 @@ def show(name: str, as_json: bool) -> None:
             spec.get("default"),
             spec.get("description", ""),
         ]
-        for key, spec in schema["properties"].items()
+        for key, spec in schema.get("properties", {}).items()
     ]
+    try:
+        brought, broken = domains_of(trainer), None
+    except TrainerError as error:
+        brought, broken = (), str(error)
+    domains = [
+        {
+            "name": each.name,
+            "title": each.title,
+            "recipe": None if each.recipe is None else str(each.recipe),
+            "data": str(each.data) if isinstance(each.data, Path) else None,
+        }
+        for each in brought
+    ]
+    document = {"name": trainer.name, "summary": trainer.summary, "options": schema, "domains": domains}
 
-    def show_options() -> None:
+    def show_all() -> None:
         click.echo(printable(f"{trainer.name}: {trainer.summary}"))
         table(["option", "type", "default", "meaning"], rows, empty="it takes no options")
+        if domains:
+            cells = [[d["name"], d["title"], d["recipe"] or "default", d["data"] or "made by it"] for d in domains]
+            table(["domain", "title", "recipe", "data"], cells, empty="")
+            say(f"(`reccocktail domain sync {trainer.name}` registers these domains)")
+        if broken:
+            say(f"its domains cannot be told: {broken}")
 
-    answer(as_json, {"name": trainer.name, "summary": trainer.summary, "options": schema}, show_options)
+    answer(as_json, document | {"domains_error": broken}, show_all)

@@ -1,12 +1,16 @@
 """The contract of a trainer plugin, and how installed plugins are found.
 
-A plugin is an entry point in the group `reccocktail.trainers` that names a class with the attributes of `Trainer`. It is
-listed without being imported and loaded only when named, so a broken one harms nothing else.
+A plugin is an entry point in the group `reccocktail.trainers` that names a class with the attributes of `Trainer`, and with
+those of `DomainSource` if it brings domains. It is listed without being imported and loaded only when named, so a broken one
+harms nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,7 +18,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from ..registry.errors import RecCocktailError
+from ..registry.errors import RecCocktailError, UsageError
+from ..registry.references import check_name, check_text
 from ..tasks import DomainData
 
 GROUP = "reccocktail.trainers"
@@ -30,8 +35,9 @@ class TrainerError(RecCocktailError):
 class TrainingJob:
     """What a trainer is asked to do.
 
-    `folder` is the run's own working folder: checkpoints go there, and with `resume` training goes on from what it
-    finds there. `progress` takes (steps done, steps in all, newest figures).
+    `folder` is the run's own working folder: checkpoints and the adapter's folder go there, and with `resume` training goes
+    on from what it finds there. `progress` takes (steps done, steps in all, newest figures); it is the sign of life as well:
+    a trainer that does not call it for `train --stall-timeout` is taken for hung and stopped. `device` is `cpu`, `cuda`, …
     """
 
     role: Literal["spirit", "ingredient"]
@@ -56,15 +62,92 @@ class TrainingResult:
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A way to make adapters. `summary` is one line; `Options` validates and documents `-o key=value`."""
+    """A way to make adapters. `name` is the entry point's, `summary` one line; `Options` validates and documents `-o key=value`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type[BaseModel]]
 
     def train(self, job: TrainingJob) -> TrainingResult:
-        """Train an adapter on the job's domains; raises TrainerError when it cannot."""
+        """Train an adapter on the job's domains; raises TrainerError when it cannot.
+
+        Under `accelerate launch` every process calls this with the same job, and the first one (RANK 0) writes the adapter.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class PluginDomain:
+    """A domain that a plugin brings: a new field to recommend in.
+
+    `data` is a folder in any format of docs/data.md, or a function that writes such a folder into the empty one it is given.
+    `recipe` is the name of a shipped recipe or a file; None stands for `default`.
+    """
+
+    name: str
+    title: str
+    data: Path | Callable[[Path], object]
+    recipe: str | Path | None = None
+
+
+@runtime_checkable
+class DomainSource(Protocol):
+    """What a trainer that brings domains also has."""
+
+    def domains(self) -> Sequence[PluginDomain]:
+        """The domains, each name once. It is asked often, so it only names; data are made when they are wanted."""
+        ...
+
+
+def domains_of(trainer: Trainer) -> tuple[PluginDomain, ...]:
+    """The domains that a trainer brings; none if it has no `domains`. Raises TrainerError for what cannot be one."""
+    if not isinstance(trainer, DomainSource):
+        return ()
+    try:
+        with stdout_kept():
+            found = tuple(trainer.domains())
+    except (Exception, SystemExit) as error:
+        raise TrainerError(f"trainer {trainer.name!r}: domains() failed: {type(error).__name__}: {error}") from error
+    for domain in found:
+        _check_domain(trainer, domain)
+    names = [domain.name for domain in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainerError(f"trainer {trainer.name!r} brings {', '.join(twice)} more than once")
+    return found
+
+
+def _check_domain(trainer: Trainer, domain: object) -> None:
+    if not isinstance(domain, PluginDomain):
+        raise TrainerError(f"trainer {trainer.name!r}: domains() gave {domain!r}, which is no PluginDomain")
+    where = f"trainer {trainer.name!r}, domain {domain.name!r}"
+    try:
+        check_name("domain", domain.name)
+        check_text("title", domain.title)
+    except (UsageError, TypeError, AttributeError) as error:
+        raise TrainerError(f"{where}: {error}") from error
+    if not isinstance(domain.data, Path) and not callable(domain.data):
+        raise TrainerError(f"{where}: data is {domain.data!r}, neither a Path nor a function that writes a folder")
+    if not isinstance(domain.recipe, str | Path | None):
+        raise TrainerError(f"{where}: recipe is {domain.recipe!r}, neither a name nor a file")
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Stdout is for answers: what a plugin prints meanwhile, from C or from a child process too, goes to stderr."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed, so nothing can be written to it
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -79,15 +162,32 @@ def load(name: str) -> Trainer:
         known = ", ".join(points) or "none"
         raise TrainerError(f"there is no trainer {name!r}; installed: {known}", hint="`reccocktail trainers list`")
     try:
-        trainer = points[name].load()()
-    except Exception as error:
+        with stdout_kept():
+            trainer = points[name].load()()
+    except (Exception, SystemExit) as error:
         raise TrainerError(
             f"trainer {name!r} ({points[name].value}) cannot be loaded: {type(error).__name__}: {error}",
             hint="`pip install 'reccocktail[train]'` brings what the shipped trainers need",
         ) from error
     if not isinstance(trainer, Trainer):
         raise TrainerError(f"trainer {name!r} ({points[name].value}) lacks one of: name, summary, Options, train")
+    if (
+        not (isinstance(trainer.Options, type) and issubclass(trainer.Options, BaseModel))
+        or trainer.Options is BaseModel
+    ):
+        raise TrainerError(f"trainer {name!r} ({points[name].value}): Options is no pydantic model of its own")
+    if trainer.name != name:
+        raise TrainerError(
+            f"trainer {name!r} ({points[name].value}) calls itself {trainer.name!r}",
+            hint="the name of the class and of its entry point must be the same",
+        )
     return trainer
+
+
+def package_of(trainer: Trainer) -> tuple[str, str] | None:
+    """(distribution, version) that the trainer was installed from; None for one that is not installed."""
+    point = installed().get(trainer.name)
+    return (point.dist.name, point.dist.version) if point and point.dist else None
 
 
 def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:

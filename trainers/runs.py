@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ..registry import Adapter, Base, Domain, Registry
-from ..registry.digests import digest_of_json
-from ..registry.errors import RecCocktailError, UsageError
-from ..tasks import DomainData, TaskError, load_template, read_domain
-from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult
+from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
+from ..registry.digests import canonical_json, digest_of_json
+from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
+from ..tasks import DomainData, TaskError, read_domain
+from .context import discreet, known_context, template_of
+from .launch import Launch
+from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, package_of, stdout_kept
 
 RESULT = "result.json"
+CONTRACT = "for the trainer's author: `check_trainer` in reccocktail.trainers.testing tells what the contract asks for"
+WHERE = "`reccocktail --traceback train …` shows where"
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training to be carried out: the job, the folders of its domains' data, and what is known about it beforehand.
+
+    `lock` is the handle that keeps others out of the run's folder for as long as anyone has it open.
+    """
+
+    trainer: Trainer
+    job: TrainingJob
+    data_folders: tuple[Path, ...]
+    context: Mapping[str, Any]
+    lock: int | None = None
 
 
 def train_and_register(
@@ -36,92 +57,201 @@ def train_and_register(
     options: BaseModel,
     resume: bool,
     device: str,
-    progress: Callable[[int, int, Mapping[str, float]], None],
+    progress: Progress,
+    carry_out: Callable[[Run], TrainingResult] | None = None,
+    launch: Launch | None = None,
 ) -> Adapter:
     """Train on the domains' data and register what comes out.
 
     With `resume`, a run of the same base, data and options goes on from its last checkpoint, or is taken as it is when
-    it had finished; without, it starts over. Raises TrainerError, and whatever registering can raise.
+    it had finished; without, it starts over. `carry_out` is `in_this_process` unless another way is given, such as that of
+    `child.in_a_child`. As the first of a `launch`, the process tells the others when the folder is ready.
+    Raises TrainerError, and whatever registering can raise.
     """
-    data = tuple(_read(domain) for domain in domains)
-    folder = run_folder(registry, trainer, data, role=role, base=base, options=options)
-    with _alone(folder):
-        result = _trained(registry, trainer, data, folder, role, base, options, resume, device, progress)
+    with _told(launch) as tell:
+        run = _run(registry, trainer, domains, role, base, options, resume, device, progress)
+        with _alone(run.job.folder) as lock:
+            if not resume:
+                shutil.rmtree(run.job.folder, ignore_errors=True)
+            result = finished(run.job.folder)
+            if result is None:
+                run.job.folder.mkdir(parents=True, exist_ok=True)
+            tell("train" if result is None else "finished")
+            result = result or (carry_out or in_this_process)(replace(run, lock=lock))
     return registry.adapters.add(
         result.adapter,
         base=base,
         role=role,
         domain=None if role == "spirit" else domains[0].name,
         metrics=result.metrics,
-        context=result.context | {"base_digest": base.digest},
+        context=result.context,
     )
 
 
-def _trained(
+def take_part(
     registry: Registry,
     trainer: Trainer,
-    data: tuple[DomainData, ...],
-    folder: Path,
+    domains: Sequence[Domain],
+    *,
     role: Literal["spirit", "ingredient"],
     base: Base,
     options: BaseModel,
     resume: bool,
     device: str,
-    progress: Callable[[int, int, Mapping[str, float]], None],
-) -> TrainingResult:
-    """The run's result: the one it ended with before, or that of training now."""
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (result := _finished(folder)) is not None:
-        return result
-    folder.mkdir(parents=True, exist_ok=True)
+    launch: Launch,
+    wait_seconds: float | None,
+) -> None:
+    """Train together with the first process of a launch, which keeps and registers what comes out.
+
+    Raises TrainerError: the training failed here, or the first process was not heard of.
+    """
+    run = _run(registry, trainer, domains, role, base, options, resume, device, lambda *_: None)
+    if launch.hear(wait_seconds) != "train":
+        return
+    if not run.job.folder.is_dir():
+        raise TrainerError(
+            f"process {launch.rank} does not see the run's folder {run.job.folder} that the first one has made",
+            hint="all machines of a training need one home on a shared file system",
+        )
+    _trained(run)
+
+
+def in_this_process(run: Run) -> TrainingResult:
+    """Train here and now, and leave the checked result in the run's folder. Raises TrainerError, and what a trainer may raise."""
     started = time.monotonic()
+    result = checked(_trained(run), run.trainer, run.job)
+    context = dict(result.context) | dict(run.context) | {"seconds": round(time.monotonic() - started, 1)}
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        context["processes"] = processes
+    result = replace(result, context=discreet(context))
+    _note_finished(run.job.folder, result)
+    return result
+
+
+def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResult:
+    """The result in plain types, if it keeps the contract. Raises TrainerError that says what is wrong with it."""
+    who = f"trainer {trainer.name!r}"
+    if not isinstance(result, TrainingResult):
+        raise _broken(f"{who} returned {type(result).__name__}, not a TrainingResult")
+    if not isinstance(result.adapter, Path):
+        raise _broken(f"{who} returned {result.adapter!r} for its adapter, which is no Path")
+    adapter, folder = result.adapter.resolve(), job.folder.resolve()
+    if not adapter.is_relative_to(folder):
+        raise _broken(f"{who} left its adapter in {result.adapter}, outside its run folder {job.folder}")
+    if adapter == folder:
+        raise _broken(f"{who} left its adapter in the run folder itself", "give it a folder of its own there")
+    try:
+        inspect_adapter(adapter, inspect_base(job.base_folder))
+    except InvalidArtifactError as error:
+        raise _broken(f"{who} made an adapter that cannot be registered: {error}", error.hint) from error
+    metrics = {}
+    for name, value in _mapping(result.metrics, f"{who} returned metrics").items():
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+        if number is None or not math.isfinite(number):
+            raise _broken(f"{who} returned the metric {name}={value!r}, which is no finite number")
+        metrics[str(name)] = number
+    context = dict(_mapping(result.context, f"{who} returned a context"))
+    try:
+        canonical_json(context)
+    except (TypeError, ValueError) as error:
+        raise _broken(f"{who} returned a context that is not plain JSON: {error}") from error
+    return TrainingResult(adapter, metrics, context)
+
+
+def _mapping(value: object, what: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _broken(f"{what} of type {type(value).__name__}, not a mapping")
+    return value
+
+
+def _broken(message: str, hint: str | None = None) -> TrainerError:
+    return TrainerError(message, hint=hint or CONTRACT)
+
+
+def _trained(run: Run) -> TrainingResult:
+    """What the trainer returns, whatever that is. What it raises is told as its failure."""
+    who = f"trainer {run.trainer.name!r}"
+    try:
+        with stdout_kept():
+            return run.trainer.train(run.job)
+    except (RecCocktailError, TaskError):
+        raise
+    except SystemExit as error:
+        raise TrainerError(f"{who} called sys.exit({error.code!r}) instead of returning", hint=WHERE) from error
+    except Exception as error:  # a plugin, and the libraries below it, may raise anything
+        full = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+        hint = "train with smaller batches, or on a larger device" if full else WHERE
+        raise TrainerError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
+
+
+def _run(
+    registry: Registry,
+    trainer: Trainer,
+    domains: Sequence[Domain],
+    role: Literal["spirit", "ingredient"],
+    base: Base,
+    options: BaseModel,
+    resume: bool,
+    device: str,
+    progress: Progress,
+) -> Run:
+    folders = tuple(map(_data_folder, domains))
+    data = tuple(read_domain(folder, domain.name) for folder, domain in zip(folders, domains, strict=True))
     job = TrainingJob(
         role=role,
         base_folder=registry.bases.folder(base),
         base_name=base.name,
         domains=data,
-        folder=folder,
+        folder=run_folder(registry, trainer, data, role=role, base=base, options=options),
         options=options,
         resume=resume,
         device=device,
         progress=progress,
     )
-    try:
-        # Stdout is for answers, and what a trainer prints, as transformers' does, is about the work.
-        with redirect_stdout(sys.stderr):
-            result = trainer.train(job)
-    except (RecCocktailError, TaskError):
-        raise
-    except Exception as error:  # a plugin, and the libraries below it, may raise anything
-        raise TrainerError(f"trainer {trainer.name!r} failed: {type(error).__name__}: {error}") from error
-    result.context.setdefault("seconds", round(time.monotonic() - started, 1))
-    result.context.setdefault("device", device)
-    _note_finished(folder, result)
-    return result
+    return Run(trainer, job, folders, known_context(trainer, role, options, data, base, device))
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No two processes in one run's folder. Raises TrainerError while another one trains there."""
+def _told(launch: Launch | None) -> Iterator[Callable[[str], None]]:
+    """Tells the other processes of the launch what to do; that there is nothing to do if it fails before."""
+    told = False
+
+    def tell(state: str) -> None:
+        nonlocal told
+        told = True
+        if launch is not None:
+            launch.tell(state)
+
+    try:
+        yield tell
+    except BaseException:
+        if not told:
+            tell("failed")
+        raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """No two processes in one run's folder: the lock's handle. Raises TrainerError while another one trains there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainerError("the same training is going on in another process", hint="wait for it to end") from None
-        yield
+        yield lock.fileno()
 
 
 def run_folder(
     registry: Registry, trainer: Trainer, data: Sequence[DomainData], *, role: str, base: Base, options: BaseModel
 ) -> Path:
     """Where a run keeps its checkpoints: under the home, named by the digest of all that decides its outcome."""
-    template = getattr(options, "template", None)
+    template = template_of(options)
+    package = package_of(trainer)
     key = digest_of_json(
         {
-            "trainer": [trainer.name, version("reccocktail")],
-            "template": load_template(template).digest if template else None,
+            "trainer": [trainer.name, package[1] if package else version("reccocktail")],
+            "template": template["digest"] if template else None,
             "role": role,
             "base": base.digest,
             "data": [[d.name, d.digest] for d in data],
@@ -131,15 +261,15 @@ def run_folder(
     return registry.settings.home / "runs" / key.removeprefix("sha256:")[:16]
 
 
-def _read(domain: Domain) -> DomainData:
+def _data_folder(domain: Domain) -> Path:
     if domain.data is None:
         raise UsageError(
             f"domain {domain.name!r} has no data to train on", hint=f"`reccocktail domain add {domain.name} --data DIR`"
         )
-    return read_domain(Path(domain.data), domain.name)
+    return Path(domain.data)
 
 
-def _finished(folder: Path) -> TrainingResult | None:
+def finished(folder: Path) -> TrainingResult | None:
     """The result of a run that had finished; its note is written last, so an interrupted run has none."""
     try:
         content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -149,12 +279,11 @@ def _finished(folder: Path) -> TrainingResult | None:
 
 
 def _note_finished(folder: Path, result: TrainingResult) -> None:
-    if not result.adapter.resolve().is_relative_to(folder.resolve()):
-        raise TrainerError(f"the trainer left its adapter in {result.adapter}, outside its run folder {folder}")
-    content = asdict(result) | {"adapter": str(result.adapter.resolve().relative_to(folder.resolve()))}
-    for path in result.adapter.iterdir():  # the note vouches for these bytes
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    content = asdict(result) | {"adapter": str(result.adapter.relative_to(folder.resolve()))}
+    for path in result.adapter.rglob("*"):  # the note vouches for these bytes
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     staged = folder / f"{RESULT}.tmp"
     with staged.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)

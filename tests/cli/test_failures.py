@@ -35,7 +35,7 @@ def test_an_interrupted_training_says_how_to_go_on(prepared, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", interrupt)
+    monkeypatch.setattr("reccocktail.trainers.child.in_a_child", lambda _: interrupt)
     answer = prepared("train", "skin-care", code=130)
     assert "--resume" in answer.err
 

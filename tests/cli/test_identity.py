@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from reccocktail.trainers.plugin import TrainingJob, TrainingResult
+from reccocktail.trainers.runs import in_this_process
 
 TABLES = ("base_models", "domains", "adapters", "aliases", "builds", "publications", "events")
 
@@ -92,6 +93,7 @@ def test_the_name_reaches_what_is_trained(
     def train(_: object, job: TrainingJob) -> TrainingResult:
         return TrainingResult(Path(shutil.copytree(loras["newer"], job.folder / "adapter")), {})
 
+    monkeypatch.setattr("reccocktail.trainers.child.in_a_child", lambda _: in_this_process)
     monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", train)
     prepared("--as", "ann", "train", "skin-care")
     assert book.after() == {"adapters": {"ann"}, "events": {"ann"}}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from reccocktail.trainers.plugin import TrainingJob, TrainingResult
+from reccocktail.trainers.runs import in_this_process
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
@@ -64,11 +65,11 @@ def test_a_build_tells_what_went_in_down_to_the_data(
     def train(_: object, job: TrainingJob) -> TrainingResult:
         adapter = Path(shutil.copytree(loras["newer"], job.folder / "adapter"))
         tasks = [{"domain": domain.name, "data": domain.digest, "task": "sha256:t"} for domain in job.domains]
-        about = {"trainer": "sft", "trainer_version": "0.1.0", "options": {"template": "pick-one"}, "tasks": tasks}
-        return TrainingResult(adapter, {}, about)
+        return TrainingResult(adapter, {}, {"tasks": tasks})
 
+    monkeypatch.setattr("reccocktail.trainers.child.in_a_child", lambda _: in_this_process)
     monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", train)
-    prepared("--as", "ann", "train", "skin-care")
+    prepared("--as", "ann", "train", "skin-care", "-o", "template=pick-one")
     (done,) = prepared("build", "request", "skin-care", "--wait", "--json").json
     lineage = prepared("build", "show", done["id"], "--json").json["lineage"]
     base = prepared("base", "show", "tiny", "--json").json
