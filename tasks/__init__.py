@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
-    from .metrics import Interval, hit_rate, mrr, ndcg, paired_difference, summarise
+    from .generation import Naming, rank_by_generation, read_answer
+    from .metrics import Interval, auc, hit_rate, mrr, ndcg, paired_difference, summarise
+    from .popularity import rank_by_popularity
     from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, fit, load_template, question, questions
     from .ranking import Ranking, rank_by_likelihood
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
+    from .sasrec import SasRecOptions, rank_by_sasrec
     from .splits import Example, Split, examples, sample
 
 __all__ = [
@@ -25,14 +28,17 @@ __all__ = [
     "History",
     "Interval",
     "Item",
+    "Naming",
     "Question",
     "Ranking",
     "SampleDomain",
+    "SasRecOptions",
     "Split",
     "TaskError",
     "TaskSpec",
     "Template",
     "at_least_rated",
+    "auc",
     "describe",
     "examples",
     "fit",
@@ -45,7 +51,11 @@ __all__ = [
     "paired_difference",
     "question",
     "questions",
+    "rank_by_generation",
     "rank_by_likelihood",
+    "rank_by_popularity",
+    "rank_by_sasrec",
+    "read_answer",
     "read_domain",
     "sample",
     "summarise",
@@ -56,7 +66,9 @@ _HOMES = {
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
-    "metrics": ("Interval", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
+    "generation": ("Naming", "rank_by_generation", "read_answer"),
+    "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
+    "popularity": ("rank_by_popularity",),
     "prompts": (
         "DEFAULT_TEMPLATE",
         "Question",
@@ -68,6 +80,7 @@ _HOMES = {
         "questions",
     ),
     "ranking": ("Ranking", "rank_by_likelihood"),
+    "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "splits": ("Example", "Split", "examples", "sample"),
 }

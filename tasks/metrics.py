@@ -1,4 +1,7 @@
-"""How good a ranking is, from each question's rank of the target (0 is best), with bootstrap intervals."""
+"""How good a ranking is, from each question's rank of the target (0 is best), with bootstrap intervals.
+
+A rank of None is a target that was not ranked at all, as in a list of titles that does not name it: a miss for every k.
+"""
 
 from __future__ import annotations
 
@@ -25,48 +28,71 @@ class Interval:
     n: int
 
 
-def hit_rate(ranks: Sequence[int], k: int) -> float:
+def hit_rate(ranks: Sequence[int | None], k: int) -> float:
     """HR@k: the share of questions whose target is among the first k."""
     return float(_values(ranks, f"HR@{k}").mean())
 
 
-def ndcg(ranks: Sequence[int], k: int) -> float:
+def ndcg(ranks: Sequence[int | None], k: int) -> float:
     """NDCG@k with one relevant item: the mean of 1 / log2(rank + 2) where rank < k, else 0."""
     return float(_values(ranks, f"NDCG@{k}").mean())
 
 
-def mrr(ranks: Sequence[int]) -> float:
-    """MRR: the mean of 1 / (rank + 1)."""
+def mrr(ranks: Sequence[int | None]) -> float:
+    """MRR: the mean of 1 / (rank + 1), and 0 for a target that was not ranked."""
     return float(_values(ranks, "MRR").mean())
 
 
-def summarise(ranks: Sequence[int], ks: Sequence[int] = (1, 3), *, seed: int = 0) -> dict[str, Interval]:
-    """HR@k for every k, NDCG@k for every k above 1 (NDCG@1 is HR@1), and MRR."""
+def auc(ranks: Sequence[int | None], candidates: int) -> float:
+    """AUC: the mean share of a question's negatives that are ranked below the target; `candidates` counts the target as well.
+
+    Raises TaskError for a target that was not ranked: which negatives are below it is not known.
+    """
+    return float(_values(ranks, "AUC", candidates).mean())
+
+
+def summarise(
+    ranks: Sequence[int | None], ks: Sequence[int] = (1, 3), *, candidates: int | None = None, seed: int = 0
+) -> dict[str, Interval]:
+    """HR@k for every k, NDCG@k for every k above 1 (NDCG@1 is HR@1), MRR and, if the number of `candidates` is told, AUC."""
     names = [f"HR@{k}" for k in ks] + [f"NDCG@{k}" for k in ks if k > 1] + ["MRR"]
-    return {name: _bootstrap(_values(ranks, name), seed) for name in names}
+    if candidates is not None:
+        names.append("AUC")
+    return {name: _bootstrap(_values(ranks, name, candidates), seed) for name in names}
 
 
-def paired_difference(ranks_a: Sequence[int], ranks_b: Sequence[int], metric: str, *, seed: int = 0) -> Interval:
+def paired_difference(
+    ranks_a: Sequence[int | None],
+    ranks_b: Sequence[int | None],
+    metric: str,
+    *,
+    candidates: int | None = None,
+    seed: int = 0,
+) -> Interval:
     """The mean of a minus b in `metric` ("HR@1", "NDCG@3", "MRR", …) over questions that both answered, in the same order.
 
-    The difference is settled, at this level, when the interval leaves out 0.
+    "AUC" needs the number of `candidates`. The difference is settled, at this level, when the interval leaves out 0.
     """
     if len(ranks_a) != len(ranks_b):
         raise TaskError(f"paired rankings answer the same questions; these answer {len(ranks_a)} and {len(ranks_b)}")
-    return _bootstrap(_values(ranks_a, metric) - _values(ranks_b, metric), seed)
+    return _bootstrap(_values(ranks_a, metric, candidates) - _values(ranks_b, metric, candidates), seed)
 
 
-def _values(ranks: Sequence[int], metric: str) -> NDArray[np.float64]:
-    """The metric of every single question."""
+def _values(ranks: Sequence[int | None], metric: str, candidates: int | None = None) -> NDArray[np.float64]:
+    """The metric of every single question. An unranked target counts as infinitely far down."""
     if not len(ranks):
         raise TaskError("there are no ranks to summarise", hint="the split may be empty")
-    rank = np.asarray(ranks, dtype=np.float64)
+    rank = np.asarray([np.inf if rank is None else rank for rank in ranks], dtype=np.float64)
     if metric == "MRR":
         return 1 / (rank + 1)
+    if metric == "AUC":
+        if candidates is None or not (rank < candidates).all() or candidates < 2:
+            raise TaskError(f"AUC needs two candidates or more and a target ranked among them; told were {candidates}")
+        return 1 - rank / (candidates - 1)
     if match := re.fullmatch(r"(HR|NDCG)@([1-9]\d*)", metric):
         gain = np.ones_like(rank) if match[1] == "HR" else 1 / np.log2(rank + 2)
         return np.where(rank < int(match[2]), gain, 0.0)
-    raise TaskError(f"no metric is called {metric!r}", hint="metrics are HR@k, NDCG@k and MRR")
+    raise TaskError(f"no metric is called {metric!r}", hint="metrics are HR@k, NDCG@k, MRR and AUC")
 
 
 def _bootstrap(values: NDArray[np.float64], seed: int) -> Interval:

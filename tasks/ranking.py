@@ -10,22 +10,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import Question
+from .prompts import Question, fit
 
-IGNORED = -100
+PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """One question's answer: a log-probability per candidate, and the target's rank among them (0 is best)."""
+    """One question's answer: a score per candidate, and the target's rank among them (0 is best)."""
 
     scores: tuple[float, ...]
     rank: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float], question: Question) -> Ranking:
+        """Equal scores count against the target. Raises TaskError if a score is NaN."""
+        if any(map(math.isnan, scores)):
+            raise TaskError(
+                f"the model's answer to user {question.example.user_id!r} is not a number",
+                hint="its weights may be broken, or the dtype too narrow",
+            )
+        target = scores[question.target_index]
+        return cls(tuple(scores), sum(score >= target for score in scores) - 1)
 
 
 def rank_by_likelihood(
@@ -36,71 +46,104 @@ def rank_by_likelihood(
     batch_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[Ranking]:
-    """Score every candidate title by the sum of log P over its tokens and those that end the assistant's turn.
+    """Score every candidate title by the sum of log P over its tokens and those that close it.
 
-    The prompt is read once per question and its keys and values are shared by the candidates; no pass is over more than
-    `batch_tokens`, unless one prompt with one candidate is. Prompt and answer are tokenised apart, which gives the tokens
-    that TRL trains on in prompt-completion form. Equal scores count against the target. `progress` is called with the
-    number of questions done. Raises TaskError if the model answers NaN.
+    The questions are put as `fit` has them. A title is closed by the end of the assistant's turn or, where the answer is a
+    list, by the separator. The prompt is read once per question and its keys and values are shared by the candidates; no pass is over more than `batch_tokens`, unless
+    one candidate is. Prompt and answer are tokenised apart, which gives the tokens that TRL trains on in prompt-completion
+    form. Equal scores count against the target. `progress` is called with the number of questions done. Raises TaskError if
+    the model answers NaN.
     """
     rankings: list[Ranking] = []
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         packs = _packs(model)
-        end = _end_of_turn(tokenizer, questions[0].messages) if questions else ""
-        for question in questions:
-            text = tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False)
-            prompt = _ids(tokenizer, text)
-            answers = [_ids(tokenizer, title + end) for title in question.titles]
-            if packs and len(prompt) + sum(map(len, answers)) <= batch_tokens:
-                scores = _packed_scores(model, prompt, answers)
-            else:
-                scores = _cached_scores(model, prompt, answers, batch_tokens)
-            rankings.append(Ranking(tuple(scores), _rank(scores, question)))
+        for question in fit(questions, tokenizer):
+            closing = _closing(tokenizer, question)
+            prompt = torch.tensor(token_ids(tokenizer, prompt_text(tokenizer, question)))
+            answers = [torch.tensor(token_ids(tokenizer, title + closing)) for title in question.titles]
+            rankings.append(Ranking.of(_scores(model, prompt, answers, batch_tokens, packs=packs), question))
             if progress:
                 progress(len(rankings))
     return rankings
 
 
-def _packed_scores(model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[torch.Tensor]) -> list[float]:
-    """Prompt and all answers in one row; the mask lets an answer see the prompt and itself, its positions follow the prompt."""
-    read = [answer[:-1] for answer in answers]  # the last token of an answer predicts nothing
-    lengths = torch.tensor([len(tokens) for tokens in read])
-    owner = torch.cat([torch.full_like(prompt, -1), torch.arange(len(answers)).repeat_interleave(lengths)])
-    positions = torch.cat([torch.arange(len(prompt)), *(len(prompt) + torch.arange(len(tokens)) for tokens in read)])
-    sees = ((owner[:, None] == owner) | (owner == -1)).tril()
-    mask = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
-    predicting = 1 + int(lengths.sum())
-    logits = model(
-        torch.cat([prompt, *read])[None].to(model.device),
-        attention_mask=mask[None, None].to(model.device),
-        position_ids=positions[None].to(model.device),
-        use_cache=False,
-        **_keep(model, predicting),
-    ).logits[0, -predicting:]
-    starts = (1 + lengths.cumsum(0) - lengths).tolist()
-    rows = [torch.tensor([0, *range(start, start + len(tokens))]) for start, tokens in zip(starts, read, strict=True)]
-    picked = logits.float().log_softmax(-1)[torch.cat(rows), torch.cat(list(answers))]
-    return [part.sum().item() for part in picked.cpu().split([len(answer) for answer in answers])]
+def prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+    """The conversation up to where the assistant begins to answer, with all special tokens that belong there."""
+    return str(tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False))
 
 
-def _cached_scores(
-    model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[torch.Tensor], batch_tokens: int
+def _scores(
+    model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[torch.Tensor], batch_tokens: int, *, packs: bool
 ) -> list[float]:
-    """The prompt's cache repeated for a batch of answers at a time: for models whose attention takes no mask of ours."""
+    """Sum of log P per answer: the prompt's cache is repeated for rows of answers, as many at a time as `batch_tokens` lets."""
     read = model(prompt[None].to(model.device), use_cache=True, **_keep(model, 1))
-    rows = max(1, batch_tokens // (len(prompt) + max(map(len, answers))))
-    scores: list[float] = []
-    for start in range(0, len(answers), rows):
-        batch = pad_sequence(list(answers[start : start + rows]), batch_first=True, padding_value=IGNORED)
-        batch = batch.to(model.device)
+    first = _log_probabilities(read.logits[0, -1:].expand(len(answers), -1), torch.stack([a[0] for a in answers]))
+    totals = first.tolist()
+    rows = _rows(answers, packs=packs)
+    width = max(sum(len(answers[index]) - 1 for index in row) for row in rows)
+    if width == 0:
+        return totals
+    height = max(1, batch_tokens // (len(prompt) + width))
+    for start in range(0, len(rows), height):
+        some = rows[start : start + height]
         cache = copy.deepcopy(read.past_key_values)
-        cache.batch_repeat_interleave(len(batch))
-        # Padding stands to the right, where causal attention keeps it from everything that is scored: no mask is needed.
-        following = model(batch[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True).logits
-        logits = torch.cat([read.logits[:, -1:].expand(len(batch), -1, -1), following], dim=1).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.flatten(), ignore_index=IGNORED, reduction="none")
-        scores += (-losses.view_as(batch).sum(dim=1)).tolist()
-    return scores
+        cache.batch_repeat_interleave(len(some))
+        for index, score in _following(model, cache, len(prompt), [[(i, answers[i]) for i in row] for row in some]):
+            totals[index] += score
+    return totals
+
+
+def _rows(answers: Sequence[torch.Tensor], *, packs: bool) -> list[list[int]]:
+    """Which answers stand in one row: one each, or about PACK_TOKENS of them, the longest dealt out first."""
+    if not packs:
+        return [[index] for index in range(len(answers))]
+    rows: list[list[int]] = [[] for _ in range(math.ceil(sum(map(len, answers)) / PACK_TOKENS))]
+    filled = [0] * len(rows)
+    for index in sorted(range(len(answers)), key=lambda i: -len(answers[i])):
+        least = filled.index(min(filled))
+        rows[least].append(index)
+        filled[least] += len(answers[index])
+    return rows
+
+
+def _following(
+    model: PreTrainedModel, cache: object, prompt: int, rows: Sequence[Sequence[tuple[int, torch.Tensor]]]
+) -> list[tuple[int, float]]:
+    """Per answer, sum of log P of all its tokens but the first, given the cache of a prompt of that many tokens.
+
+    In a row that several answers share, a mask lets each see the prompt and itself, and its positions follow the prompt.
+    Otherwise no mask is needed: padding stands to the right, where causal attention keeps it from all that is scored.
+    """
+    lengths = [[len(answer) - 1 for _, answer in row] for row in rows]  # the last token of an answer predicts nothing
+    ids = pad_sequence([torch.cat([answer[:-1] for _, answer in row]) for row in rows], batch_first=True)
+    placed = [torch.cat([torch.arange(length) for length in row]) for row in lengths]
+    positions = prompt + pad_sequence(placed, batch_first=True)
+    masks = {}
+    if any(len(row) > 1 for row in rows):
+        owners = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
+        owner = pad_sequence(owners, batch_first=True, padding_value=-1)
+        own = (owner[:, :, None] == owner[:, None, :]).tril()
+        sees = torch.cat([own.new_ones(*own.shape[:2], prompt), own], dim=-1)
+        mask = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
+        masks = {"attention_mask": mask[:, None].to(model.device)}
+    logits = model(
+        ids.to(model.device), position_ids=positions.to(model.device), past_key_values=cache, use_cache=True, **masks
+    ).logits
+    places = torch.cat([torch.arange(sum(row)) + number * logits.shape[1] for number, row in enumerate(lengths)])
+    wanted = torch.cat([answer[1:] for row in rows for _, answer in row])
+    picked = _log_probabilities(logits.flatten(0, 1)[places.to(model.device)], wanted)
+    counts = [length for row in lengths for length in row]
+    indices = [index for row in rows for index, _ in row]
+    return [(index, part.sum().item()) for index, part in zip(indices, picked.split(counts), strict=True)]
+
+
+def _log_probabilities(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """log P of the wanted token per row of [rows, vocabulary], in float32 on the CPU; a few rows at a time, a vocabulary is wide."""
+    found = []
+    for some, tokens in zip(logits.split(64), wanted.to(logits.device).split(64), strict=True):
+        exact = some.float()
+        found.append(exact.gather(1, tokens[:, None])[:, 0] - exact.logsumexp(dim=1))
+    return torch.cat(found).cpu()
 
 
 def _packs(model: PreTrainedModel) -> bool:
@@ -111,17 +154,14 @@ def _packs(model: PreTrainedModel) -> bool:
     return full and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
-def _rank(scores: Sequence[float], question: Question) -> int:
-    if any(map(math.isnan, scores)):
-        raise TaskError(
-            f"the model's answer to user {question.example.user_id!r} is not a number",
-            hint="its weights may be broken, or the dtype too narrow",
-        )
-    target = scores[question.target_index]
-    return sum(score >= target for score in scores) - 1
+def _closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+    """What stands behind the first title of an answer."""
+    if question.template.answers > 1:
+        return question.template.separator.rstrip() or question.template.separator
+    return end_of_turn(tokenizer, question.messages)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     """What the chat template puts after an answer, up to the end-of-sequence token where there is one."""
     answer = "ANSWER-ENDS-HERE"
     text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
@@ -132,9 +172,9 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, st
     return end or eos
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: object) -> torch.Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The chat template has already written all special tokens that belong in the text."""
-    return torch.tensor(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _keep(model: PreTrainedModel, logits: int) -> dict[str, int]:
@@ -143,7 +183,7 @@ def _keep(model: PreTrainedModel, logits: int) -> dict[str, int]:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

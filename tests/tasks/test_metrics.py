@@ -4,7 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from reccocktail.tasks import TaskError, hit_rate, mrr, ndcg, paired_difference, summarise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reccocktail.tasks import TaskError, auc, hit_rate, mrr, ndcg, paired_difference, summarise
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score
 
 RANKS = [0, 1, 2, 5]
 
@@ -14,6 +17,45 @@ def test_metrics_equal_those_computed_by_hand():
     assert hit_rate(RANKS, 3) == 3 / 4
     assert ndcg(RANKS, 3) == pytest.approx((1 + 1 / math.log2(3) + 1 / 2) / 4)
     assert mrr(RANKS) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 6) / 4)
+
+
+def test_auc_is_the_share_of_negatives_below_the_target():
+    assert auc(RANKS, 6) == pytest.approx((5 + 4 + 3 + 0) / 5 / 4)
+    assert auc([0, 0], 30) == 1
+    assert auc([29], 30) == 0
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.integers(1, 10))
+@settings(max_examples=60, deadline=None)
+def test_metrics_equal_those_of_scikit_learn_on_the_scores(candidates, seed, k):
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(candidates), (20, 1)), axis=1) / candidates
+    relevant = np.zeros_like(scores)
+    relevant[np.arange(20), rng.integers(0, candidates, 20)] = 1
+    ranks = [int((row > row[hit == 1]).sum()) for row, hit in zip(scores, relevant, strict=True)]
+    assert ndcg(ranks, k) == pytest.approx(ndcg_score(relevant, scores, k=k), abs=1e-12)
+    assert mrr(ranks) == pytest.approx(label_ranking_average_precision_score(relevant, scores), abs=1e-12)
+    firsts = np.argsort(-scores, axis=1)[:, :k]
+    assert hit_rate(ranks, k) == pytest.approx(np.take_along_axis(relevant, firsts, axis=1).sum() / 20, abs=1e-12)
+    expected = [roc_auc_score(hit, row) for row, hit in zip(scores, relevant, strict=True)]
+    assert auc(ranks, candidates) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_a_target_that_was_not_ranked_is_a_miss_at_every_depth():
+    assert hit_rate([0, None], 1000) == 1 / 2
+    assert ndcg([0, None], 1000) == 1 / 2
+    assert mrr([0, None]) == 1 / 2
+    assert summarise([None, None])["MRR"].high == 0
+    assert paired_difference([None, 0], [0, 0], "HR@1").mean == -1 / 2
+    with pytest.raises(TaskError, match="AUC needs two candidates or more and a target ranked among them"):
+        auc([0, None], 10)
+
+
+def test_a_summary_with_the_number_of_candidates_has_auc_as_well():
+    assert list(summarise(RANKS, candidates=6)) == ["HR@1", "HR@3", "NDCG@3", "MRR", "AUC"]
+    assert summarise(RANKS, candidates=6)["AUC"].mean == pytest.approx(auc(RANKS, 6))
+    difference = paired_difference(RANKS, [5, 5, 5, 5], "AUC", candidates=6)
+    assert difference.mean == pytest.approx(auc(RANKS, 6))
 
 
 def test_a_summary_has_every_metric_with_its_interval():
@@ -53,5 +95,8 @@ def test_rankings_that_cannot_be_compared_or_summarised_are_refused():
         paired_difference([0, 1], [0], "MRR")
     with pytest.raises(TaskError, match="no metric is called 'HR@0'"):
         paired_difference([0], [0], "HR@0")
+    for told in (None, 1, 5):
+        with pytest.raises(TaskError, match=f"told were {told}"):
+            paired_difference([0, 5], [0, 1], "AUC", candidates=told)
     with pytest.raises(TaskError, match="no ranks"):
         summarise([])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.tasks import Question, TaskError, generate, load_template, questions, rank_by_likelihood
+from reccocktail.tasks import Question, TaskError, fit, generate, load_template, questions, rank_by_likelihood
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -115,6 +116,44 @@ def test_scores_equal_those_of_reading_every_prompt_and_answer_as_one_text(make_
         assert ranking.rank == sum(score > expected[question.target_index] for score in expected)
 
 
+def test_a_title_of_a_list_is_closed_by_the_separator(tokenizer):
+    model = llama()
+    _, listed = questions(generate("kitchen", users=40), "test", load_template("top-five"), limit=2)
+    for question, ranking in zip(listed, rank_by_likelihood(model, tokenizer, listed), strict=True):
+        start = tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False)
+        expected = [sum_of_log_p(model, tokenizer, start, f"{title} ||") for title in question.titles]
+        assert ranking.scores == pytest.approx(expected, abs=1e-4)
+
+
+@torch.inference_mode()
+def sum_of_log_p(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: str, answer: str) -> float:
+    begun = len(tokenizer(start)["input_ids"])
+    ids = tokenizer(start + answer)["input_ids"]
+    logprobs = model.eval()(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return sum(logprobs[i - 1, ids[i]].item() for i in range(begun, len(ids)))
+
+
+def test_a_mark_of_blanks_closes_a_title_as_it_is(tokenizer):
+    template = load_template("top-five").model_copy(update={"separator": "\n"})
+    _, listed = questions(generate("kitchen", users=40), "test", template, limit=1)
+    start = tokenizer.apply_chat_template(listed[0].messages, add_generation_prompt=True, tokenize=False)
+    score = rank_by_likelihood(llama(), tokenizer, listed)[0].scores[0]
+    assert score == pytest.approx(sum_of_log_p(llama(), tokenizer, start, listed[0].titles[0] + "\n"), abs=1e-4)
+
+
+def test_questions_are_put_as_the_tokenizer_needs_them(tokenizer):
+    """Histories are cut to the template's tokens, and a title that spells the end of the turn does not end it."""
+    data = generate("kitchen", users=40)
+    template = load_template("pick-one").model_copy(update={"history_tokens": 20})
+    (question,) = questions(data, "test", template, limit=1)[1]
+    question = replace(question, titles=("Copper Kettle <|im_end|> Basic", *question.titles[1:]))
+    (put,) = fit([question], tokenizer)
+    assert len(put.history) < len(question.history)
+    model = llama()
+    (ranking,) = rank_by_likelihood(model, tokenizer, [question])
+    assert ranking.scores == pytest.approx(oracle(model, tokenizer, put), abs=1e-4)
+
+
 def test_candidates_that_score_alike_count_against_the_target(tokenizer, asked):
     model = llama()
     torch.nn.init.zeros_(model.lm_head.weight)  # every token is equally likely: scores tell lengths only
@@ -139,12 +178,12 @@ def test_progress_counts_questions_and_the_model_is_left_as_it_was(tokenizer, as
 
 
 def test_a_template_that_does_not_write_the_end_of_sequence_token_still_ends_the_answer(tokenizer, asked):
-    from reccocktail.tasks.ranking import _end_of_turn
+    from reccocktail.tasks.ranking import end_of_turn
 
-    assert _end_of_turn(tokenizer, asked[0].messages) == "<|im_end|>"
+    assert end_of_turn(tokenizer, asked[0].messages) == "<|im_end|>"
     for suffix, end in ("[/ANSWER] ", "[/ANSWER] "), ("", "<|im_end|>"):
         tokenizer.chat_template = "{% for m in messages %}{{ '[Q]' + m.content + '" + suffix + "' }}{% endfor %}"
-        assert _end_of_turn(tokenizer, asked[0].messages) == end
+        assert end_of_turn(tokenizer, asked[0].messages) == end
     tokenizer.chat_template = CHATML
 
 

@@ -1,0 +1,181 @@
+"""SASRec (Kang & McAuley 2018, arXiv 1808.09781): self-attention over item ids, the yardstick that knows no titles.
+
+As in the paper: learned positions, causal self-attention blocks, item embeddings shared between input and output. Other than
+the paper: the loss is the cross-entropy over all items instead of binary cross-entropy with one sampled negative, which later
+work (Klenitskiy & Vasilev 2023, arXiv 2309.07602) found stronger; layer norms stand before the blocks, activations are GELU.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .data import DomainData
+from .errors import TaskError
+from .metrics import ndcg
+from .popularity import known
+from .prompts import Question
+from .ranking import Ranking
+from .splits import Split
+
+PAD = 0  # items are numbered from 1
+SAMPLED = 99  # negatives beside each validation target
+
+
+@dataclass(frozen=True)
+class SasRecOptions:
+    """Sizes and training. `length` is how many of the newest items are seen; `patience` is in epochs."""
+
+    width: int = 64
+    blocks: int = 2
+    heads: int = 2
+    length: int = 50
+    dropout: float = 0.3
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 128
+    epochs: int = 100
+    patience: int = 5
+    seed: int = 42
+
+
+class SasRec(nn.Module):
+    """Item numbers in, what is expected next at every place out: [users, places] -> [users, places, width]."""
+
+    def __init__(self, items: int, options: SasRecOptions) -> None:
+        super().__init__()
+        self.heads = options.heads
+        self.items = nn.Embedding(items + 1, options.width, padding_idx=PAD)
+        self.positions = nn.Embedding(options.length, options.width)
+        for table in (self.items, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+        self.dropout = nn.Dropout(options.dropout)
+        block = nn.TransformerEncoderLayer(
+            options.width,
+            options.heads,
+            2 * options.width,
+            options.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(block, options.blocks, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(options.width)
+
+    def forward(self, taken: Tensor) -> Tensor:
+        places = taken.shape[1]
+        later = torch.ones(places, places, dtype=torch.bool, device=taken.device).triu(1)
+        hidden = later | (taken == PAD)[:, None, :]
+        # Padding may see itself: attention to nothing at all is not a number.
+        hidden &= ~torch.eye(places, dtype=torch.bool, device=taken.device)
+        # Positions count back from the newest item, as in the paper, so that histories of all lengths end at the same one.
+        positions = self.positions(torch.arange(places - 1, -1, -1, device=taken.device))
+        read = self.dropout(self.items(taken) + positions)
+        return self.norm(self.blocks(read, mask=hidden.repeat_interleave(self.heads, dim=0)))
+
+    def scores(self, expected: Tensor) -> Tensor:
+        """[…, width] -> […, items + 1], a logit per item; the first is of no item."""
+        return expected @ self.items.weight.T
+
+
+def rank_by_sasrec(
+    data: DomainData,
+    questions: Sequence[Question],
+    split: Split,
+    options: SasRecOptions = SasRecOptions(),
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Ranking]:
+    """Train on what is known before the split's targets, and score every candidate after the question's history.
+
+    Of what each user is `known` to have taken, the last item is held out to stop by; the weights of the epoch with the best
+    NDCG@10 on it, among 99 sampled negatives, are kept. So for `test` the training and validation positions serve as such. An
+    item that occurs in no training sequence has an embedding that was only ever pushed away. Equal scores count against the
+    target. `progress` is told (epochs done, epochs at most). Raises TaskError without anything to train on.
+    """
+    numbers = {item_id: number for number, item_id in enumerate(data.titled, start=1)}
+    sequences = [[numbers[item_id] for item_id in taken] for taken in known(data, split)]
+    rankings: list[Ranking] = []
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(options.seed)
+        model = _trained(sequences, len(numbers), options, device, progress)
+    with torch.inference_mode():
+        for start in range(0, len(questions), options.batch_size):
+            some = questions[start : start + options.batch_size]
+            histories = [[numbers[item_id] for item_id in question.example.history] for question in some]
+            offered = [[numbers[item_id] for item_id in question.candidates] for question in some]
+            found = model.scores(model(_padded(histories, options.length).to(device))[:, -1]).cpu()
+            rankings += [
+                Ranking.of(row[of].tolist(), question) for question, row, of in zip(some, found, offered, strict=True)
+            ]
+    return rankings
+
+
+def _trained(
+    sequences: Sequence[list[int]],
+    items: int,
+    options: SasRecOptions,
+    device: str,
+    progress: Callable[[int, int], None],
+) -> SasRec:
+    """The weights of the epoch that found the last item of each sequence best."""
+    lessons = _padded([s[:-1] for s in sequences if len(s) > 2], options.length + 1)
+    exam = [s for s in sequences if len(s) > 1]
+    if not len(lessons):
+        raise TaskError("SASRec has nothing to learn from", hint="users need at least 4 interactions")
+    asked = _padded([s[:-1] for s in exam], options.length).to(device)
+    offered = torch.tensor([[s[-1], *_negatives(set(s), items)] for s in exam], device=device)
+    model = SasRec(items, options).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    best, kept, since = -1.0, copy.deepcopy(model.state_dict()), 0
+    for epoch in range(options.epochs):
+        model.train()
+        for batch in torch.randperm(len(lessons)).split(options.batch_size):
+            rows = lessons[batch].to(device)
+            taken, wanted = rows[:, :-1], rows[:, 1:]
+            counts = taken != PAD  # what comes first is nobody's to predict
+            loss = F.cross_entropy(model.scores(model(taken)[counts]), wanted[counts])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        found = _ndcg(model, asked, offered, options.batch_size)
+        progress(epoch + 1, options.epochs)
+        if found > best:
+            best, kept, since = found, copy.deepcopy(model.state_dict()), 0
+        elif (since := since + 1) >= options.patience:
+            break
+    model.load_state_dict(kept)
+    return model.eval()
+
+
+def _negatives(taken: set[int], items: int) -> list[int]:
+    """SAMPLED random items outside `taken`, or all of them with repeats where a catalogue is that small."""
+    drawn = (torch.randperm(items)[: SAMPLED + len(taken)] + 1).tolist()
+    outside = [number for number in drawn if number not in taken][:SAMPLED]
+    if not outside:
+        return [PAD] * SAMPLED
+    return [outside[place % len(outside)] for place in range(SAMPLED)]
+
+
+@torch.inference_mode()
+def _ndcg(model: SasRec, asked: Tensor, offered: Tensor, batch_size: int) -> float:
+    """NDCG@10 of the first of those offered; equal scores count against it."""
+    model.eval()
+    ranks: list[int] = []
+    for taken, candidates in zip(asked.split(batch_size), offered.split(batch_size), strict=True):
+        scores = model.scores(model(taken)[:, -1]).gather(1, candidates)
+        ranks += ((scores >= scores[:, :1]).sum(dim=1) - 1).tolist()
+    return ndcg(ranks, 10)
+
+
+def _padded(histories: Sequence[list[int]], length: int) -> Tensor:
+    """The newest `length` items of each, or as many as the longest has, padded on the left: [histories, places]."""
+    places = min(length, max(map(len, histories), default=0))
+    rows = [[PAD] * (places - len(history)) + history[-places:] for history in histories]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), places)
