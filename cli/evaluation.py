@@ -8,25 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from .app import App, base_option, example, json_option, pass_app
-from .console import answer, progress, table
+from .console import answer, progress, say, table
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation
+    from ..tasks import Interval
 
 
 @click.command(
     epilog=example(
-        "reccocktail evaluate smollm2 spirit beauty ./merged --domain beauty",
-        "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200",
+        "reccocktail evaluate popularity sasrec smollm2 spirit beauty ./merged --domain beauty",
+        "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200 --against beauty@v1",
     )
 )
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
 @click.option("--domain", metavar="D", required=True, help="Domain whose data to rank.")
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["likelihood", "generate"]),
+    default="likelihood",
+    show_default=True,
+    help="Score every candidate's title, or read the titles that the model names.",
+)
 @click.option("--template", metavar="T", help="Prompt template: a name or a file; next-title unless said.")
 @click.option("--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates beside the target.")
 @click.option("--limit", type=click.IntRange(1), help="A seeded sample of this many users.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Of candidates and sample.")
+@click.option("--against", metavar="SYSTEM", help="Show how much better the others are than this one of them.")
 @base_option
 @json_option
 @pass_app
@@ -35,14 +44,20 @@ def evaluate(
     systems: tuple[str, ...],
     domain: str,
     split: str,
+    mode: str,
     template: str | None,
     negatives: int,
     limit: int | None,
     seed: int,
+    against: str | None,
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Rank each user's next item among candidates by likelihood; HR@k, NDCG@k and MRR with 95 % intervals."""
+    """Rank each user's next item among candidates; HR@k, NDCG@k, MRR and AUC with 95 % intervals.
+
+    `popularity` and `sasrec` are systems as well: yardsticks that are made from the domain's data and read no titles.
+    """
+    from dataclasses import asdict
     from pathlib import Path
 
     from ..engine.evaluation import evaluate as measure
@@ -50,16 +65,24 @@ def evaluate(
     from ..registry.errors import UsageError
     from ..tasks import DEFAULT_TEMPLATE, load_template, questions, read_domain
 
+    if against is not None and against not in systems:
+        raise UsageError(f"--against {against} is none of the systems", hint=f"name one of {', '.join(systems)}")
     with app.registry() as registry:
         row = registry.domains.get(domain)
         if row.data is None:
             raise UsageError(f"domain {domain!r} has no data", hint=f"reccocktail domain add {domain} --data DIR")
         found = [find_system(registry, text, base=base) for text in systems]
+        wording = load_template(template or DEFAULT_TEMPLATE)
+        if mode == "generate" and not wording.lists_candidates:
+            raise UsageError(
+                f"template {wording.name!r} does not show the candidates, so no answer could name them",
+                hint="--template top-five, or another with {candidates}",
+            )
         data = read_domain(Path(row.data), domain)
         task, asked = questions(
             data,
             split,  # pyright: ignore[reportArgumentType]  click has checked the choice
-            load_template(template or DEFAULT_TEMPLATE),
+            wording,
             n_negatives=negatives,
             seed=seed,
             limit=limit,
@@ -67,25 +90,52 @@ def evaluate(
         device = app.device()
         results = []
         for system in found:
-            with progress(f"ranking with {system.label}", unit="users") as update:
+            unit = "epochs" if system.yardstick == "sasrec" else "users"
+            with progress(f"ranking with {system.label}", unit=unit) as update:
                 results.append(
                     measure(
                         system,
                         task,
                         asked,
+                        data=data,
+                        mode=mode,  # pyright: ignore[reportArgumentType]
                         device=device,
                         kept_in=registry.settings.home / "evaluations",
                         progress=lambda done, total, update=update: update(done, total, ""),
                     )
                 )
-    answer(as_json, [r.to_json() for r in results], lambda: show_evaluations(results))
+    other = results[systems.index(against)] if against is not None else None
+    rows = [result.to_json() for result in results]
+    for document, result in zip(rows, results, strict=True):
+        differs = other is not None and result is not other
+        document["against"] = {k: asdict(v) for k, v in result.minus(other).items()} if differs else None
+    document = {"task": rows[0]["task"], "against": against, "systems": rows}
+    answer(as_json, document, lambda: show_evaluations(results, other))
 
 
-def show_evaluations(results: Sequence[Evaluation]) -> None:
-    """Systems down, metrics across, each with its interval."""
-    names = list(results[0].metrics)
+def show_evaluations(results: Sequence[Evaluation], other: Evaluation | None = None) -> None:
+    """Systems down, metrics across, each with its interval; then what sets them apart from the `other`."""
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
     rows = []
     for result in results:
-        cells = [f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in result.metrics.values()]
-        rows.append([result.label, *cells, len(result.ranks)])
+        metrics = result.metrics
+        rows.append([result.label, *(interval(metrics.get(name)) for name in names), len(result.ranks)])
     table(["system", *names, "users"], rows, empty="", right=("users",))
+    if other is not None:
+        rest = [(result.label, result.minus(other)) for result in results if result is not other]
+        columns = list(rest[0][1]) if rest else []
+        rows = [[label, *(interval(found[name], "+") for name in columns)] for label, found in rest]
+        table([f"minus {other.label}", *columns], rows, empty="there is nothing to compare it with")
+    for result in results:
+        if result.lists is not None and result.lists.entries:
+            shares = (result.lists.unknown / result.lists.entries, result.lists.duplicates / result.lists.entries)
+            say(
+                f"{result.label} named {result.lists.entries} titles: {shares[0]:.0%} are no candidate's,"
+                f" {shares[1]:.0%} repeat an earlier one; both count as misses"
+            )
+
+
+def interval(found: Interval | None, sign: str = "") -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"

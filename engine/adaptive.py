@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..tasks import Question
+from ..tasks import Question, fit
 from .errors import AdaptationError
 from .merge import Part
 from .mixture import Mixture, answer_entropies
@@ -72,7 +72,8 @@ def adapt(
             "the domain has no validation prompts to adapt on", hint="give users at least 3 interactions"
         )
     model, tokenizer = load_model(base_folder, device)
-    prompts = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in questions]
+    asked = fit(questions, tokenizer)
+    prompts = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in asked]
     batches = _batches(prompts, batch_tokens)
     curve: list[CurvePoint] = []
     done = 0

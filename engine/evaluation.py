@@ -1,4 +1,4 @@
-"""How well a system recommends: a base model, an adapter on its base, a build, or any checkpoint or adapter folder.
+"""How well a system recommends: a base model, an adapter on its base, a build, any checkpoint or adapter folder, or a yardstick.
 
 Results are kept beside the registry under a digest of everything they depend on, so that nothing is measured twice.
 """
@@ -10,60 +10,110 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..registry import Registry
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError
 from ..registry.inspect import inspect_adapter, inspect_base
-from ..tasks import Interval, Question, TaskSpec, rank_by_likelihood, summarise
+from ..tasks import (
+    DomainData,
+    Interval,
+    Naming,
+    Question,
+    Ranking,
+    SasRecOptions,
+    TaskSpec,
+    paired_difference,
+    rank_by_generation,
+    rank_by_likelihood,
+    rank_by_popularity,
+    rank_by_sasrec,
+    summarise,
+)
 from .errors import EvaluationError
 from .merge import Part
 from .mixture import Mixture
 from .models import compute_dtype, load_model
 from .standalone import folder_digest
 
+Mode = Literal["likelihood", "generate"]
+YardstickName = Literal["popularity", "sasrec"]
+YARDSTICKS: tuple[YardstickName, ...] = get_args(YardstickName)
+RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
+COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
+
 
 @dataclass(frozen=True)
 class System:
-    """Something that can rank: a checkpoint, and perhaps an adapter on top of it. `digest` names its exact weights."""
+    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a yardstick that reads no titles.
+
+    `digest` names its exact weights, or what a yardstick is made with.
+    """
 
     label: str
     digest: str
-    checkpoint: Path
+    checkpoint: Path | None = None
     adapter: Part | None = None
+    yardstick: YardstickName | None = None
+
+
+@dataclass(frozen=True)
+class ListFacts:
+    """What the generated lists were like: how many `entries` in all, of which titles that were no candidate's, and repeats."""
+
+    entries: int
+    unknown: int
+    duplicates: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A system's ranks of the true next item (0 is best), one per question, and what they come to."""
+    """A system's ranks of the true next item (0 is best), one per question, and what they come to.
+
+    A rank is None where a generated list does not name the item; `lists` is what these lists were like.
+    """
 
     label: str
     system: str
     task: TaskSpec
+    mode: str
     dtype: str
-    ranks: tuple[int, ...]
+    ranks: tuple[int | None, ...]
+    lists: ListFacts | None = None
 
     @property
     def metrics(self) -> dict[str, Interval]:
-        return summarise(self.ranks)
+        """AUC needs the place of every candidate, which a list of a few titles does not tell."""
+        return summarise(self.ranks, candidates=None if self.mode == "generate" else self.task.n_negatives + 1)
+
+    def minus(self, other: Evaluation) -> dict[str, Interval]:
+        """How much better this system is on the same questions, with paired intervals."""
+        return {metric: paired_difference(self.ranks, other.ranks, metric) for metric in COMPARED}
 
     def to_json(self) -> dict:
         return {
             "label": self.label,
             "system": self.system,
             "task": asdict(self.task) | {"digest": self.task.digest},
+            "mode": self.mode,
             "dtype": self.dtype,
             "metrics": {name: asdict(interval) for name, interval in self.metrics.items()},
+            "lists": asdict(self.lists) if self.lists else None,
             "ranks": list(self.ranks),
         }
 
 
 def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:
-    """What `text` names: a folder, a base model, an adapter reference, or a build's id, looked up in this order.
+    """What `text` names: a yardstick, a folder, a base model, an adapter reference, or a build's id, looked up in this order.
 
     Raises NotFoundError when it is none of them.
     """
+    if text in YARDSTICKS:
+        return _yardstick(text)
     if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
         return _folder(registry, Path(text), base)
     for lookup in (_base, _reference, _build):
@@ -73,8 +123,14 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
             continue
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
-        hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters",
+        hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
+        f" yardsticks are {' and '.join(YARDSTICKS)}",
     )
+
+
+def _yardstick(name: YardstickName) -> System:
+    made_with = asdict(SasRecOptions()) if name == "sasrec" else {}
+    return System(name, digest_of_json([name, made_with]), yardstick=name)
 
 
 def _base(registry: Registry, text: str, _: str | None) -> System:
@@ -113,27 +169,38 @@ def evaluate(
     task: TaskSpec,
     questions: Sequence[Question],
     *,
+    data: DomainData | None = None,
+    mode: Mode = "likelihood",
     device: str,
     kept_in: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Rank every question's candidates by likelihood. With `kept_in`, an equal evaluation found there is returned.
+    """Rank every question's candidates, by likelihood or as the model lists them. Yardsticks rank by scores of their own, from `data`.
 
-    Raises EvaluationError without questions or when the checkpoint does not load.
+    With `kept_in`, an equal evaluation found there is returned. `progress` is told (questions done, questions), by SASRec
+    (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
     """
     if not questions:
         raise EvaluationError(f"the {task.split} split has no questions", hint="another --split, or more data")
-    dtype = str(compute_dtype(device)).removeprefix("torch.")
-    key = digest_of_json({"system": system.digest, "task": task.digest, "dtype": dtype, "mode": "likelihood"})
+    how = system.yardstick or mode
+    dtype = "float32" if system.yardstick else str(compute_dtype(device)).removeprefix("torch.")
+    key = digest_of_json(
+        {
+            "system": system.digest,
+            "task": task.digest,
+            "dtype": dtype,
+            "mode": how,
+            "version": [version("reccocktail"), RANKING_VERSION],
+        }
+    )
     kept = kept_in / f"{key.removeprefix('sha256:')[:32]}.json" if kept_in else None
-    if kept is not None and (ranks := _kept_ranks(kept)) is not None:
-        return Evaluation(system.label, system.digest, task, dtype, ranks)
-    model, tokenizer = load_model(system.checkpoint, device)
-    with ExitStack() as stack:
-        if system.adapter is not None:
-            stack.enter_context(Mixture(model, [system.adapter], "linear"))
-        rankings = rank_by_likelihood(model, tokenizer, questions, progress=lambda done: progress(done, len(questions)))
-    found = Evaluation(system.label, system.digest, task, dtype, tuple(r.rank for r in rankings))
+    made = partial(Evaluation, system.label, system.digest, task, how, dtype)
+    if kept is not None and (seen := _kept(kept)) is not None:
+        return made(*seen)
+    if system.yardstick is not None:
+        found = made(_yardstick_ranks(system.yardstick, data, task, questions, device, progress))
+    else:
+        found = made(*_model_ranks(system, questions, mode, device, progress))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         staged = kept.with_suffix(f".{os.getpid()}.tmp")
@@ -142,9 +209,55 @@ def evaluate(
     return found
 
 
-def _kept_ranks(path: Path) -> tuple[int, ...] | None:
+def _yardstick_ranks(
+    name: YardstickName,
+    data: DomainData | None,
+    task: TaskSpec,
+    questions: Sequence[Question],
+    device: str,
+    progress: Callable[[int, int], None],
+) -> tuple[int, ...]:
+    if data is None or data.digest != task.data_digest:
+        raise EvaluationError(f"{name} needs the data that the questions are about")
+    rankings: Sequence[Ranking]
+    if name == "sasrec":
+        rankings = rank_by_sasrec(data, questions, task.split, device=device, progress=progress)
+    else:
+        rankings = rank_by_popularity(data, questions, task.split)
+    progress(len(questions), len(questions))
+    return tuple(ranking.rank for ranking in rankings)
+
+
+def _model_ranks(
+    system: System, questions: Sequence[Question], mode: Mode, device: str, progress: Callable[[int, int], None]
+) -> tuple[tuple[int | None, ...], ListFacts | None]:
+    assert system.checkpoint is not None
+    model, tokenizer = load_model(system.checkpoint, device)
+
+    def step(done: int) -> None:
+        progress(done, len(questions))
+
+    with ExitStack() as stack:
+        if system.adapter is not None:
+            stack.enter_context(Mixture(model, [system.adapter], "linear"))
+        if mode == "likelihood":
+            return tuple(r.rank for r in rank_by_likelihood(model, tokenizer, questions, progress=step)), None
+        namings = rank_by_generation(model, tokenizer, questions, progress=step)
+    return tuple(naming.rank for naming in namings), _list_facts(namings)
+
+
+def _list_facts(namings: Sequence[Naming]) -> ListFacts:
+    return ListFacts(
+        entries=sum(len(naming.named) for naming in namings),
+        unknown=sum(naming.unknown for naming in namings),
+        duplicates=sum(naming.duplicates for naming in namings),
+    )
+
+
+def _kept(path: Path) -> tuple[tuple[int | None, ...], ListFacts | None] | None:
     """What an earlier evaluation found; None without one, and for a file that a power cut left unreadable."""
     try:
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["ranks"])
-    except (OSError, ValueError, KeyError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(content["ranks"]), ListFacts(**content["lists"]) if content["lists"] else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None

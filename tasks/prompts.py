@@ -61,9 +61,13 @@ class Template(BaseModel):
             )
         return user
 
+    @property
+    def lists_candidates(self) -> bool:
+        return any(name == "candidates" for _, name, _, _ in string.Formatter().parse(self.user))
+
     @model_validator(mode="after")
     def _lists_what_it_asks_for(self) -> Template:
-        if self.answers > 1 and "{candidates}" not in self.user:
+        if self.answers > 1 and not self.lists_candidates:
             raise ValueError("answers above 1 are picked from a list: user needs the placeholder {candidates}")
         return self
 

@@ -6,6 +6,7 @@ An adapter with B = c·W and A = 1 on the head multiplies all logits by 1 + c: i
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,8 @@ def test_how_prompts_are_batched_does_not_show(base, parts_of, nothing, sharpeni
 
 
 def test_labels_are_never_looked_at(base, parts_of, nothing, sharpening, asked):
-    class Unlabelled:
-        def __init__(self, question):
-            self.messages = question.messages
-
     parts = parts_of(base, [(nothing, 1.0), (sharpening, 1.0)])
-    unlabelled = [Unlabelled(question) for question in asked[:2]]
+    unlabelled = [replace(question, target_index=None, example=None) for question in asked[:2]]
     found = adapt(base, *parts, unlabelled, Adaptive(points=3), method="linear", device="cpu")  # pyright: ignore
     assert found.ingredient == 1.0
 

