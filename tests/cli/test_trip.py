@@ -183,7 +183,7 @@ def test_base_spirit_domain_build_and_folder_are_measured_side_by_side(built: An
     newest = _newest(built)["id"]
     built("build", "export", newest, "exported")
     systems = ("tiny", "spirit", "skin-care", newest, "./exported")
-    results = built("evaluate", *systems, "--domain", "skin-care", "--limit", "6", "--json").json
+    results = built("evaluate", *systems, "--domain", "skin-care", "--limit", "6", "--json").json["systems"]
     assert [r["label"] for r in results] == ["tiny", "spirit@v1", "skin-care@v1", f"build {newest}", "exported"]
     for result in results:
         assert len(result["ranks"]) == 6
