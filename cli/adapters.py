@@ -230,7 +230,10 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
     }
 
     def show_all() -> None:
-        details(document)
+        details({name: value for name, value in document.items() if name != "context"})
+        if row.context:
+            click.echo("\ncontext:")
+            details(_flat(row.context))
         _show_reached(row, reached)
 
     answer(as_json, document | lists, show_all)
@@ -238,6 +241,14 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """One entry for each value, named like `options.epochs`; what is not set is left out."""
+    found: dict[str, Any] = {}
+    for name, value in context.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _show_reached(row: Adapter, reached: Reached) -> None:

@@ -161,14 +161,14 @@ class _Bench:
         return self._accepted(result, job)
 
     def train_interrupted(self, name: str) -> TrainingResult:
-        """A training that is interrupted at its second sign of progress, as by Ctrl-C, and then resumed."""
+        """A training that is interrupted after more than half of its steps, as by Ctrl-C, and then resumed."""
         job = self._job(name, "ingredient", ("skin-care",), False)
-        told = 0
+        interrupted = False
 
-        def interrupt(*_: object) -> None:
-            nonlocal told
-            told += 1
-            if told == 2:
+        def interrupt(done: int, total: int, _: object) -> None:
+            nonlocal interrupted
+            if not interrupted and done > total / 2:
+                interrupted = True
                 raise KeyboardInterrupt
 
         try:
@@ -176,7 +176,7 @@ class _Bench:
         except KeyboardInterrupt:
             pass
         else:
-            assert told < 2, "the contract wants an interruption to end the training: let KeyboardInterrupt pass"
+            assert not interrupted, "the contract wants an interruption to end the training: let KeyboardInterrupt pass"
         try:
             return self.train(name, resume=True)
         except AssertionError as error:

@@ -28,6 +28,7 @@ ASKED: list[Words] = [
     ("base", "list"),
     ("base", "show", "tiny"),
     ("domain", "add", "toys", "--title", "Toys"),
+    ("domain", "sync"),
     ("domain", "list"),
     ("domain", "show", "skin-care"),
     ("adapter", "add", "{newer}", "--base", "tiny", "--domain", "skin-care"),

@@ -132,7 +132,7 @@ def test_a_recipe_is_checked_before_anything_is_made(registry: Registry) -> None
     def refuse(recipe: str) -> None:
         raise TrainerError(f"no recipe {recipe}")
 
-    with pytest.raises(TrainerError, match="no recipe /x/mine.yaml"):
+    with pytest.raises(TrainerError, match=r"no recipe /x/mine\.yaml"):
         put(registry, toys(recipe=Path("/x/mine.yaml")), check_recipe=refuse)
     assert registry.domains.list() == []
     assert not (registry.settings.home / "data").exists()
