@@ -62,7 +62,7 @@ def test_a_base_is_kept_with_what_it_is(prepared: Any, tiny_base: Path) -> None:
 def test_a_domain_is_described_when_it_is_added(prepared: Any, data: Path) -> None:
     answer = prepared("domain", "add", "more", "--data", data / "kitchen", "--json")
     assert answer.json["found"]["users"] == 12
-    assert "found 12 users" in answer.err
+    assert "12 users, 128 items" in answer.err
     assert [entry["name"] for entry in prepared("domain", "list", "--json").json] == ["kitchen", "more", "skin-care"]
 
 
