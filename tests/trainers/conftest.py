@@ -38,6 +38,9 @@ class Misbehaving:
             case "vanish badly": os._exit(7)
             case "segfault": ctypes.string_at(0)
             case "killed": os.kill(os.getpid(), signal.SIGKILL)
+            case "killed once":
+                if not job.resume: os.kill(os.getpid(), signal.SIGKILL)
+                assert (job.folder / "checkpoint").exists()
             case "hang": time.sleep(600)
             case "hang deaf":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)

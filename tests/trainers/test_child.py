@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -138,6 +137,7 @@ def test_a_trainer_that_hangs_and_is_deaf_is_killed(run, monkeypatch):
         run("hang deaf", stall=8.0)
 
 
+@pytest.mark.slow
 def test_progress_keeps_a_slow_training_alive_and_an_interruption_ends_it(run, stocked):
     begun = time.monotonic()
 
@@ -179,12 +179,14 @@ def alive(pid):
         return False
 
 
-def test_a_run_that_was_killed_is_resumed_and_then_taken_as_it_is(run, stocked, monkeypatch):
+def test_a_run_that_was_killed_is_resumed_and_then_taken_as_it_is(run):
     with pytest.raises(TrainerError, match="SIGKILL") as caught:
-        run("killed")
+        run("killed once")
     assert "--resume" in str(caught.value.hint)
-    job = json.loads((only_run(stocked) / "job.json").read_text())
-    assert job["resume"] is False
+    resumed = run("killed once", resume=True)
+    assert (resumed.ref, resumed.context["resumed"]) == ("skin-care@v2", True)
+    again = run("killed once", resume=True, progress=lambda *_: pytest.fail("trained again"))
+    assert (again.ref, again.created) == ("skin-care@v2", False)
 
 
 def test_options_that_do_not_survive_the_way_are_refused(stocked, install):

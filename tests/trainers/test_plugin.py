@@ -93,3 +93,16 @@ def test_a_class_with_the_four_attributes_is_a_trainer():
 
     assert isinstance(Mine(), Trainer)
     assert parse_options(Mine(), {"steps": "7"}) == MineOptions(steps=7)
+
+
+def test_a_trainer_that_goes_by_another_name_than_its_entry_point_is_refused(entry_points):
+    entry_points(other="reccocktail.trainers.sft:SftTrainer")
+    with pytest.raises(TrainerError, match=r"trainer 'other' .* calls itself 'sft'"):
+        load("other")
+
+
+def test_a_trainer_whose_options_are_no_model_of_its_own_is_refused(entry_points, monkeypatch):
+    monkeypatch.setattr(SftTrainer, "Options", BaseModel)
+    entry_points(sft="reccocktail.trainers.sft:SftTrainer")
+    with pytest.raises(TrainerError, match="Options is no pydantic model of its own"):
+        load("sft")
