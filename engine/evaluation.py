@@ -224,7 +224,7 @@ def _yardstick_ranks(
         rankings = rank_by_sasrec(data, questions, task.split, device=device, progress=progress)
     else:
         rankings = rank_by_popularity(data, questions, task.split)
-    progress(len(questions), len(questions))
+        progress(len(questions), len(questions))
     return tuple(ranking.rank for ranking in rankings)
 
 

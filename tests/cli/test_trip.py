@@ -193,6 +193,33 @@ def test_base_spirit_domain_build_and_folder_are_measured_side_by_side(built: An
     assert "HR@1" in built("evaluate", *systems, "--domain", "skin-care", "--limit", "6").out
 
 
+def test_yardsticks_stand_beside_models_and_are_compared_in_pairs(built: Any) -> None:
+    words = ("evaluate", "popularity", "sasrec", "skin-care", "--domain", "skin-care", "--limit", "8")
+    document = built(*words, "--against", "skin-care", "--json").json
+    assert document["against"] == "skin-care@v1"
+    assert document["task"]["digest"].startswith("sha256:")
+    *yardsticks, ingredient = document["systems"]
+    assert [row["label"] for row in yardsticks] == ["popularity", "sasrec"]
+    assert ingredient["against"] is None
+    for row in yardsticks:
+        assert row["task"] == document["task"]
+        assert row["metrics"].keys() == {"HR@1", "HR@3", "NDCG@3", "MRR", "AUC"}
+        for metric in ("HR@1", "NDCG@3"):
+            difference = row["metrics"][metric]["mean"] - ingredient["metrics"][metric]["mean"]
+            assert row["against"][metric]["mean"] == pytest.approx(difference)
+    assert "minus skin-care@v1" in built(*words, "--against", "skin-care@v1").out
+    assert "--against spirit is none of the systems" in built(*words, "--against", "spirit", code=2).err
+
+
+def test_models_are_measured_by_the_lists_that_they_name(built: Any) -> None:
+    words = ("evaluate", "tiny", "--domain", "skin-care", "--limit", "3", "--mode", "generate")
+    (row,) = built(*words, "--template", "top-five", "--json").json["systems"]
+    assert row["mode"] == "generate"
+    assert row["lists"].keys() == {"entries", "unknown", "duplicates"}
+    assert "AUC" not in row["metrics"]
+    assert "does not show the candidates" in built(*words, code=2).err
+
+
 # publishing
 
 

@@ -14,7 +14,16 @@ from reccocktail.engine.errors import EvaluationError
 from reccocktail.engine.evaluation import Evaluation, evaluate, find_system
 from reccocktail.engine.recipes import load_recipe
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError
-from reccocktail.tasks import load_template, questions, rank_by_likelihood
+from reccocktail.tasks import (
+    generate,
+    load_template,
+    paired_difference,
+    questions,
+    rank_by_generation,
+    rank_by_likelihood,
+    rank_by_popularity,
+    rank_by_sasrec,
+)
 from transformers import AutoModelForCausalLM
 
 
@@ -150,6 +159,55 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
     monkeypatch.setattr(evaluation, "compute_dtype", lambda device: torch.float64)
     with pytest.raises(InterruptedError, match="loaded"):
         evaluate(find_system(stocked, "tiny"), task, asked, device="cpu", kept_in=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "rank"), [("popularity", rank_by_popularity), ("sasrec", rank_by_sasrec)])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_yardstick_is_a_system_by_its_name_and_made_once(name, rank, split, stocked, shop, tmp_path, monkeypatch):
+    task, asked = questions(shop, split, load_template("pick-one"), limit=6)
+    system = find_system(stocked, name)
+    found = evaluate(system, task, asked, data=shop, device="cpu", kept_in=tmp_path)
+    assert (found.label, found.mode, found.dtype) == (name, name, "float32")
+    assert found.ranks == tuple(ranking.rank for ranking in rank(shop, asked, split))
+    assert list(found.metrics) == ["HR@1", "HR@3", "NDCG@3", "MRR", "AUC"]
+    monkeypatch.setattr(evaluation, rank.__name__, lambda *_, **__: pytest.fail("made again"))
+    assert evaluate(system, task, asked, data=shop, device="cpu", kept_in=tmp_path) == found
+
+
+def test_a_yardstick_needs_the_data_of_the_questions(stocked, exam):
+    for data in (None, generate("kitchen", users=12)):
+        with pytest.raises(EvaluationError, match="popularity needs the data that the questions are about"):
+            evaluate(find_system(stocked, "popularity"), *exam, data=data, device="cpu")
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(stocked, shop, base, tokenizer, tmp_path):
+    task, asked = questions(shop, "test", load_template("top-five"), limit=6)
+    system = find_system(stocked, "tiny")
+    likely = evaluate(system, task, asked, device="cpu", kept_in=tmp_path)
+    found = evaluate(system, task, asked, mode="generate", device="cpu", kept_in=tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    said = rank_by_generation(model, tokenizer, asked)
+    assert found.ranks == tuple(naming.rank for naming in said)
+    assert None in found.ranks, "a random model does not name every target"
+    assert found.lists.entries == sum(len(naming.named) for naming in said)
+    assert (found.lists.unknown, found.lists.duplicates) == (
+        sum(naming.unknown for naming in said),
+        sum(naming.duplicates for naming in said),
+    )
+    assert (found.mode, likely.mode, likely.lists) == ("generate", "likelihood", None)
+    assert "AUC" in likely.metrics
+    assert "AUC" not in found.metrics
+    assert evaluate(system, task, asked, mode="generate", device="cpu", kept_in=tmp_path) == found
+    assert found.minus(likely)["HR@1"] == paired_difference(found.ranks, likely.ranks, "HR@1")
+
+
+def test_a_later_way_of_ranking_measures_anew(stocked, shop, exam, tmp_path, monkeypatch):
+    system = find_system(stocked, "popularity")
+    evaluate(system, *exam, data=shop, device="cpu", kept_in=tmp_path)
+    monkeypatch.setattr(evaluation, "RANKING_VERSION", -1)
+    evaluate(system, *exam, data=shop, device="cpu", kept_in=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_an_evaluation_says_what_it_measured_on_what(exam):
