@@ -30,7 +30,7 @@ GENERAL = ("movies", "books")
 TRAINING = {"epochs": 1, "learning_rate": 5e-4, "dropout": 0.0, "validation_examples": 24, "validate_every": 35}
 SPIRIT = {"examples": 350} | TRAINING  # of each of the three domains
 INGREDIENT = {"examples": 1400} | TRAINING
-SAMPLE = {"test": 120, "cold": 100}  # users of each split, seeded
+SAMPLE = {"test": 120, "cold": 50}  # users of each split, seeded
 NEGATIVES = 29
 
 
