@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .candidates import candidates
 from .data import DomainData
+from .documents import read_yaml
 from .errors import TaskError
 from .splits import Example, Split, examples, sample
 
@@ -142,12 +142,14 @@ def load_template(name_or_path: str | Path) -> Template:
             hint=f"templates that ship: {', '.join(shipped)}",
         )
     try:
-        return Template.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = read_yaml(path)
+    except ValueError as error:
+        raise TaskError(f"{path} is not a YAML file: {error}") from error
+    try:
+        return Template.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'template'}: {e['msg']}" for e in error.errors())
         raise TaskError(f"{path}: {wrong}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is not a YAML file: {error}") from error
 
 
 def question(data: DomainData, example: Example, template: Template, n_negatives: int, seed: int) -> Question:

@@ -56,7 +56,7 @@ FORMATS = {name: edition.said for name, edition in EDITIONS.items()}
 META = re.compile(r"meta_(?P<name>.+)\.(?:json|jsonl)(?:\.gz)?")
 REVIEWS = re.compile(r"(?:reviews|ratings)_(?P<name>.+?)(?:_5)?\.(?:json|csv)(?:\.gz)?")
 LITERAL = re.compile(rb"\{'asin': '([A-Za-z0-9]+)', ")  # how a record of 2014 begins; evaluating it takes long
-STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"]""")  # the last is a quote that nothing closes
 TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
@@ -121,7 +121,7 @@ def _record(line: bytes) -> dict[str, Any]:
         return json_object(STRING.sub(_json_string, text))
     try:
         record = ast.literal_eval(text)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError) as error:
         raise ValueError(f"is neither JSON nor a Python literal ({error})") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, found {type(record).__name__}")
@@ -130,6 +130,8 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _json_string(literal: re.Match[str]) -> str:
     text = literal[0]
+    if len(text) == 1:
+        raise ValueError("a quote is not closed")  # looking on from every later quote would take for ever
     if "\\" not in text and '"' not in text[1:-1]:
         return f'"{text[1:-1]}"'
     return json.dumps(ast.literal_eval(text))

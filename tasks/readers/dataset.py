@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..documents import read_yaml
 from ..errors import DataError
 
 FILE = "dataset.yaml"
@@ -64,10 +64,10 @@ def read_dataset(folder: Path) -> Dataset:
     """The folder's `dataset.yaml`, or one that says nothing. Raises DataError for what it must not say."""
     path = folder / FILE
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, NotADirectoryError):
         return Dataset()
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as YAML: {error}") from error
     try:
         return Dataset.model_validate({} if content is None else content)

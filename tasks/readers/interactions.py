@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from ..filters import core_mask
 from .dataset import Dataset
 from .lines import misread
 
+FINER = re.compile(r":\d\d[.,]\d{6}\d*[1-9]")  # Python's dates would cut it, and the order with it
 EXACT = 2**53  # a double holds every integer up to here
 
 
@@ -113,6 +115,8 @@ def domain(
             duplicates += 1
             if item.title and not known.title:
                 items[item.item_id] = item
+    if not interactions.users:
+        raise DataError(f"{name}: the data ({format_}) hold no interaction")
     unlisted = [item_id for item_id in wanted if item_id not in items]
     items |= {item_id: Item(item_id, "") for item_id in unlisted}
     origin = Origin(format_, len(mask) - int(np.count_nonzero(mask)), len(unlisted), duplicates, unused)
@@ -142,6 +146,8 @@ def _unusual_moment(value: Any) -> int | float:
     if isinstance(value, str):
         with suppress(ValueError):
             return _finite(float(value))
+        if FINER.search(value):
+            raise ValueError(f"timestamp is finer than microseconds: {_excerpt(value)}; write it as a number")
         with suppress(ValueError):
             date = datetime.fromisoformat(value)
             return _finite((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())

@@ -15,6 +15,7 @@ from .dataset import Dataset
 from .lines import misread, objects
 from .source import Source
 
+LARGEST = 2**63 - 1
 FORMAT = "reccocktail jsonl"
 FORMATS = {FORMAT: "items.jsonl and sequences.jsonl, each plain or .gz"}
 
@@ -84,6 +85,8 @@ def _history(items: Mapping[str, Item], record: dict[str, Any]) -> History:
         values = record.get(name)
         if values is not None and (not isinstance(values, list) or len(values) != len(taken)):
             raise ValueError(f"{name} must be a list of {len(taken)} values, one per item, found {_excerpt(values)}")
+    if wrong := [rating for rating in record.get("ratings") or () if rating is not None and not _is_number(rating)]:
+        raise ValueError(f"ratings must be finite numbers or null, found {_excerpt(wrong[0])}")
     own = tuple([items[item_id].item_id for item_id in taken])  # one text per item, however often it is taken
     return _in_time_order(History(user_id, own, record))
 
@@ -92,11 +95,15 @@ def _in_time_order(history: History) -> History:
     times = history.fields.get("timestamps")
     if times is None:
         return history
-    if wrong := [time for time in times if isinstance(time, bool) or not isinstance(time, int | float)]:
-        raise ValueError(f"timestamps must be numbers, found {wrong[0]!r}")
+    if wrong := [time for time in times if not _is_number(time)]:
+        raise ValueError(f"timestamps must be numbers, found {_excerpt(wrong[0])}")
     order = sorted(range(len(times)), key=times.__getitem__)
     aligned = {name: [history.fields[name][i] for i in order] for name in ALIGNED if history.fields.get(name)}
     return History(history.user_id, tuple(history.items[i] for i in order), {**history.fields, **aligned})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _identifier(record: dict[str, Any], key: str) -> str:

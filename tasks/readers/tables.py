@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -144,10 +145,25 @@ def items(
             yield Item(
                 identifier(item_id, "item"),
                 clean_title(_text(its_title)),
-                {field: value for field, value in zip(fields, values, strict=True) if value not in (None, "")},
+                {
+                    field: value
+                    for field, value in zip(fields, map(_plain, values), strict=True)
+                    if value not in (None, "")
+                },
             )
         except ValueError as error:
             raise misread(path, number, error, unit=unit(path)) from error
+
+
+def _plain(value: Any) -> str | float | list[Any] | None:
+    """What JSON can say of an item. Raises ValueError for anything else."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"brand, genres and year must be text or finite numbers, found {value!r}")
 
 
 def _text(value: object) -> str:
@@ -174,7 +190,12 @@ def _there(path: Path, there: Sequence[str], what: str, said: str | None, usual:
             f"{path} has no column {said!r}, which {FILE} names for the {what}; its columns are {', '.join(there)}",
             hint=f"correct {FILE}",
         )
-    return said or column(there, usual)
+    found = said or column(there, usual)
+    if found is not None and there.count(found) > 1:
+        raise DataError(
+            f"{path} has {there.count(found)} columns called {found!r}", hint="rename or remove all but one"
+        )
+    return found
 
 
 def header(path: Path) -> list[str]:
@@ -254,5 +275,5 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reccocktail.tasks import DataError, DomainData, Item, describe, read_domain, write_domain
+from reccocktail.tasks import DataError, DomainData, Item, TaskError, describe, load_template, read_domain, write_domain
 
 Row = tuple[str, str, int, float]  # user, item, time, rating
 Put = Callable[[dict[str, str | bytes]], Path]
@@ -647,3 +647,82 @@ def test_equal_interactions_give_equal_histories_in_every_format_and_order(tmp_p
             digests.add(data.digest)
             assert read_domain(write(data, folder / "again")).digest == data.digest
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "format: 2024-99-99",
+        "core: 2024-01-01 99:00:00",
+        'core: !!int "abc"',
+        "min_rating: !!float x",
+        "core: !!bool maybe",
+        "format: !!timestamp foo",
+        "[" * 3000,
+    ],
+)
+def test_what_the_yaml_loader_stumbles_over_is_told_with_the_file(tmp_path: Path, content: str):
+    (tmp_path / "dataset.yaml").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.yaml cannot be read as YAML"):
+        read_domain(tmp_path)
+    with pytest.raises(TaskError, match=r"dataset\.yaml is not a YAML file"):
+        load_template(tmp_path / "dataset.yaml")
+
+
+def test_a_quote_that_nothing_closes_is_found_at_once(tmp_path: Path):
+    (tmp_path / "reviews_X_5.json").write_text(
+        '{"reviewerID": "u", "asin": "A1", "unixReviewTime": 1, "overall": 5.0}\n'
+    )
+    hostile = "{'asin': 'A1', 'title': 'x', 'n': " + '"\\' * 400_000
+    (tmp_path / "meta_X.json").write_text(hostile)
+    with pytest.raises(DataError, match=r"meta_X\.json, line 1: is neither JSON nor a Python literal"):
+        read_domain(tmp_path)
+
+
+@pytest.mark.parametrize("rest", ["[]: 2}", "'q': {[]}}"])
+def test_a_literal_that_python_cannot_make_is_refused(tmp_path: Path, rest: str):
+    (tmp_path / "reviews_X_5.json").write_text(
+        '{"reviewerID": "u", "asin": "A1", "unixReviewTime": 1, "overall": 5.0}\n'
+    )
+    (tmp_path / "meta_X.json").write_text("{'asin': 'A1', 'title': 'x', " + rest)
+    with pytest.raises(DataError, match="is neither JSON nor a Python literal"):
+        read_domain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("interactions", "problem"),
+    [
+        ("user_id,item_id\n", "hold no interaction"),
+        ("user_id,item_id,time\nu,a,2024-01-01T00:00:00.123456789\n", "finer than microseconds"),
+        ("user_id,item_id,item_id\nu,a,b\n", "has 2 columns called 'item_id'"),
+    ],
+)
+def test_a_table_that_could_be_misread_is_refused(tmp_path: Path, interactions: str, problem: str):
+    (tmp_path / "x.csv").write_text(interactions)
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\n")
+    with pytest.raises(DataError, match=problem):
+        read_domain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values", ['"ratings": ["5"]', '"ratings": [1e999]', '"timestamps": [1e999]', f'"timestamps": [{"9" * 401}]']
+)
+def test_a_number_that_is_none_or_too_large_is_refused_in_json_lines(tmp_path: Path, values: str):
+    (tmp_path / "items.jsonl").write_text('{"item_id": "a", "title": "A"}\n')
+    (tmp_path / "sequences.jsonl").write_text(f'{{"user_id": "u", "items": ["a"], {values}}}\n')
+    with pytest.raises(DataError, match="must be"):
+        read_domain(tmp_path)
+
+
+def test_odd_values_of_a_parquet_file_are_missing_or_refused(tmp_path: Path):
+    pq.write_table(pa.table({"user_id": ["u", "u"], "item_id": ["a", "b"]}), tmp_path / "x.parquet")
+
+    def items(**columns: object) -> DomainData:
+        pq.write_table(pa.table({"item_id": ["a", "b"], "title": ["A", "B"]} | columns), tmp_path / "items.parquet")
+        return read_domain(tmp_path)
+
+    data = items(year=[float("nan"), 1999.0])
+    assert [dict(item.fields) for item in data.items.values()] == [{}, {"year": 1999.0}]
+    for column in ([float("inf"), 1.0], [b"x", b"y"]):
+        with pytest.raises(DataError, match="must be text or finite numbers"):
+            items(year=column)
