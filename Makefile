@@ -39,6 +39,7 @@ bench: setup  ## Benchmarks, about twenty minutes: each prints its figures as ra
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_scale.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranking.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reading.py
 
 lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff check
