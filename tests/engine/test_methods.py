@@ -82,7 +82,7 @@ def test_factor_refuses_adapters_of_different_rank_or_scale_and_names_them(ranks
     assert "linear" in refused.value.hint
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["linear", "factor"])
 def test_no_method_changes_the_factors_it_is_given(method):
     factors = random_factors(0, 4, 6, [2, 2], [1.5, 1.5])
     before = [(f.a.clone(), f.b.clone()) for f in factors]
@@ -90,7 +90,7 @@ def test_no_method_changes_the_factors_it_is_given(method):
     assert all(torch.equal(f.a, a) and torch.equal(f.b, b) for f, (a, b) in zip(factors, before, strict=True))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["linear", "factor"])
 def test_every_adapter_needs_its_weight(method):
     with pytest.raises(ValueError, match="shorter"):
         METHODS[method](random_factors(0, 4, 6, [2, 2], [1.0, 1.0]), [0.5])
