@@ -6,7 +6,7 @@ import fnmatch
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from .documents import read_object, shown
 from .errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 from .filenames import check_file_name
 from .headers import HEADER_LIMIT, Header, TensorInfo, read_header
-from .lora import LoraConfig, LoraModule, lora_modules
+from .lora import LoraConfig, LoraModule, SavedTensor, TokenRows, lora_modules
+from .naming import Place
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -72,6 +73,8 @@ class AdapterFacts:
     bytes: int
     dtype: str
     base_name: str | None
+    saved: tuple[SavedTensor, ...] = ()
+    tokens: tuple[TokenRows, ...] = ()
 
 
 def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
@@ -127,6 +130,7 @@ def inspect_adapter(
     if base is not None:
         for module in modules:
             _check_fit(header.path, module, base)
+        modules = tuple(replace(module, places=(Place(module.weight),)) for module in modules)
     if scan:
         check_finite(header)
     return AdapterFacts(

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from .documents import shown
 from .errors import InvalidArtifactError, UnsupportedAdapterError
 from .headers import Header, TensorInfo
+from .naming import Place
 
 PREFIX = "base_model.model."
 PATTERN_WORK = 20_000_000  # steps of patterns times modules: some seconds
@@ -161,19 +162,53 @@ class NamePatterns(Generic[Number]):
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One adapted module: its delta is `scale · B A`, added to the base tensor `weight` (to its transpose if `transposed`).
+    """One pair of factors: the delta of `parameter` is `scale · B A`, or its transpose if `transposed`.
 
-    `a` is `[rank, in]`, `b` is `[out, rank]`; the weight is `[out, in]`, or `[in, out]` if `transposed`.
+    `a` is `[rank, in]`, `b` is `[out, rank]`; the weight is `[out, in]`, or `[in, out]` if `transposed`. `places` and
+    `bias_place` say where the parameters lie in the base; they are empty where no base was given.
     """
 
     name: str
-    weight: str
+    parameter: str
     a: TensorInfo
     b: TensorInfo
     rank: int
     alpha: float
     scale: float
     transposed: bool
+    experts: int = 1
+    magnitude: TensorInfo | None = None
+    bias: TensorInfo | None = None
+    places: tuple[Place, ...] = ()
+    bias_place: Place | None = None
+
+    @property
+    def weight(self) -> str:
+        """The parameter's name in the model."""
+        return f"{self.name}.{self.parameter}"
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """A tensor that the adapter holds whole, as it was trained; `place` is None where the base has none of that name.
+
+    `name` is the parameter's name in the model.
+    """
+
+    name: str
+    info: TensorInfo
+    why: Literal["modules_to_save", "bias", "embedding"]
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of an embedding as they were trained: `info` is `[len(indices), dimension]`. `name` is the parameter's name."""
+
+    name: str
+    info: TensorInfo
+    indices: tuple[int, ...]
+    place: Place
 
 
 def lora_modules(header: Header, config: LoraConfig) -> tuple[LoraModule, ...]:
@@ -211,7 +246,7 @@ def _module(path: Path, config: LoraConfig, name: str, pair: Mapping[str, Tensor
     if a.shape[0] != rank:
         raise InvalidArtifactError(f"{path}: {a.name!r} has rank {a.shape[0]}, but adapter_config.json says {rank}")
     return LoraModule(
-        name, f"{name}.weight", a, b, rank, config.alpha_of(name), config.scale_of(name), config.fan_in_fan_out
+        name, "weight", a, b, rank, config.alpha_of(name), config.scale_of(name), config.fan_in_fan_out
     )
 
 
