@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..registry.digests import digest_of_json
 from ..tasks import DEFAULT_TEMPLATE
 from .errors import RecipeError
+from .methods import METHODS
 
 Role = Literal["spirit", "ingredient"]
 DType = Literal["bfloat16", "float16", "float32"]
@@ -48,19 +58,49 @@ class Adaptive(_Strict):
 
 
 class Output(_Strict):
-    """What comes out: a full checkpoint, in the base's dtype unless one is named."""
+    """What comes out: a full checkpoint in the base's dtype, or one adapter in float32, unless a dtype is named.
 
-    format: Literal["checkpoint"] = "checkpoint"
+    `rank` cuts the adapter down to that rank by SVD; without it the adapter is exact.
+    """
+
+    format: Literal["checkpoint", "adapter"] = "checkpoint"
     dtype: DType | None = None
+    rank: Annotated[int, Field(ge=1, description="cut the adapter to this rank by SVD")] | None = None
+
+    @model_validator(mode="after")
+    def _only_adapters_have_a_rank(self) -> Output:
+        if self.rank is not None and self.format != "adapter":
+            raise ValueError("`rank` is for `format: adapter`; a checkpoint has none")
+        return self
 
 
 class Recipe(_Strict):
-    """A way to combine a base spirit and an ingredient; see DESIGN's recipe file."""
+    """A way to combine a base spirit and an ingredient; see DESIGN's recipe file.
 
-    method: Literal["linear", "factor"] = "linear"
+    `options` are the method's, complete with its defaults: a recipe that spells a default is the same recipe.
+    """
+
+    method: str = "linear"
+    options: Annotated[dict[str, bool | int | float | str], Field(validate_default=True)] = {}
     coefficients: dict[Role, FiniteFloat] | None = None
     adaptive: Adaptive | None = None
     output: Output = Output()
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"there is no method {_short(name)}; one of {', '.join(METHODS)}")
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data:
+            return {}  # an unknown method is told by itself
+        if not isinstance(given, Mapping):
+            raise ValueError(f"must be a mapping of the method's options (got {_short(given)})")
+        return METHODS[info.data["method"]].options.model_validate(given).model_dump(mode="json")
 
     @model_validator(mode="after")
     def _one_source_of_coefficients(self) -> Recipe:
@@ -68,6 +108,22 @@ class Recipe(_Strict):
             raise ValueError("give either `coefficients` or `adaptive`")
         if self.coefficients is not None and not self.coefficients:
             raise ValueError("`coefficients` names no adapter; give spirit, ingredient or both")
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_do_it(self) -> Recipe:
+        method = METHODS[self.method]
+        if method.kind != "factors":
+            able = " or ".join(m.name for m in METHODS.values() if m.kind == "factors")
+            if self.adaptive is not None:
+                raise ValueError(f"`adaptive` works with method {able}; {self.method} needs `coefficients`")
+            if self.output.format == "adapter":
+                raise ValueError(f"`format: adapter` works with method {able}; what {self.method} makes has no factors")
+        if self.coefficients is not None:
+            try:
+                method.check(list(self.coefficients.values()))
+            except RecipeError as error:
+                raise ValueError(str(error)) from error
         return self
 
     @field_validator("coefficients")
@@ -86,7 +142,10 @@ class Recipe(_Strict):
         return digest_of_json(self.to_json())
 
     def to_json(self) -> dict:
-        return self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True)
+        if not content["options"]:
+            del content["options"]  # so that recipes from before there were options keep their digest
+        return content
 
     def with_absolute_template(self) -> Recipe:
         """The same recipe, whose prompt template is found from any folder."""
@@ -143,21 +202,46 @@ def parse_recipe(content: Mapping[str, object], *, where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {_plain(e)}" for e in error.errors())
-        raise RecipeError(
-            f"recipe {where}: {problems}", hint="`reccocktail recipe show default` prints a complete recipe"
-        ) from error
+        raise RecipeError(f"recipe {where}: {'; '.join(_problems(error))}", hint=_hint(content)) from error
 
 
-def _plain(error: object) -> str:
-    assert isinstance(error, dict)
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    return (
-        f"{error['msg']} (got {_short(error['input'])})"
-        if error["type"] != "value_error"
-        else str(error["ctx"]["error"])
-    )
+def parse_options(method: str, given: Mapping[str, object]) -> dict[str, bool | int | float | str]:
+    """A method's options, complete with its defaults. Raises RecipeError naming the method or the option that is wrong."""
+    if method not in METHODS:
+        raise RecipeError(f"there is no method {_short(method)}", hint=f"one of {', '.join(METHODS)}")
+    try:
+        return METHODS[method].options.model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        raise RecipeError(f"method {method!r}: {'; '.join(_problems(error))}", hint=_takes(method)) from error
+
+
+def _hint(content: Mapping[str, object]) -> str:
+    method = content.get("method")
+    if isinstance(method, str) and method in METHODS and ("options" in content or METHODS[method].options.model_fields):
+        return _takes(method)
+    return "`reccocktail recipe show default` prints a complete recipe, `reccocktail recipe methods` lists the methods"
+
+
+def _takes(method: str) -> str:
+    names = ", ".join(METHODS[method].options.model_fields)
+    return f"method {method!r} takes {names or 'no options'}; `reccocktail recipe methods` describes them"
+
+
+def _problems(error: ValidationError, *, within: tuple[str, ...] = ()) -> Iterator[str]:
+    """Each problem with the key it is at; a method's options are checked by a model of their own, inside the recipe's."""
+    for entry in error.errors():
+        key = (*within, *map(str, entry["loc"]))
+        cause = entry.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):
+            yield from _problems(cause, within=key)
+        elif entry["type"] == "extra_forbidden":
+            yield f"{'.'.join(key)}: unknown key"
+        elif entry["type"] == "missing":
+            yield f"{'.'.join(key)}: must be given"
+        elif cause is not None:
+            yield f"{'.'.join(key) or 'recipe'}: {cause}"
+        else:
+            yield f"{'.'.join(key) or 'recipe'}: {entry['msg']} (got {_short(entry['input'])})"
 
 
 def _short(value: object) -> str:

@@ -42,6 +42,7 @@ ASKED: list[Words] = [
     ("recipe", "list"),
     ("recipe", "show", "default"),
     ("recipe", "check", "{small_recipe}"),
+    ("recipe", "methods"),
     ("build", "request", "skin-care"),
     ("build", "request", "skin-care", "--recipe", "spirit-only", "--wait"),
     ("build", "list"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reccocktail.engine.errors import RecipeError
-from reccocktail.engine.recipes import SHIPPED, Adaptive, Output, Recipe, load_recipe, parse_recipe
+from reccocktail.engine.recipes import SHIPPED, Adaptive, Output, Recipe, load_recipe, parse_options, parse_recipe
 
 
 def as_toml(content: dict[str, Any]) -> str:
@@ -38,12 +40,38 @@ ADAPTIVE = st.builds(
     negatives=st.integers(1, 100),
     seed=st.integers(0, 2**31),
 )
-RECIPES = st.builds(
+DTYPES = st.sampled_from([None, "bfloat16", "float16", "float32"])
+FACTORED = st.builds(
     lambda method, how, output: Recipe(method=method, output=output, **how),
     st.sampled_from(["linear", "factor"]),
     st.one_of(st.fixed_dictionaries({"coefficients": COEFFICIENTS}), st.fixed_dictionaries({"adaptive": ADAPTIVE})),
-    st.builds(Output, dtype=st.sampled_from([None, "bfloat16", "float16", "float32"])),
+    st.one_of(
+        st.builds(Output, dtype=DTYPES),
+        st.builds(Output, format=st.just("adapter"), rank=st.none() | st.integers(1, 512), dtype=DTYPES),
+    ),
 )
+DENSITY = st.floats(0.0625, 1)
+WITH_OPTIONS = st.builds(
+    lambda how, coefficients, output: Recipe(method=how[0], options=how[1], coefficients=coefficients, output=output),
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["ties_peft", "dare_ties_peft"]),
+            st.fixed_dictionaries(
+                {"density": DENSITY}, optional={"majority_sign": st.sampled_from(["total", "frequency"])}
+            ),
+        ),
+        st.tuples(
+            st.sampled_from(["dare_linear_mergekit", "dare_ties_mergekit"]),
+            st.fixed_dictionaries(
+                {"density": DENSITY},
+                optional={"normalize": st.booleans(), "scale": st.floats(-4, 4), "seed": st.integers(0, 2**63)},
+            ),
+        ),
+    ),
+    COEFFICIENTS,
+    st.builds(Output, dtype=DTYPES),
+)
+RECIPES = FACTORED | WITH_OPTIONS
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -108,6 +136,41 @@ WRONG = {
     "infinity": ({"coefficients": {"spirit": float("inf")}}, "coefficients.spirit.*inf"),
     "too few points": ({"adaptive": {"points": 2}}, "adaptive.points.*2"),
     "no tokens": ({"adaptive": {"tokens": 0}}, "adaptive.tokens.*0"),
+    "unknown option": (
+        {"method": "ties_peft", "options": {"density": 0.5, "trim": 1}, "coefficients": HALF},
+        "options.trim: unknown key",
+    ),
+    "option of another method": ({"options": {"density": 0.5}, "coefficients": HALF}, "options.density: unknown key"),
+    "option out of range": (
+        {"method": "ties_mergekit", "options": {"density": 1.5}, "coefficients": HALF},
+        "options.density.*1.5",
+    ),
+    "option of the wrong kind": (
+        {"method": "ties_peft", "options": {"density": 1, "majority_sign": "loudest"}, "coefficients": HALF},
+        "options.majority_sign.*'loudest'",
+    ),
+    "option that is needed": ({"method": "dare_ties_peft", "coefficients": HALF}, "options.density: must be given"),
+    "options that do not fit each other": (
+        {"method": "della", "options": {"density": 0.9, "epsilon": 0.2}, "coefficients": HALF},
+        "options: density ± epsilon.*0.9 ± 0.2",
+    ),
+    "options as a list": ({"options": [0.5], "coefficients": HALF}, "options: must be a mapping"),
+    "slerp of one": ({"method": "slerp", "coefficients": {"spirit": 1.0}}, "'slerp' mixes exactly 2 adapters"),
+    "slerp off the arc": (
+        {"method": "slerp", "coefficients": {"spirit": 1.0, "ingredient": 1.0}},
+        "'slerp' needs coefficients that sum to 1.*1, 1",
+    ),
+    "weights for sce": ({"method": "sce", "coefficients": HALF}, "'sce' finds its own weights"),
+    "adaptive without factors": (
+        {"method": "ties_peft", "options": {"density": 0.5}, "adaptive": {}},
+        "adaptive.*linear or factor",
+    ),
+    "adapter without factors": (
+        {"method": "ties_peft", "options": {"density": 0.5}, "coefficients": HALF, "output": {"format": "adapter"}},
+        "format: adapter.*linear or factor",
+    ),
+    "rank of a checkpoint": ({"coefficients": HALF, "output": {"rank": 8}}, "output: `rank` is for `format: adapter`"),
+    "rank of nothing": ({"coefficients": HALF, "output": {"format": "adapter", "rank": 0}}, "output.rank.*0"),
     "other dtype": ({"coefficients": HALF, "output": {"dtype": "int8"}}, "output.dtype.*'int8'"),
 }
 
@@ -121,6 +184,53 @@ def test_what_is_wrong_in_a_recipe_is_named_with_its_file(content, named, suffix
         load_recipe(str(path))
     assert str(path) in str(refused.value)
     assert refused.value.hint
+
+
+def test_a_wrong_option_is_answered_with_those_that_the_method_takes():
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe({"method": "ties_peft", "options": {"k": 1}, "coefficients": HALF}, where="mine")
+    assert refused.value.hint is not None
+    assert "'ties_peft' takes density, majority_sign" in refused.value.hint
+
+
+def test_an_option_spelled_with_its_default_makes_the_same_recipe():
+    brief = {"method": "dare_ties_peft", "options": {"density": 0.5}, "coefficients": HALF}
+    spelled = brief | {"options": {"seed": 42, "majority_sign": "total", "density": 0.5}}
+    assert parse_recipe(brief, where="one").digest == parse_recipe(spelled, where="other").digest
+    other = brief | {"options": {"density": 0.5, "seed": 43}}
+    assert parse_recipe(other, where="another").digest != parse_recipe(brief, where="one").digest
+
+
+DIGESTS = {
+    "default": "bea8eaa84877b2c25563b87abcb02545408d40a6dc5999675b67fd6b50429f8e",
+    "reccocktail": "127a10e7bac43aecf0c88659811ecd05ac1cdb71fafc2ccaeccdd48831821ee1",
+    "average": "d3354ff45fb30a5ac8b756b76e049cdc42a01edadf204cca0849f683ee62b238",
+    "spirit-only": "644374486ac580acfef7eeb24dd521f8a267f484dd550c983745a2b36f53e2b9",
+    "ingredient-only": "645737fc3f9c5996e176cc89fa294029e43ae42f06556f7f0db3d73c8a2eebda",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_recipe_from_before_there_were_options_keeps_its_digest(name):
+    """Builds are found by keys that hold it."""
+    assert load_recipe(name).digest == f"sha256:{DIGESTS[name]}"
+
+
+def test_an_options_mapping_is_completed_or_refused_without_a_recipe():
+    assert parse_options("ties_peft", {"density": 0.5}) == {"density": 0.5, "majority_sign": "total"}
+    assert parse_options("linear", {}) == {}
+    with pytest.raises(RecipeError, match=r"method 'sce': select_topk.*\(got 0\)"):
+        parse_options("sce", {"select_topk": 0})
+    with pytest.raises(RecipeError, match="no method 'ties'"):
+        parse_options("ties", {})
+
+
+def test_reading_a_recipe_takes_no_torch():
+    code = "import sys; from reccocktail.engine.recipes import load_recipe; load_recipe('default').digest; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 UNREADABLE = {
