@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -340,7 +341,7 @@ def sce(deltas: Sequence[Tensor], *, select_topk: SelectTopK = 1.0) -> Tensor:
         variance = _sum((delta - mean).square() for delta in deltas) / len(deltas)
         kept = _mask_of_largest(variance, int(variance.count_nonzero() * select_topk))
         selected = [delta * kept for delta in deltas]
-    energies = [float(delta.square().mean()) for delta in selected]
+    energies = [_total(delta.square()) / delta.numel() for delta in selected]
     total = sum(energies)
     shares = [1 / len(selected)] * len(selected) if total < 1e-6 else [energy / total for energy in energies]
     majority = _sign(_sum(selected))
@@ -355,17 +356,15 @@ def slerp(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float]) -> T
     With U = W + Δ₁, V = W + Δ₂, θ the angle between them and t the second coefficient: [sin((1-t)θ) U + sin(tθ) V] / sin θ - W, the
     whole tensor as one vector; linear where |cos θ| > 0.9995. LoRAs move weights so little that this is the usual case.
     """
-    import torch
-
     first, second = (base + delta for delta in deltas)
-    lengths = [float(torch.linalg.vector_norm(full)) for full in (first, second)]
-    cosine = (first / _or_one(lengths[0], 1e-8) * (second / _or_one(lengths[1], 1e-8))).sum().clamp(-1, 1)
-    t = torch.tensor(weights[1], dtype=torch.float32)
-    if abs(float(cosine)) > 0.9995:
-        toward_first, toward_second = float(1 - t), float(t)
-    else:
-        angle = torch.acos(cosine.cpu())
-        toward_first, toward_second = (float(torch.sin(share * angle) / torch.sin(angle)) for share in (1 - t, t))
+    lengths = [_or_one(math.sqrt(_total(full.square())), 1e-8) for full in (first, second)]
+    cosine = min(1.0, max(-1.0, _total(first * second) / lengths[0] / lengths[1]))
+    toward_first, toward_second = 1 - weights[1], weights[1]
+    if abs(cosine) <= 0.9995:
+        angle = math.acos(cosine)
+        toward_first, toward_second = (
+            math.sin(share * angle) / math.sin(angle) for share in (toward_first, toward_second)
+        )
     # a·U + b·V - W with W taken out first: no digits are lost in a difference of two near-equal weights
     return base * (toward_first + toward_second - 1) + deltas[0] * toward_first + deltas[1] * toward_second
 
@@ -427,7 +426,7 @@ def _rescaled(before: Sequence[Tensor], after: Sequence[Tensor], rescale: bool) 
     """Pruned deltas with the L1 norm they had, where there is one to speak of."""
     if not rescale:
         return list(after)
-    norms = [(float(was.abs().sum()), float(now.abs().sum())) for was, now in zip(before, after, strict=True)]
+    norms = [(_total(was.abs()), _total(now.abs())) for was, now in zip(before, after, strict=True)]
     return [now if min(norm) < 1e-7 else now * (norm[0] / norm[1]) for now, norm in zip(after, norms, strict=True)]
 
 
@@ -467,6 +466,13 @@ def _sign(total: Tensor) -> Tensor:
 
 def _or_one(value: float, least: float) -> float:
     return value if abs(value) > least else 1.0
+
+
+def _total(tensor: Tensor) -> float:
+    """The sum of all values, added up in float64, so that the order in which threads take them does not show."""
+    import torch
+
+    return float(tensor.sum(dtype=torch.float64))
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
