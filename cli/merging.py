@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from .console import answer, details, progress, say
     epilog=example(
         "reccocktail merge ./base -a ./spirit=0.4 -a ./beauty=0.6 -o ./merged",
         "reccocktail merge ./base -a ./spirit -a ./beauty -r average -o ./merged --dtype float32",
+        "reccocktail merge ./base -a ./spirit=1 -a ./beauty=1 --method ties_mergekit --option density=0.3 -o ./merged",
+        "reccocktail merge ./base -a ./spirit=0.4 -a ./beauty=0.6 --format adapter --rank 16 -o ./mixed-lora",
     )
 )
 @click.argument("base", type=click.Path(path_type=Path))
@@ -27,8 +30,12 @@ from .console import answer, details, progress, say
 @click.option(
     "-o", "out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="New folder for the result."
 )
-@click.option("--method", type=click.Choice(["linear", "factor"]), help="Without a recipe: linear unless said.")
-@click.option("--format", "format_", type=click.Choice(["checkpoint"]), default="checkpoint", show_default=True)
+@click.option("--method", metavar="M", help="Without a recipe: linear unless said; `recipe methods` lists them.")
+@click.option("--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the method.")
+@click.option(
+    "--format", "format_", type=click.Choice(["checkpoint", "adapter"]), help="Else the recipe's: checkpoint."
+)
+@click.option("--rank", type=click.IntRange(min=1), help="Cut the adapter to this rank by SVD; else it is exact.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the result; else the base's.")
 @click.option("--device", metavar="D", help="Else the device of the settings.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Take adapters that name another base model.")
@@ -41,36 +48,49 @@ def merge(
     recipe_name: str | None,
     out: Path,
     method: str | None,
-    format_: str,
+    options: tuple[str, ...],
+    format_: str | None,
+    rank: int | None,
     dtype: str | None,
     device: str | None,
     allow_base_mismatch: bool,
     as_json: bool,
 ) -> None:
-    """Merge LoRA folders into the checkpoint in the folder BASE; no registry is needed."""
-    from ..engine.models import pick_device
-    from ..engine.recipes import load_recipe
+    """Merge LoRA folders into the checkpoint in the folder BASE, or into one LoRA; no registry is needed.
+
+    A merge that was interrupted goes on where it was when the same command is given again.
+    """
+    from ..engine.recipes import load_recipe, parse_output
     from ..engine.standalone import merge_folders, weigh
 
-    if recipe_name and method:
-        raise UsageError("the recipe names the method; leave out --method or -r")
+    if recipe_name and (method or options):
+        raise UsageError("the recipe names the method and its options; leave out --method and --option, or -r")
     recipe = load_recipe(recipe_name) if recipe_name else None
     weighted = weigh([_adapter(text) for text in adapters], recipe)
+    said = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
+    output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | said)
     target = new_folder(out)
     with progress("merging", unit="bytes") as update:
-        report = merge_folders(
-            base.expanduser(),
-            weighted,
-            target,
-            method=recipe.method if recipe else method or "linear",
-            dtype=dtype or (recipe.output.dtype if recipe else None),  # pyright: ignore[reportArgumentType]
-            device=pick_device(device or app.settings.device),
-            allow_base_mismatch=allow_base_mismatch,
-            progress=lambda done, total: update(done, total, ""),
-        )
-    document = {
+        try:
+            report = merge_folders(
+                base.expanduser(),
+                weighted,
+                target,
+                method=recipe.method if recipe else method or "linear",
+                options=recipe.options if recipe else dict(map(_option, options)),
+                format=output.format,
+                rank=output.rank,
+                dtype=output.dtype,
+                device=device or app.settings.device,
+                allow_base_mismatch=allow_base_mismatch,
+                progress=lambda done, total: update(done, total, ""),
+            )
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on after the shards that are finished")
+            raise
+    document: dict[str, object] = {
         "path": str(target),
-        "format": format_,
+        "format": output.format,
         **report.summary(),
         "tensors": [asdict(t) for t in report.tensors],
     }
@@ -80,6 +100,17 @@ def merge(
         details(report.summary())
 
     answer(as_json, document, show)
+
+
+def _option(text: str) -> tuple[str, object]:
+    """`KEY=VALUE`, the value as JSON reads it where it does: numbers, true and false; else text."""
+    key, sign, value = text.partition("=")
+    if not key or not sign:
+        raise UsageError(f"--option {text}: is not KEY=VALUE", hint="--option density=0.5")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _adapter(text: str) -> tuple[Path, float | None]:

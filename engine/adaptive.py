@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..tasks import Question, fit
 from .errors import AdaptationError
-from .merge import Part
 from .mixture import Mixture, answer_entropies
 from .models import load_model
 from .recipes import Adaptive
+from .results import Part
 
 
 @dataclass(frozen=True)

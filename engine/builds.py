@@ -29,15 +29,14 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, St
 from ..registry.references import SPIRIT
 from ..tasks import Question, TaskError, Template, load_template, questions, read_domain
 from .errors import AdaptationError, MergeError
+from .journal import FORMAT_VERSION
 from .provenance import write_papers
 from .recipes import SHIPPED, Adaptive, Recipe, Role, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from .adaptive import Adaptation
-    from .merge import MergeReport, Part
+    from .results import MergeReport, Part
 
-# Part of every key: raised when the engine would write other bytes for the same inputs.
-FORMAT_VERSION = 1
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
 PLOT = "entropy.png"
@@ -396,7 +395,7 @@ def _kept_lease(registry: Registry, build: Build, worker: str) -> Iterator[None]
 def _make(registry: Registry, build: Build, device: str, progress: Progress) -> tuple[str, dict, dict]:
     """(digest of the result folder, final coefficients, report)."""
     from .adaptive import adapt
-    from .merge import Part
+    from .results import Part
 
     started = time.monotonic()
     recipe = parse_recipe(build.recipe, where=f"of build {build.id}")
@@ -485,7 +484,8 @@ def _write_result(
     device: str,
     progress: Progress,
 ) -> MergeReport:
-    from .merge import Part, merge
+    from .merge import merge
+    from .results import Part
 
     base = registry.bases.get(build.base)
     done = 0
@@ -507,6 +507,7 @@ def _write_result(
         used,
         out,
         method=recipe.method,
+        options=recipe.options,
         dtype=recipe.output.dtype,
         device=device,
         progress=advance,
@@ -517,6 +518,7 @@ def _write_result(
         _card(registry, build, {str(role): value for role, value in coefficients.items()}),
         {"base": base.digest} | {role: adapter.digest for role, adapter in adapters.items()},
         build.domain,
+        known=merged.digests,
     )
     return merged
 

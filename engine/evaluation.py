@@ -35,9 +35,9 @@ from ..tasks import (
     summarise,
 )
 from .errors import EvaluationError
-from .merge import Part
 from .mixture import Mixture
 from .models import compute_dtype, load_model
+from .results import Part
 from .standalone import folder_digest
 
 Mode = Literal["likelihood", "generate"]

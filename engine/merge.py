@@ -1,89 +1,56 @@
-"""The streaming merge: every target weight W' = round(W + Σ w·s·B A), everything else copied byte for byte.
+"""The streaming merge: every target weight W' = round(W + Σ w·(what each adapter makes of W - W)), all else copied.
 
-One block of rows is in memory at a time per thread, so memory is bounded by the adapters and the blocks, not by the
-model. Deltas are formed and added in float32 and rounded once to the output dtype. Shard layout, file names and tensor
-order of the base are kept.
+A block of rows per thread is in memory at a time, so memory is bounded by the adapters and the blocks, not by the model;
+only methods that look at whole deltas (TIES and the like) hold a whole matrix. Deltas are formed and added in float32 and
+rounded once to the output dtype. Shard layout, file names and tensor order of the base are kept. Several mixes over one
+base are made in one pass over it.
+
+A shard goes: plan (which tensor gets which deltas) → jobs on a pool (read, add, write) → sync and note. While one shard is
+synced, the next is computed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
-import struct
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..registry.digests import file_digest
 from ..registry.headers import Header, TensorInfo, read_header
-from ..registry.inspect import AdapterFacts, BaseFacts
-from ..registry.lora import LoraModule
+from ..registry.inspect import BaseFacts
+from ..registry.lora import LoraModule, SavedTensor, TokenRows
+from .checkpoint import (
+    Shard,
+    bytes_of,
+    copy_range,
+    read_into,
+    torch_dtype,
+    write_from,
+)
+from .deltas import LowRank, Saved, Term, Tokens, slabs
 from .errors import MergeError
-from .methods import METHODS, Factors
+from .journal import Journal
+from .methods import Factors
 from .recipes import DType
+from .results import MergeReport, Mix, Part, Result, Target, TensorReport, Use, matrix
 
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-}
-FILE_DTYPES: dict[DType, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-BLOCK_BYTES = 4 << 20
-INDEX = "model.safetensors.index.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-# The base's card describes the base; the result gets its own.
-NOT_CARRIED = ("README.md", "recipe.json", "provenance.json")
+BLOCK_BYTES = 2 << 20  # of the base, per step: its float32 and its result still fit a core's cache
+CUDA_BLOCK_BYTES = 32 << 20  # large enough that starting a kernel costs nothing
+CHUNK_BYTES = 64 << 20  # of one tensor, per job, so that one embedding does not keep one thread busy alone
 
 
-@dataclass(frozen=True)
-class Part:
-    """One adapter of a mix: where it lies, what it holds, and its weight."""
-
-    folder: Path
-    facts: AdapterFacts
-    weight: float
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """What became of one target weight. Norms are Frobenius norms; `lost` is |W' - (W + Δ)| / |Δ|, the share of the
-    delta that rounding to the output dtype swallowed; `changed` is the share of weights that differ from the base."""
-
-    name: str
-    adapters: int
-    rank: int
-    delta_norm: float
-    lost: float
-    changed: float
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did, per target weight, and which files of the base were carried or left out."""
-
-    tensors: tuple[TensorReport, ...]
-    copied_tensors: int
-    carried: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-    def summary(self) -> dict:
-        """The figures that a person reads first; medians over the target weights."""
-        lost = sorted(t.lost for t in self.tensors)
-        changed = sorted(t.changed for t in self.tensors)
-        return {
-            "merged_tensors": len(self.tensors),
-            "copied_tensors": self.copied_tensors,
-            "median_lost_to_rounding": round(lost[len(lost) // 2], 4) if lost else 0.0,
-            "worst_lost_to_rounding": round(lost[-1], 4) if lost else 0.0,
-            "median_changed": round(changed[len(changed) // 2], 4) if changed else 0.0,
-            "left_out": list(self.left_out),
-        }
+Progress = Callable[[int], None]
 
 
 def merge(
@@ -93,225 +60,534 @@ def merge(
     out: Path,
     *,
     method: str = "linear",
+    options: Mapping[str, object] | None = None,
     dtype: DType | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[int], None] = lambda n: None,
+    journal: Journal | None = None,
+    progress: Progress = lambda n: None,
 ) -> MergeReport:
-    """Write the merged checkpoint into the empty folder `out`; `progress` is told the bytes read, as they are read.
+    """Write the merged checkpoint into the folder `out`; `progress` is told the bytes read, as they are read.
 
     `out` is left half-written when something fails: give a staging folder. Raises MergeError, RecipeError.
     """
-    plans = _plan(base, parts, method)
-    reports: list[TensorReport] = []
-    copied = 0
-    threads = threads or min(8, os.cpu_count() or 1)
-    with _one_torch_thread_each():
-        for file in sorted({tensor.file for tensor in base.tensors.values()}):
-            source = read_header(base_folder / file)
-            # The pool is left before the shard is closed: a thread still writing would write into whatever file is
-            # given the closed one's number next.
-            with _ShardCopy(source, out / file, dtype) as shard, ThreadPoolExecutor(threads) as pool:
-                try:
-                    jobs = []
-                    for tensor in source.tensors.values():
-                        if tensor.name in plans:
-                            jobs.append(pool.submit(_merge_tensor, shard, tensor, plans[tensor.name], device, progress))
-                        else:
-                            copied += 1
-                            jobs.append(pool.submit(_copy_tensor, shard, tensor, progress))
-                    reports += [report for job in jobs if (report := job.result()) is not None]
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    carried, left_out = _carry_other_files(base_folder, base, out, dtype)
-    _verify(base, out, dtype)
-    return MergeReport(tuple(sorted(reports, key=lambda r: r.name)), copied, carried, left_out)
+    mix = Mix(parts, out, method, options or {}, dtype, journal)
+    return merge_all(base_folder, base, [mix], device=device, threads=threads, progress=progress)[0]
 
 
-@dataclass(frozen=True)
-class _Delta:
-    """The combined delta of one weight: `factors` gives [rows, R] and [R, columns] in the weight's own layout."""
-
-    factors: Callable[[], tuple[Tensor, Tensor]]
-    adapters: int
-
-
-def _plan(base: BaseFacts, parts: Sequence[Part], method: str) -> dict[str, _Delta]:
-    """Which weights get which delta. Every adapter tensor is in exactly one of them: inspection refuses all others."""
-    if not parts:
-        raise MergeError("a merge needs at least one adapter")
-    for part in parts:
-        if not math.isfinite(part.weight):
-            raise MergeError(f"the weight of {part.folder} is {part.weight}, not a finite number")
-    uses: dict[str, list[tuple[Part, LoraModule]]] = {}
-    for part in parts:
-        for module in part.facts.modules:
-            uses.setdefault(module.weight, []).append((part, module))
-    for name in uses:
-        stored = base.tensors[name].info.dtype
-        if stored not in TORCH_DTYPES:
-            raise MergeError(f"base tensor {name} is stored as {stored}; only {', '.join(TORCH_DTYPES)} can be merged")
-    return {name: _delta(used, method) for name, used in uses.items()}
-
-
-def _delta(used: list[tuple[Part, LoraModule]], method: str) -> _Delta:
-    if len({module.transposed for _, module in used}) > 1:
-        said = ", ".join(f"{part.folder.name}: {module.transposed}" for part, module in used)
-        raise MergeError(f"the adapters disagree about fan_in_fan_out of {used[0][1].weight} ({said})")
-
-    def factors() -> tuple[Tensor, Tensor]:
-        b, a = METHODS[method]([load_factors(p.folder, m) for p, m in used], [p.weight for p, _ in used])
-        return (a.T.contiguous(), b.T.contiguous()) if used[0][1].transposed else (b, a)
-
-    return _Delta(factors, adapters=len(used))
+def merge_all(
+    base_folder: Path,
+    base: BaseFacts,
+    mixes: Sequence[Mix],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress = lambda n: None,
+) -> list[MergeReport]:
+    """Make several results in one pass over the base: each block of it is read once. Otherwise as `merge`."""
+    started = time.perf_counter()
+    with ExitStack() as opened:
+        results = [Result(base, mix, opened) for mix in mixes]
+        clock = {"plan": time.perf_counter() - started}
+        with _one_torch_thread_each():
+            _Run(base_folder, base, results, device, threads or min(8, os.cpu_count() or 1), progress).make(clock)
+    reports = []
+    for result in results:
+        carried, left_out = result.carry(base_folder)
+        result.verify()
+        if result.mix.journal:
+            result.mix.journal.close()
+        reports.append(result.report(carried, left_out, clock))
+    return reports
 
 
-def load_factors(folder: Path, module: LoraModule) -> Factors:
-    """Read one module's A and B as float32."""
-    header = read_header(folder / "adapter_model.safetensors")
-    with header.path.open("rb") as file:
-        a, b = (_read(file.fileno(), header, info) for info in (module.a, module.b))
-    return Factors(a.float(), b.float(), module.scale)
+# Running: shards one after the other, the tensors of a shard side by side
 
 
-def _read(fd: int, header: Header, info: TensorInfo, start: int = 0, end: int | None = None) -> Tensor:
-    """Bytes [start, end) of a tensor as a flat tensor of its own dtype, or the whole tensor in its shape."""
-    stop = info.end - info.start if end is None else end
-    flat = torch.frombuffer(_pread(fd, stop - start, header.data_start + info.start + start), dtype=_dtype(info))
-    return flat.reshape(info.shape) if end is None else flat
+@dataclass
+class _Stored:
+    """A file of the base, open for reading."""
+
+    header: Header
+    fd: int
 
 
-def _dtype(info: TensorInfo) -> torch.dtype:
-    return torch.float64 if info.dtype == "F64" else TORCH_DTYPES[info.dtype]
+@dataclass
+class _Tally:
+    """What a job found out about the rows it made."""
+
+    delta_squares: float = 0.0
+    lost_squares: float = 0.0
+    changed: int = 0
 
 
-def _pread(fd: int, count: int, offset: int) -> bytearray:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    while view:
-        got = os.preadv(fd, [view], offset)
-        if got == 0:
-            raise MergeError("a weight file became shorter while it was read")
-        view, offset = view[got:], offset + got
-    return buffer
+class _Run:
+    def __init__(
+        self,
+        base_folder: Path,
+        base: BaseFacts,
+        results: Sequence[Result],
+        device: str,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        self._folder, self._base, self._results = base_folder, base, results
+        self._device, self._threads, self._progress = torch.device(device), threads, progress
+        self._scratch = threading.local()
+
+    def make(self, clock: dict[str, float]) -> None:
+        """All shards of all results. `clock` is given the seconds of each stage."""
+        started = time.perf_counter()
+        clock |= {"sync": 0.0, "digest": 0.0}
+        # Pools are left before the shards are closed: a thread still writing would write into whatever file is given the
+        # closed one's number next.
+        with (
+            ExitStack() as opened,
+            ThreadPoolExecutor(1) as syncing,
+            ThreadPoolExecutor(1) as finishing,
+            ThreadPoolExecutor(self._threads) as pool,
+        ):
+            finish = _Finish(syncing, clock)
+            stored: dict[str, _Stored] = {}
+            begun: deque[tuple[list[tuple[Result, Shard]], list[Future]]] = deque()
+            finished: list[Future] = []
+            try:
+                for file in self._results[0].shards:
+                    writing = [
+                        (
+                            result,
+                            opened.enter_context(Shard(result.mix.out / file, [o.info for o in result.shards[file]])),
+                        )
+                        for result in self._results
+                        if not result.finished(file)
+                    ]
+                    if len(writing) < len(self._results) and not writing:
+                        self._progress(sum(t.info.nbytes for t in self._base.tensors.values() if t.file == file))
+                        continue
+                    for name in {target.source.file for result, _ in writing for target in result.shards[file]}:
+                        if name not in stored:
+                            header = read_header(self._folder / name)
+                            stored[name] = _Stored(header, os.open(header.path, os.O_RDONLY))
+                            opened.callback(os.close, stored[name].fd)
+                    begun.append((writing, self._submit(pool, file, writing, stored)))
+                    if len(begun) > 1:
+                        finished += self._hand_over(*begun.popleft(), finishing, finish)
+                while begun:
+                    finished += self._hand_over(*begun.popleft(), finishing, finish)
+                for job in finished:
+                    job.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                finishing.shutdown(wait=True, cancel_futures=True)
+                raise
+        clock["merge"] = time.perf_counter() - started
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, file: str, writing: list[tuple[Result, Shard]], stored: dict[str, _Stored]
+    ) -> list[Future]:
+        """One job or more per tensor; a job gives back (result, its report or None for a copy)."""
+        jobs = []
+        for position in range(max(len(result.shards[file]) for result, _ in writing)):
+            together: list[_Pour] = []
+            for result, shard in writing:
+                if position >= len(result.shards[file]):
+                    continue
+                target = result.shards[file][position]
+                source = stored[target.source.file]
+                if target.uses and not self._is_plain(result, target):
+                    jobs.append(pool.submit(self._mixed, result, target, shard, source))
+                elif not target.uses and target.info.dtype == target.source.info.dtype:
+                    jobs.append(pool.submit(self._copied, result, target, shard, source))
+                else:
+                    together.append(_Pour(result, target, shard, self._device))
+            if together:
+                jobs += [pool.submit(*job) for job in self._pouring(together, stored)]
+        return jobs
+
+    def _hand_over(
+        self,
+        writing: list[tuple[Result, Shard]],
+        jobs: list[Future],
+        finishing: ThreadPoolExecutor,
+        finish: _Finish,
+    ) -> list[Future]:
+        """Wait for a shard's tensors, then let it be synced and noted while the next one is computed."""
+        found: dict[int, tuple[list[TensorReport], int]] = {id(result): ([], 0) for result, _ in writing}
+        for job in jobs:
+            for result, report, copied in job.result():
+                reports, count = found[id(result)]
+                found[id(result)] = (reports + ([report] if report else []), count + copied)
+        for result, _ in writing:
+            reports, count = found[id(result)]
+            result.tensors += reports
+            result.copied += count
+        return [finishing.submit(finish, result, shard, *found[id(result)]) for result, shard in writing]
+
+    def _read(self, target: Target, count: int) -> None:
+        """Progress counts the base's bytes once, also where an untied head reads the embedding's again."""
+        if target.info.name == target.source.info.name:
+            self._progress(count)
+
+    def _is_plain(self, result: Result, target: Target) -> bool:
+        """Whether the delta of the whole tensor is one product of two thin matrices."""
+        return (
+            result.method.kind == "factors"
+            and target.info.shape == target.source.info.shape
+            and len(target.info.shape) == 2
+            and all(
+                isinstance(u.what, LoraModule) and not u.is_bias and u.what.magnitude is None and u.place.index is None
+                for u in target.uses
+            )
+        )
+
+    def _copied(self, result: Result, target: Target, shard: Shard, source: _Stored) -> list:
+        """Carry over a tensor that no adapter touches, byte for byte."""
+        start, size = source.header.data_start + target.source.info.start, target.info.nbytes
+        position = shard.position(target.info.name)
+        for at in range(0, size, CHUNK_BYTES):
+            count = min(CHUNK_BYTES, size - at)
+            copy_range(source.fd, start + at, count, shard.fd, position + at)
+            self._read(target, count)
+        return [(result, None, 1)]
+
+    def _pouring(self, pours: list[_Pour], stored: dict[str, _Stored]) -> Iterator[tuple]:
+        """The jobs for one tensor of the base that flows into one or more results."""
+        info = pours[0].target.source.info
+        source = stored[pours[0].target.source.file]
+        rows, columns = matrix(info)
+        row_bytes = columns * torch_dtype(info).itemsize
+        most = CUDA_BLOCK_BYTES if self._device.type == "cuda" else BLOCK_BYTES
+        step = max(1, most // max(1, row_bytes))
+        per_job = max(1, CHUNK_BYTES // (step * max(1, row_bytes))) * step
+        shares = [(start, min(start + per_job, rows)) for start in range(0, rows, per_job)] or [(0, 0)]
+        left = _Countdown(len(shares))
+        for share in shares:
+            yield self._pour, pours, source, share, step, left
+
+    def _pour(self, pours: list[_Pour], source: _Stored, share: tuple[int, int], step: int, left: _Countdown) -> list:
+        """Rows [start, stop) of one tensor, a block at a time: read once, given to every result."""
+        info = pours[0].target.source.info
+        columns = matrix(info)[1]
+        tallies = [_Tally() for _ in pours]
+        for row in range(*share, step):
+            count = min(step, share[1] - row)
+            raw = self._buffer("raw", count * columns, torch_dtype(info)).view(count, columns)
+            read_into(
+                source.fd, bytes_of(raw), source.header.data_start + info.start + row * columns * raw.element_size()
+            )
+            for pour, tally in zip(pours, tallies, strict=True):
+                pour.take(raw, row, tally, self._buffer)
+            self._read(pours[0].target, raw.numel() * raw.element_size())
+        for pour, tally in zip(pours, tallies, strict=True):
+            pour.tallies[share[0]] = tally
+        return [pour.done() for pour in pours] if left.last() else []
+
+    def _buffer(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """Memory of this thread that is used again and again: allocating it anew would cost more than what is done in it."""
+        held = getattr(self._scratch, name, None)
+        if held is None or held.numel() * held.element_size() < count * dtype.itemsize:
+            pinned = self._device.type == "cuda"
+            held = torch.empty(count * dtype.itemsize, dtype=torch.uint8, pin_memory=pinned)
+            setattr(self._scratch, name, held)
+        return held[: count * dtype.itemsize].view(dtype)
+
+    def _mixed(self, result: Result, target: Target, shard: Shard, source: _Stored) -> list:
+        """A tensor whose deltas are more than one product: term by term, slab by slab."""
+        info, columns = target.source.info, matrix(target.source.info)[1]
+        old_rows = matrix(info)[0]
+        itemsize = torch_dtype(info).itemsize
+
+        def old(start: int, stop: int) -> Tensor:
+            raw = torch.empty((max(0, min(stop, old_rows) - start), columns), dtype=torch_dtype(info))
+            read_into(source.fd, bytes_of(raw), source.header.data_start + info.start + start * columns * itemsize)
+            return raw.float()
+
+        terms = [(use.part, self._term(result, use, target.rows, old_rows, old)) for use in target.uses]
+        tally = _Tally()
+        position, width = shard.position(target.info.name), torch_dtype(target.info).itemsize
+        step = max(1, BLOCK_BYTES // max(1, columns * 4))
+        for start, stop in slabs([term for _, term in terms], target.rows, old_rows):
+            covering = [(part, term) for part, term in terms if term.start <= start and stop <= term.stop]
+            step_here = step if result.method.kind == "factors" else max(1, stop - start)
+            for row in range(start, stop, step_here):
+                end = min(row + step_here, stop)
+                before = old(row, end)
+                if row >= old_rows:
+                    exact = _averaged(result, covering, row, end - row)
+                    before = torch.zeros_like(exact)
+                else:
+                    exact = _combined(result, target.info.name, start, covering, before, row)
+                after = exact.to(torch_dtype(target.info))
+                rounded = after.float()
+                if not bool(torch.isfinite(rounded).all()):
+                    raise _overflow(target.info)
+                tally.delta_squares += float((exact - before).double().square().sum())
+                tally.lost_squares += float((rounded - exact).double().square().sum())
+                tally.changed += int((rounded != before).sum())
+                write_from(shard.fd, bytes_of(after.contiguous()), position + row * columns * width)
+        self._read(target, info.nbytes)
+        ranks = [term.factors.a.shape[0] for _, term in terms if isinstance(term, LowRank)]
+        rank = max(ranks) if len(ranks) == len(terms) and result.method.kind == "factors" else 0
+        return [(result, _report(target, rank, tally), 0)]
+
+    def _term(self, result: Result, use: Use, rows: int, old_rows: int, old: Callable[[int, int], Tensor]) -> Term:
+        file = result.files[use.part]
+        if isinstance(use.what, SavedTensor):
+            return file.saved(use.what)
+        if isinstance(use.what, TokenRows):
+            return file.tokens(use.what, rows)
+        if use.is_bias:
+            return file.shift(use.what)
+        if use.what.magnitude is not None:
+            return file.decomposed(use.what, use.place, old_rows, old)
+        return file.low_rank(use.what, use.place, old_rows)
 
 
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        wrote = os.pwrite(fd, data, offset)
-        data, offset = data[wrote:], offset + wrote
+class _Pour:
+    """One result's share of a tensor that is read once: its delta, or nothing but another dtype."""
 
+    def __init__(self, result: Result, target: Target, shard: Shard, device: torch.device) -> None:
+        self.result, self.target = result, target
+        self.tallies: dict[int, _Tally] = {}
+        self._shard, self._device = shard, device
+        self._position = shard.position(target.info.name)
+        self._kind = torch_dtype(target.info)
+        self._lock = threading.Lock()
+        self._factors: tuple[Tensor, Tensor] | None = None
 
-class _ShardCopy:
-    """One shard being written beside its source: same tensors in the same order, float dtypes converted if asked."""
+    def _loaded(self) -> tuple[Tensor, Tensor]:
+        """(left [rows, R], right [R, columns]): their product is the combined delta. The first job to ask reads them."""
+        with self._lock:
+            if self._factors is None:
+                terms = [
+                    (use.part, self.result.files[use.part].low_rank(use.what, use.place, self.target.rows).factors)
+                    for use in self.target.uses
+                    if isinstance(use.what, LoraModule)
+                ]
+                left, right = self.result.method(
+                    [factors for _, factors in terms], [self.result.weights[part] for part, _ in terms]
+                )
+                self._squares = _squared_norm(left, right)
+                self._spread = math.sqrt(self._squares / max(1, self.target.info.elements))
+                self._factors = left.to(self._device).contiguous(), right.to(self._device).contiguous()
+            return self._factors
 
-    def __init__(self, source: Header, target: Path, dtype: DType | None) -> None:
-        self.source = source
-        self.target = target
-        self.tensors: dict[str, TensorInfo] = {}
-        end = 0
-        for info in sorted(source.tensors.values(), key=lambda t: t.start):
-            kind = FILE_DTYPES[dtype] if dtype and info.dtype in TORCH_DTYPES else info.dtype
-            elements = math.prod(info.shape)
-            size = elements * TORCH_DTYPES[kind].itemsize if kind != info.dtype else info.end - info.start
-            self.tensors[info.name] = replace(info, dtype=kind, start=end, end=end + size)
-            end += size
-        self._size = end
-
-    def __enter__(self) -> _ShardCopy:
-        head = json.dumps(
-            {"__metadata__": {"format": "pt"}}  # a single key: several would be written in random order by safetensors
-            | {
-                name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
-                for name, t in self.tensors.items()
-            },
-            separators=(",", ":"),
-        ).encode()
-        head += b" " * (-len(head) % 8)
-        self.data_start = 8 + len(head)
-        self.in_fd = os.open(self.source.path, os.O_RDONLY)
-        self.out_fd = os.open(self.target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        _pwrite(self.out_fd, memoryview(struct.pack("<Q", len(head)) + head), 0)
-        os.ftruncate(self.out_fd, self.data_start + self._size)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            os.fsync(self.out_fd)
-        os.close(self.in_fd)
-        os.close(self.out_fd)
-
-    def position(self, name: str) -> int:
-        return self.data_start + self.tensors[name].start
-
-
-def _copy_tensor(shard: _ShardCopy, info: TensorInfo, progress: Callable[[int], None]) -> None:
-    """Carry over a tensor that no adapter touches: byte for byte, or converted when another dtype was asked for."""
-    target = shard.tensors[info.name]
-    position = shard.position(info.name)
-    for start, end in _blocks(info.end - info.start, BLOCK_BYTES):
-        if target.dtype == info.dtype:
-            data = _pread(shard.in_fd, end - start, shard.source.data_start + info.start + start)
-            _pwrite(shard.out_fd, memoryview(data), position + start)
+    def take(self, raw: Tensor, row: int, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]) -> None:
+        """Add the delta to the block that begins at `row`, round it once and write it."""
+        position = self._position + row * raw.shape[1] * self._kind.itemsize
+        if not self.target.uses:
+            converted = raw.to(self._kind)
+            if not bool(torch.isfinite(converted).all()):
+                raise _overflow(self.target.info)
+            write_from(self._shard.fd, bytes_of(converted), position)
+            return
+        left, right = self._loaded()
+        block = left[row : row + raw.shape[0]]
+        if self._device.type != "cpu":
+            new = self._added_on_device(raw, block, right, tally, buffer)
+        elif self._kind == torch.float32 or self._is_faint(raw):
+            new = self._added_and_compared(raw, block, right, tally)
         else:
-            block = _read(shard.in_fd, shard.source, info, start, end).to(_dtype(target))
-            _refuse_overflow(block, info.name, target.dtype)
-            _pwrite(shard.out_fd, _bytes(block), position + start * target.nbytes // info.nbytes)
-        progress(end - start)
+            new = self._added(raw, block, right, tally, buffer)
+        tally.changed += _differing(raw if raw.dtype == self._kind else raw.to(self._kind), new)
+        write_from(self._shard.fd, bytes_of(new), position)
+
+    def _added(
+        self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]
+    ) -> Tensor:
+        exact = buffer("exact", raw.numel(), torch.float32).view(raw.shape)
+        exact.copy_(raw)
+        exact.addmm_(left, right)
+        new = buffer("new", raw.numel(), self._kind).view(raw.shape)
+        new.copy_(exact)
+        error = buffer("error", raw.numel(), torch.float32).view(raw.shape)
+        error.copy_(new)
+        error.sub_(exact)
+        lost = float(torch.dot(error.view(-1), error.view(-1)))
+        if not math.isfinite(lost):  # an infinity or NaN anywhere shows here, or the squares of huge weights
+            if not bool(torch.isfinite(new).all()):
+                raise _overflow(self.target.info)
+            lost = float(error.double().square().sum())
+        tally.lost_squares += lost
+        return new
+
+    def _is_faint(self, raw: Tensor) -> bool:
+        """Whether the delta is so small beside the weights that float32's own rounding would show in what was lost."""
+        return self._spread < 2**-16 * float(raw[0].float().square().mean().sqrt())
+
+    def _added_and_compared(self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally) -> Tensor:
+        """The same sum; what was lost is measured against W and Δ apart, which also sees what float32 swallowed."""
+        old = raw.float()
+        change = left @ right
+        new = torch.addmm(old, left, right).to(self._kind)
+        if not bool(torch.isfinite(new).all()):
+            raise _overflow(self.target.info)
+        tally.lost_squares += float((new.float() - old - change).double().square().sum())
+        return new
+
+    def _added_on_device(
+        self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]
+    ) -> Tensor:
+        """The same on CUDA, on the current thread's stream, from and to pinned memory."""
+        with torch.cuda.stream(_stream(self._device)):
+            old = raw.to(self._device, non_blocking=True).float()
+            exact = torch.addmm(old, left, right)
+            rounded = exact.to(self._kind)
+            lost = (
+                (rounded.float() - (exact if self._kind != torch.float32 else old + left @ right))
+                .double()
+                .square()
+                .sum()
+            )
+            finite = torch.isfinite(rounded).all()
+            new = buffer("new", raw.numel(), self._kind).view(raw.shape)
+            new.copy_(rounded, non_blocking=True)
+            tally.lost_squares += float(lost)  # waits for the stream, and so for `new`
+            if not bool(finite):
+                raise _overflow(self.target.info)
+        return new
+
+    def done(self) -> tuple[Result, TensorReport | None, int]:
+        """The report, once all rows are written."""
+        if not self.target.uses:
+            return self.result, None, 1
+        _, right = self._loaded()
+        total = _Tally(delta_squares=self._squares)
+        for _, tally in sorted(self.tallies.items()):
+            total.lost_squares += tally.lost_squares
+            total.changed += tally.changed
+        self._factors = None
+        return self.result, _report(self.target, right.shape[0], total), 0
 
 
-def _merge_tensor(
-    shard: _ShardCopy, info: TensorInfo, delta: _Delta, device: str, progress: Callable[[int], None]
-) -> TensorReport:
-    """W + Δ in float32, block of rows by block of rows, rounded once; see DESIGN's arithmetic."""
-    target = shard.tensors[info.name]
-    position = shard.position(info.name)
-    left, right = (t.to(device) for t in delta.factors())
-    columns = info.shape[1]
-    row_bytes = columns * _dtype(info).itemsize
-    delta_squares = lost_squares = 0.0
-    changed = 0
-    for start, end in _blocks(info.end - info.start, max(1, BLOCK_BYTES // row_bytes) * row_bytes):
-        old = _read(shard.in_fd, shard.source, info, start, end).to(device).reshape(-1, columns).float()
-        change = left[start // row_bytes : end // row_bytes] @ right
-        new = (old + change).to(_dtype(target))
-        _refuse_overflow(new, info.name, target.dtype)
-        rounded = new.float()
-        delta_squares += float(change.square().sum(dtype=torch.float64))
-        # In this order also a change below float32's own resolution is seen to be lost.
-        lost_squares += float((rounded - old - change).square().sum(dtype=torch.float64))
-        changed += int((rounded != old).sum())
-        _pwrite(shard.out_fd, _bytes(new), position + start * target.nbytes // info.nbytes)
-        progress(end - start)
+class _Countdown:
+    """Tells the last of several jobs that it is the last."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+
+    def last(self) -> bool:
+        with self._lock:
+            self._count -= 1
+            return self._count == 0
+
+
+class _Finish:
+    """What is left for a shard whose tensors are written: to the disk, its digest, and a note that it is done."""
+
+    def __init__(self, syncing: ThreadPoolExecutor, clock: dict[str, float]) -> None:
+        self._syncing, self._clock = syncing, clock
+
+    def __call__(self, result: Result, shard: Shard, reports: list[TensorReport], copied: int) -> None:
+        synced = self._syncing.submit(self._sync, shard)  # the disk writes while the processor digests
+        started = time.perf_counter()
+        digest = file_digest(shard.path)
+        self._clock["digest"] += time.perf_counter() - started
+        synced.result()
+        shard.close()
+        result.digests[shard.path.name] = digest
+        if result.mix.journal:
+            note = {"tensors": [asdict(report) for report in reports], "copied": copied, "digest": digest}
+            result.mix.journal.note(shard.path.name, note)
+
+    def _sync(self, shard: Shard) -> None:
+        started = time.perf_counter()
+        os.fsync(shard.fd)
+        self._clock["sync"] += time.perf_counter() - started
+
+
+# Arithmetic on a block
+
+
+def _combined(result: Result, name: str, slab: int, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
+    """W + the combined delta of a block, in float32."""
+    if result.method.kind == "deltas":
+        deltas: list[Tensor | None] = [None] * len(result.weights)
+        for part, term in terms:
+            change, before = term.delta(old, row), deltas[part]
+            deltas[part] = change if before is None else before + change
+        where = name if slab == 0 else f"{name}[{slab}:]"
+        return old + result.method.combine(where, old, deltas, result.weights, result.mix.options)
+    thin = [(part, term) for part, term in terms if isinstance(term, LowRank)]
+    whole = [(part, term) for part, term in terms if isinstance(term, Saved)]
+    new = old * (1 - sum(result.weights[part] for part, _ in whole)) if whole else old.clone()
+    for part, term in whole:
+        new += result.weights[part] * term.rows(row, old.shape[0])
+    if thin:
+        cut = [
+            Factors(t.factors.a, t.factors.b[row - t.start : row - t.start + old.shape[0]], t.factors.scale)
+            for _, t in thin
+        ]
+        left, right = result.method(cut, [result.weights[part] for part, _ in thin])
+        new.addmm_(left, right)
+    for part, term in terms:
+        if isinstance(term, Tokens):
+            for index in term.within(row, old.shape[0]):
+                new[index - row] += result.weights[part] * (term.values[index] - old[index - row])
+        elif not isinstance(term, (LowRank, Saved)):
+            new += result.weights[part] * term.delta(old, row)
+    return new
+
+
+def _averaged(result: Result, terms: list[tuple[int, Term]], row: int, count: int) -> Tensor:
+    """Rows that the base does not have: the weighted average of the adapters that bring them."""
+    bring = [(result.weights[part], term) for part, term in terms if isinstance(term, Saved)]
+    total = sum(weight for weight, _ in bring)
+    new = torch.zeros(0)
+    for weight, term in bring:
+        share = (weight / total) * term.rows(row, count)
+        new = share if not new.numel() else new + share
+    return new
+
+
+def _differing(old: Tensor, new: Tensor) -> int:
+    """How many values differ, counted on their bits, which numpy does several times faster than torch on floats."""
+    kind = {2: np.uint16, 4: np.uint32}[new.element_size()]
+    before, after = (np.frombuffer(bytes_of(tensor), kind) for tensor in (old, new))
+    return int(np.count_nonzero(before != after))
+
+
+def _squared_norm(left: Tensor, right: Tensor) -> float:
+    """|left right|² from the Gram matrices of the factors, without the product: tr(LᵀL · R Rᵀ)."""
+    left, right = left.double(), right.double()
+    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+
+
+def _report(target: Target, rank: int, tally: _Tally) -> TensorReport:
+    if tally.delta_squares and not tally.changed:
+        lost = 1.0  # below the resolution even of float32, in which what was lost is measured
+    else:
+        lost = math.sqrt(tally.lost_squares / tally.delta_squares) if tally.delta_squares else 0.0
     return TensorReport(
-        name=info.name,
-        adapters=delta.adapters,
-        rank=right.shape[0],
-        delta_norm=math.sqrt(delta_squares),
-        lost=math.sqrt(lost_squares / delta_squares) if delta_squares else 0.0,
-        changed=changed / math.prod(info.shape),
+        name=target.info.name,
+        adapters=len({use.part for use in target.uses}),
+        rank=rank,
+        delta_norm=math.sqrt(tally.delta_squares),
+        lost=lost,
+        changed=tally.changed / max(1, target.info.elements),
     )
 
 
-def _blocks(size: int, step: int) -> Iterable[tuple[int, int]]:
-    return ((start, min(start + step, size)) for start in range(0, size, step))
+def _overflow(info: TensorInfo) -> MergeError:
+    return MergeError(
+        f"{info.name} does not stay finite in {info.dtype}",
+        hint="check the base and the weights, or choose a wider dtype",
+    )
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
-    return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]  numpy arrays are buffers
+_streams = threading.local()
 
 
-def _refuse_overflow(block: Tensor, name: str, dtype: str) -> None:
-    if not bool(torch.isfinite(block).all()):
-        raise MergeError(
-            f"{name} does not stay finite in {dtype}", hint="check the base and the weights, or choose a wider dtype"
-        )
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of this thread's own, so that one thread's copies overlap with another's arithmetic."""
+    if not hasattr(_streams, "stream"):
+        _streams.stream = torch.cuda.Stream(device)
+    return _streams.stream
 
 
 @contextmanager
-def _one_torch_thread_each():
+def _one_torch_thread_each() -> Iterator[None]:
     """Threads work on different tensors; letting each GEMM spawn threads of its own would only make them fight."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -319,54 +595,3 @@ def _one_torch_thread_each():
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _carry_other_files(
-    base_folder: Path, base: BaseFacts, out: Path, dtype: DType | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Copy tokenizer, chat template, generation config and licence verbatim; name what is left out."""
-    carried, left_out = [], []
-    weights = {tensor.file for tensor in base.tensors.values()}
-    # Beside a model.safetensors an index is not looked at, and may speak of files that are gone.
-    not_carried = (*NOT_CARRIED, INDEX) if "model.safetensors" in weights else NOT_CARRIED
-    for path in sorted(base_folder.iterdir()):
-        name = path.name
-        if name in weights:
-            continue
-        if path.is_dir() or name.startswith(".") or name in not_carried or name.endswith(WEIGHT_SUFFIXES):
-            left_out.append(name)
-            continue
-        if name in (INDEX, "config.json"):
-            _write_json_with_dtype(path, out / name, dtype)
-        else:
-            shutil.copyfile(path, out / name)
-        carried.append(name)
-    return tuple(carried), tuple(left_out)
-
-
-def _write_json_with_dtype(source: Path, target: Path, dtype: DType | None) -> None:
-    """config.json and the index are verbatim unless the dtype changes, which both of them state."""
-    if dtype is None:
-        shutil.copyfile(source, target)
-        return
-    content = json.loads(source.read_text(encoding="utf-8"))
-    if target.name == INDEX:
-        headers = [read_header(target.parent / name) for name in sorted(set(content["weight_map"].values()))]
-        content.setdefault("metadata", {})["total_size"] = sum(t.nbytes for h in headers for t in h.tensors.values())
-    else:
-        key = "torch_dtype" if "torch_dtype" in content else "dtype"
-        content[key] = dtype
-    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _verify(base: BaseFacts, out: Path, dtype: DType | None) -> None:
-    """Read back what was written: every tensor of the base is there, in its file, with its shape and dtype."""
-    for file in {tensor.file for tensor in base.tensors.values()}:
-        written = read_header(out / file).tensors
-        for name, tensor in base.tensors.items():
-            if tensor.file != file:
-                continue
-            info = tensor.info
-            kind = FILE_DTYPES[dtype] if dtype and info.dtype in TORCH_DTYPES else info.dtype
-            if name not in written or (written[name].shape, written[name].dtype) != (info.shape, kind):
-                raise MergeError(f"the written file {file} does not hold {name} as {kind} {list(info.shape)}")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .deltas import load_factors
 from .errors import MergeError
-from .merge import Part, load_factors
 from .methods import METHODS, Factors
+from .results import Part
 
 
 class Mixture:
@@ -27,6 +28,7 @@ class Mixture:
         weight = next(model.parameters())
         self._device, self._dtype = weight.device, weight.dtype
         for index, part in enumerate(parts):
+            _expect_plain(part)
             for module in part.facts.modules:
                 factors = load_factors(part.folder, module)
                 on_device = Factors(factors.a.to(self._device), factors.b.to(self._device), factors.scale)
@@ -57,6 +59,22 @@ class Mixture:
     def __exit__(self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def _expect_plain(part: Part) -> None:
+    """Raises MergeError for what is more than B A on the input of a linear layer, rather than leave it out."""
+    more = [tensor.name for tensor in (*part.facts.saved, *part.facts.tokens)]
+    more += [
+        f"{m.name} ({'DoRA' if m.magnitude else 'a LoRA bias' if m.bias else 'experts'})"
+        for m in part.facts.modules
+        if m.magnitude or m.bias or m.experts > 1 or m.parameter != "weight"
+    ]
+    more += [m.name for m in part.facts.modules if m.transposed and not part.facts.config.fan_in_fan_out]
+    if more:
+        raise MergeError(
+            f"{part.folder}: {more[0]} cannot be mixed on a loaded model, where only LoRA on linear layers can",
+            hint="give coefficients instead of `adaptive`: merging honours it",
+        )
 
 
 def answer_entropies(model: Any, prompts: Sequence[Sequence[int]], tokens: int, pad: int, stop: int | None) -> Tensor:

@@ -19,12 +19,24 @@ from ..registry.digests import file_digest
 BUILD_TYPE = "urn:reccocktail:merge:v1"
 
 
-def write_papers(out: Path, recipe: dict, card: CardFacts, dependencies: Mapping[str, str], domain: str | None) -> None:
-    """Write recipe.json (final coefficients), README.md and provenance.json beside merged weights."""
+def write_papers(
+    out: Path,
+    recipe: dict,
+    card: CardFacts,
+    dependencies: Mapping[str, str],
+    domain: str | None,
+    *,
+    known: Mapping[str, str],
+) -> None:
+    """Write recipe.json (final coefficients), README.md and provenance.json beside merged weights.
+
+    `known` gives digests of files that need not be read again for theirs.
+    """
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(render_card(card), encoding="utf-8")
     # The card is about the result, not part of it: it may be rewritten when the result is published.
-    subjects = {path.name: file_digest(path) for path in sorted(out.iterdir()) if path.name != "README.md"}
+    names = sorted(path.name for path in out.iterdir() if path.name != "README.md")
+    subjects = {name: known.get(name) or file_digest(out / name) for name in names}
     content = statement(recipe, subjects=subjects, dependencies=dependencies, domain=domain)
     (out / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

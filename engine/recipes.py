@@ -215,6 +215,14 @@ def parse_options(method: str, given: Mapping[str, object]) -> dict[str, bool | 
         raise RecipeError(f"method {method!r}: {'; '.join(_problems(error))}", hint=_takes(method)) from error
 
 
+def parse_output(given: Mapping[str, object]) -> Output:
+    """What a merge without a recipe writes. Raises RecipeError naming what does not fit."""
+    try:
+        return Output.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(f"output: {'; '.join(_problems(error))}") from error
+
+
 def _hint(content: Mapping[str, object]) -> str:
     method = content.get("method")
     if isinstance(method, str) and method in METHODS and ("options" in content or METHODS[method].options.model_fields):

@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..registry.card import CardFacts, CardInput
 from ..registry.digests import digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
-from ..registry.inspect import inspect_adapter, inspect_base
-from .merge import MergeReport, Part, merge
+from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
+from ..registry.locks import abandoned
+from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_papers
-from .recipes import DType, Recipe
+from .recipes import DType, Recipe, parse_options
+
+if TYPE_CHECKING:  # torch is imported while the base is digested
+    from .lora_output import AdapterReport
+    from .results import MergeReport, Part
+
+OutputFormat = Literal["checkpoint", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -58,28 +67,101 @@ def merge_folders(
     adapters: Sequence[WeightedFolder],
     out: Path,
     *,
-    method: str,
-    dtype: DType | None,
-    device: str,
+    method: str = "linear",
+    options: Mapping[str, object] | None = None,
+    format: OutputFormat = "checkpoint",  # noqa: A002  the recipe's word
+    rank: int | None = None,
+    dtype: DType | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
     allow_base_mismatch: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> MergeReport:
+) -> MergeReport | AdapterReport:
     """Merge into the new folder `out`, which appears complete or not at all. `progress` counts bytes of the base.
 
-    Raises ConflictError if `out` is there already, InvalidArtifactError and its kin for what cannot be merged, MergeError.
+    A merge that is killed or interrupted leaves its finished shards in a hidden folder beside `out`, and the next one of the
+    same inputs goes on from there; one that fails leaves nothing.
+    Raises ConflictError if `out` is there already or being made, InvalidArtifactError and its kin for what cannot be merged,
+    MergeError.
     """
     if out.exists() or out.is_symlink():
         raise ConflictError(f"{out} is there already", hint="name a new folder")
+    options = parse_options(method, options or {})
     base = inspect_base(base_folder, allow_links=True)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
-    parts = [
-        Part(
-            adapter.folder,
-            inspect_adapter(adapter.folder, base, base_names=names, allow_base_mismatch=allow_base_mismatch),
-            adapter.weight,
-        )
+    facts = [
+        inspect_adapter(adapter.folder, base, base_names=names, allow_base_mismatch=allow_base_mismatch)
         for adapter in adapters
     ]
+    labels = [f"{number}-{adapter.folder.name}" for number, adapter in enumerate(adapters, 1)]
+    coefficients = {label: adapter.weight for label, adapter in zip(labels, adapters, strict=True)}
+    recipe: dict[str, Any] = {"method": method}
+    recipe |= {"options": options} if options else {}
+    recipe |= {"coefficients": coefficients, "output": {"format": format}}
+    recipe["output"] |= {key: value for key, value in (("dtype", dtype), ("rank", rank)) if value is not None}
+
+    with ThreadPoolExecutor(1) as hashing, _workplace(out) as staged:
+        # The base is digested while torch is being imported and while the first shards are made.
+        digests = hashing.submit(
+            lambda: (
+                {"base": folder_digest(base_folder)}
+                | {label: folder_digest(adapter.folder) for label, adapter in zip(labels, adapters, strict=True)}
+            )
+        )
+        try:
+            from .results import Part
+
+            parts = [Part(a.folder, fact, a.weight) for a, fact in zip(adapters, facts, strict=True)]
+            if format == "adapter":
+                report = _mixed_adapter(base_folder, base, parts, staged, method, options, rank, dtype)
+                known: Mapping[str, str] = {}
+            else:
+                report = _merged_checkpoint(
+                    base_folder, base, parts, staged, method, options, dtype, device, threads,
+                    lambda: digest_of_json([digests.result(), recipe, FORMAT_VERSION]), progress,
+                )  # fmt: skip
+                known = report.digests
+        except BaseException:
+            hashing.shutdown(wait=False, cancel_futures=True)
+            raise
+        card = CardFacts(
+            title=f"{base_folder.name} with a RecCocktail",
+            domain=out.name,
+            domain_title=out.name,
+            base_name=base_folder.name,
+            base_source=None,
+            license=None,
+            method=method,
+            coefficients=coefficients,
+            inputs=tuple(CardInput(label, label, digests.result()[label]) for label in labels),
+            adaptive=None,
+            metrics=None,
+            dtype=dtype or base.dtype,
+            recipe=None,
+            reccocktail_version=version("reccocktail"),
+        )
+        write_papers(staged, recipe, card, digests.result(), None, known=known)
+        _sync(staged)
+        staged.rename(out)
+    return report
+
+
+def _merged_checkpoint(
+    base_folder: Path,
+    base: BaseFacts,
+    parts: Sequence[Part],
+    staged: Path,
+    method: str,
+    options: Mapping[str, object],
+    dtype: DType | None,
+    device: str,
+    threads: int | None,
+    key: Callable[[], str],
+    progress: Callable[[int, int], None],
+) -> MergeReport:
+    from .merge import merge
+    from .models import pick_device
+
     total = sum(tensor.info.nbytes for tensor in base.tensors.values())
     lock = threading.Lock()
     done = 0
@@ -90,38 +172,57 @@ def merge_folders(
             done += count
             progress(done, total)
 
-    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
-    staged.mkdir()
-    try:
-        report = merge(base_folder, base, parts, staged, method=method, dtype=dtype, device=device, progress=advance)
-        labels = [f"{number}-{part.folder.name}" for number, part in enumerate(parts, 1)]
-        coefficients = {label: part.weight for label, part in zip(labels, parts, strict=True)}
-        digests = {label: folder_digest(part.folder) for label, part in zip(labels, parts, strict=True)}
-        recipe = {"method": method, "coefficients": coefficients, "output": {"format": "checkpoint"}}
-        if dtype:
-            recipe["output"]["dtype"] = dtype
-        card = CardFacts(
-            title=f"{base_folder.name} with a RecCocktail",
-            domain=out.name,
-            domain_title=out.name,
-            base_name=base_folder.name,
-            base_source=None,
-            license=None,
-            method=method,
-            coefficients=coefficients,
-            inputs=tuple(CardInput(label, label, digests[label]) for label in labels),
-            adaptive=None,
-            metrics=None,
-            dtype=dtype or base.dtype,
-            recipe=None,
-            reccocktail_version=version("reccocktail"),
-        )
-        write_papers(staged, recipe, card, {"base": folder_digest(base_folder)} | digests, None)
-        _sync(staged)
-        staged.rename(out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return report
+    return merge(
+        base_folder,
+        base,
+        parts,
+        staged,
+        method=method,
+        options=options,
+        dtype=dtype,
+        device=pick_device(device),
+        threads=threads,
+        journal=Journal(staged, key),
+        progress=advance,
+    )
+
+
+def _mixed_adapter(
+    base_folder: Path,
+    base: BaseFacts,
+    parts: Sequence[Part],
+    staged: Path,
+    method: str,
+    options: Mapping[str, object],
+    rank: int | None,
+    dtype: DType | None,
+) -> AdapterReport:
+    from .lora_output import write_adapter
+
+    for left in staged.iterdir():  # of a merge to a checkpoint that was killed
+        left.unlink()
+    return write_adapter(
+        base, parts, staged, method=method, options=options, rank=rank, base_folder=base_folder, dtype=dtype
+    )
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, for one process at a time. It stays for the next one after a kill or Ctrl-C only."""
+    folder = out.with_name(f".{out.name}.partial")
+    folder.mkdir(exist_ok=True)
+    with abandoned(folder) as free:
+        if not free or not folder.exists():
+            raise ConflictError(f"{out} is being made by another process", hint="wait for it, or name another folder")
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            if not (folder / NOTES).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def folder_digest(folder: Path) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from reccocktail.engine import merge as merging
-from reccocktail.engine.merge import MergeReport, Part
+from reccocktail.engine.results import MergeReport, Part
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import Question
 from safetensors import safe_open

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -347,21 +348,21 @@ def test_a_file_that_is_there_is_never_written_over(base, make_adapter, parts_of
     assert (tmp_path / "model.safetensors").read_text() == "precious"
 
 
-def full_disk_after(writes: int) -> Callable[..., None]:
+def full_disk_after(writes: int) -> Callable[..., int]:
     done = iter(range(writes))
-    write = merging._pwrite
+    write = os.pwrite
 
-    def pwrite(fd: int, data: memoryview, offset: int) -> None:
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
         if next(done, None) is None:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(fd, data, offset)
+        return write(fd, data, offset)
 
     return pwrite
 
 
 @pytest.mark.parametrize("writes", [0, 1, 5])
 def test_a_full_disk_is_reported_as_it_is(writes, base, make_adapter, mix, monkeypatch):
-    monkeypatch.setattr(merging, "_pwrite", full_disk_after(writes))
+    monkeypatch.setattr(os, "pwrite", full_disk_after(writes))
     with pytest.raises(OSError, match="No space left"):
         mix(base, [(make_adapter(base), 1.0)])
 
@@ -369,21 +370,22 @@ def test_a_full_disk_is_reported_as_it_is(writes, base, make_adapter, mix, monke
 def test_no_thread_goes_on_writing_after_a_merge_has_failed(base, make_adapter, mix, monkeypatch):
     """Its file would be closed under it, and the number of a closed file may by then be that of another, say a database."""
     running, started = set(), threading.Event()
-    copy = merging._copy_tensor
+    copy = merging._Run._copied
 
-    def slow(shard, info, progress):
-        running.add(info.name)
+    def slow(run, result, output, shard, source):
+        running.add(output.info.name)
         started.set()
         time.sleep(0.2)
-        copy(shard, info, progress)
-        running.discard(info.name)
+        done = copy(run, result, output, shard, source)
+        running.discard(output.info.name)
+        return done
 
     def fail(*_):
         started.wait(5)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(merging, "_copy_tensor", slow)
-    monkeypatch.setattr(merging, "_merge_tensor", fail)
+    monkeypatch.setattr(merging._Run, "_copied", slow)
+    monkeypatch.setattr(merging._Run, "_pour", fail)
     with pytest.raises(OSError, match="Input/output"):
         mix(base, [(make_adapter(base), 1.0)], threads=4)
     assert not running
@@ -392,26 +394,21 @@ def test_no_thread_goes_on_writing_after_a_merge_has_failed(base, make_adapter, 
 def test_a_base_that_shrinks_while_it_is_read_is_an_error(base, make_adapter, mix, tmp_path, monkeypatch):
     copy = shutil.copytree(base, tmp_path / "base")
     adapters = [(make_adapter(base), 1.0)]
-    plan = merging._plan
 
-    def truncate_then_plan(*arguments):
-        found = plan(*arguments)
-        monkeypatch.setattr(merging, "read_header", lambda path, header=merging.read_header: late(header(path)))
-        return found
-
-    def late(header):
+    def late(path, read=merging.read_header):
+        header = read(path)
         if header.path.parent == copy:
             with header.path.open("r+b") as file:
                 file.truncate(header.size - 1000)
         return header
 
-    monkeypatch.setattr(merging, "_plan", truncate_then_plan)
+    monkeypatch.setattr(merging, "read_header", late)
     with pytest.raises(MergeError, match="became shorter"):
         mix(copy, adapters)
 
 
 def test_torchs_threads_are_given_back_after_a_merge_that_fails(base, make_adapter, mix, monkeypatch):
-    monkeypatch.setattr(merging, "_pwrite", full_disk_after(3))
+    monkeypatch.setattr(os, "pwrite", full_disk_after(3))
     torch.set_num_threads(2)
     try:
         with pytest.raises(OSError, match="No space"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
-from reccocktail.engine import merge as merging
 from reccocktail.engine import standalone
 from reccocktail.engine.builds import request, run
 from reccocktail.engine.recipes import Recipe, load_recipe
@@ -83,18 +83,18 @@ def test_progress_counts_the_bases_bytes_up_to_all_of_them(base, adapters, out):
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["_pwrite", "_verify"])
+@pytest.mark.parametrize("step", ["pwrite", "fsync", "copy_file_range"])
 def test_a_merge_that_fails_leaves_no_folder_behind(step, base, adapters, out, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(merging, step, fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="No space left"):
         merge_folders(base, adapters, out, **PLAIN)
     assert not list(out.parent.iterdir())
 
 
-def test_an_interrupted_merge_leaves_no_folder_behind(base, adapters, out):
+def test_a_merge_that_was_interrupted_before_a_shard_was_finished_leaves_no_folder_behind(base, adapters, out):
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -104,7 +104,7 @@ def test_an_interrupted_merge_leaves_no_folder_behind(base, adapters, out):
 
 
 def test_papers_that_cannot_be_written_leave_no_folder_behind(base, adapters, out, monkeypatch):
-    monkeypatch.setattr(standalone, "write_papers", lambda *_: 1 // 0)
+    monkeypatch.setattr(standalone, "write_papers", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         merge_folders(base, adapters, out, **PLAIN)
     assert not list(out.parent.iterdir())
@@ -115,7 +115,7 @@ def test_a_folder_that_is_there_is_refused_before_any_work(content, base, adapte
     out.mkdir()
     for name in content:
         (out / name).write_text("precious")
-    monkeypatch.setattr(standalone, "merge", lambda *_, **__: pytest.fail("merged"))
+    monkeypatch.setattr(standalone, "_merged_checkpoint", lambda *_, **__: pytest.fail("merged"))
     with pytest.raises(ConflictError, match="is there already"):
         merge_folders(base, adapters, out, **PLAIN)
     assert [path.name for path in out.parent.iterdir()] == ["merged"]

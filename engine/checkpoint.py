@@ -1,0 +1,192 @@
+"""Checkpoints on disk: shards read and written at positions, and the files beside them.
+
+Positional reads and writes let several threads work on one shard. Nothing is mapped into memory: a file that shrinks
+while it is read is an error here, where a mapping would end the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..registry.headers import TensorInfo
+from ..registry.inspect import TOKENIZER_FILES, BaseFacts, matches
+from .errors import MergeError
+from .recipes import DType
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+FILE_DTYPES: dict[DType, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+# The base's card describes the base; the result gets its own.
+NOT_CARRIED = ("README.md", "recipe.json", "provenance.json")
+COPY_BYTES = 8 << 20
+
+
+def torch_dtype(info: TensorInfo) -> torch.dtype:
+    """The dtype of a tensor that takes part in arithmetic."""
+    return torch.float64 if info.dtype == "F64" else TORCH_DTYPES[info.dtype]
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> None:
+    """Fill `view` from the file's `offset` on. Raises MergeError when the file ends before."""
+    while view:
+        got = os.preadv(fd, [view], offset)
+        if got == 0:
+            raise MergeError("a weight file became shorter while it was read")
+        view, offset = view[got:], offset + got
+
+
+def write_from(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        wrote = os.pwrite(fd, view, offset)
+        view, offset = view[wrote:], offset + wrote
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU; shared, not copied."""
+    flat = tensor.detach().view(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]  numpy arrays are buffers
+
+
+def copy_range(source: int, start: int, count: int, target: int, position: int) -> None:
+    """Bytes from one file into another, within the kernel where it can."""
+    while count:
+        try:
+            moved = os.copy_file_range(source, target, min(count, 1 << 30), start, position)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            _copy_by_hand(source, start, count, target, position)
+            return
+        if moved == 0:
+            raise MergeError("a weight file became shorter while it was read")
+        count, start, position = count - moved, start + moved, position + moved
+
+
+def _copy_by_hand(source: int, start: int, count: int, target: int, position: int) -> None:
+    view = memoryview(bytearray(min(count, COPY_BYTES)))
+    for at in range(0, count, COPY_BYTES):
+        piece = view[: min(COPY_BYTES, count - at)]
+        read_into(source, piece, start + at)
+        write_from(target, piece, position + at)
+
+
+class Shard:
+    """One weight file of a result being written: `tensors` in their order, at positions known beforehand."""
+
+    def __init__(self, path: Path, tensors: Iterable[TensorInfo]) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        end = 0
+        for info in tensors:
+            size = info.elements * TORCH_DTYPES[info.dtype].itemsize if info.dtype in TORCH_DTYPES else info.nbytes
+            self.tensors[info.name] = replace(info, start=end, end=end + size)
+            end += size
+        self._size = end
+
+    def __enter__(self) -> Shard:
+        head = json.dumps(
+            {"__metadata__": {"format": "pt"}}  # a single key: several would be written in random order by safetensors
+            | {
+                name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
+                for name, t in self.tensors.items()
+            },
+            separators=(",", ":"),
+        ).encode()
+        head += b" " * (-len(head) % 8)
+        self.data_start = 8 + len(head)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            write_from(self.fd, memoryview(struct.pack("<Q", len(head)) + head), 0)
+            os.ftruncate(self.fd, self.data_start + self._size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def position(self, name: str) -> int:
+        """Where in the file a tensor begins."""
+        return self.data_start + self.tensors[name].start
+
+
+def carry_other_files(
+    base_folder: Path,
+    base: BaseFacts,
+    out: Path,
+    *,
+    config: Mapping[str, object],
+    tokenizer: Mapping[str, Path] | None = None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Copy tokenizer, chat template, generation config and licence verbatim: (names carried, names left out).
+
+    `config` changes keys of config.json; `tokenizer` gives files that take the place of all of the base's tokenizer.
+    """
+    carried, left_out = [], []
+    weights = {tensor.file for tensor in base.tensors.values()}
+    sources = {path.name: path for path in base_folder.iterdir()}
+    if tokenizer:
+        left_out += sorted(name for name in sources.keys() - tokenizer.keys() if matches(name, TOKENIZER_FILES))
+        sources = {name: path for name, path in sources.items() if name not in left_out} | dict(tokenizer)
+    for name, path in sorted(sources.items()):
+        if name in weights or name == INDEX:
+            # Beside a model.safetensors an index is not looked at, and may speak of files that are gone.
+            if name == INDEX and WEIGHTS in weights:
+                left_out.append(name)
+            continue
+        if path.is_dir() or name.startswith(".") or name in NOT_CARRIED or name.endswith(WEIGHT_SUFFIXES):
+            left_out.append(name)
+            continue
+        if name == "config.json" and config:
+            _write_config(path, out / name, config)
+        else:
+            shutil.copyfile(path, out / name)
+        carried.append(name)
+    return tuple(carried), tuple(sorted(left_out))
+
+
+def _write_config(source: Path, target: Path, changes: Mapping[str, object]) -> None:
+    """A change goes to the nested text model's configuration too, where the key is there."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        name = "torch_dtype" if key == "dtype" and "torch_dtype" in content else key
+        content[name] = value
+        inner = content.get("text_config")
+        if isinstance(inner, dict) and name in inner:
+            inner[name] = value
+    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_index(source: Path, target: Path, shards: Mapping[str, Iterable[TensorInfo]], *, changed: bool) -> None:
+    """The index of a sharded result: the base's own, verbatim unless names or sizes have changed."""
+    if not changed:
+        shutil.copyfile(source, target)
+        return
+    content = json.loads(source.read_text(encoding="utf-8"))
+    files = {info.name: file for file, tensors in shards.items() for info in tensors}
+    kept = [name for name in content["weight_map"] if name in files]
+    content["weight_map"] = {name: files[name] for name in (*kept, *sorted(files.keys() - set(kept)))}
+    content.setdefault("metadata", {})["total_size"] = sum(t.nbytes for tensors in shards.values() for t in tensors)
+    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

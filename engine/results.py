@@ -1,0 +1,329 @@
+"""What a merge is to make: each tensor of a result, where its old values lie, and what of which adapter changes it.
+
+Nothing is computed here. A plan follows from headers alone, so what cannot be merged is refused before a byte is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..registry.headers import TensorInfo, read_header
+from ..registry.inspect import TOKENIZER_FILES, AdapterFacts, BaseFacts, BaseTensor, matches
+from ..registry.lora import LoraModule, SavedTensor, TokenRows
+from ..registry.naming import Place
+from .checkpoint import FILE_DTYPES, INDEX, TORCH_DTYPES, WEIGHTS, carry_other_files, write_index
+from .deltas import AdapterFile
+from .errors import MergeError
+from .journal import Journal
+from .methods import METHODS, Method
+from .recipes import DType
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter of a mix: where it lies, what it holds, and its weight."""
+
+    folder: Path
+    facts: AdapterFacts
+    weight: float
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One result to be made: adapters, how they are combined, and the folder that it is written into."""
+
+    parts: Sequence[Part]
+    out: Path
+    method: str = "linear"
+    options: Mapping[str, object] = field(default_factory=dict)
+    dtype: DType | None = None
+    journal: Journal | None = None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one target weight. Norms are Frobenius norms; `lost` is |W' - (W + Δ)| / |Δ|, the share of the
+    delta that rounding to the output dtype swallowed; `changed` is the share of weights that differ from the base;
+    `rank` is 0 where the delta is of full rank."""
+
+    name: str
+    adapters: int
+    rank: int
+    delta_norm: float
+    lost: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did, per target weight, and which files of the base were carried or left out.
+
+    `notes` tell what a reader of the result should know, such as a head that is no longer tied. `digests` are the SHA-256 of
+    the weight files. `seconds` per stage: `sync` and `digest` overlap with `merge`, which ends with the last of them.
+    """
+
+    tensors: tuple[TensorReport, ...]
+    copied_tensors: int
+    carried: tuple[str, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    resumed_shards: int = 0
+
+    def summary(self) -> dict:
+        """The figures that a person reads first; medians over the target weights."""
+        lost = sorted(t.lost for t in self.tensors)
+        changed = sorted(t.changed for t in self.tensors)
+        return {
+            "merged_tensors": len(self.tensors),
+            "copied_tensors": self.copied_tensors,
+            "median_lost_to_rounding": round(lost[len(lost) // 2], 4) if lost else 0.0,
+            "worst_lost_to_rounding": round(lost[-1], 4) if lost else 0.0,
+            "median_changed": round(changed[len(changed) // 2], 4) if changed else 0.0,
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
+            "resumed_shards": self.resumed_shards,
+        }
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something of one adapter that changes a tensor."""
+
+    part: int
+    what: LoraModule | SavedTensor | TokenRows
+    place: Place
+    is_bias: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of the result: `info` as written, `source` where its old values are, `uses` what changes it."""
+
+    info: TensorInfo
+    source: BaseTensor
+    uses: tuple[Use, ...]
+
+    @property
+    def rows(self) -> int:
+        return matrix(self.info)[0]
+
+
+def matrix(info: TensorInfo) -> tuple[int, int]:
+    """A tensor looked at as a matrix: a vector is one row, experts lie one below the other."""
+    columns = info.shape[-1] if info.shape else 1
+    return (info.elements // columns if columns and len(info.shape) > 1 else 1), columns
+
+
+class Result:
+    """One mix as planned: the tensors of each file, the changes to config.json, and what was found while it was made."""
+
+    def __init__(self, base: BaseFacts, mix: Mix, opened: ExitStack) -> None:
+        self.base, self.mix = base, mix
+        self.method = METHODS[mix.method]
+        self.weights = [part.weight for part in mix.parts]
+        self.config: dict[str, object] = {"dtype": mix.dtype} if mix.dtype else {}
+        self.tokenizer: dict[str, Path] = {}
+        self.notes: list[str] = []
+        self.tensors: list[TensorReport] = []
+        self.copied = self.resumed = 0
+        self.digests: dict[str, str] = {}
+        _check_parts(mix, self.method)
+        self.files = [opened.enter_context(AdapterFile(part.folder)) for part in mix.parts]
+        self.shards = self._planned(_uses(mix.parts))
+
+    def _planned(self, uses: dict[str, list[Use]]) -> dict[str, list[Target]]:
+        base = self.base
+        if base.tied_embeddings:
+            self._untie(uses)
+        shards: dict[str, list[Target]] = {file: [] for file in sorted({t.file for t in base.tensors.values()})}
+        for name, tensor in base.tensors.items():
+            shards[tensor.file].append(self._target(name, tensor, tuple(uses.pop(name, ()))))
+        for targets in shards.values():
+            targets.sort(key=lambda target: target.source.info.start)
+        last = list(shards)[-1]
+        for name, used in uses.items():  # an untied head: the base holds it as its embedding
+            assert base.embedding is not None
+            shards[last].append(self._target(name, base.tensors[base.embedding], tuple(used)))
+        return shards
+
+    def _untie(self, uses: dict[str, list[Use]]) -> None:
+        """Head and embedding share one tensor. Where only one of them changes, the result holds two."""
+        base, head, embedding = self.base, self.base.head, self.base.embedding
+        if embedding is None:
+            return
+        trained = [u for u in uses.get(embedding, []) if _breaks_tie(u)]
+        of_head = [u for u in uses.get(head, []) if _breaks_tie(u)] if head else []
+        if not trained and not of_head:
+            if head and head not in base.tensors:
+                self._expect_copies(uses.pop(head, []), uses.get(embedding, []))
+            elif head and head in base.tensors and embedding in uses and head not in uses:
+                uses[head] = list(uses[embedding])  # tokens: a stored copy of the tied weight follows it
+            return
+        what = (trained or of_head)[0]
+        folder = self.mix.parts[what.part].folder
+        if base.encoder_decoder or head is None:
+            why = (
+                "an encoder-decoder model scales its target only when they are tied"
+                if head
+                else f"it is not known what the head of {base.architecture} would be called"
+            )
+            raise MergeError(
+                f"{folder}: {what.what.name} changes an embedding or a head that share one tensor, and {why}",
+                hint="save the base with tie_word_embeddings=False and a head of its own",
+            )
+        uses.setdefault(head, [])
+        self.config["tie_word_embeddings"] = False
+        self.notes.append(
+            f"{head} and {embedding} were one tensor and are two now, since an adapter changes them differently"
+        )
+
+    def _expect_copies(self, of_head: list[Use], of_embedding: list[Use]) -> None:
+        """PEFT saves a tied tensor under both its names. The two are one here, which they must agree on."""
+        for use in of_head:
+            twin = next((u for u in of_embedding if u.part == use.part and type(u.what) is type(use.what)), None)
+            if twin is None or not self._same(use, twin):
+                raise MergeError(
+                    f"{self.mix.parts[use.part].folder}: {use.what.name} shares its tensor with the embedding in the base,"
+                    " but was saved with other values",
+                    hint="train it as modules_to_save, which makes it a tensor of its own",
+                )
+
+    def _same(self, one: Use, other: Use) -> bool:
+        file = self.files[one.part]
+        if isinstance(one.what, LoraModule) or isinstance(other.what, LoraModule):
+            return False
+        if (
+            isinstance(one.what, TokenRows)
+            and isinstance(other.what, TokenRows)
+            and one.what.indices != other.what.indices
+        ):
+            return False
+        return file.holds_the_same(one.what.info, other.what.info)
+
+    def _target(self, name: str, source: BaseTensor, uses: tuple[Use, ...]) -> Target:
+        info = replace(source.info, name=name)
+        if uses and info.dtype not in TORCH_DTYPES:
+            raise MergeError(
+                f"base tensor {name} is stored as {info.dtype}; only {', '.join(TORCH_DTYPES)} can be merged"
+            )
+        shape = self._shape(name, info.shape, uses)
+        kind = FILE_DTYPES[self.mix.dtype] if self.mix.dtype and info.dtype in TORCH_DTYPES else info.dtype
+        turned = {u.what.transposed for u in uses if isinstance(u.what, LoraModule) and not u.is_bias}
+        if len(turned) > 1:
+            said = ", ".join(
+                f"{self.mix.parts[u.part].folder.name}: {u.what.transposed}"
+                for u in uses
+                if isinstance(u.what, LoraModule)
+            )
+            raise MergeError(f"the adapters disagree about fan_in_fan_out of {name} ({said})")
+        size = math.prod(shape) * TORCH_DTYPES[kind].itemsize if kind in TORCH_DTYPES else info.nbytes
+        return Target(replace(info, shape=shape, dtype=kind, start=0, end=size), source, uses)
+
+    def _shape(self, name: str, shape: tuple[int, ...], uses: tuple[Use, ...]) -> tuple[int, ...]:
+        """The base's shape, or a longer one where adapters saved an embedding with more rows."""
+        longer = {
+            u.what.info.shape: u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape != shape
+        }
+        if not longer:
+            return shape
+        if len(longer) > 1:
+            said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in longer.items())
+            raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
+        ((wanted, part),) = longer.items()
+        with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
+        if sum(self.weights[index] for index in with_rows) == 0:
+            raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
+        folder = self.mix.parts[part].folder
+        self.config["vocab_size"] = wanted[0]
+        self.tokenizer |= {path.name: path for path in folder.iterdir() if matches(path.name, TOKENIZER_FILES)}
+        note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
+        if note not in self.notes:
+            self.notes.append(note)
+            if not self.tokenizer:
+                self.notes.append(
+                    f"{folder.name} brings no tokenizer, so the base's is kept, which lacks the new tokens"
+                )
+        return wanted
+
+    def finished(self, file: str) -> bool:
+        """Take a shard's report from the notes of an earlier run, if it is among them."""
+        noted = self.mix.journal.finished(file) if self.mix.journal else None
+        if noted is None:
+            return False
+        self.tensors += [TensorReport(**tensor) for tensor in noted["tensors"]]
+        self.copied += noted["copied"]
+        self.digests[file] = noted["digest"]
+        self.resumed += 1
+        return True
+
+    def carry(self, base_folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The files beside the weights, and the index."""
+        infos = {file: [target.info for target in targets] for file, targets in self.shards.items()}
+        carried, left_out = carry_other_files(
+            base_folder, self.base, self.mix.out, config=self.config, tokenizer=self.tokenizer
+        )
+        if WEIGHTS not in infos:
+            write_index(base_folder / INDEX, self.mix.out / INDEX, infos, changed=bool(self.config))
+            carried = tuple(sorted((*carried, INDEX)))
+        return carried, left_out
+
+    def verify(self) -> None:
+        """Read back what was written: every tensor is there, in its file, with its shape and dtype."""
+        for file, targets in self.shards.items():
+            written = read_header(self.mix.out / file).tensors
+            for info in (target.info for target in targets):
+                found = written.get(info.name)
+                if found is None or (found.shape, found.dtype) != (info.shape, info.dtype):
+                    raise MergeError(
+                        f"the written file {file} does not hold {info.name} as {info.dtype} {list(info.shape)}"
+                    )
+
+    def report(self, carried: tuple[str, ...], left_out: tuple[str, ...], seconds: Mapping[str, float]) -> MergeReport:
+        tensors = tuple(sorted(self.tensors, key=lambda report: report.name))
+        rounded = {stage: round(value, 3) for stage, value in seconds.items()}
+        return MergeReport(
+            tensors, self.copied, carried, left_out, tuple(self.notes), self.digests, rounded, self.resumed
+        )
+
+
+def _check_parts(mix: Mix, method: Method) -> None:
+    if not mix.parts:
+        raise MergeError("a merge needs at least one adapter")
+    for part in mix.parts:
+        if not math.isfinite(part.weight):
+            raise MergeError(f"the weight of {part.folder} is {part.weight}, not a finite number")
+    method.check([part.weight for part in mix.parts])
+
+
+def _uses(parts: Sequence[Part]) -> dict[str, list[Use]]:
+    """What changes which tensor. Every adapter tensor is in exactly one of the facts: inspection refuses all others."""
+    uses: dict[str, list[Use]] = {}
+
+    def add(use: Use) -> None:
+        uses.setdefault(use.place.tensor, []).append(use)
+
+    for index, part in enumerate(parts):
+        for module in part.facts.modules:
+            for place in module.places:
+                add(Use(index, module, place))
+            if module.bias is not None:
+                assert module.bias_place is not None
+                add(Use(index, module, module.bias_place, is_bias=True))
+        for tensor in part.facts.saved:
+            add(Use(index, tensor, tensor.place or Place(tensor.name)))
+        for rows in part.facts.tokens:
+            add(Use(index, rows, rows.place))
+    return uses
+
+
+def _breaks_tie(use: Use) -> bool:
+    """Trained tokens change head and embedding alike, and so do copies that PEFT saves of a resized vocabulary."""
+    if isinstance(use.what, SavedTensor):
+        return use.what.why != "embedding"
+    return not isinstance(use.what, TokenRows)
