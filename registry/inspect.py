@@ -15,8 +15,17 @@ from .documents import read_object, shown
 from .errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 from .filenames import check_file_name
 from .headers import HEADER_LIMIT, Header, TensorInfo, read_header
-from .lora import LoraConfig, LoraModule, SavedTensor, TokenRows, lora_modules
-from .naming import Place
+from .lora import (
+    Contents,
+    LoraConfig,
+    LoraModule,
+    SavedTensor,
+    TokenRows,
+    contents,
+    is_head,
+    is_vocabulary,
+)
+from .naming import AmbiguousNameError, Naming, Place
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -31,7 +40,29 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 MERGED_DTYPES = ("F32", "F16", "BF16")
-_HEADS = ("lm_head", "embed_out")
+
+# names under which heads are stored, and what they would be called where a tied one is not stored: by what the class of
+# the architecture ends with, and its model_type where that differs from lm_head.weight
+_HEADS = (
+    "lm_head.weight", "embed_out.weight", "language_model.lm_head.weight", "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight", "vocab_projector.weight",
+)  # fmt: skip
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration", "WithLMHeadModel")
+_WITH_MASKED_HEAD = ("ForMaskedLM", "ForPreTraining")
+_HEAD_OF = {"gpt_neox": "embed_out.weight"}
+_MASKED_HEAD_OF = {
+    "bert": "cls.predictions.decoder.weight",
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), "lm_head.decoder.weight"),
+    "distilbert": "vocab_projector.weight",
+}
+
+# Models whose layers of these names are Conv1D, which keeps its weight transposed. PEFT changes fan_in_fan_out by what it
+# meets last, so that the configuration only says what all layers are where nothing else is known.
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
+# models whose experts are [experts, in, out] (`is_transposed` of transformers' experts), and those stored transposed
+_TRANSPOSED_EXPERTS = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
+_TURNED_EXPERTS = ("qwen3_vl_moe", "qwen3_vl_moe_text")
 _INDEX_LIMIT = HEADER_LIMIT  # it names as many tensors, with the same cost
 
 # IEEE values whose exponent bits are all set are NaN or infinite. Such a value of either sign is the greatest there can be
@@ -50,7 +81,11 @@ class BaseTensor:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """A base model as its files tell. `dtype` is the one most bytes have; `bytes` counts tensors only."""
+    """A base model as its files tell. `dtype` is the one most bytes have; `bytes` counts tensors only.
+
+    `input_embedding` and `head` are names of stored tensors, None where they are not known; a head that is tied to the
+    embedding has the name that it would be stored under. A model without a head for tokens is not tied.
+    """
 
     architecture: str
     dtype: str
@@ -58,11 +93,24 @@ class BaseFacts:
     parameters: int
     bytes: int
     tied_embeddings: bool
+    input_embedding: str | None = None
+    head: str | None = None
+    encoder_decoder: bool = False
+    model_type: str = ""
+
+    @property
+    def embedding(self) -> str | None:
+        """The name of the tensor that embedding and head share, where they do."""
+        return self.input_embedding if self.tied_embeddings else None
 
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """An adapter as its files tell. `rank` and `alpha` are the defaults that patterns may override per module."""
+    """An adapter as its files tell. `rank` and `alpha` are the defaults that patterns may override per module.
+
+    Every tensor of its file is in one of `modules`, `saved`, `tokens` and `copies`, the last being those that PEFT writes
+    twice and reads once. `vocabulary` is the number of tokens if the adapter changes that of the base, otherwise None.
+    """
 
     config: LoraConfig
     modules: tuple[LoraModule, ...]
@@ -75,6 +123,8 @@ class AdapterFacts:
     base_name: str | None
     saved: tuple[SavedTensor, ...] = ()
     tokens: tuple[TokenRows, ...] = ()
+    copies: tuple[TensorInfo, ...] = ()
+    vocabulary: int | None = None
 
 
 def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
@@ -95,13 +145,19 @@ def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
     if not tensors:
         raise InvalidArtifactError(f"{folder}: its weights hold no tensors")
     infos = [tensor.info for tensor in tensors.values()]
+    architecture, model_type = _architecture(folder / CONFIG, config), _model_type(folder / CONFIG, config)
+    head, has_head = _head(architecture, model_type, tensors)
     return BaseFacts(
-        architecture=_architecture(folder / CONFIG, config),
+        architecture=architecture,
         dtype=_main_dtype(infos),
         tensors=tensors,
         parameters=sum(info.elements for info in infos),
         bytes=sum(info.nbytes for info in infos),
-        tied_embeddings=_is_tied(config, tensors),
+        tied_embeddings=has_head and _is_tied(config, tensors),
+        input_embedding=_input_embedding(config, tensors),
+        head=head,
+        encoder_decoder=config.get("is_encoder_decoder") is True,
+        model_type=model_type,
     )
 
 
@@ -126,23 +182,26 @@ def inspect_adapter(
     if base_names and not allow_base_mismatch:
         _check_base_name(config_path, config.base_name, base_names)
     header = read_header(_inside(folder, ADAPTER_WEIGHTS, allow_links))
-    modules = lora_modules(header, config)
+    found, vocabulary = contents(header, config), None
     if base is not None:
-        for module in modules:
-            _check_fit(header.path, module, base)
-        modules = tuple(replace(module, places=(Place(module.weight),)) for module in modules)
+        found = _Placing(header.path, base, found).placed()
+        vocabulary = _vocabulary(header.path, base, found)
     if scan:
         check_finite(header)
     return AdapterFacts(
         config=config,
-        modules=modules,
+        modules=found.modules,
         rank=config.r,
         alpha=config.alpha,
-        target_modules=tuple(sorted({module.name.rpartition(".")[2] for module in modules})),
+        target_modules=tuple(sorted({_target(module) for module in found.modules})),
         tensors=len(header.tensors),
         bytes=header.nbytes,
         dtype=_main_dtype(header.tensors.values()),
         base_name=config.base_name,
+        saved=found.saved,
+        tokens=found.tokens,
+        copies=found.copies,
+        vocabulary=vocabulary,
     )
 
 
@@ -257,10 +316,49 @@ def _main_dtype(infos: Iterable[TensorInfo]) -> str:
     return sizes.most_common(1)[0][0]
 
 
+def _model_type(path: Path, config: dict[str, Any]) -> str:
+    name = config.get("model_type") or ""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
+        raise InvalidArtifactError(f"{path}: has the model_type {shown(name)}, which is none")
+    return name
+
+
 def _is_tied(config: dict[str, Any], tensors: Collection[str]) -> bool:
     # configs omit their class's default, so silence is decided by whether a head of its own was saved
     tied = config.get("tie_word_embeddings")
-    return tied if isinstance(tied, bool) else not any(f"{head}.weight" in tensors for head in _HEADS)
+    return tied if isinstance(tied, bool) else not any(head in tensors for head in _HEADS)
+
+
+def _head(architecture: str, model_type: str, tensors: Collection[str]) -> tuple[str | None, bool]:
+    """The name of the head's own tensor, and whether the model has a head for tokens, as far as can be known."""
+    for name in _HEADS:
+        if name in tensors:
+            return name, True
+    if architecture.endswith(_WITH_HEAD):
+        name = _HEAD_OF.get(model_type, "lm_head.weight")
+        old = not any(tensor.startswith("model.") for tensor in tensors)
+        if old and any(tensor.startswith("language_model.model.") for tensor in tensors):
+            name = "language_model.lm_head.weight"
+        return name, True
+    if architecture.endswith(_WITH_MASKED_HEAD):
+        return _MASKED_HEAD_OF.get(model_type), True
+    return None, False
+
+
+def _input_embedding(config: dict[str, Any], tensors: dict[str, BaseTensor]) -> str | None:
+    text = config.get("text_config")
+    sizes = [part.get("vocab_size") for part in (config, text) if isinstance(part, dict)]
+    found = [
+        name
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and is_vocabulary(name) and not is_head(name) and len(tensor.info.shape) == 2
+    ]
+    # multimodal models embed more than text; T5 and its kin may store what they share more than once
+    if len(found) > 1:
+        found = [name for name in found if tensors[name].info.shape[0] in sizes] or found
+    if len(found) > 1:
+        found = [name for name in found if name.rpartition(".")[0].endswith("shared")]
+    return found[0] if len(found) == 1 else None
 
 
 def _refuse_pickled_adapter(folder: Path) -> None:
@@ -284,24 +382,212 @@ def _check_base_name(path: Path, name: str | None, base_names: Collection[str]) 
     )
 
 
-def _check_fit(path: Path, module: LoraModule, base: BaseFacts) -> None:
-    if base.tied_embeddings and module.name.rpartition(".")[2] in _HEADS:
+def _target(module: LoraModule) -> str:
+    return module.name.rpartition(".")[2] if module.parameter == "weight" else module.parameter
+
+
+class _Placing:
+    """Finds the parameters of an adapter in a base, and checks that they fit there."""
+
+    def __init__(self, path: Path, base: BaseFacts, found: Contents) -> None:
+        self._path, self._base, self._found = path, base, found
+        self._naming = Naming({name: tensor.info.shape for name, tensor in base.tensors.items()})
+        self._trained = {tensor.name: tensor.info.shape for tensor in found.saved}
+
+    def placed(self) -> Contents:
+        found, saved = self._found, self._saved()
+        modules = tuple(self._experts(m) if m.experts > 1 else self._module(m) for m in found.modules)
+        tokens = tuple(self._rows(rows) for rows in found.tokens)
+        self._refuse_shared([*((m.weight, p) for m in modules for p in m.places)])
+        self._refuse_shared([(tensor.name, tensor.place) for tensor in saved if tensor.place])
+        return Contents(modules, saved, tokens, found.copies)
+
+    def _find(self, parameter: str) -> tuple[Place, tuple[int, ...]] | None:
+        """Where the parameter lies and its shape in the base. A tied head has the shape of the embedding, and may lack."""
+        try:
+            place = self._naming.place(parameter)
+        except AmbiguousNameError as error:
+            raise InvalidArtifactError(f"{self._path}: in the base model {error}") from error
+        if place is not None:
+            return place, self._base.tensors[place.tensor].info.shape
+        head, embedding = self._base.head, self._base.embedding
+        if head is not None and embedding is not None and self._naming.could_be(parameter, head):
+            return Place(head), self._base.tensors[embedding].info.shape
+        return None
+
+    def _module(self, module: LoraModule) -> LoraModule:
+        module = replace(module, transposed=module.embeds or self._is_conv1d(module))
+        found = self._find(module.weight)
+        if found is None:
+            raise self._missing(module.a.name, module.weight)
+        place, shape = found
+        out_by_in = (module.b.shape[0], module.a.shape[1])
+        self._check_dtype(module.a.name, place)
+        self._check_shape(
+            module.a.name,
+            module.weight,
+            out_by_in[::-1] if module.transposed else out_by_in,
+            self._trained.get(module.weight, shape),
+        )
+        module = replace(module, places=(place,))
+        if module.bias is None:
+            return module
+        biased = self._find(f"{module.name}.bias")
+        if biased is None:
+            raise UnsupportedAdapterError(
+                f"{self._path}: {module.bias.name!r} is a bias for {module.name!r}, which has none in the base model",
+                hint="train without lora_bias: a checkpoint of this architecture has no place for it",
+            )
+        self._check_dtype(module.bias.name, biased[0])
+        self._check_shape(module.bias.name, f"{module.name}.bias", module.bias.shape, biased[1])
+        return replace(module, bias_place=biased[0])
+
+    def _is_conv1d(self, module: LoraModule) -> bool:
+        if not self._base.model_type or module.parameter != "weight":
+            return module.transposed
+        return self._base.model_type in _CONV1D_MODELS and module.name.rpartition(".")[2] in _CONV1D
+
+    def _experts(self, module: LoraModule) -> LoraModule:
+        try:
+            places = self._naming.expert_places(module.weight)
+        except AmbiguousNameError as error:
+            raise InvalidArtifactError(f"{self._path}: in the base model {error}") from error
+        if not places:
+            raise self._missing(module.a.name, module.weight)
+        fused = places[0].index is not None
+        if fused and self._base.model_type in _TURNED_EXPERTS:
+            raise UnsupportedAdapterError(
+                f"{self._path}: {module.a.name!r} adapts the experts {module.weight!r}, which"
+                f" {self._base.model_type} turns while it is loaded"
+            )
+        first = [place for place in places if place.expert == 0]
+        for place in places if not fused else first:
+            self._check_dtype(module.a.name, place)
+        shapes = [self._base.tensors[place.tensor].info.shape for place in first]
+        matrix = shapes[0][1:] if fused else (sum(shape[0] for shape in shapes), shapes[0][1])
+        out_by_in = (module.b.shape[0], module.a.shape[1])
+        transposed = fused and matrix == out_by_in[::-1]
+        if transposed and matrix == out_by_in:  # square: only the model's own word tells
+            transposed = self._base.model_type in _TRANSPOSED_EXPERTS
+        self._check_shape(
+            module.a.name,
+            module.weight,
+            (module.experts, *(out_by_in[::-1] if transposed else out_by_in)),
+            (len(places) // len(first), *matrix),
+        )
+        for place in places if not fused else ():
+            like = shapes[(place.rows or (0, 0))[0] > 0]
+            if self._base.tensors[place.tensor].info.shape != like:
+                raise InvalidArtifactError(
+                    f"{self._path}: the base model's {place.tensor!r} is not of the shape of expert 0's"
+                )
+        return replace(module, places=places, transposed=transposed)
+
+    def _saved(self) -> tuple[SavedTensor, ...]:
+        placed, missing = [], []
+        for tensor in self._found.saved:
+            found = self._find(tensor.name)
+            if found is None:
+                missing.append(tensor)
+                continue
+            place, shape = found
+            there = place.tensor in self._base.tensors
+            if there:
+                self._check_dtype(tensor.info.name, place)
+            given = tensor.info.shape
+            # a vocabulary may have grown; whether all that depends on it did is looked at later
+            grown = is_vocabulary(tensor.name) and len(given) == len(shape) and given[0] > shape[0]
+            self._check_shape(tensor.info.name, tensor.name, given, (given[0], *shape[1:]) if grown else shape)
+            placed.append(replace(tensor, place=place if there else None))
+        if missing:
+            raise self._missing(*(name for tensor in missing for name in (tensor.info.name, tensor.name)))
+        return tuple(placed) + self._tied_head(placed)
+
+    def _tied_head(self, saved: list[SavedTensor]) -> tuple[SavedTensor, ...]:
+        """A head that is tied to an embedding that grew has grown with it, which PEFT writes only once for an adapted one."""
+        head, embedding = self._base.head, self._base.embedding
+        if head is None or embedding is None or any(is_head(tensor.name) for tensor in saved):
+            return ()
+        return tuple(
+            replace(tensor, name=head, place=None)
+            for tensor in saved
+            if tensor.why == "embedding"
+            and tensor.place
+            and tensor.place.tensor == embedding
+            and tensor.info.shape != self._base.tensors[embedding].info.shape
+        )
+
+    def _rows(self, rows: TokenRows) -> TokenRows:
+        found = self._find(rows.name)
+        if found is None:
+            raise self._missing(rows.info.name, rows.name)
+        place, shape = found
+        self._check_dtype(rows.info.name, place)
+        shape = self._trained.get(rows.name, shape)
+        self._check_shape(
+            rows.info.name, rows.name, (len(rows.indices), *rows.info.shape[1:]), (len(rows.indices), *shape[1:])
+        )
+        if rows.indices and max(rows.indices) >= shape[0]:
+            raise InvalidArtifactError(
+                f"{self._path}: {rows.info.name!r} is for token {max(rows.indices)},"
+                f" but {rows.name!r} has {shape[0]} tokens"
+            )
+        return replace(rows, place=place)
+
+    def _missing(self, tensor: str, parameter: str, *more: str) -> InvalidArtifactError:
+        near = self._naming.near(parameter)
+        others = f" (nor have {len(more) // 2} more, {', '.join(map(shown, more[:6:2]))})" if more else ""
+        return InvalidArtifactError(
+            f"{self._path}: {shown(tensor)} has no tensor {shown(parameter)} in the base model{others}"
+            + (f"; what is much like it: {', '.join(map(shown, near))}" if near else "")
+        )
+
+    def _check_dtype(self, tensor: str, place: Place) -> None:
+        stored = self._base.tensors.get(place.tensor)
+        if stored is not None and stored.info.dtype not in MERGED_DTYPES:
+            raise UnsupportedAdapterError(
+                f"{self._path}: {tensor!r} adapts {place.tensor!r}, which the base model stores as {stored.info.dtype};"
+                f" only {', '.join(MERGED_DTYPES)} can be merged into"
+            )
+
+    def _check_shape(self, tensor: str, parameter: str, given: tuple[int, ...], stored: tuple[int, ...]) -> None:
+        if given != stored:
+            raise InvalidArtifactError(
+                f"{self._path}: {tensor!r} is for a weight of shape {list(given)},"
+                f" but the base model's {parameter!r} is {list(stored)}"
+            )
+
+    def _refuse_shared(self, used: list[tuple[str, Place]]) -> None:
+        owners: dict[str, str] = {}
+        for parameter, place in used:
+            if (owner := owners.setdefault(place.tensor, parameter)) != parameter:
+                raise UnsupportedAdapterError(
+                    f"{self._path}: {owner!r} and {parameter!r} are the same tensor {place.tensor!r} in the base model"
+                )
+
+
+def _vocabulary(path: Path, base: BaseFacts, found: Contents) -> int | None:
+    """The number of tokens, if the adapter changes it. Raises UnsupportedAdapterError if embedding and head disagree."""
+    sizes = {
+        name: base.tensors[name].info.shape[0] for name in (base.input_embedding, base.head) if name in base.tensors
+    }
+    if base.embedding is not None and base.head is not None:
+        sizes.setdefault(base.head, sizes[base.embedding])
+    before, grown = dict(sizes), None
+    for tensor in found.saved:
+        name = tensor.place.tensor if tensor.place else base.head
+        rows = tensor.info.shape[0]
+        if name in sizes:
+            sizes[name] = rows
+        stored = base.tensors.get(name or "")
+        if rows != (stored.info.shape[0] if stored else before.get(name or "")):
+            grown = tensor
+    if grown is None:
+        return None
+    if base.input_embedding is None or len(set(sizes.values())) > 1:
         raise UnsupportedAdapterError(
-            f"{path}: {module.a.name!r} adapts a head that shares its weight with the embeddings;"
-            " merging would change both"
+            f"{path}: {grown.info.name!r} has a vocabulary of {grown.info.shape[0]} tokens, but not all of the result would: "
+            + (", ".join(f"{name!r} has {rows}" for name, rows in sizes.items()) or "its embedding is not known"),
+            hint="save the adapter with save_embedding_layers=True",
         )
-    tensor = base.tensors.get(module.weight)
-    if tensor is None:
-        raise InvalidArtifactError(f"{path}: {module.a.name!r} has no tensor {module.weight!r} in the base model")
-    if tensor.info.dtype not in MERGED_DTYPES:
-        raise UnsupportedAdapterError(
-            f"{path}: {module.a.name!r} adapts {module.weight!r}, which the base model stores as {tensor.info.dtype};"
-            f" only {', '.join(MERGED_DTYPES)} can be merged into"
-        )
-    out_by_in = (module.b.shape[0], module.a.shape[1])
-    expected = out_by_in[::-1] if module.transposed else out_by_in
-    if tensor.info.shape != expected:
-        raise InvalidArtifactError(
-            f"{path}: {module.a.name!r} is for a weight of shape {list(expected)},"
-            f" but the base model's {module.weight!r} is {list(tensor.info.shape)}"
-        )
+    return grown.info.shape[0]

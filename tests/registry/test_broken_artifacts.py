@@ -34,6 +34,9 @@ Spoil = Callable[[Path], object]
 CONFIG, WEIGHTS, INDEX = "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json"
 Q0 = "model.layers.0.self_attn.q_proj"
 A0, B0 = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.weight"
+MAGNITUDE = f"base_model.model.{Q0}.lora_magnitude_vector"
+NORM, HEAD = "base_model.model.model.norm.weight", "base_model.model.lm_head.weight"
+ROWS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,14 @@ def tensors(change: Callable[[dict[str, np.ndarray]], object], **dtypes: str) ->
         (folder / WEIGHTS).write_bytes(packed(entries, data))
 
     return spoil
+
+
+def both(*spoils: Spoil) -> Spoil:
+    return lambda folder: [spoil(folder) for spoil in spoils]
+
+
+def magnitudes(arrays: dict[str, np.ndarray]) -> list[str]:
+    return [name.replace("lora_A.weight", "lora_magnitude_vector") for name in arrays if name.endswith("lora_A.weight")]
 
 
 def replaced(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
@@ -308,6 +319,54 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "rank_pattern that looks ahead": (config(rank_pattern={"(?=q)q_proj": 2}), "cannot be matched safely"),
     "rank_pattern that changes the rule around it": (config(rank_pattern={"q_proj)|(.*": 2}), "cannot be matched safely"),
     "a base that is a number": (config(base_model_name_or_path=7), "base_model_name_or_path must be text"),
+    "use_dora without magnitudes": (config(use_dora=True), "has no lora_magnitude_vector beside it, but use_dora is true"),
+    "a magnitude without use_dora": (
+        tensors(lambda t: t.update({MAGNITUDE: t[B0][:, 0]})), "has a lora_magnitude_vector beside it, but use_dora is false",
+    ),
+    "a magnitude of another size": (
+        both(config(use_dora=True), tensors(lambda t: t.update({name: np.ones(3, "f4") for name in magnitudes(t)}))),
+        "is [3], but the layer has 6 outputs",
+    ),
+    "lora_bias without biases": (config(lora_bias=True), "has no lora_B.bias beside it, but lora_bias is true"),
+    "half an embedding": (
+        tensors(lambda t: t.update({A0.replace("lora_A.weight", "lora_embedding_A"): t[A0]})), "has no lora_embedding_B",
+    ),
+    "factors within no factors": (
+        tensors(lambda t: [t.update({n.replace(".lora", ".base_layer.lora"): t.pop(n)}) for n in (A0, B0)]),
+        "has factors within factors, but not those around them",
+    ),
+    "an empty factor": (replaced(A0, lambda a: a[:0]), "is empty"),
+    "target_parameters that name nothing": (config(target_parameters=["experts"]), "'experts' names no parameter of the adapter"),
+    "target_parameters that are text": (config(target_parameters="experts"), "target_parameters must be a list of names"),
+    "tokens without rows": (config(trainable_token_indices=[7]), "holds no rows for the trainable_token_indices [7]"),
+    "tokens before the first": (config(trainable_token_indices=[-7]), "trainable_token_indices must be different whole numbers"),
+    "tokens twice": (config(trainable_token_indices={"a": [7, 7]}), "trainable_token_indices must be different whole numbers"),
+    "rows without tokens": (tensors(lambda t: t.update({ROWS: t[A0]})), "does not say which tokens"),
+    "more rows than tokens": (
+        both(config(trainable_token_indices=[7]), tensors(lambda t: t.update({ROWS: t[A0]}))), "has 1 tokens for it",
+    ),
+    "rows of a token beyond the last": (
+        both(config(trainable_token_indices=[7, 10]), tensors(lambda t: t.update({ROWS: t[A0]}))), "is for token 10, but",
+    ),
+    "modules_to_save that are not there": (config(modules_to_save=["lm_head"]), "holds no tensor of the modules_to_save"),
+    "a saved tensor that the base lacks": (
+        both(config(modules_to_save=["norm"]), tensors(lambda t: t.update({NORM: t[A0][0]}))),
+        "has no tensor 'model.norm.weight' in the base model",
+    ),
+    "a saved head with fewer tokens": (
+        both(config(modules_to_save=["lm_head"]), tensors(lambda t: t.update({HEAD: t[A0]}))), "is for a weight of shape [2, 8]",
+    ),
+    "a saved head with more tokens than the embedding": (
+        both(config(modules_to_save=["lm_head"]), tensors(lambda t: t.update({HEAD: np.ones((12, 8), "f4")}))),
+        "has a vocabulary of 12 tokens, but not all of the result would",
+    ),
+    "a parameter twice": (
+        both(
+            config(bias="all"),
+            tensors(lambda t: t.update({A0.replace("lora_A.weight", n): t[A0][0] for n in ("bias", "base_layer.bias")})),
+        ),
+        "are the same parameter",
+    ),
     # the header
     "an empty file": (content(WEIGHTS, b""), "0 bytes are too few"),
     "a header without end": (content(WEIGHTS, b"\xff" * 8 + b"{}"), "is over the limit"),
@@ -366,24 +425,30 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
 }  # fmt: skip
 
 UNSUPPORTED: dict[str, tuple[Spoil, str]] = {
-    "a matrix of three dimensions": (replaced(A0, lambda a: a[..., None]), "is a convolution; only linear layers merge"),
-    "a vector": (replaced(A0, lambda a: a.reshape(-1)), "is not a matrix; only linear layers merge"),
+    "a matrix of three dimensions": (replaced(A0, lambda a: a[..., None]), "is a convolution; only linear layers and embeddings merge"),
+    "a vector": (replaced(A0, lambda a: a.reshape(-1)), "is not a matrix; only linear layers and embeddings merge"),
     "a tensor that is no LoRA": (tensors(lambda t: t.update(more=t[A0])), "tensor 'more' is not a lora_A or lora_B weight"),
-    "a LoRA bias": (tensors(lambda t: t.update({B0.replace("weight", "bias"): t[A0]})), "is a LoRA bias"),
-    "a DoRA magnitude": (
-        tensors(lambda t: t.update({A0.replace("lora_A.weight", "lora_magnitude_vector"): t[A0]})), "belongs to DoRA",
-    ),
-    "an embedding": (
-        tensors(lambda t: t.update({A0.replace("lora_A.weight", "lora_embedding_A"): t[A0]})), "adapts an embedding",
-    ),
     "float8": (replaced(A0, lambda a: a.astype("uint8")), "is F8_E4M3, which has no exact delta here"),
     "whole numbers": (replaced(A0, lambda a: a.astype("int8")), "is I8, which has no exact delta here"),
     "an adapter that is no LoRA": (config(peft_type="VERA"), "peft_type is 'VERA'; only LORA can be merged"),
-    "use_dora": (config(use_dora=True), "use_dora is True, which merging cannot honour"),
-    "target_parameters": (config(target_parameters=["experts"]), "target_parameters is ['experts'], which merging"),
-    "trainable_token_indices": (config(trainable_token_indices=[7]), "trainable_token_indices is [7], which merging"),
-    "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save is ['lm_head'], which merging"),
-    "biases": (config(bias="all"), "bias is 'all'; merging does not change biases"),
+    "biases of a new kind": (config(bias="some"), "bias is 'some', not none, all or lora_only"),
+    "an activated LoRA": (config(alora_invocation_tokens=[5]), "alora_invocation_tokens is [5], which merging cannot honour"),
+    "a tensor of nobody": (tensors(lambda t: t.update({NORM: t[A0][0]})), "is not a lora_A or lora_B weight"),
+    "a copy of a base weight": (
+        tensors(lambda t: t.update({A0.replace("lora_A", "base_layer"): t[A0]})), "is a copy of a base weight",
+    ),
+    "a bias that the configuration does not know": (
+        tensors(lambda t: t.update({A0.replace("lora_A.weight", "bias"): t[A0][0]})), "is a bias, but adapter_config.json says",
+    ),
+    "a part of some variant": (
+        tensors(lambda t: t.update({A0.replace("lora_A.weight", "lora_diag"): t[A0][0]})), "is a part of a LoRA variant",
+    ),
+    "a copy of nothing": (
+        tensors(lambda t: t.update({A0.replace("lora_A", "modules_to_save"): t[A0]})), "is no copy of one of the modules_to_save",
+    ),
+    "a parameter that cannot be told": (
+        lambda folder: (config(target_parameters=["q_proj.a", "q_proj.b"])(folder)), "it cannot be told for which parameters",
+    ),
     "PiSSA": (config(init_lora_weights="pissa"), "init_lora_weights is 'pissa', which trained on an altered base"),
     "an option of tomorrow": (config(**{"\x1b[31m": {"deep": [[[[1]]]]}}), r"'\x1b[31m' is {'deep': [[[...]]]}, which merging"),
     "an option with a value without end": (config(novel="x" * 1_000_000), "novel is 'xxx"),
@@ -707,7 +772,8 @@ json_values = st.recursive(
 )  # fmt: skip
 CONFIG_KEYS = (
     "r", "lora_alpha", "bias", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "base_model_name_or_path",
-    "init_lora_weights", "peft_type", "target_modules", "use_dora", "novel",
+    "init_lora_weights", "peft_type", "target_modules", "use_dora", "lora_bias", "modules_to_save", "target_parameters",
+    "trainable_token_indices", "novel",
 )  # fmt: skip
 
 

@@ -138,8 +138,7 @@ def test_fan_in_fan_out_expects_the_weight_transposed(tmp_path: Path, make_adapt
 @pytest.mark.parametrize(
     "config",
     [
-        {"use_dora": True}, {"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]},
-        {"trainable_token_indices": [1]}, {"target_parameters": ["experts"]}, {"layer_replication": [[0, 2]]},
+        {"bias": "some"}, {"layer_replication": [[0, 2]]},
         {"alora_invocation_tokens": [5]}, {"use_qalora": True}, {"use_bdlora": {"nblocks": 2}}, {"arrow_config": {"top_k": 1}},
         {"kasa_config": {"beta": 1}}, {"megatron_config": {"a": 1}}, {"velora_config": {"scale": 1}},
         {"monteclora_config": {"num_samples": 8}}, {"ensure_weight_tying": True}, {"init_lora_weights": "pissa_niter_4"},
@@ -162,6 +161,11 @@ def test_what_merging_cannot_honour_is_refused_by_name(
         {"r": 0}, {"r": True}, {"r": "2"}, {"r": None}, {"lora_alpha": None}, {"lora_alpha": float("inf")}, {"lora_alpha": 10**400},
         {"use_rslora": "yes"}, {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": 1.5}}, {"alpha_pattern": {"(": 1}},
         {"rank_pattern": {"k_proj": 2}}, {"alpha_pattern": {"k_proj": 2}}, {"base_model_name_or_path": 7},
+        {"use_dora": True}, {"use_dora": 1}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"modules_to_save": "lm_head"},
+        {"modules_to_save": [""]}, {"trainable_token_indices": [1]}, {"trainable_token_indices": {"embed_tokens": [1]}},
+        {"trainable_token_indices": [-1]}, {"trainable_token_indices": [1, 1]}, {"trainable_token_indices": {"": [1]}},
+        {"trainable_token_indices": {"a": 1}}, {"trainable_token_indices": 5}, {"target_parameters": "gate_up_proj"},
+        {"target_parameters": [1]},
     ],
     ids=str,
 )  # fmt: skip
@@ -183,8 +187,8 @@ def test_a_broken_configuration_is_refused_by_the_field(
         (lambda t: t.update({A0: t[A0][..., None, None]}), "convolution"),
         (lambda t: t.update({A0.replace("q_proj", "k_proj"): t.pop(A0), B0.replace("q_proj", "k_proj"): t.pop(B0)}), "no tensor"),
         (lambda t: t.update({A0.removeprefix("base_model.model."): t[A0]}), "is not a lora_A or lora_B weight"),
-        (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": t[A0]}), "adapts an embedding"),
-        (lambda t: t.update({B0.replace("weight", "bias"): t[A0]}), "LoRA bias"),
+        (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": t[A0]}), "has no lora_embedding_B"),
+        (lambda t: t.update({B0.replace("weight", "bias"): t[A0]}), "has a lora_B.bias beside it, but lora_bias is false"),
         (lambda t: t.clear(), "no LoRA tensors"),
     ],
 )  # fmt: skip
@@ -272,16 +276,6 @@ def test_a_folder_that_lacks_a_part_is_refused_with_what_it_lacks(
         inspect_adapter(folder, None)
 
 
-def test_an_adapter_on_a_tied_head_is_refused_with_that_reason(
-    tmp_path: Path, make_base: Make, make_adapter: Make
-) -> None:
-    facts = inspect_base(make_base(tmp_path / "base", config={"tie_word_embeddings": True}))
-    factors = {"A": np.ones((2, 8), "float32"), "B": np.ones((10, 2), "float32")}
-    tensors = {f"base_model.model.lm_head.lora_{side}.weight": factor for side, factor in factors.items()}
-    with pytest.raises(UnsupportedAdapterError, match="shares its weight with the embeddings"):
-        inspect_adapter(make_adapter(tmp_path / "a", tensors=tensors), facts)
-
-
 # --- patterns, which are regular expressions from outside
 
 TOKENS = [
@@ -290,7 +284,7 @@ TOKENS = [
 ]  # fmt: skip
 
 
-@hypothesis_settings(max_examples=2_000)
+@hypothesis_settings(max_examples=2_000, deadline=2_000)
 @given(
     st.lists(st.lists(st.sampled_from(TOKENS), max_size=7).map("".join), max_size=4, unique=True),
     st.lists(st.lists(st.sampled_from(["a", "b", ".", "1", "_", "ab"]), max_size=7).map("".join), max_size=5),
@@ -410,17 +404,3 @@ def test_the_delta_that_the_facts_describe_is_the_one_that_peft_merges(peft_adap
     for module in inspect_adapter(adapter, inspect_base(base)).modules:
         delta = module.scale * factors[module.b.name].astype("float64") @ factors[module.a.name]
         np.testing.assert_allclose(merged[module.weight], before[module.weight] + delta, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["embed_tokens"]}, "adapts an embedding"),
-    ],
-)
-def test_what_peft_offers_beyond_plain_lora_is_refused(peft_adapter: Any, options: Any, reason: str) -> None:
-    base, adapter, _ = peft_adapter(r=2, **options)
-    with pytest.raises(UnsupportedAdapterError, match=reason):
-        inspect_adapter(adapter, inspect_base(base))
