@@ -29,12 +29,13 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, St
 from ..registry.references import SPIRIT
 from ..tasks import Question, TaskError, Template, load_template, questions, read_domain
 from .errors import AdaptationError, MergeError
-from .journal import FORMAT_VERSION
+from .journal import FORMAT_VERSION, Journal
 from .provenance import write_papers
 from .recipes import SHIPPED, Adaptive, Recipe, Role, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from .adaptive import Adaptation
+    from .lora_output import AdapterReport
     from .results import MergeReport, Part
 
 LEASE_SECONDS = 60.0
@@ -428,7 +429,11 @@ def _make(registry: Registry, build: Build, device: str, progress: Progress) -> 
         report["adaptation"] = found.to_json()
         report["warnings"] = list(found.warnings)
         report["artifact"] = _keep_plot(registry, build, found)
-    with registry.store.staging(f"build-{build.id}") as staged:
+    # Named after what is made, so that whoever takes the build over, or up again, goes on with its finished shards.
+    work = digest_of_json([build.key, coefficients]).removeprefix("sha256:")
+    if recipe.output.format == "adapter":
+        work = None  # is made in a moment
+    with registry.store.staging("build", work=work) as staged:
         merged = _write_result(registry, build, recipe, coefficients, parts, adapters, staged, device, progress)
         stored = registry.store.adopt(staged)
     report["merge"] = merged.summary()
@@ -483,7 +488,8 @@ def _write_result(
     out: Path,
     device: str,
     progress: Progress,
-) -> MergeReport:
+) -> MergeReport | AdapterReport:
+    from .lora_output import write_adapter
     from .merge import merge
     from .results import Part
 
@@ -501,24 +507,39 @@ def _write_result(
     facts = registry.bases.facts(base)
     total = sum(tensor.info.end - tensor.info.start for tensor in facts.tensors.values())
     used = [Part(part.folder, part.facts, coefficients[role]) for role, part in parts.items()]
-    merged = merge(
-        registry.bases.folder(base),
-        facts,
-        used,
-        out,
-        method=recipe.method,
-        options=recipe.options,
-        dtype=recipe.output.dtype,
-        device=device,
-        progress=advance,
-    )
+    if recipe.output.format == "adapter":
+        known: Mapping[str, str] = {}
+        merged = write_adapter(
+            facts,
+            used,
+            out,
+            method=recipe.method,
+            options=recipe.options,
+            rank=recipe.output.rank,
+            base_folder=registry.bases.folder(base),
+            dtype=recipe.output.dtype,
+        )
+    else:
+        merged = merge(
+            registry.bases.folder(base),
+            facts,
+            used,
+            out,
+            method=recipe.method,
+            options=recipe.options,
+            dtype=recipe.output.dtype,
+            device=device,
+            journal=Journal(out, lambda: out.name),
+            progress=advance,
+        )
+        known = merged.digests
     write_papers(
         out,
         recipe.resolved(coefficients).to_json(),
         _card(registry, build, {str(role): value for role, value in coefficients.items()}),
         {"base": base.digest} | {role: adapter.digest for role, adapter in adapters.items()},
         build.domain,
-        known=merged.digests,
+        known=known,
     )
     return merged
 

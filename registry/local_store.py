@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
 from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
-from .locks import FileLock, StoreLock, abandoned, held, shared_if_possible
+from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 
@@ -212,19 +212,22 @@ class LocalStore(Store):
         return next(self._damages(tree.digest, folder, sound, None), None) is not None
 
     @contextmanager
-    def staging(self, prefix: str) -> Iterator[Path]:
-        folder = self._staging / f"{prefix}-{uuid.uuid4().hex}"
-        lock = _lock_of(folder)
+    def staging(self, prefix: str, *, work: str | None = None) -> Iterator[Path]:
         with ExitStack() as owned:
+            kept = self._staging / f"{prefix}-{work}" if work else None
             with self.translated():
-                owned.enter_context(held(lock))
-                folder.mkdir()
+                if kept and owned.enter_context(held_if_free(_lock_of(kept))):
+                    folder = kept
+                else:
+                    kept, folder = None, self._staging / f"{prefix}-{uuid.uuid4().hex}"
+                    owned.enter_context(held(_lock_of(folder)))
+                folder.mkdir(exist_ok=kept is not None)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not folder.exists():
-                    lock.unlink(missing_ok=True)
+                    _lock_of(folder).unlink(missing_ok=True)
 
     def link(self, source: Path, target: Path) -> None:
         with self.translated():

@@ -81,6 +81,17 @@ def _held_handle(path: Path) -> int:
 
 
 @contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Makes the file and locks it as `held` does, or says False because somebody else has it. Raises OSError."""
+    with _released(_opened(path)) as handle:
+        free = False
+        # one that a collection removed before it was locked here is nobody's: another name will do
+        with suppress(FileNotFoundError):
+            free = try_lock(handle) and os.path.samestat(os.fstat(handle), path.stat())
+        yield free
+
+
+@contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the file; then it is held here, so that nobody comes in between. Raises FileNotFoundError."""
     with _released(os.open(path, os.O_RDONLY)) as handle:

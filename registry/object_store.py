@@ -85,8 +85,8 @@ class ObjectStore(Store):
             entries = self._cache.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
             return self._publish(staged, entries)
 
-    def staging(self, prefix: str) -> AbstractContextManager[Path]:
-        return self._made_cache().staging(prefix)
+    def staging(self, prefix: str, *, work: str | None = None) -> AbstractContextManager[Path]:
+        return self._made_cache().staging(prefix, work=work)
 
     def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
         return self._publish(staged, self._cache.hash_staged(staged, progress))

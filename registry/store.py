@@ -96,8 +96,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def staging(self, prefix: str) -> AbstractContextManager[Path]:
-        """A new folder for what `adopt` is to take over, removed afterwards unless it was adopted. Raises StoreError."""
+    def staging(self, prefix: str, *, work: str | None = None) -> AbstractContextManager[Path]:
+        """A new folder for what `adopt` is to take over, removed afterwards unless it was adopted. Raises StoreError.
+
+        Work that is named finds its folder again as a process left it that was killed, unless another
+        process has it now or a collection has removed it; then the folder is new.
+        """
 
     @abstractmethod
     def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
