@@ -1,8 +1,8 @@
 """A mix written as one adapter that PEFT loads: exact by concatenation, or cut to a rank by SVD with the error reported.
 
 PEFT's scaling is 1 for every module of the result (`lora_alpha` is the rank), so the factors alone say what the delta is,
-also to readers that know no `rank_pattern`. One tensor is worked on at a time and rounded once to the file's dtype. Methods on
-factors never form a delta; others, and DoRA in a mix, form one dense delta at a time.
+also to readers that know no `rank_pattern`. Each thread works on one tensor at a time, which is rounded once to the file's
+dtype. Methods on factors never form a delta; others, and DoRA in a mix, form one dense delta at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import math
 import os
 import statistics
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from ..registry.naming import Place
 from .checkpoint import FILE_DTYPES, TORCH_DTYPES, Shard, bytes_of, read_into, torch_dtype, write_from
 from .deltas import AdapterFile
 from .errors import MergeError
-from .merge import Part
+from .merge import Part, _one_torch_thread_each
 from .methods import METHODS, Factors
 from .recipes import DType
 
@@ -78,6 +79,7 @@ def write_adapter(
     rank: int | None = None,
     base_folder: Path | None = None,
     dtype: DType | None = None,
+    threads: int | None = None,
 ) -> AdapterReport:
     """Write `adapter_config.json` and `adapter_model.safetensors` into the folder `out`, which has neither.
 
@@ -89,9 +91,9 @@ def write_adapter(
         mix = _Mix(base, parts, method, options, rank, base_folder, dtype, opened)
         plan = _Plan(mix)
         reports: list[AdapterTensorReport] = []
+        made = opened.enter_context(closing(_made(plan.entries, threads or min(8, os.cpu_count() or 1))))
         with Shard(out / ADAPTER_WEIGHTS, [info for entry in plan.entries for info in entry.infos]) as file:
-            for entry in plan.entries:
-                tensors, report = entry.make()
+            for entry, (tensors, report) in made:
                 for info, tensor in zip(entry.infos, tensors, strict=True):
                     assert tuple(tensor.shape) == info.shape, info.name
                     if not bool(tensor.isfinite().all()):
@@ -244,12 +246,15 @@ def _places(use: _Use) -> tuple[Place, ...]:
 # What is written: entries of one or more tensors of the file
 
 
+_Made = tuple[list[Tensor], AdapterTensorReport | None]
+
+
 @dataclass(frozen=True)
 class _Entry:
     """Tensors that are made together, in the file's order, and what is said about them."""
 
     infos: tuple[TensorInfo, ...]
-    make: Callable[[], tuple[list[Tensor], AdapterTensorReport | None]]
+    make: Callable[[], _Made]
 
 
 @dataclass(frozen=True)
@@ -300,7 +305,7 @@ class _Plan:
                 self.rows.append((name, used))
             elif any(isinstance(use.what, TokenRows) for use in used):
                 raise MergeError(
-                    f"{name} has single tokens trained in one adapter and a LoRA in another, which no adapter can hold both",
+                    f"{name} has single tokens trained and a LoRA beside them, and no adapter can hold both",
                     hint=AS_CHECKPOINT,
                 )
             elif used[0].is_bias:
@@ -310,10 +315,13 @@ class _Plan:
         self.keeps_dora = self._keeps_dora(low_rank)
         nested = _nested(low_rank, mix)
         self.pairs = [self._pair(name, used, nested.get(name)) for name, used in low_rank.items()]
+        if not self.pairs:
+            raise MergeError(
+                "every tensor that the adapters change is saved whole by one of them, so no LoRA is left to write",
+                hint=AS_CHECKPOINT,
+            )
         self._check_biases()
         self.entries = list(self._entries())
-        if not self.entries:
-            raise MergeError("the adapters change nothing, so there is no adapter to write")
 
     def _keeps_dora(self, low_rank: Mapping[str, tuple[_Use, ...]]) -> bool:
         """One adapter as it is keeps its magnitudes; any mix of DoRA is of full rank."""
@@ -506,6 +514,26 @@ def _is_named(weight: str, config: Mapping[str, object]) -> bool:
 # Making the tensors
 
 
+def _made(entries: Sequence[_Entry], threads: int) -> Generator[tuple[_Entry, _Made]]:
+    """Each entry and what it is, in order; so many are made side by side, and no more are held.
+
+    Each is made by one thread alone, since how many share in a factorisation shows in its last bits.
+    """
+    waiting: deque[tuple[_Entry, Future[_Made]]] = deque()
+    with _one_torch_thread_each(), ThreadPoolExecutor(threads) as pool:
+        try:
+            for entry in entries:
+                waiting.append((entry, pool.submit(entry.make)))
+                if len(waiting) == threads:
+                    first, made = waiting.popleft()
+                    yield first, made.result()
+            while waiting:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _pair_entry(mix: _Mix, pair: _Pair, keeps_dora: bool) -> _Entry:
     module, (out, into) = pair.module, pair.shape
     key_b = pair.key.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B")
@@ -544,7 +572,7 @@ def _factored_pair(mix: _Mix, pair: _Pair) -> tuple[list[Tensor], AdapterTensorR
         off_b, off_a = written_b.double() - b, written_a.double() - a
         # rounding acts within the directions that are kept and the cut lies outside them: they stand at a right angle
         rounding = _norm_of_product(torch.cat([off_b, b], 1), torch.cat([written_a.double(), off_a], 0))
-        squares, errors = squares + norm**2, errors + cut**2 + rounding**2
+        squares, errors = squares + norm * norm, errors + cut * cut + rounding * rounding
         made_a.append(written_a)
         made_b.append(written_b)
     tensors = [torch.cat(made_a), torch.stack(made_b, dim=2).reshape(pair.shape[0], -1)]
@@ -592,7 +620,7 @@ def _bias_entry(mix: _Mix, name: str, pair: _Pair, used: tuple[_Use, ...]) -> _E
     if used and mix.method.kind == "deltas":
         mix.needs_base(used[0], name, "is a LoRA bias")
 
-    def make() -> tuple[list[Tensor], AdapterTensorReport | None]:
+    def make() -> _Made:
         if not used:
             return [mix.rounded(torch.zeros(pair.shape[0]))], None
         if mix.method.kind == "deltas":

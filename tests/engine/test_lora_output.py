@@ -323,6 +323,17 @@ def test_a_saved_head_of_a_tied_base_stays_the_adapters_own(make_base, trained, 
     assert (logits_of(peft_loaded(base, alone)) - logits_of(peft_loaded(base, folder))).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_lora_on_one_side_of_a_tie_leaves_the_other(target, make_base, trained, mix_adapters, merged, logits_of):
+    base = make_base(tied=True)
+    adapters = [(trained(base, 1, target_modules=[target]), 0.5), (trained(base, 2), 0.5)]
+    for options in ({}, {"rank": 3}):
+        out, _ = mix_adapters(base, adapters, base_folder=base, **options)
+        assert (logits_of(peft_loaded(base, out)) - logits_of(merged(base, [(out, 1.0)]))).abs().max() < 1e-4
+        if not options:
+            assert (logits_of(peft_loaded(base, out)) - logits_of(merged(base, adapters))).abs().max() < 1e-4
+
+
 def test_tokens_of_a_tied_base_keep_the_tie(make_base, trained, mix_adapters, merged, logits_of):
     base = make_base(tied=True)
     folder = trained(base, 1, trainable_token_indices=[3, 1])
@@ -412,6 +423,15 @@ def test_tokens_and_a_lora_on_one_embedding_are_refused(base, trained, mix_adapt
         (trained(base, 2, target_modules=["embed_tokens"]), 0.5),
     ]
     with pytest.raises(MergeError, match="no adapter can hold both"):
+        mix_adapters(base, adapters, base_folder=base)
+
+
+def test_a_mix_in_which_no_lora_is_left_is_refused(base, trained, mix_adapters):
+    adapters = [
+        (trained(base, 1, target_modules=["v_proj"], modules_to_save=["lm_head"]), 0.5),
+        (trained(base, 2, target_modules=["lm_head"], modules_to_save=["v_proj"]), 0.5),
+    ]
+    with pytest.raises(MergeError, match="no LoRA is left"):
         mix_adapters(base, adapters, base_folder=base)
 
 
@@ -540,10 +560,10 @@ def test_adapters_that_cancel_leave_an_adapter_of_nothing(base, make_adapter, mi
     [{}, {"rank": 3}, {"rank": 3, "method": "dare_linear_peft", "options": {"density": 0.5}}],
     ids=["exact", "cut", "of dense deltas"],
 )
-def test_the_same_inputs_give_the_same_bytes(options, base, make_adapter, mix_adapters):
+def test_the_same_inputs_give_the_same_bytes_whatever_the_threads(options, base, make_adapter, mix_adapters):
     adapters = [(make_adapter(base, 1), 0.5), (make_adapter(base, 2), 0.5)]
-    first, report = mix_adapters(base, adapters, base_folder=base, **options)
-    second, again = mix_adapters(base, adapters, base_folder=base, **options)
+    first, report = mix_adapters(base, adapters, base_folder=base, threads=1, **options)
+    second, again = mix_adapters(base, adapters, base_folder=base, threads=3, **options)
     assert report == again
     assert sorted(path.name for path in first.iterdir()) == ["adapter_config.json", ADAPTER]
     assert all((second / path.name).read_bytes() == path.read_bytes() for path in first.iterdir())
@@ -564,9 +584,11 @@ def test_a_narrow_dtype_is_written_and_its_rounding_counts_as_error(
             assert rank or step / 10 < off < step
 
 
-def test_factors_beyond_a_dtype_are_refused(base, make_adapter, mix_adapters):
-    with pytest.raises(MergeError, match="does not stay finite in float16"):
-        mix_adapters(base, [(make_adapter(base, 1), 1e7)], dtype="float16")
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(("dtype", "weight"), [("float16", 1e11), ("float32", 1e250)])
+def test_factors_beyond_a_dtype_are_refused(dtype, weight, rank, base, make_adapter, mix_adapters):
+    with pytest.raises(MergeError, match=f"does not stay finite in {dtype}"):
+        mix_adapters(base, [(make_adapter(base, 1), weight)], dtype=dtype, rank=rank)
 
 
 def test_inspection_accepts_what_was_written(base, make_adapter, mix_adapters):
