@@ -112,7 +112,7 @@ class Adapters:
             allow_links=allow_links,
             scan=scan,
         )
-        files, skipped = _chosen(Path(folder))
+        files, skipped = _chosen(Path(folder), with_tokenizer=facts.vocabulary is not None)
         tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
         # a trainer may still have been writing: what counts is what was kept
         kept = self._store.local(tree.digest)
@@ -468,11 +468,13 @@ def _name(role: str, domain: str | None) -> str:
     return check_name("domain", domain)
 
 
-def _chosen(folder: Path) -> tuple[builtins.list[str], tuple[str, ...]]:
+def _chosen(folder: Path, *, with_tokenizer: bool) -> tuple[builtins.list[str], tuple[str, ...]]:
+    """The files to keep and those to leave out. The tokenizer is the base's, unless the adapter brings tokens of its own."""
+    left_out = TRAINER_STATE if with_tokenizer else (*TRAINER_STATE, *TOKENIZER_FILES)
     chosen, skipped = [], []
     for path in sorted(folder.iterdir()):
         name = path.name
-        if path.is_dir() or name.startswith(".") or matches(name, (*TRAINER_STATE, *TOKENIZER_FILES)):
+        if path.is_dir() or name.startswith(".") or matches(name, left_out):
             skipped.append(name)
         elif matches(name, PICKLES):
             raise InvalidArtifactError(f"{path}: is a pickle, which can run code when it is opened", hint="remove it")

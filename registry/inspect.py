@@ -50,11 +50,6 @@ _HEADS = (
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration", "WithLMHeadModel")
 _WITH_MASKED_HEAD = ("ForMaskedLM", "ForPreTraining")
 _HEAD_OF = {"gpt_neox": "embed_out.weight"}
-_MASKED_HEAD_OF = {
-    "bert": "cls.predictions.decoder.weight",
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), "lm_head.decoder.weight"),
-    "distilbert": "vocab_projector.weight",
-}
 
 # Models whose layers of these names are Conv1D, which keeps its weight transposed. PEFT changes fan_in_fan_out by what it
 # meets last, so that the configuration only says what all layers are where nothing else is known.
@@ -84,7 +79,8 @@ class BaseFacts:
     """A base model as its files tell. `dtype` is the one most bytes have; `bytes` counts tensors only.
 
     `input_embedding` and `head` are names of stored tensors, None where they are not known; a head that is tied to the
-    embedding has the name that it would be stored under. A model without a head for tokens is not tied.
+    embedding has the name that it would be stored under. A model without a head for tokens is not tied; one that is tied and
+    whose head is not known cannot be untied.
     """
 
     architecture: str
@@ -341,7 +337,7 @@ def _head(architecture: str, model_type: str, tensors: Collection[str]) -> tuple
             name = "language_model.lm_head.weight"
         return name, True
     if architecture.endswith(_WITH_MASKED_HEAD):
-        return _MASKED_HEAD_OF.get(model_type), True
+        return None, True  # BERT's and its kin's have a bias too that is tied, by another name
     return None, False
 
 
