@@ -14,6 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -39,6 +43,10 @@ SMALL: dict[str, Any] = {
     "vocab_size": 24, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "pad_token_id": 0,
 }  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+    "patch_size": 4,
+}  # fmt: skip
 HEADS: dict[str, Any] = {"head_dim": 8}
 GPT2 = GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=8)
 BERT: dict[str, Any] = {name: SMALL[name] for name in SMALL if name != "num_key_value_heads"}
@@ -53,6 +61,15 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         Qwen3MoeConfig(**SMALL, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=6, **HEADS)
     ),
     "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SMALL, num_experts=3, num_experts_per_tok=2)),
+    "deepseek_v3": lambda: DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **BERT, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1, moe_intermediate_size=8, n_group=1,
+            topk_group=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        )
+    ),
+    "gemma3": lambda: Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=SMALL | HEADS, vision_config=VISION, mm_tokens_per_image=4)
+    ),
     "granitemoe": lambda: GraniteMoeForCausalLM(
         GraniteMoeConfig(**SMALL, num_local_experts=3, num_experts_per_tok=2)
     ),
