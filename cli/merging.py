@@ -62,6 +62,7 @@ def merge(
     """
     from ..engine.recipes import load_recipe, parse_output
     from ..engine.standalone import merge_folders, weigh
+    from ..registry.digests import DigestMemory
 
     if recipe_name and (method or options):
         raise UsageError("the recipe names the method and its options; leave out --method and --option, or -r")
@@ -83,6 +84,7 @@ def merge(
                 dtype=output.dtype,
                 device=device or app.settings.device,
                 allow_base_mismatch=allow_base_mismatch,
+                memory=DigestMemory(app.settings.home / "cache" / "digests"),
                 progress=lambda done, total: update(done, total, ""),
             )
         except KeyboardInterrupt:

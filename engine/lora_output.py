@@ -29,7 +29,7 @@ from ..registry.naming import Place
 from .checkpoint import FILE_DTYPES, TORCH_DTYPES, Shard, bytes_of, read_into, torch_dtype, write_from
 from .deltas import AdapterFile
 from .errors import MergeError
-from .merge import Part, _one_torch_thread_each
+from .merge import Part, one_torch_thread_each
 from .methods import METHODS, Factors
 from .recipes import DType
 
@@ -520,7 +520,7 @@ def _made(entries: Sequence[_Entry], threads: int) -> Generator[tuple[_Entry, _M
     Each is made by one thread alone, since how many share in a factorisation shows in its last bits.
     """
     waiting: deque[tuple[_Entry, Future[_Made]]] = deque()
-    with _one_torch_thread_each(), ThreadPoolExecutor(threads) as pool:
+    with one_torch_thread_each(), ThreadPoolExecutor(threads) as pool:
         try:
             for entry in entries:
                 waiting.append((entry, pool.submit(entry.make)))

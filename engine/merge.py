@@ -89,7 +89,7 @@ def merge_all(
     with ExitStack() as opened:
         results = [Result(base, mix, opened) for mix in mixes]
         clock = {"plan": time.perf_counter() - started}
-        with _one_torch_thread_each():
+        with one_torch_thread_each():
             _Run(base_folder, base, results, device, threads or min(8, os.cpu_count() or 1), progress).make(clock)
     reports = []
     for result in results:
@@ -138,16 +138,13 @@ class _Run:
     def make(self, clock: dict[str, float]) -> None:
         """All shards of all results. `clock` is given the seconds of each stage."""
         started = time.perf_counter()
-        clock |= {"sync": 0.0, "digest": 0.0}
         # Pools are left before the shards are closed: a thread still writing would write into whatever file is given the
         # closed one's number next.
         with (
             ExitStack() as opened,
-            ThreadPoolExecutor(1) as syncing,
             ThreadPoolExecutor(1) as finishing,
             ThreadPoolExecutor(self._threads) as pool,
         ):
-            finish = _Finish(syncing, clock)
             stored: dict[str, _Stored] = {}
             begun: deque[tuple[list[tuple[Result, Shard]], list[Future]]] = deque()
             finished: list[Future] = []
@@ -171,16 +168,25 @@ class _Run:
                             opened.callback(os.close, stored[name].fd)
                     begun.append((writing, self._submit(pool, file, writing, stored)))
                     if len(begun) > 1:
-                        finished += self._hand_over(*begun.popleft(), finishing, finish)
+                        finished += self._hand_over(*begun.popleft(), finishing)
                 while begun:
-                    finished += self._hand_over(*begun.popleft(), finishing, finish)
+                    finished += self._hand_over(*begun.popleft(), finishing)
+                clock["merge"] = time.perf_counter() - started
+                # The processor has nothing else to do while the disk takes the last shard.
+                digests = [
+                    (result, file, pool.submit(file_digest, result.mix.out / file))
+                    for result in self._results
+                    for file in result.shards
+                ]
+                for result, file, digest in digests:
+                    result.digests[file] = digest.result()
                 for job in finished:
                     job.result()
+                clock["sync and digest"] = time.perf_counter() - started - clock["merge"]
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 finishing.shutdown(wait=True, cancel_futures=True)
                 raise
-        clock["merge"] = time.perf_counter() - started
 
     def _submit(
         self, pool: ThreadPoolExecutor, file: str, writing: list[tuple[Result, Shard]], stored: dict[str, _Stored]
@@ -209,7 +215,6 @@ class _Run:
         writing: list[tuple[Result, Shard]],
         jobs: list[Future],
         finishing: ThreadPoolExecutor,
-        finish: _Finish,
     ) -> list[Future]:
         """Wait for a shard's tensors, then let it be synced and noted while the next one is computed."""
         found: dict[int, tuple[list[TensorReport], int]] = {id(result): ([], 0) for result, _ in writing}
@@ -221,7 +226,7 @@ class _Run:
             reports, count = found[id(result)]
             result.tensors += reports
             result.copied += count
-        return [finishing.submit(finish, result, shard, *found[id(result)]) for result, shard in writing]
+        return [finishing.submit(_finish, result, shard, *found[id(result)]) for result, shard in writing]
 
     def _read(self, target: Target, count: int) -> None:
         """Progress counts the base's bytes once, also where an untied head reads the embedding's again."""
@@ -473,28 +478,13 @@ class _Countdown:
             return self._count == 0
 
 
-class _Finish:
-    """What is left for a shard whose tensors are written: to the disk, its digest, and a note that it is done."""
-
-    def __init__(self, syncing: ThreadPoolExecutor, clock: dict[str, float]) -> None:
-        self._syncing, self._clock = syncing, clock
-
-    def __call__(self, result: Result, shard: Shard, reports: list[TensorReport], copied: int) -> None:
-        synced = self._syncing.submit(self._sync, shard)  # the disk writes while the processor digests
-        started = time.perf_counter()
-        digest = file_digest(shard.path)
-        self._clock["digest"] += time.perf_counter() - started
-        synced.result()
-        shard.close()
-        result.digests[shard.path.name] = digest
-        if result.mix.journal:
-            note = {"tensors": [asdict(report) for report in reports], "copied": copied, "digest": digest}
-            result.mix.journal.note(shard.path.name, note)
-
-    def _sync(self, shard: Shard) -> None:
-        started = time.perf_counter()
-        os.fsync(shard.fd)
-        self._clock["sync"] += time.perf_counter() - started
+def _finish(result: Result, shard: Shard, reports: list[TensorReport], copied: int) -> None:
+    """A shard whose tensors are written goes to the disk, and then it is noted as done."""
+    os.fsync(shard.fd)
+    shard.close()
+    if result.mix.journal:
+        note = {"tensors": [asdict(report) for report in reports], "copied": copied}
+        result.mix.journal.note(shard.path.name, note)
 
 
 # Arithmetic on a block
@@ -587,7 +577,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def _one_torch_thread_each() -> Iterator[None]:
+def one_torch_thread_each() -> Iterator[None]:
     """Threads work on different tensors; letting each GEMM spawn threads of its own would only make them fight."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

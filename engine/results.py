@@ -63,7 +63,7 @@ class MergeReport:
     """What a merge did, per target weight, and which files of the base were carried or left out.
 
     `notes` tell what a reader of the result should know, such as a head that is no longer tied. `digests` are the SHA-256 of
-    the weight files. `seconds` per stage: `sync` and `digest` overlap with `merge`, which ends with the last of them.
+    the weight files. `seconds` per stage: while `merge` lasts, all shards but the last are synced too.
     """
 
     tensors: tuple[TensorReport, ...]
@@ -258,7 +258,6 @@ class Result:
             return False
         self.tensors += [TensorReport(**tensor) for tensor in noted["tensors"]]
         self.copied += noted["copied"]
-        self.digests[file] = noted["digest"]
         self.resumed += 1
         return True
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..registry.card import CardFacts, CardInput
-from ..registry.digests import digest_of_json, file_digest
+from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
 from ..registry.locks import abandoned
@@ -75,12 +75,13 @@ def merge_folders(
     device: str = "cpu",
     threads: int | None = None,
     allow_base_mismatch: bool = False,
+    memory: DigestMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MergeReport | AdapterReport:
     """Merge into the new folder `out`, which appears complete or not at all. `progress` counts bytes of the base.
 
     A merge that is killed or interrupted leaves its finished shards in a hidden folder beside `out`, and the next one of the
-    same inputs goes on from there; one that fails leaves nothing.
+    same inputs goes on from there; one that fails leaves nothing. `memory` spares digesting the same base again.
     Raises ConflictError if `out` is there already or being made, InvalidArtifactError and its kin for what cannot be merged,
     MergeError.
     """
@@ -104,7 +105,7 @@ def merge_folders(
         # The base is digested while torch is being imported and while the first shards are made.
         digests = hashing.submit(
             lambda: (
-                {"base": folder_digest(base_folder)}
+                {"base": folder_digest(base_folder, memory)}
                 | {label: folder_digest(adapter.folder) for label, adapter in zip(labels, adapters, strict=True)}
             )
         )
@@ -225,11 +226,12 @@ def _workplace(out: Path) -> Iterator[Path]:
             raise
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, memory: DigestMemory | None = None) -> str:
     """SHA-256 over the names and contents of a folder's own files, as the store digests a folder."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    digest = memory.file_digest if memory else file_digest
     return digest_of_json(
-        {p.name: {"bytes": p.stat().st_size, "sha256": file_digest(p).removeprefix("sha256:")} for p in files}
+        {p.name: {"bytes": p.stat().st_size, "sha256": digest(p).removeprefix("sha256:")} for p in files}
     )
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 
 def canonical_json(value: Any) -> bytes:
@@ -23,3 +29,46 @@ def file_digest(path: Path | str) -> str:
     """`sha256:<hex>` of the file's bytes."""
     with Path(path).open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DigestMemory:
+    """Digests of large files that are asked for again and again, kept in a folder until a file shows any sign of change.
+
+    The signs are device, inode, size and both times; the change time cannot be set back. A folder that cannot be written
+    costs time, nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def file_digest(self, path: Path) -> str:
+        """As `file_digest`, from memory where it can be."""
+        place = os.path.realpath(path)
+        note = self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+        signs = _signs(place)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(note.read_text(encoding="utf-8"))
+            if (kept["path"], kept["signs"]) == (place, signs):
+                return str(kept["digest"])
+        digest = file_digest(place)
+        settled = max(signs[-2:]) < (time.time() - RACE_SECONDS) * 1e9
+        if settled and _signs(place) == signs:
+            with suppress(OSError, ValueError):
+                self._keep(note, {"path": place, "signs": signs, "digest": digest})
+        return digest
+
+    def _keep(self, note: Path, content: dict[str, Any]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+            Path(name).replace(note)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def _signs(path: str) -> list[int]:
+    seen = os.stat(path)  # noqa: PTH116  the path is text already, and may hold any bytes
+    return [seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]

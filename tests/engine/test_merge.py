@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import torch
 from peft import PeftModel
 from reccocktail.engine import merge as merging
 from reccocktail.engine.errors import MergeError, RecipeError
+from reccocktail.engine.results import Mix
 from reccocktail.registry import inspect_base
 from reccocktail.registry.errors import UnsupportedAdapterError
 from safetensors.torch import load_file, save_file
@@ -425,3 +427,37 @@ def test_adapters_that_disagree_about_the_layout_of_a_weight_are_refused(make_ba
     turned = replace(parts[1], facts=replace(parts[1].facts, modules=(module, *parts[1].facts.modules[1:])))
     with pytest.raises(MergeError, match=r"disagree about fan_in_fan_out of .*o_proj\.weight"):
         merging.merge(base, inspect_base(base), [parts[0], turned], tmp_path)
+
+
+# --- several results in one pass ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard", ["1GB", "40KB"])
+def test_several_mixes_in_one_pass_are_the_bytes_of_each_alone(shard, make_base, make_adapter, mix, parts_of, tmp_path):
+    base = make_base(dtype="bfloat16", shard=shard)
+    one, two = make_adapter(base, 1), make_adapter(base, 2, target_modules=["q_proj", "lm_head"], r=2)
+    wanted = [
+        ([(one, 0.5), (two, 0.5)], {}),
+        ([(two, 1.0)], {"dtype": "float32"}),
+        ([(one, 1.0), (two, 1.0)], {"method": "ties_mergekit", "options": {"density": 0.5}}),
+    ]
+    mixes = []
+    for number, (adapters, options) in enumerate(wanted):
+        out = tmp_path / f"together-{number}"
+        out.mkdir()
+        mixes.append(Mix(parts_of(base, adapters), out, **options))
+    reports = merging.merge_all(base, inspect_base(base), mixes)
+    for (adapters, options), made, report in zip(wanted, mixes, reports, strict=True):
+        alone, report_alone = mix(base, adapters, **options)
+        assert report == report_alone
+        names = sorted(path.name for path in alone.iterdir())
+        assert sorted(path.name for path in made.out.iterdir()) == names
+        assert all((made.out / name).read_bytes() == (alone / name).read_bytes() for name in names)
+
+
+def test_the_digests_of_a_report_are_those_of_the_files(make_base, make_adapter, mix):
+    base = make_base(dtype="bfloat16", shard="40KB")
+    out, report = mix(base, [(make_adapter(base, 1), 0.5)])
+    shards = sorted(out.glob("*.safetensors"))
+    assert report.digests == {p.name: f"sha256:{hashlib.sha256(p.read_bytes()).hexdigest()}" for p in shards}
+    assert len(shards) > 1

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from reccocktail.engine import standalone
 from reccocktail.engine.builds import request, run
 from reccocktail.engine.recipes import Recipe, load_recipe
 from reccocktail.engine.standalone import WeightedFolder, folder_digest, merge_folders, weigh
 from reccocktail.registry.errors import BaseMismatchError, ConflictError, InvalidArtifactError, UsageError
+from safetensors.torch import load_file
 
 PLAIN = {"method": "linear", "dtype": None, "device": "cpu"}
 
@@ -167,3 +172,105 @@ def test_weights_are_the_recipes_spirit_first():
 def test_weights_that_nobody_or_two_give_are_refused(adapters, recipe, said):
     with pytest.raises(UsageError, match=said):
         weigh(adapters, recipe and load_recipe(recipe))
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(make_base, make_adapter, tmp_path):
+    """A base in several files, and a mix for it."""
+    base = make_base(dtype="bfloat16", shard="40KB")
+    assert len(list(base.glob("*.safetensors"))) >= 4
+    (tmp_path / "a").mkdir()
+    return base, [WeightedFolder(make_adapter(base, 1), 0.5), WeightedFolder(make_adapter(base, 2), 0.5)]
+
+
+def interrupted(base, adapters, out, **options):
+    """Ctrl-C as soon as one shard is noted as finished."""
+    notes = out.with_name(f".{out.name}.partial") / ".progress.json"
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 2:  # the first shard is on its way to the disk by now
+            until = time.monotonic() + 30
+            while not notes.exists() and time.monotonic() < until:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_folders(base, adapters, out, **options, progress=interrupt)
+    assert not out.exists()
+    assert notes.exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_interrupted_merge_goes_on_with_what_is_finished_and_ends_in_the_same_bytes(shards, tmp_path):
+    base, adapters = shards
+    undisturbed = merge_folders(base, adapters, tmp_path / "a" / "merged")
+    interrupted(base, adapters, tmp_path / "merged")
+    report = merge_folders(base, adapters, tmp_path / "merged")
+    assert report.resumed_shards > 0
+    assert report.tensors == undisturbed.tensors
+    assert report.copied_tensors == undisturbed.copied_tensors
+    assert contents(tmp_path / "merged") == contents(tmp_path / "a" / "merged")
+    assert not (tmp_path / ".merged.partial").exists()
+
+
+@pytest.mark.parametrize("changed", ["weight", "dtype", "method", "adapter", "base"])
+def test_a_merge_of_other_inputs_starts_over(changed, shards, make_adapter, tmp_path):
+    base, adapters = shards
+    interrupted(base, adapters, tmp_path / "merged")
+    options = {}
+    if changed == "weight":
+        adapters = [adapters[0], WeightedFolder(adapters[1].folder, 0.25)]
+    elif changed == "adapter":
+        adapters = [adapters[0], WeightedFolder(make_adapter(base, 3), 0.5)]
+    elif changed == "base":
+        base = shutil.copytree(base, tmp_path / base.name)
+        file = sorted(base.glob("*.safetensors"))[-1]
+        file.write_bytes(file.read_bytes()[:-2] + b"\x00\x3f")
+    else:
+        options = {"dtype": "float16"} if changed == "dtype" else {"method": "ties_peft", "options": {"density": 0.5}}
+    report = merge_folders(base, adapters, tmp_path / "merged", **options, allow_base_mismatch=True)
+    assert report.resumed_shards == 0
+    merge_folders(base, adapters, tmp_path / "a" / "merged", **options, allow_base_mismatch=True)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "a" / "merged")
+
+
+def test_notes_that_are_nonsense_are_not_believed(shards, tmp_path):
+    base, adapters = shards
+    interrupted(base, adapters, tmp_path / "merged")
+    (tmp_path / ".merged.partial" / ".progress.json").write_text('{"key": 1, "shards": []}')
+    assert merge_folders(base, adapters, tmp_path / "merged").resumed_shards == 0
+
+
+def test_a_result_that_is_being_made_is_refused_to_a_second_process(base, adapters, out):
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir()
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ConflictError, match="is being made by another process"):
+            merge_folders(base, adapters, out, **PLAIN)
+    finally:
+        os.close(handle)
+    merge_folders(base, adapters, out, **PLAIN)
+    assert out.is_dir()
+
+
+# --- one adapter instead of a checkpoint ----------------------------------------------------------------------------
+
+
+def test_folders_mix_to_an_adapter_that_merges_to_the_same_weights(base, adapters, out, tmp_path):
+    merge_folders(base, adapters, out, **(PLAIN | {"dtype": None}), format="adapter")
+    assert {path.name for path in out.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.json", "provenance.json"
+    }  # fmt: skip
+    merge_folders(base, adapters, tmp_path / "direct")
+    merge_folders(base, [WeightedFolder(out, 1.0)], tmp_path / "by way of one")
+    direct, indirect = (load_file(tmp_path / n / "model.safetensors") for n in ("direct", "by way of one"))
+    for name, weight in direct.items():
+        torch.testing.assert_close(indirect[name], weight, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,80 @@
+"""Digests that are remembered: the same as without memory, whatever happens to the file or to the notes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+from reccocktail.registry import digests
+from reccocktail.registry.digests import DigestMemory
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file that has not changed for a while."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"one" * 1000)
+    return path
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all files had been written long ago."""
+    monkeypatch.setattr(digests, "RACE_SECONDS", -10.0)
+
+
+def expected(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_a_digest_is_asked_for_once(weights, settled, tmp_path, monkeypatch):
+    memory = DigestMemory(tmp_path / "memory")
+    assert memory.file_digest(weights) == expected(weights)
+    monkeypatch.setattr(digests, "file_digest", lambda path: pytest.fail("read again"))
+    assert memory.file_digest(weights) == expected(weights)
+    assert DigestMemory(tmp_path / "memory").file_digest(weights) == expected(weights)
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_file_that_changed_is_read_again_even_if_it_claims_its_old_time(weights, settled, tmp_path, keep_time):
+    memory = DigestMemory(tmp_path / "memory")
+    before, seen = memory.file_digest(weights), weights.stat()
+    time.sleep(0.02)
+    weights.write_bytes(b"two" * 1000)
+    if keep_time:
+        os.utime(weights, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert memory.file_digest(weights) == expected(weights) != before
+
+
+def test_a_file_in_anothers_place_is_read_again(weights, settled, tmp_path):
+    memory = DigestMemory(tmp_path / "memory")
+    memory.file_digest(weights)
+    other = tmp_path / "other"
+    other.write_bytes(b"two" * 1000)
+    other.replace(weights)
+    assert memory.file_digest(weights) == expected(weights)
+
+
+def test_a_file_that_was_just_written_is_not_remembered(weights, tmp_path):
+    memory = DigestMemory(tmp_path / "memory")
+    assert memory.file_digest(weights) == expected(weights)
+    assert not (tmp_path / "memory").exists()
+
+
+@pytest.mark.parametrize(
+    "note", ["", "[]", "{}", '{"path": 1}', "nonsense", '{"path": null, "signs": [], "digest": "x"}']
+)
+def test_a_broken_note_is_no_harm(note, weights, settled, tmp_path):
+    memory = DigestMemory(tmp_path / "memory")
+    memory.file_digest(weights)
+    (kept,) = (tmp_path / "memory").iterdir()
+    kept.write_text(note)
+    assert memory.file_digest(weights) == expected(weights)
+
+
+def test_a_memory_that_cannot_be_written_costs_nothing_but_time(weights, settled, tmp_path):
+    (tmp_path / "memory").write_text("a file where the folder should be")
+    assert DigestMemory(tmp_path / "memory").file_digest(weights) == expected(weights)
