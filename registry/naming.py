@@ -118,6 +118,8 @@ class Naming:
             if found and steps > depth:
                 break
             if (there := look(name)) is not None:
+                if steps == 0:
+                    return there
                 found[name], depth = there, steps
         if len(found) > 1:
             raise AmbiguousNameError(f"{parameter!r} could be any of {', '.join(map(repr, found))}")
