@@ -120,10 +120,11 @@ def _like_llama(config: type, settings: Mapping[str, Any] = GROUPED, **names: An
 
 def _t5(tied: bool) -> T5Config:
     # transformers 5 ties the head always; what an untied T5 keeps of it is that its decoder's output is not scaled
-    return T5Config(
-        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=tied, decoder_start_token_id=0, dropout_rate=0.0,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0, "dropout_rate": 0.0, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    return T5Config(**settings)
 
 
 def _bert(tied: bool) -> BertConfig:
@@ -347,7 +348,7 @@ class Catalogue:
         return self._adapters[key]
 
     def alone(self, name: str, kind: str, base: Path, adapter: Path) -> tuple[State, Tensor]:
-        """(weights, logits) that PEFT gives one adapter of weight 1. Raises if its merge is not what the unmerged computes.
+        """(weights in float64, logits) that PEFT gives one adapter of weight 1. Raises if its merge is not as its unmerged.
 
         A tied head is in the weights under its own name.
         """
@@ -356,23 +357,25 @@ class Catalogue:
         if key not in self._alone:
             unmerged = logits(ARCHITECTURES[name], self._peft(name, kind, base, adapter), rows)
             # Trained tokens stay tied, as in PEFT; for all else head and embedding are what they are on their own.
-            model = self._peft(name, kind, base, adapter, untie=kind != "tokens").merge_and_unload()
-            merged = logits(ARCHITECTURES[name], model, rows)
+            model = self._peft(name, kind, base, adapter, untie=kind != "tokens", double=True).merge_and_unload()
+            state = {n: t.detach().clone() for n, t in model.state_dict().items()}
+            merged = logits(ARCHITECTURES[name], model.float(), rows)  # experts answer in float32 only
             head = model.get_output_embeddings()
-            if kind == "tokens" and getattr(head, "bias", None) is not None and head.weight.shape[0] == rows:
-                unmerged = (
-                    unmerged + head.bias.detach()
-                )  # PEFT's layer for trained tokens forgets the bias of a tied head
+            if kind == "tokens" and is_tied(model) and getattr(head, "bias", None) is not None:
+                unmerged = unmerged + head.bias.detach()  # PEFT's layer for tokens forgets the bias of a tied head
             if apart(merged, unmerged) > TOLERANCE:
                 raise AssertionError(f"PEFT's merge is {apart(merged, unmerged):.1e} from PEFT's unmerged model")
-            self._alone[key] = {n: t.detach().clone() for n, t in model.state_dict().items()}, unmerged
+            self._alone[key] = state, unmerged
         return self._alone[key]
 
-    def _peft(self, name: str, kind: str, base: Path, adapter: Path, *, untie: bool = False) -> Model:
+    def _peft(
+        self, name: str, kind: str, base: Path, adapter: Path, *, untie: bool = False, double: bool = False
+    ) -> Model:
         model = self._resized(name, kind, base)
+        model = untied(model) if untie else model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return PeftModel.from_pretrained(untied(model) if untie else model, adapter).eval()
+            return PeftModel.from_pretrained(model.double() if double else model, adapter).eval()
 
     def _resized(self, name: str, kind: str, base: Path) -> Model:
         """PEFT wants a base of the adapter's vocabulary; what is in the new rows is replaced by what it saved."""
@@ -442,11 +445,17 @@ def load(auto: Any, folder: Path) -> Model:
     return model.eval()
 
 
+def is_tied(model: Model) -> bool:
+    """Whether head and embedding are one tensor."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
 def untied(model: Model) -> Model:
     """The same model, its head a tensor of its own."""
-    head = model.get_output_embeddings()
     # an encoder-decoder's embedding is tied to more than the head, and stays as it is
-    if head is not None and not model.config.is_encoder_decoder and head.weight is model.get_input_embeddings().weight:
+    if is_tied(model) and not model.config.is_encoder_decoder:
+        head = model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.tie_word_embeddings = False
     return model

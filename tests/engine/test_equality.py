@@ -115,7 +115,7 @@ def test_a_half_precision_merge_is_the_exact_mix_rounded_once(
             assert torch.equal(got, value), tensor  # what no adapter touches is the base's
             continue
         step = torch.exp2(torch.floor(torch.log2(value.abs().clamp(min=SMALLEST[dtype]))) + 1 - STEP[dtype])
-        # PEFT's weights are float32 themselves; where terms cancel, that is more than a step of what remains
+        # sums are formed in float32; where terms cancel, its rounding is more than a step of what remains
         assert ((got - rounded).abs() <= step * 1.001 + 1e-6).all(), tensor
         changed += value.numel()
         equal += int((got == rounded).sum())
