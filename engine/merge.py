@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -47,6 +47,7 @@ from .results import MergeReport, Mix, Part, Result, Target, TensorReport, Use, 
 
 BLOCK_BYTES = 2 << 20  # of the base, per step: its float32 and its result still fit a core's cache
 CUDA_BLOCK_BYTES = 32 << 20  # large enough that starting a kernel costs nothing
+OPEN_SHARDS = 2  # besides the newest one: enough for its jobs to be taken while an older one is handed over
 CHUNK_BYTES = 64 << 20  # of one tensor, per job, so that one embedding does not keep one thread busy alone
 
 
@@ -145,6 +146,7 @@ class _Run:
             ThreadPoolExecutor(1) as finishing,
             ThreadPoolExecutor(self._threads) as pool,
         ):
+            lanes = _Lanes(pool)
             stored: dict[str, _Stored] = {}
             begun: deque[tuple[list[tuple[Result, Shard]], list[Future]]] = deque()
             finished: list[Future] = []
@@ -166,8 +168,8 @@ class _Run:
                             header = read_header(self._folder / name)
                             stored[name] = _Stored(header, os.open(header.path, os.O_RDONLY))
                             opened.callback(os.close, stored[name].fd)
-                    begun.append((writing, self._submit(pool, file, writing, stored)))
-                    if len(begun) > 1:
+                    begun.append((writing, self._submit(lanes, file, writing, stored)))
+                    if len(begun) > OPEN_SHARDS:
                         finished += self._hand_over(*begun.popleft(), finishing)
                 while begun:
                     finished += self._hand_over(*begun.popleft(), finishing)
@@ -189,7 +191,7 @@ class _Run:
                 raise
 
     def _submit(
-        self, pool: ThreadPoolExecutor, file: str, writing: list[tuple[Result, Shard]], stored: dict[str, _Stored]
+        self, lanes: _Lanes, file: str, writing: list[tuple[Result, Shard]], stored: dict[str, _Stored]
     ) -> list[Future]:
         """One job or more per tensor; a job gives back (result, its report or None for a copy)."""
         jobs = []
@@ -201,13 +203,13 @@ class _Run:
                 target = result.shards[file][position]
                 source = stored[target.source.file]
                 if target.uses and not self._is_plain(result, target):
-                    jobs.append(pool.submit(self._mixed, result, target, shard, source))
+                    jobs.append(lanes.submit(file, self._mixed, result, target, shard, source))
                 elif not target.uses and target.info.dtype == target.source.info.dtype:
-                    jobs.append(pool.submit(self._copied, result, target, shard, source))
+                    jobs.append(lanes.submit(file, self._copied, result, target, shard, source))
                 else:
                     together.append(_Pour(result, target, shard, self._device))
             if together:
-                jobs += [pool.submit(*job) for job in self._pouring(together, stored)]
+                jobs += [lanes.submit(file, *job) for job in self._pouring(together, stored)]
         return jobs
 
     def _hand_over(
@@ -394,7 +396,8 @@ class _Pour:
             new = self._added_and_compared(raw, block, right, tally)
         else:
             new = self._added(raw, block, right, tally, buffer)
-        tally.changed += _differing(raw if raw.dtype == self._kind else raw.to(self._kind), new)
+        old = raw if raw.dtype == self._kind else raw.to(self._kind)
+        tally.changed += _differing(old, new, buffer("differing", raw.numel(), torch.bool))
         write_from(self._shard.fd, bytes_of(new), position)
 
     def _added(
@@ -465,6 +468,37 @@ class _Pour:
         return self.result, _report(self.target, right.shape[0], total), 0
 
 
+class _Lanes:
+    """Jobs of several shards at once. A free thread takes one of the shard that fewest threads are busy with, since a file
+    system lets only one at a time write into a file."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[tuple[Future, Callable[..., list], tuple]]] = {}
+        self._busy: Counter[str] = Counter()
+
+    def submit(self, lane: str, job: Callable[..., list], *arguments: object) -> Future:
+        future: Future = Future()
+        with self._lock:
+            self._waiting.setdefault(lane, deque()).append((future, job, arguments))
+        self._pool.submit(self._one)
+        return future
+
+    def _one(self) -> None:
+        with self._lock:
+            lane = min((lane for lane, jobs in self._waiting.items() if jobs), key=lambda lane: self._busy[lane])
+            future, job, arguments = self._waiting[lane].popleft()
+            self._busy[lane] += 1
+        try:
+            future.set_result(job(*arguments))
+        except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+            future.set_exception(error)
+        finally:
+            with self._lock:
+                self._busy[lane] -= 1
+
+
 class _Countdown:
     """Tells the last of several jobs that it is the last."""
 
@@ -531,11 +565,11 @@ def _averaged(result: Result, terms: list[tuple[int, Term]], row: int, count: in
     return new
 
 
-def _differing(old: Tensor, new: Tensor) -> int:
+def _differing(old: Tensor, new: Tensor, scratch: Tensor) -> int:
     """How many values differ, counted on their bits, which numpy does several times faster than torch on floats."""
     kind = {2: np.uint16, 4: np.uint32}[new.element_size()]
     before, after = (np.frombuffer(bytes_of(tensor), kind) for tensor in (old, new))
-    return int(np.count_nonzero(before != after))
+    return int(np.count_nonzero(np.not_equal(before, after, out=scratch.numpy())))
 
 
 def _squared_norm(left: Tensor, right: Tensor) -> float:
