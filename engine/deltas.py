@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,10 @@ class Saved:
     stop: int
     file: AdapterFile
     info: TensorInfo
+    columns: int
 
     def rows(self, row: int, count: int) -> Tensor:
-        return self.file.rows(self.info, row - self.start, count)
+        return self.file.rows(self.info, row - self.start, count, self.columns)
 
     def delta(self, old: Tensor, row: int) -> Tensor:
         return self.rows(row, old.shape[0]) - old
@@ -99,10 +100,14 @@ class Tokens:
         return [index for index in self.values if row <= index < row + count]
 
     def delta(self, old: Tensor, row: int) -> Tensor:
-        change = torch.zeros_like(old)
+        return self.over(old, row) - old
+
+    def over(self, old: Tensor, row: int) -> Tensor:
+        """The rows with those that were trained in their places."""
+        new = old.clone()
         for index in self.within(row, old.shape[0]):
-            change[index - row] = self.values[index] - old[index - row]
-        return change
+            new[index - row] = self.values[index]
+        return new
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,21 @@ Term = LowRank | Decomposed | Saved | Tokens | Shift
 
 `delta(old, row)` is the delta, float32, of the rows that begin at `row` of the whole matrix and hold `old` [n, columns] now.
 """
+
+
+def made_of(terms: Sequence[Term], old: Tensor, row: int) -> Tensor:
+    """What one adapter alone makes of rows that hold `old`: what it saved, its LoRA on that, and its tokens over both."""
+    new = old
+    for term in terms:
+        if isinstance(term, Saved):
+            new = term.rows(row, old.shape[0])
+    for term in terms:
+        if not isinstance(term, (Saved, Tokens)):
+            new = new + term.delta(new, row)
+    for term in terms:
+        if isinstance(term, Tokens):
+            new = term.over(new, row)
+    return new
 
 
 class AdapterFile:
@@ -145,9 +165,8 @@ class AdapterFile:
         read_into(self._fd, bytes_of(flat), self.header.data_start + info.start)
         return flat.float().reshape(info.shape)
 
-    def rows(self, info: TensorInfo, row: int, count: int) -> Tensor:
-        """Rows [row, row + count) of a tensor looked at as a matrix, in float32."""
-        columns = info.shape[-1] if info.shape else 1
+    def rows(self, info: TensorInfo, row: int, count: int, columns: int) -> Tensor:
+        """Rows [row, row + count) of a tensor looked at as a matrix of so many columns, in float32."""
         flat = torch.empty(count * columns, dtype=torch_dtype(info))
         read_into(self._fd, bytes_of(flat), self.header.data_start + info.start + row * columns * flat.itemsize)
         return flat.reshape(count, columns).float()
@@ -155,7 +174,8 @@ class AdapterFile:
     def holds_the_same(self, one: TensorInfo, other: TensorInfo) -> bool:
         """Whether two tensors are equal, value by value."""
         return one.shape == other.shape and all(
-            torch.equal(self.rows(one, row, 1), self.rows(other, row, 1)) for row in range(one.shape[0])
+            torch.equal(self.rows(one, row, 1, one.shape[-1]), self.rows(other, row, 1, one.shape[-1]))
+            for row in range(one.elements // one.shape[-1])
         )
 
     def factors(self, module: LoraModule) -> tuple[Tensor, Tensor]:
@@ -170,8 +190,8 @@ class AdapterFile:
             self._experts.move_to_end(module.weight)
             return self._experts[module.weight]
 
-    def low_rank(self, module: LoraModule, place: Place, rows: int) -> LowRank:
-        """One module's factors as they act on the tensor of `place`, whose matrix has `rows` rows."""
+    def low_rank(self, module: LoraModule, place: Place, rows: Collection[int]) -> LowRank:
+        """One module's factors as they act on the tensor of `place`; `rows` is how many the whole delta may have."""
         a, b = self.factors(module)
         if place.expert is not None:
             # PEFT stacks the experts' A, but lets B's columns take turns: expert e owns e, E + e, 2E + e, …
@@ -184,11 +204,12 @@ class AdapterFile:
         if place.transposed:
             left, right = right.T, left.T
         start = 0 if place.index is None else place.index * left.shape[0]
-        if place.index is None and left.shape[0] != rows:
-            raise MergeError(f"{module.name}: its delta has {left.shape[0]} rows, but {place.tensor} has {rows}")
+        if place.index is None and left.shape[0] not in rows:
+            wanted = " or ".join(map(str, sorted(rows)))
+            raise MergeError(f"{module.name}: its delta has {left.shape[0]} rows, but {place.tensor} has {wanted}")
         return LowRank(start, start + left.shape[0], Factors(right.contiguous(), left.contiguous(), module.scale))
 
-    def decomposed(self, module: LoraModule, place: Place, rows: int, old: OldRows) -> Decomposed:
+    def decomposed(self, module: LoraModule, place: Place, rows: Collection[int], old: OldRows) -> Decomposed:
         """DoRA's shares, for which the base's matrix is read once, a block at a time.
 
         Raises MergeError where a norm is zero or no number.
@@ -212,10 +233,9 @@ class AdapterFile:
         share = (magnitude.double() / norms).float()
         return Decomposed(term, share.reshape(1, -1) if sideways else share.reshape(-1, 1))
 
-    def saved(self, tensor: SavedTensor) -> Saved:
+    def saved(self, tensor: SavedTensor, columns: int) -> Saved:
         """A saved tensor over all of its rows, which may be more than the base has."""
-        shape = tensor.info.shape
-        return Saved(0, tensor.info.elements // shape[-1] if len(shape) > 1 else 1, self, tensor.info)
+        return Saved(0, tensor.info.elements // columns, self, tensor.info, columns)
 
     def tokens(self, rows: TokenRows, count: int) -> Tokens:
         """The trained rows of an embedding of `count` rows."""

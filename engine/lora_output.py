@@ -218,14 +218,14 @@ class _Mix:
     def _delta(self, use: _Use, place: Place, old: Tensor) -> Tensor:
         file, what = self.files[use.part], use.what
         if isinstance(what, SavedTensor):
-            return file.saved(what).delta(old, 0)
+            return file.saved(what, old.shape[1]).delta(old, 0)
         if isinstance(what, TokenRows):
             return file.tokens(what, old.shape[0]).delta(old, 0)
         if use.is_bias:
             return file.shift(what).delta(old, 0)
         if what.magnitude is not None:
-            return file.decomposed(what, place, old.shape[0], lambda start, stop: old[start:stop]).delta(old, 0)
-        return file.low_rank(what, place, old.shape[0]).delta(old, 0)
+            return file.decomposed(what, place, {old.shape[0]}, lambda start, stop: old[start:stop]).delta(old, 0)
+        return file.low_rank(what, place, {old.shape[0]}).delta(old, 0)
 
 
 def _tensor(header: Header, info: TensorInfo) -> Tensor:

@@ -38,7 +38,7 @@ from .checkpoint import (
     torch_dtype,
     write_from,
 )
-from .deltas import LowRank, Saved, Term, Tokens, slabs
+from .deltas import LowRank, Saved, Term, made_of, slabs
 from .errors import MergeError
 from .journal import Journal
 from .methods import Factors
@@ -300,8 +300,11 @@ class _Run:
 
     def _mixed(self, result: Result, target: Target, shard: Shard, source: _Stored) -> list:
         """A tensor whose deltas are more than one product: term by term, slab by slab."""
-        info, columns = target.source.info, matrix(target.source.info)[1]
-        old_rows = matrix(info)[0]
+        info = target.source.info
+        old_rows, columns = matrix(info)
+        rows = target.rows
+        if target.info.shape != info.shape and len(info.shape) == 1:  # a bias that grows is a column that gets longer
+            old_rows, rows, columns = info.elements, target.info.elements, 1
         itemsize = torch_dtype(info).itemsize
 
         def old(start: int, stop: int) -> Tensor:
@@ -309,20 +312,20 @@ class _Run:
             read_into(source.fd, bytes_of(raw), source.header.data_start + info.start + start * columns * itemsize)
             return raw.float()
 
-        terms = [(use.part, self._term(result, use, target.rows, old_rows, old)) for use in target.uses]
+        terms = [(use.part, self._term(result, use, target, (rows, old_rows, columns), old)) for use in target.uses]
         tally = _Tally()
         position, width = shard.position(target.info.name), torch_dtype(target.info).itemsize
         step = max(1, BLOCK_BYTES // max(1, columns * 4))
-        for start, stop in slabs([term for _, term in terms], target.rows, old_rows):
+        for start, stop in slabs([term for _, term in terms], rows, old_rows):
             covering = [(part, term) for part, term in terms if term.start <= start and stop <= term.stop]
             step_here = step if result.method.kind == "factors" else max(1, stop - start)
             for row in range(start, stop, step_here):
                 end = min(row + step_here, stop)
-                before = old(row, end)
                 if row >= old_rows:
-                    exact = _averaged(result, covering, row, end - row)
-                    before = torch.zeros_like(exact)
+                    before = torch.zeros(end - row, columns)
+                    exact = _averaged(result, covering, before, row)
                 else:
+                    before = old(row, end)
                     exact = _combined(result, target.info.name, start, covering, before, row)
                 after = exact.to(torch_dtype(target.info))
                 rounded = after.float()
@@ -337,17 +340,23 @@ class _Run:
         rank = max(ranks) if len(ranks) == len(terms) and result.method.kind == "factors" else 0
         return [(result, _report(target, rank, tally), 0)]
 
-    def _term(self, result: Result, use: Use, rows: int, old_rows: int, old: Callable[[int, int], Tensor]) -> Term:
-        file = result.files[use.part]
+    def _term(
+        self, result: Result, use: Use, target: Target, size: tuple[int, int, int], old: Callable[[int, int], Tensor]
+    ) -> Term:
+        file, (rows, old_rows, columns) = result.files[use.part], size
         if isinstance(use.what, SavedTensor):
-            return file.saved(use.what)
+            return file.saved(use.what, columns)
         if isinstance(use.what, TokenRows):
             return file.tokens(use.what, rows)
         if use.is_bias:
             return file.shift(use.what)
-        if use.what.magnitude is not None:
-            return file.decomposed(use.what, use.place, old_rows, old)
-        return file.low_rank(use.what, use.place, old_rows)
+        if use.what.magnitude is None:
+            return file.low_rank(use.what, use.place, {rows, old_rows})
+        saved = [u.what for u in target.uses if u.part == use.part and isinstance(u.what, SavedTensor)]
+        if saved:  # the norm is that of what the same adapter saved
+            own = file.saved(saved[0], columns)
+            return file.decomposed(use.what, use.place, {rows}, lambda start, stop: own.rows(start, stop - start))
+        return file.decomposed(use.what, use.place, {old_rows}, old)
 
 
 class _Pour:
@@ -367,7 +376,7 @@ class _Pour:
         with self._lock:
             if self._factors is None:
                 terms = [
-                    (use.part, self.result.files[use.part].low_rank(use.what, use.place, self.target.rows).factors)
+                    (use.part, self.result.files[use.part].low_rank(use.what, use.place, {self.target.rows}).factors)
                     for use in self.target.uses
                     if isinstance(use.what, LoraModule)
                 ]
@@ -526,15 +535,17 @@ def _finish(result: Result, shard: Shard, reports: list[TensorReport], copied: i
 
 def _combined(result: Result, name: str, slab: int, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
     """W + the combined delta of a block, in float32."""
+    of_part = _by_part(terms)
+    if len(of_part) == 1:
+        ((part, alone),) = of_part.items()
+        if result.weights[part] == 1 and result.method.name == "linear":
+            return made_of(alone, old, row)  # to the last bit, where W + (V - W) would be V but for rounding
     if result.method.kind == "deltas":
-        deltas: list[Tensor | None] = [None] * len(result.weights)
-        for part, term in terms:
-            change, before = term.delta(old, row), deltas[part]
-            deltas[part] = change if before is None else before + change
+        deltas = [made_of(of_part[p], old, row) - old if p in of_part else None for p in range(len(result.weights))]
         where = name if slab == 0 else f"{name}[{slab}:]"
         return old + result.method.combine(where, old, deltas, result.weights, result.mix.options)
-    thin = [(part, term) for part, term in terms if isinstance(term, LowRank)]
-    whole = [(part, term) for part, term in terms if isinstance(term, Saved)]
+    thin = [(part, t[0]) for part, t in of_part.items() if len(t) == 1 and isinstance(t[0], LowRank)]
+    whole = [(part, t[0]) for part, t in of_part.items() if len(t) == 1 and isinstance(t[0], Saved)]
     new = old * (1 - sum(result.weights[part] for part, _ in whole)) if whole else old.clone()
     for part, term in whole:
         new += result.weights[part] * term.rows(row, old.shape[0])
@@ -545,24 +556,27 @@ def _combined(result: Result, name: str, slab: int, terms: list[tuple[int, Term]
         ]
         left, right = result.method(cut, [result.weights[part] for part, _ in thin])
         new.addmm_(left, right)
+    for part, several in of_part.items():
+        if len(several) > 1 or not isinstance(several[0], (LowRank, Saved)):
+            new += result.weights[part] * (made_of(several, old, row) - old)
+    return new
+
+
+def _averaged(result: Result, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
+    """Rows that the base does not have: the weighted average of what the adapters that bring them make of them."""
+    bring = {part: t for part, t in _by_part(terms).items() if any(isinstance(term, Saved) for term in t)}
+    total = sum(result.weights[part] for part in bring)
+    new = torch.zeros_like(old)
+    for part, several in bring.items():
+        new += (result.weights[part] / total) * made_of(several, old, row)
+    return new
+
+
+def _by_part(terms: list[tuple[int, Term]]) -> dict[int, list[Term]]:
+    of_part: dict[int, list[Term]] = {}
     for part, term in terms:
-        if isinstance(term, Tokens):
-            for index in term.within(row, old.shape[0]):
-                new[index - row] += result.weights[part] * (term.values[index] - old[index - row])
-        elif not isinstance(term, (LowRank, Saved)):
-            new += result.weights[part] * term.delta(old, row)
-    return new
-
-
-def _averaged(result: Result, terms: list[tuple[int, Term]], row: int, count: int) -> Tensor:
-    """Rows that the base does not have: the weighted average of the adapters that bring them."""
-    bring = [(result.weights[part], term) for part, term in terms if isinstance(term, Saved)]
-    total = sum(weight for weight, _ in bring)
-    new = torch.zeros(0)
-    for weight, term in bring:
-        share = (weight / total) * term.rows(row, count)
-        new = share if not new.numel() else new + share
-    return new
+        of_part.setdefault(part, []).append(term)
+    return of_part
 
 
 def _differing(old: Tensor, new: Tensor, scratch: Tensor) -> int:
