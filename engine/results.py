@@ -22,6 +22,14 @@ from .journal import Journal
 from .methods import METHODS, Method
 from .recipes import DType
 
+HEAD_BIASES = (
+    "lm_head.bias",
+    "embed_out.bias",
+    "cls.predictions.bias",
+    "cls.predictions.decoder.bias",
+    "vocab_projector.bias",
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -146,11 +154,22 @@ class Result:
             shards[tensor.file].append(self._target(name, tensor, tuple(uses.pop(name, ()))))
         for targets in shards.values():
             targets.sort(key=lambda target: target.source.info.start)
+        self._expect_all_biases_to_grow(shards)
         last = list(shards)[-1]
         for name, used in uses.items():  # an untied head: the base holds it as its embedding
             assert base.embedding is not None
             shards[last].append(self._target(name, base.tensors[base.embedding], tuple(used)))
         return shards
+
+    def _expect_all_biases_to_grow(self, shards: Mapping[str, Sequence[Target]]) -> None:
+        """With a longer vocabulary the head's bias must grow too, under each of its names, or no model loads the result."""
+        grown = {t.source.info.shape[0] for targets in shards.values() for t in targets if _grows(t)}
+        for target in (target for targets in shards.values() for target in targets if not _grows(target)):
+            if target.info.name in HEAD_BIASES and target.info.shape[0] in grown:
+                raise MergeError(
+                    f"the adapters resize the vocabulary, but bring no longer {target.info.name}",
+                    hint="resize the base itself, save it, and train on that",
+                )
 
     def _untie(self, uses: dict[str, list[Use]]) -> None:
         """Head and embedding share one tensor. Where only one of them changes, the result holds two."""
@@ -289,6 +308,10 @@ class Result:
         return MergeReport(
             tensors, self.copied, carried, left_out, tuple(self.notes), self.digests, rounded, self.resumed
         )
+
+
+def _grows(target: Target) -> bool:
+    return target.info.shape != target.source.info.shape
 
 
 def _check_parts(mix: Mix, method: Method) -> None:

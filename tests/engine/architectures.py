@@ -81,15 +81,18 @@ class Architecture:
     both: bool = False  # it exists with tied and with untied head
     strength: float = 0.2  # standard deviation of the adapters' factors
     lacks: Mapping[str, str] = field(default_factory=dict)  # kind -> why there is no such adapter
+    lacks_tied: Mapping[str, str] = field(default_factory=dict)  # the same where the head is tied
 
     @property
     def linear(self) -> tuple[str, ...]:
         return self.attention + self.mlp
 
-    def why_not(self, kind: str) -> str | None:
-        """Why there is no adapter of that kind for this architecture; None if there is."""
+    def why_not(self, kind: str, tied: bool | None = None) -> str | None:
+        """Why there is no adapter of that kind for this architecture, tied as by default or as said; None if there is."""
         if kind in self.lacks:
             return self.lacks[kind]
+        if kind in self.lacks_tied and (self.tied if tied is None else tied):
+            return self.lacks_tied[kind]
         if kind in ("lora_bias", "bias all", "bias lora_only") and not self.biased:
             return "no module has a bias"
         if kind in ("experts", "each expert") and not self.experts:
@@ -138,6 +141,9 @@ _BERT: dict[str, Any] = {
     "layers": "layer",
     "biased": ("query", "key", "value", "intermediate.dense"),
 }
+UNTYING = ("saved head", "embedding", "head", "DoRA embedding", "bias all", "motley")
+_MASKED = "refused: the head of a masked language model has a bias that is tied as well"
+_TWO_BIASES = "refused: the head's bias is stored under two names, and PEFT saves one of them"
 _REFUSED = "refused: head and embedding are one tensor, and an encoder-decoder scales its output only while they are"
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -190,7 +196,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "BERT": Architecture(
         AutoModelForMaskedLM, _bert, norm="predictions.transform", head="predictions.decoder", tied=True, both=True,
-        task="FEATURE_EXTRACTION", **_BERT,
+        task="FEATURE_EXTRACTION", lacks={"resized": _TWO_BIASES},
+        lacks_tied=dict.fromkeys(UNTYING, _MASKED), **_BERT,
     ),
     "BERT classifier": Architecture(
         AutoModelForSequenceClassification, _bert, norm="classifier", head=None, tied=True, task="SEQ_CLS", **_BERT

@@ -16,6 +16,7 @@ import pytest
 import torch
 from reccocktail.engine.errors import MergeError
 from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.registry.errors import InvalidArtifactError
 
 
 def _architectures() -> ModuleType:
@@ -40,12 +41,12 @@ STEP = {"bfloat16": 8, "float16": 11}  # bits of the significand
 SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-14}
 
 
-def cells(kinds: Any, names: Any = ARCHITECTURES) -> list[Any]:
+def cells(kinds: Any, names: Any = ARCHITECTURES, *, other_tie: bool = False) -> list[Any]:
     return [
         pytest.param(name, kind, id=f"{name}-{kind}".replace(" ", "-"))
         for name in names
         for kind in kinds
-        if ARCHITECTURES[name].why_not(kind) is None
+        if ARCHITECTURES[name].why_not(kind, ARCHITECTURES[name].tied != other_tie) is None
     ]
 
 
@@ -69,7 +70,7 @@ def test_one_adapter_and_two_answer_as_peft_does(name: str, kind: str, catalogue
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), cells(TIED_KINDS, BOTH_TIES))
+@pytest.mark.parametrize(("name", "kind"), cells(TIED_KINDS, BOTH_TIES, other_tie=True))
 def test_a_head_tied_the_other_way_answers_as_peft_does(name: str, kind: str, catalogue: Any, tmp_path: Path) -> None:
     cell = catalogue.measure(name, kind, tmp_path, tied=not ARCHITECTURES[name].tied)
     assert cell.holds, cell
@@ -148,7 +149,19 @@ def test_what_would_untie_an_encoder_decoder_is_refused(kind: str, catalogue: An
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in BOTH_TIES if ARCHITECTURES[name].why_not("head") is None])
+@pytest.mark.parametrize(("kind", "tied"), [*((kind, True) for kind in _module.UNTYING), ("resized", False)])
+def test_what_would_part_the_biases_of_a_masked_model_is_refused(
+    kind: str, tied: bool, catalogue: Any, tmp_path: Path
+) -> None:
+    base = catalogue.base("BERT", tied=tied)
+    adapters = [WeightedFolder(catalogue.adapter("BERT", kind, which, base), 0.5) for which in (0, 1)]
+    with pytest.raises((MergeError, InvalidArtifactError), match=r"cls\.predictions|head of BertForMaskedLM"):
+        merge_folders(base, adapters, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in BOTH_TIES if ARCHITECTURES[name].why_not("head", True) is None])
 @pytest.mark.parametrize(("kind", "tied"), [("plain", True), ("tokens", True), ("head", False), ("embedding", False)])
 def test_the_config_says_whether_the_head_is_still_tied(
     name: str, kind: str, tied: bool, catalogue: Any, tmp_path: Path
