@@ -117,8 +117,8 @@ class Recipe(_Strict):
             able = " or ".join(m.name for m in METHODS.values() if m.kind == "factors")
             if self.adaptive is not None:
                 raise ValueError(f"`adaptive` works with method {able}; {self.method} needs `coefficients`")
-            if self.output.format == "adapter":
-                raise ValueError(f"`format: adapter` works with method {able}; what {self.method} makes has no factors")
+            if self.output.format == "adapter" and self.output.rank is None:
+                raise ValueError(f"`format: adapter` is exact with method {able} only; {self.method} needs a `rank`")
         if self.coefficients is not None:
             try:
                 method.check(list(self.coefficients.values()))
