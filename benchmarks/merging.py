@@ -8,8 +8,11 @@ cache; results are removed between runs. RssAnon is sampled while the processes 
 four mixes. The work folder (about 30 GB at the most) is removed unless `--folder` names one: there the base is kept for the next time.
 
 Peers, as their documentation has it: PEFT loads the base in bfloat16, mixes by `add_weighted_adapter(…, "cat")`, merges and saves;
-mergekit runs `task_arithmetic` over BASE+LORA. mergekit wants older libraries than ours, so it lives in an environment of its own:
-PATH is the Python of one, otherwise it is made in the work folder by pip.
+mergekit runs `task_arithmetic` over BASE+LORA. It is no dependency of ours and lives in an environment of its own: PATH is the Python of
+one; unless told, it is made once in the temporary folder, which downloads a few gigabytes (its torch is the one for CUDA).
+
+The first run of our command knows nothing of the base and digests it; the second remembers the digest. `engine` is the merge itself,
+without and with what it does beside it: digests of what was written, fsync.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 1536, 8960, 12, 2, 151_936
 RANK, ALPHA = 16, 32
 WEIGHTS = (0.4, 0.6)
 MIXES = ((0.4, 0.6), (0.5, 0.5), (1.0, 0.0), (0.2, 0.9))
-MERGEKIT_PACKAGE, MERGEKIT_CACHE = "mergekit==0.1.5", "mergekit-cache"
+MERGEKIT_CACHE = "mergekit-cache"
 
 CP, CP_SYNC, PEFT, MERGEKIT = "cp -r", "cp -r && sync", "PEFT", "mergekit"
 OURS, AGAIN = "reccocktail merge", "… of a base it knows"
@@ -344,22 +347,16 @@ def mergekit_command(python: Path, inputs: Inputs, out: Path) -> list[str | Path
     return [python.with_name("mergekit-yaml"), told, out, "--lora-merge-cache", cache, "--quiet"]
 
 
-def find_mergekit(place: Path, python: Path | None) -> Path:
-    """The Python of an environment with mergekit; made in the work folder unless one is given."""
-    if python is None:
-        folder = place / "mergekit-venv"
-        python = folder / "bin" / "python"
-        if not python.with_name("mergekit-yaml").exists():
-            print(
-                f"making an environment with {MERGEKIT_PACKAGE} in {folder}: pip downloads about a gigabyte", flush=True
-            )
-            subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", MERGEKIT_PACKAGE], check=True)
-    if not python.with_name("mergekit-yaml").exists():
+def find_mergekit(python: Path | None) -> Path:
+    """The Python of an environment with mergekit: the one given, or the one that mergekit_oracle.py makes."""
+    from mergekit_oracle import made_python
+
+    found = python or made_python()
+    if not found.with_name("mergekit-yaml").exists():
         raise SystemExit(
-            f"{python} has no mergekit-yaml beside it; give a Python where {MERGEKIT_PACKAGE} is installed"
+            f"{found} has no mergekit-yaml beside it; install mergekit there, or leave out --mergekit-python"
         )
-    return python
+    return found
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -443,7 +440,7 @@ class Bench:
 
 def measure(place: Path, options: argparse.Namespace) -> bool:
     wanted = options.peers and not options.no_mergekit
-    mergekit = find_mergekit(place, options.mergekit_python) if wanted else None
+    mergekit = find_mergekit(options.mergekit_python) if wanted else None
     bench = Bench(place, make_inputs(place, LAYERS), options.rounds, options.peers, mergekit)
     size = sum(file.stat().st_size for file in bench.inputs.base.iterdir())
     print(
