@@ -90,6 +90,8 @@ def merge(
         except KeyboardInterrupt:
             say("interrupted; the same command goes on after the shards that are finished")
             raise
+    if resumed := report.summary().get("resumed_shards"):
+        say(f"went on after {resumed} finished by an earlier run")
     document: dict[str, object] = {
         "path": str(target),
         "format": output.format,

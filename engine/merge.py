@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections import Counter, deque
@@ -89,6 +90,7 @@ def merge_all(
     started = time.perf_counter()
     with ExitStack() as opened:
         results = [Result(base, mix, opened) for mix in mixes]
+        _expect_space(results)
         clock = {"plan": time.perf_counter() - started}
         with one_torch_thread_each():
             _Run(base_folder, base, results, device, threads or min(8, os.cpu_count() or 1), progress).make(clock)
@@ -100,6 +102,21 @@ def merge_all(
             result.mix.journal.close()
         reports.append(result.report(carried, left_out, clock))
     return reports
+
+
+def _expect_space(results: Sequence[Result]) -> None:
+    """Raises MergeError where the disk is too small for what is still to be written, before anything is."""
+    needed: dict[int, int] = {}
+    for result in results:
+        device = result.mix.out.stat().st_dev
+        needed[device] = needed.get(device, 0) + result.bytes_to_write()
+        free = shutil.disk_usage(result.mix.out).free
+        if needed[device] > free:
+            raise MergeError(
+                f"{result.mix.out.parent}: the weights to be written take {needed[device] / 1e6:,.1f} MB, but"
+                f" {free / 1e6:,.1f} MB are free: no space left on device",
+                hint="free some, or write to another disk",
+            )
 
 
 # Running: shards one after the other, the tensors of a shard side by side

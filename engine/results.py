@@ -270,6 +270,11 @@ class Result:
                 )
         return wanted
 
+    def bytes_to_write(self) -> int:
+        """Of all weight files that no earlier run has finished."""
+        noted = self.mix.journal.finished if self.mix.journal else lambda file: None
+        return sum(t.info.nbytes for file, targets in self.shards.items() if noted(file) is None for t in targets)
+
     def finished(self, file: str) -> bool:
         """Take a shard's report from the notes of an earlier run, if it is among them."""
         noted = self.mix.journal.finished(file) if self.mix.journal else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
 from ..registry.locks import abandoned
+from .errors import MergeError
 from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_papers
 from .recipes import DType, Recipe, parse_options
@@ -88,6 +90,9 @@ def merge_folders(
     if out.exists() or out.is_symlink():
         raise ConflictError(f"{out} is there already", hint="name a new folder")
     options = parse_options(method, options or {})
+    for adapter in adapters:
+        if not math.isfinite(adapter.weight):
+            raise MergeError(f"the weight of {adapter.folder} is {adapter.weight}, not a finite number")
     base = inspect_base(base_folder, allow_links=True)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
     facts = [

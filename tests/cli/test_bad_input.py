@@ -278,7 +278,7 @@ def test_a_recipe_with_an_unknown_key(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("method: average\ncoefficients: {spirit: 1}", "method: Input should be 'linear' or 'factor' (got 'average')"),
+        ("method: average\ncoefficients: {spirit: 1}", "method: there is no method 'average'; one of linear, factor"),
         ("method: linear", "give either `coefficients` or `adaptive`"),
         ("coefficients: {spirit: .nan}", "coefficients.spirit: Input should be a finite number"),
         ("coefficients: [1, 2", "is not valid YAML"),

@@ -111,7 +111,10 @@ def test_a_merge_that_is_killed_again_and_again_ends_in_the_same_bytes(kitchen, 
             assert digests(out) == wanted
             shutil.rmtree(out)
             continue
-        assert not out.exists()
+        if out.exists():  # the signal came between the rename and the end
+            assert digests(out) == wanted
+            shutil.rmtree(out)
+            continue
         kills += 1
         again = start(kitchen, out)
         answer, errors = again.communicate(timeout=300)
@@ -159,7 +162,7 @@ def test_a_disk_that_is_too_small_is_said_at_once_and_nothing_is_left_on_it(kitc
     answer, errors = merge.communicate(timeout=60)
     assert merge.returncode == 1
     error = json.loads(answer)["error"]
-    assert "No space left on device" in error["message"], errors
+    assert "MB are free: no space left on device" in error["message"], errors
     assert not [path for path in small_disk.iterdir() if path.name != "home"]
 
 
