@@ -430,7 +430,7 @@ def _make(registry: Registry, build: Build, device: str, progress: Progress) -> 
         report["warnings"] = list(found.warnings)
         report["artifact"] = _keep_plot(registry, build, found)
     # Named after what is made, so that whoever takes the build over, or up again, goes on with its finished shards.
-    work = digest_of_json([build.key, coefficients]).removeprefix("sha256:")
+    work = digest_of_json([build.key, coefficients, device.partition(":")[0]]).removeprefix("sha256:")
     if recipe.output.format == "adapter":
         work = None  # is made in a moment
     with registry.store.staging("build", work=work) as staged:

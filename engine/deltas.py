@@ -115,11 +115,11 @@ class Shift:
     """lora_bias: s·b added to the module's bias, a vector stored as one row."""
 
     values: Tensor
-    start: int = 0
-    stop: int = 1
+    start: int
+    stop: int
 
     def delta(self, old: Tensor, row: int) -> Tensor:
-        return self.values.reshape(old.shape)
+        return self.values[row - self.start : row - self.start + old.shape[0]]
 
 
 Term = LowRank | Decomposed | Saved | Tokens | Shift
@@ -241,10 +241,11 @@ class AdapterFile:
         """The trained rows of an embedding of `count` rows."""
         return Tokens(0, count, dict(zip(rows.indices, self.tensor(rows.info), strict=True)))
 
-    def shift(self, module: LoraModule) -> Shift:
+    def shift(self, module: LoraModule, columns: int) -> Shift:
         """The bias of lora_B, scaled as the rest of the delta is."""
         assert module.bias is not None
-        return Shift(self.tensor(module.bias).reshape(1, -1) * module.scale)
+        values = self.tensor(module.bias).reshape(-1, columns) * module.scale
+        return Shift(values, 0, values.shape[0])
 
 
 def load_factors(folder: Path, module: LoraModule) -> Factors:

@@ -36,6 +36,16 @@ class Journal:
         return name == Path(name).name and path.is_file() and path.stat().st_size == note["bytes"]
 
     def _start_over_with_the_rest(self) -> None:
+        # The notes first: a file that is made anew has its full size at once, and must not pass for one that was noted.
+        if self._shards:
+            self._write()
+        else:
+            self.close()
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         for path in self._folder.iterdir():
             if path.name not in self._shards and path.name != NOTES:
                 path.unlink()
@@ -48,12 +58,15 @@ class Journal:
         """The shard is complete and on the disk. `content` is JSON, and is what `finished` gives back."""
         with self._lock:
             self._shards[file] = content | {"bytes": (self._folder / file).stat().st_size}
-            staged = self._folder / f"{NOTES}.new"
-            with staged.open("w", encoding="utf-8") as out:
-                json.dump({"key": self._key(), "shards": self._shards}, out)
-                out.flush()
-                os.fsync(out.fileno())
-            staged.replace(self._folder / NOTES)
+            self._write()
+
+    def _write(self) -> None:
+        staged = self._folder / f"{NOTES}.new"
+        with staged.open("w", encoding="utf-8") as out:
+            json.dump({"key": self._key(), "shards": self._shards}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        staged.replace(self._folder / NOTES)
 
     def close(self) -> None:
         """The result is complete: no trace is left of how it came to be."""

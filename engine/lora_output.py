@@ -222,7 +222,7 @@ class _Mix:
         if isinstance(what, TokenRows):
             return file.tokens(what, old.shape[0]).delta(old, 0)
         if use.is_bias:
-            return file.shift(what).delta(old, 0)
+            return file.shift(what, old.shape[1]).delta(old, 0)
         if what.magnitude is not None:
             return file.decomposed(what, place, {old.shape[0]}, lambda start, stop: old[start:stop]).delta(old, 0)
         return file.low_rank(what, place, {old.shape[0]}).delta(old, 0)

@@ -366,7 +366,7 @@ class _Run:
         if isinstance(use.what, TokenRows):
             return file.tokens(use.what, rows)
         if use.is_bias:
-            return file.shift(use.what)
+            return file.shift(use.what, columns)
         if use.what.magnitude is None:
             return file.low_rank(use.what, use.place, {rows, old_rows})
         saved = [u.what for u in target.uses if u.part == use.part and isinstance(u.what, SavedTensor)]

@@ -196,7 +196,12 @@ class Result:
                 f"{folder}: {what.what.name} changes an embedding or a head that share one tensor, and {why}",
                 hint="save the base with tie_word_embeddings=False and a head of its own",
             )
-        uses.setdefault(head, [])
+        own = {use.part for use in uses.setdefault(head, [])}
+        uses[head] += [  # PEFT does not write a tied head's tokens down a second time
+            replace(use, place=Place(head))
+            for use in uses.get(embedding, [])
+            if isinstance(use.what, TokenRows) and use.part not in own
+        ]
         self.config["tie_word_embeddings"] = False
         self.notes.append(
             f"{head} and {embedding} were one tensor and are two now, since an adapter changes them differently"
@@ -260,7 +265,11 @@ class Result:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
         folder = self.mix.parts[part].folder
         self.config["vocab_size"] = wanted[0]
-        self.tokenizer |= {path.name: path for path in folder.iterdir() if matches(path.name, TOKENIZER_FILES)}
+        brought = [path for path in folder.iterdir() if matches(path.name, TOKENIZER_FILES)]
+        for path in brought:
+            if path.is_symlink() or not path.is_file():
+                raise MergeError(f"{path} is not a regular file", hint="put the file itself there")
+        self.tokenizer |= {path.name: path for path in brought}
         note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
         if note not in self.notes:
             self.notes.append(note)

@@ -124,7 +124,7 @@ def merge_folders(
             else:
                 report = _merged_checkpoint(
                     base_folder, base, parts, staged, method, options, dtype, device, threads,
-                    lambda: digest_of_json([digests.result(), recipe, FORMAT_VERSION]), progress,
+                    lambda: digest_of_json([digests.result(), recipe, FORMAT_VERSION, device.partition(":")[0]]), progress,
                 )  # fmt: skip
                 known = report.digests
         except BaseException:

@@ -95,7 +95,10 @@ def held_if_free(path: Path) -> Iterator[bool]:
 def abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the file; then it is held here, so that nobody comes in between. Raises FileNotFoundError."""
     with _released(os.open(path, os.O_RDONLY)) as handle:
-        yield try_lock(handle)
+        free = False
+        with suppress(FileNotFoundError):  # what was locked may have lost its name meanwhile, or given it to another
+            free = try_lock(handle) and os.path.samestat(os.fstat(handle), path.stat())
+        yield free
 
 
 @contextmanager

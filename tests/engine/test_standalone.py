@@ -238,6 +238,22 @@ def test_a_merge_of_other_inputs_starts_over(changed, shards, make_adapter, tmp_
     assert contents(tmp_path / "merged") == contents(tmp_path / "a" / "merged")
 
 
+def test_notes_of_a_merge_in_between_do_not_vouch_for_the_shards_of_another(shards, tmp_path):
+    """First one mix, then another that is stopped before it notes anything, then the first again."""
+    base, adapters = shards
+    interrupted(base, adapters, tmp_path / "merged")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    other = [adapters[0], WeightedFolder(adapters[1].folder, 0.25)]
+    with pytest.raises(KeyboardInterrupt):
+        merge_folders(base, other, tmp_path / "merged", progress=interrupt)
+    assert merge_folders(base, adapters, tmp_path / "merged").resumed_shards == 0
+    merge_folders(base, adapters, tmp_path / "a" / "merged")
+    assert contents(tmp_path / "merged") == contents(tmp_path / "a" / "merged")
+
+
 def test_notes_that_are_nonsense_are_not_believed(shards, tmp_path):
     base, adapters = shards
     interrupted(base, adapters, tmp_path / "merged")
