@@ -461,3 +461,25 @@ def test_the_digests_of_a_report_are_those_of_the_files(make_base, make_adapter,
     shards = sorted(out.glob("*.safetensors"))
     assert report.digests == {p.name: f"sha256:{hashlib.sha256(p.read_bytes()).hexdigest()}" for p in shards}
     assert len(shards) > 1
+
+
+def test_trained_tokens_reach_a_head_that_another_adapter_unties(make_base, make_adapter, mix, deltas, tmp_path):
+    """PEFT writes a tied head's tokens once, under the embedding's name; both must have them when they are parted."""
+    base = make_base(tied=True)
+    trained = shutil.copytree(
+        make_adapter(base, 1, target_modules=["q_proj"], trainable_token_indices=[3, 5]), tmp_path / "tokens"
+    )
+    tensors = load_file(trained / "adapter_model.safetensors")
+    (name,) = (name for name in tensors if "trainable_tokens_delta" in name)
+    tensors[name] = tensors[name] + 1.0
+    save_file(tensors, trained / "adapter_model.safetensors", {"format": "pt"})
+    on_head = make_adapter(base, 2, target_modules=["lm_head"])
+    out, report = mix(base, [(trained, 1.0), (on_head, 1.0)])
+    made = load_file(out / "model.safetensors")
+    assert any("are two now" in note for note in report.notes)
+    factors = load_file(on_head / "adapter_model.safetensors")
+    a, b = (next(t for key, t in factors.items() if f"lora_{side}" in key).double() for side in "AB")
+    for row, index in enumerate((3, 5)):
+        torch.testing.assert_close(made["model.embed_tokens.weight"][index], tensors[name][row])
+        expected = tensors[name][row].double() + 2.0 * (b @ a)[index]
+        torch.testing.assert_close(made["lm_head.weight"][index].double(), expected, rtol=1e-5, atol=1e-5)
