@@ -70,7 +70,7 @@ def merge(
     weighted = weigh([_adapter(text) for text in adapters], recipe)
     said = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
     output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | said)
-    target = new_folder(out)
+    target, home = new_folder(out), app.settings.home
     with progress("merging", unit="bytes") as update:
         try:
             report = merge_folders(
@@ -84,7 +84,7 @@ def merge(
                 dtype=output.dtype,
                 device=device or app.settings.device,
                 allow_base_mismatch=allow_base_mismatch,
-                memory=DigestMemory(app.settings.home / "cache" / "digests"),
+                memory=DigestMemory(home / "cache" / "digests") if home.is_dir() else None,
                 progress=lambda done, total: update(done, total, ""),
             )
         except KeyboardInterrupt:
