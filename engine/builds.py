@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ..registry import Adapter, Base, Build, Domain, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
-from ..registry.digests import digest_of_json
+from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
 from ..registry.references import SPIRIT
 from ..tasks import Question, TaskError, Template, load_template, questions, read_domain
@@ -133,7 +132,7 @@ def _data_digest(registry: Registry, folder: str) -> str:
     settled = all(seen[-1] < (time.time() - RACE_SECONDS) * 1e9 for seen in files.values())
     if files and settled and _signs(place) == files:
         with suppress(OSError, ValueError):  # a home that cannot be written costs time, nothing else
-            _write_whole(note, json.dumps(about | {"digest": digest}))
+            write_whole(note, json.dumps(about | {"digest": digest}))
     return digest
 
 
@@ -145,19 +144,6 @@ def _signs(folder: Path) -> dict[str, list[int]]:
     except OSError:
         return {}
     return {name: [seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns] for name, seen in sorted(found)}
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file is there with all of the text, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:

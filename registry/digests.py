@@ -54,19 +54,21 @@ class DigestMemory:
         settled = max(signs[-2:]) < (time.time() - RACE_SECONDS) * 1e9
         if settled and _signs(place) == signs:
             with suppress(OSError, ValueError):
-                self._keep(note, {"path": place, "signs": signs, "digest": digest})
+                write_whole(note, json.dumps({"path": place, "signs": signs, "digest": digest}))
         return digest
 
-    def _keep(self, note: Path, content: dict[str, Any]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file)
-            Path(name).replace(note)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there with all of the text, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _signs(path: str) -> list[int]:
