@@ -5,6 +5,8 @@ Nothing here or in the command modules imports torch, SQLAlchemy or rich at the 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -125,6 +127,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         reccocktail.add_command(command)
     words = sys.argv[1:] if arguments is None else arguments
     _hush()
+    # Importing torch makes a million objects that live until the end: looking through them again and again for garbage, and
+    # once more at the end, would take a third of a second of every command that merges.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     as_json = "--json" in words
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)

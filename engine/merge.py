@@ -46,7 +46,7 @@ from .methods import Factors
 from .recipes import DType
 from .results import MergeReport, Mix, Part, Result, Target, TensorReport, Use, matrix
 
-BLOCK_BYTES = 2 << 20  # of the base, per step: its float32 and its result still fit a core's cache
+BLOCK_BYTES = 640 << 10  # of the base, per step: measured; with what is made of it, it about fits a core's cache
 CUDA_BLOCK_BYTES = 32 << 20  # large enough that starting a kernel costs nothing
 OPEN_SHARDS = 2  # besides the newest one: enough for its jobs to be taken while an older one is handed over
 CHUNK_BYTES = 64 << 20  # of one tensor, per job, so that one embedding does not keep one thread busy alone
@@ -151,7 +151,7 @@ class _Run:
     ) -> None:
         self._folder, self._base, self._results = base_folder, base, results
         self._device, self._threads, self._progress = torch.device(device), threads, progress
-        self._scratch = threading.local()
+        self._threads_own = threading.local()
 
     def make(self, clock: dict[str, float]) -> None:
         """All shards of all results. `clock` is given the seconds of each stage."""
@@ -290,30 +290,26 @@ class _Run:
 
     def _pour(self, pours: list[_Pour], source: _Stored, share: tuple[int, int], step: int, left: _Countdown) -> list:
         """Rows [start, stop) of one tensor, a block at a time: read once, given to every result."""
-        info = pours[0].target.source.info
+        info, desk = pours[0].target.source.info, self._desk()
         columns = matrix(info)[1]
+        start, row_bytes = source.header.data_start + info.start, columns * torch_dtype(info).itemsize
         tallies = [_Tally() for _ in pours]
         for row in range(*share, step):
             count = min(step, share[1] - row)
-            raw = self._buffer("raw", count * columns, torch_dtype(info)).view(count, columns)
-            read_into(
-                source.fd, bytes_of(raw), source.header.data_start + info.start + row * columns * raw.element_size()
-            )
+            raw = desk.block("raw", count, columns, torch_dtype(info))
+            read_into(source.fd, raw.bytes, start + row * row_bytes)
             for pour, tally in zip(pours, tallies, strict=True):
-                pour.take(raw, row, tally, self._buffer)
-            self._read(pours[0].target, raw.numel() * raw.element_size())
+                pour.take(raw, row, tally, desk)
+            self._read(pours[0].target, raw.bytes.nbytes)
         for pour, tally in zip(pours, tallies, strict=True):
             pour.tallies[share[0]] = tally
         return [pour.done() for pour in pours] if left.last() else []
 
-    def _buffer(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        """Memory of this thread that is used again and again: allocating it anew would cost more than what is done in it."""
-        held = getattr(self._scratch, name, None)
-        if held is None or held.numel() * held.element_size() < count * dtype.itemsize:
-            pinned = self._device.type == "cuda"
-            held = torch.empty(count * dtype.itemsize, dtype=torch.uint8, pin_memory=pinned)
-            setattr(self._scratch, name, held)
-        return held[: count * dtype.itemsize].view(dtype)
+    def _desk(self) -> Desk:
+        """This thread's own."""
+        if not hasattr(self._threads_own, "desk"):
+            self._threads_own.desk = Desk(pinned=self._device.type == "cuda")
+        return self._threads_own.desk
 
     def _mixed(self, result: Result, target: Target, shard: Shard, source: _Stored) -> list:
         """A tensor whose deltas are more than one product: term by term, slab by slab."""
@@ -405,66 +401,62 @@ class _Pour:
                 self._factors = left.to(self._device).contiguous(), right.to(self._device).contiguous()
             return self._factors
 
-    def take(self, raw: Tensor, row: int, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]) -> None:
+    def take(self, raw: Block, row: int, tally: _Tally, desk: Desk) -> None:
         """Add the delta to the block that begins at `row`, round it once and write it."""
-        position = self._position + row * raw.shape[1] * self._kind.itemsize
+        rows, columns = raw.tensor.shape
+        position = self._position + row * columns * self._kind.itemsize
+        new = desk.block("new", rows, columns, self._kind)
         if not self.target.uses:
-            converted = raw.to(self._kind)
-            if not bool(torch.isfinite(converted).all()):
+            new.tensor.copy_(raw.tensor)
+            if not bool(torch.isfinite(new.tensor).all()):
                 raise _overflow(self.target.info)
-            write_from(self._shard.fd, bytes_of(converted), position)
+            write_from(self._shard.fd, new.bytes, position)
             return
         left, right = self._loaded()
-        block = left[row : row + raw.shape[0]]
+        left = left[row : row + rows]
         if self._device.type != "cpu":
-            new = self._added_on_device(raw, block, right, tally, buffer)
+            self._add_on_device(raw, left, right, tally, new)
         elif self._kind == torch.float32 or self._is_faint(raw):
-            new = self._added_and_compared(raw, block, right, tally)
+            self._add_and_compare(raw, left, right, tally, new)
         else:
-            new = self._added(raw, block, right, tally, buffer)
-        old = raw if raw.dtype == self._kind else raw.to(self._kind)
-        tally.changed += _differing(old, new, buffer("differing", raw.numel(), torch.bool))
-        write_from(self._shard.fd, bytes_of(new), position)
+            self._add(raw, left, right, tally, new, desk)
+        if raw.tensor.dtype != self._kind:
+            raw = desk.block("old", rows, columns, self._kind, raw.tensor)
+        differing = desk.block("differing", rows, columns, torch.bool)
+        tally.changed += int(np.count_nonzero(np.not_equal(raw.bits, new.bits, out=differing.bits)))
+        write_from(self._shard.fd, new.bytes, position)
 
-    def _added(
-        self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]
-    ) -> Tensor:
-        exact = buffer("exact", raw.numel(), torch.float32).view(raw.shape)
-        exact.copy_(raw)
-        exact.addmm_(left, right)
-        new = buffer("new", raw.numel(), self._kind).view(raw.shape)
-        new.copy_(exact)
-        error = buffer("error", raw.numel(), torch.float32).view(raw.shape)
-        error.copy_(new)
-        error.sub_(exact)
-        lost = float(torch.dot(error.view(-1), error.view(-1)))
+    def _add(self, raw: Block, left: Tensor, right: Tensor, tally: _Tally, new: Block, desk: Desk) -> None:
+        exact = desk.block("exact", *raw.tensor.shape, torch.float32, raw.tensor)
+        exact.tensor.addmm_(left, right)
+        new.tensor.copy_(exact.tensor)
+        error = desk.block("error", *raw.tensor.shape, torch.float32, new.tensor)
+        error.flat.sub_(exact.flat)
+        lost = float(torch.dot(error.flat, error.flat))
         if not math.isfinite(lost):  # an infinity or NaN anywhere shows here, or the squares of huge weights
-            if not bool(torch.isfinite(new).all()):
+            if not bool(torch.isfinite(new.tensor).all()):
                 raise _overflow(self.target.info)
-            lost = float(error.double().square().sum())
+            lost = float(error.flat.double().square().sum())
         tally.lost_squares += lost
-        return new
 
-    def _is_faint(self, raw: Tensor) -> bool:
+    def _is_faint(self, raw: Block) -> bool:
         """Whether the delta is so small beside the weights that float32's own rounding would show in what was lost."""
-        return self._spread < 2**-16 * float(raw[0].float().square().mean().sqrt())
+        first = raw.tensor[0].float()
+        return self._spread * math.sqrt(max(1, first.numel())) < 2**-16 * math.sqrt(float(torch.dot(first, first)))
 
-    def _added_and_compared(self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally) -> Tensor:
+    def _add_and_compare(self, raw: Block, left: Tensor, right: Tensor, tally: _Tally, new: Block) -> None:
         """The same sum; what was lost is measured against W and Δ apart, which also sees what float32 swallowed."""
-        old = raw.float()
+        old = raw.tensor.float()
         change = left @ right
-        new = torch.addmm(old, left, right).to(self._kind)
-        if not bool(torch.isfinite(new).all()):
+        new.tensor.copy_(torch.addmm(old, left, right))
+        if not bool(torch.isfinite(new.tensor).all()):
             raise _overflow(self.target.info)
-        tally.lost_squares += float((new.float() - old - change).double().square().sum())
-        return new
+        tally.lost_squares += float((new.tensor.float() - old - change).double().square().sum())
 
-    def _added_on_device(
-        self, raw: Tensor, left: Tensor, right: Tensor, tally: _Tally, buffer: Callable[[str, int, torch.dtype], Tensor]
-    ) -> Tensor:
+    def _add_on_device(self, raw: Block, left: Tensor, right: Tensor, tally: _Tally, new: Block) -> None:
         """The same on CUDA, on the current thread's stream, from and to pinned memory."""
         with torch.cuda.stream(_stream(self._device)):
-            old = raw.to(self._device, non_blocking=True).float()
+            old = raw.tensor.to(self._device, non_blocking=True).float()
             exact = torch.addmm(old, left, right)
             rounded = exact.to(self._kind)
             lost = (
@@ -474,12 +466,10 @@ class _Pour:
                 .sum()
             )
             finite = torch.isfinite(rounded).all()
-            new = buffer("new", raw.numel(), self._kind).view(raw.shape)
-            new.copy_(rounded, non_blocking=True)
+            new.tensor.copy_(rounded, non_blocking=True)
             tally.lost_squares += float(lost)  # waits for the stream, and so for `new`
             if not bool(finite):
                 raise _overflow(self.target.info)
-        return new
 
     def done(self) -> tuple[Result, TensorReport | None, int]:
         """The report, once all rows are written."""
@@ -492,6 +482,43 @@ class _Pour:
             total.changed += tally.changed
         self._factors = None
         return self.result, _report(self.target, right.shape[0], total), 0
+
+
+class Block:
+    """Some rows of a tensor, and the same memory as others want to see it."""
+
+    def __init__(self, memory: Tensor, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self.flat = memory[: rows * columns * dtype.itemsize].view(dtype)
+        self.tensor = self.flat.view(rows, columns)
+        self.bytes = bytes_of(self.flat)
+        # Values are compared on their bits, which numpy does several times faster than torch on floats.
+        kind = {torch.bool: np.bool_, torch.float32: np.uint32, torch.float64: np.uint64}.get(dtype, np.uint16)
+        self.bits = np.frombuffer(self.bytes, kind)
+
+
+class Desk:
+    """Memory of one thread that is used again and again, since allocating it anew costs more than what is done in it.
+
+    So do the many small objects through which a block is looked at: while the interpreter makes them, other threads wait.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._memory: dict[str, Tensor] = {}
+        self._blocks: dict[tuple[str, int, int, torch.dtype], Block] = {}
+
+    def block(self, name: str, rows: int, columns: int, dtype: torch.dtype, holding: Tensor | None = None) -> Block:
+        """The block of this name, in another shape perhaps than it had before; its values are those of `holding`, or any."""
+        block = self._blocks.get((name, rows, columns, dtype))
+        if block is None:
+            size = rows * columns * dtype.itemsize
+            if name not in self._memory or self._memory[name].numel() < size:
+                self._memory[name] = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+                self._blocks = {key: kept for key, kept in self._blocks.items() if key[0] != name}
+            block = self._blocks[name, rows, columns, dtype] = Block(self._memory[name], rows, columns, dtype)
+        if holding is not None:
+            block.tensor.copy_(holding)
+        return block
 
 
 class _Lanes:
@@ -594,13 +621,6 @@ def _by_part(terms: list[tuple[int, Term]]) -> dict[int, list[Term]]:
     for part, term in terms:
         of_part.setdefault(part, []).append(term)
     return of_part
-
-
-def _differing(old: Tensor, new: Tensor, scratch: Tensor) -> int:
-    """How many values differ, counted on their bits, which numpy does several times faster than torch on floats."""
-    kind = {2: np.uint16, 4: np.uint32}[new.element_size()]
-    before, after = (np.frombuffer(bytes_of(tensor), kind) for tensor in (old, new))
-    return int(np.count_nonzero(np.not_equal(before, after, out=scratch.numpy())))
 
 
 def _squared_norm(left: Tensor, right: Tensor) -> float:

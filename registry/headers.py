@@ -5,7 +5,9 @@ Format: https://huggingface.co/docs/safetensors/index#format — 8 bytes little-
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,9 @@ def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
         raise refused(f"has the impossible shape {shown(shape)}")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refused(f"has the impossible data_offsets {shown(offsets)}")
+    if any(size >= 2**63 for size in itertools.accumulate(shape, operator.mul)):
+        # also before a 0, where readers that multiply in 64 bits overflow
+        raise refused(f"has the impossible shape {shown(shape)}")
     info = TensorInfo(name, dtype, tuple(shape), *offsets)
     if info.elements * BITS[dtype] != info.nbytes * 8:
         raise refused(f"of {dtype} and shape {shown(shape)} does not take the {info.nbytes} bytes given to it")

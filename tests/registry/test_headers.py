@@ -84,6 +84,7 @@ def test_what_the_library_writes_is_read_to_the_byte(tmp_path: Path) -> None:
         (raw(changed("a", dtype=["F32"])), "unknown dtype"),
         (raw(changed("a", shape=[-2, -3])), "impossible shape"),
         (raw(changed("a", shape=[True, 6])), "impossible shape"),
+        (raw(changed("a", shape=[3, 2**63 - 1, 0], data_offsets=[0, 0])), "impossible shape"),
         (raw(changed("a", shape=[2, 4])), "does not take the 24 bytes"),
         (raw(changed("a", data_offsets=[24, 0])), "impossible data_offsets"),
         (raw(changed("a", data_offsets=[0, 24.0])), "impossible data_offsets"),
