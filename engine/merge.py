@@ -427,10 +427,11 @@ class _Pour:
         write_from(self._shard.fd, new.bytes, position)
 
     def _add(self, raw: Block, left: Tensor, right: Tensor, tally: _Tally, new: Block, desk: Desk) -> None:
-        exact = desk.block("exact", *raw.tensor.shape, torch.float32, raw.tensor)
+        size = len(raw.tensor), raw.tensor.shape[1]
+        exact = desk.block("exact", *size, torch.float32, raw.tensor)
         exact.tensor.addmm_(left, right)
         new.tensor.copy_(exact.tensor)
-        error = desk.block("error", *raw.tensor.shape, torch.float32, new.tensor)
+        error = desk.block("error", *size, torch.float32, new.tensor)
         error.flat.sub_(exact.flat)
         lost = float(torch.dot(error.flat, error.flat))
         if not math.isfinite(lost):  # an infinity or NaN anywhere shows here, or the squares of huge weights
