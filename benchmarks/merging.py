@@ -424,17 +424,18 @@ class Bench:
                 runs[CP_SYNC].append(self.run(["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', inputs.base, out], out))
                 shutil.rmtree(self.home, ignore_errors=True)
                 ours = our_command(inputs, self.kept(OURS), self.home)
-                runs[OURS].append(self.run(ours, self.kept(OURS), keep=True))
+                runs[OURS].append(self.run(ours, self.kept(OURS), keep=number == self.rounds - 1))
                 runs[AGAIN].append(self.run(our_command(inputs, out, self.home), out))
                 for way, extras in EXTRAS.items():
                     runs[way].append(self.run(child("engine", inputs, out, "1", extras), out))
             if number < self.peers:
                 theirs = self.kept(PEFT)
-                runs[PEFT].append(self.run(child("peft", inputs, theirs), theirs, keep=True))
+                last = number == self.peers - 1
+                runs[PEFT].append(self.run(child("peft", inputs, theirs), theirs, keep=last))
             if number < self.peers and self.mergekit:
                 theirs = self.kept(MERGEKIT)
                 command = mergekit_command(self.mergekit, inputs, theirs)
-                runs[MERGEKIT].append(self.run(command, theirs, keep=True))
+                runs[MERGEKIT].append(self.run(command, theirs, keep=number == self.peers - 1))
                 shutil.rmtree(self.place / MERGEKIT_CACHE)
         return runs
 
