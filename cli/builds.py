@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ def build() -> None:
 @click.option("--recipe", "recipe_name", metavar="NAME_OR_FILE", help="Else the domain's own, else `default`.")
 @click.option("--wait", is_flag=True, help="Carry the builds out here and now.")
 @click.option("--force", is_flag=True, help="Build although an equal build has succeeded.")
+@click.option(
+    "--keep-best", is_flag=True, help="With --wait: Ctrl-C ends the search for coefficients with the best so far."
+)
 @base_option
 @json_option
 @pass_app
@@ -47,6 +51,7 @@ def request(
     recipe_name: str | None,
     wait: bool,
     force: bool,
+    keep_best: bool,
     base: str | None,
     as_json: bool,
 ) -> None:
@@ -57,6 +62,8 @@ def request(
     """
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or say --all, or --stale")
+    if keep_best and not wait:
+        raise UsageError("--keep-best is for a build that is carried out here: say --wait, too")
     from ..engine.builds import request as ask
     from ..engine.builds import standings
     from ..engine.recipes import load_recipe
@@ -70,6 +77,8 @@ def request(
                 if state.state == "blocked":
                     say(f"{name} cannot be built: {'; '.join(state.reasons)}")
                     held_up |= state.build is not None
+                if state.state == "cold":
+                    say(f"{name} is passed over: {'; '.join(state.reasons)}; ask for it by name")
             wanted = ("fresh", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
             names = [name for name, state in states.items() if state.state in wanted]
         asked = []
@@ -80,16 +89,17 @@ def request(
             if not answered.created:
                 say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
         if wait:
-            asked = [_carried_out(registry, row, app.device(), alone=len(asked) == 1) for row in asked]
+            alone = len(asked) == 1
+            asked = [_carried_out(registry, row, app.device(), alone=alone, keep_best=keep_best) for row in asked]
     _show_builds(asked, as_json, empty="nothing to build")
     if held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
 
 
-def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool) -> Build:
+def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, keep_best: bool) -> Build:
     """Run one of several builds; a failure is told and leaves the others their turn."""
     try:
-        done = carry_out(registry, row, device)
+        done = carry_out(registry, row, device, keep_best=keep_best)
     except Exception as error:  # the row has it; the others are to have their turn
         if alone:
             raise
@@ -99,7 +109,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool) ->
     return done
 
 
-def carry_out(registry: Registry, row: Build, device: str) -> Build:
+def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
     from ..engine.builds import run, worker_name
 
@@ -109,7 +119,9 @@ def carry_out(registry: Registry, row: Build, device: str) -> Build:
         mine = registry.builds.claim(me, build_id=row.id)
         if mine is not None:
             with _Bars(f"build {row.domain}") as bars:
-                done = run(registry, mine, worker=me, device=device, progress=bars.update)
+                done = run(
+                    registry, mine, worker=me, device=device, progress=bars.update, keep_best=keep_best, tell=say
+                )
             for warning in (done.report or {}).get("warnings", ()):
                 say(f"warning: {row.domain}: {warning}")
             return done
@@ -151,7 +163,10 @@ class _Bars:
 
 
 def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
-    rows = [[b.id, b.domain, b.status, b.coefficients, short(b.digest), (b.error or {}).get("message")] for b in builds]
+    rows = [
+        [b.id, b.domain, b.status, _means(b.coefficients), short(b.digest), (b.error or {}).get("message")]
+        for b in builds
+    ]
 
     def show_rows() -> None:
         table(
@@ -215,6 +230,7 @@ def show(app: App, id_: str, as_json: bool) -> None:
 def _show_one(row: Build, lineage: dict[str, Any]) -> None:
     document = row.to_json()
     report = document.pop("report") or {}
+    document["coefficients"] = _means(document["coefficients"])
     for name in ("inputs", "recipe", "done", "total"):
         document.pop(name)
     details(document)
@@ -225,18 +241,52 @@ def _show_one(row: Build, lineage: dict[str, Any]) -> None:
         tag = f", tag {published['tag']}" if published["tag"] else ""
         click.echo(printable(f"published: {published['repo']} at {published['revision']}{tag}"))
     if "adaptation" in report:
-        found = report["adaptation"]
-        click.echo(f"\nentropy of the first {found['tokens']} answer tokens over {found['prompts']} prompts, in nats:")
-        most = max(point["entropy"] for point in found["curve"]) or 1.0
-        for point in found["curve"]:
-            bar = "█" * max(1, round(40 * point["entropy"] / most))
-            mark = "  ← chosen" if point["ingredient"] == found["ingredient"] else ""
-            click.echo(f"  ingredient {point['ingredient']:4.2f}  {point['entropy']:.4f}  {bar}{mark}")
+        _show_adaptation(report["adaptation"])
         for warning in report.get("warnings", ()):
             click.echo(printable(f"warning: {warning}"))
     if "merge" in report:
         click.echo("")
         details(report["merge"])
+
+
+def _means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """One number per adapter; of those that differ by layer or module, the mean."""
+    from ..engine.coefficients import mean
+
+    return None if coefficients is None else {role: round(mean(value), 4) for role, value in coefficients.items()}
+
+
+def _show_adaptation(found: dict[str, Any]) -> None:
+    """The search as bars of entropy: every point of a line, or every step of the descent that was chosen."""
+    if "runs" not in found:  # of a build that was made before there was more than a line
+        roles, points = ("spirit", "ingredient"), found["curve"]
+        seen = [([1 - p["ingredient"], p["ingredient"]], p["entropy"], None) for p in points]
+    elif found["search"] == "none":
+        return
+    else:
+        roles, run = found["roles"], found["runs"][found["chosen"]]
+        seen = [(point["means"], point["entropy"], point["ndcg"]) for point in run["points"]]
+        rates = [f"{each['learning_rate']:g}" for each in found["runs"] if each["learning_rate"] is not None]
+        if rates:
+            click.echo(
+                f"\ndescent at learning rate {run['learning_rate']:g} of {', '.join(rates)};"
+                f" λ per {found['granularity']} ({found['groups']}), {found['constraint']}; {run['stopped']}"
+            )
+    click.echo(
+        f"\nentropy of the first {found['tokens']} answer tokens over {found.get('judged', found['prompts'])} prompts, in nats:"
+    )
+    most = max(entropy for _, entropy, _ in seen if entropy is not None) or 1.0
+    for means, entropy, ndcg in seen:
+        if entropy is None:
+            continue
+        bar = "█" * max(1, round(30 * entropy / most))
+        judged = "" if ndcg is None else f"  NDCG@3 {ndcg:.3f}"
+        mix = "  ".join(f"{role} {value:4.2f}" for role, value in zip(roles, means, strict=True))
+        mark = "  ← chosen" if entropy == found["entropy"] else ""
+        click.echo(printable(f"  {mix}  {entropy:.4f}  {bar}{judged}{mark}"))
+    for end in found.get("ends", ()):
+        judged = "" if end["ndcg"] is None else f", NDCG@3 {end['ndcg']:.3f}"
+        click.echo(printable(f"  {end['role']} alone: {end['entropy']:.4f}{judged}"))
 
 
 @build.command(epilog=example("reccocktail build cancel 660d4"))

@@ -139,12 +139,13 @@ class _Trip:
 
     def build(self, domain: str, recipe: str) -> Build:
         from ..engine.builds import request
+        from ..engine.coefficients import mean
         from ..engine.recipes import SHIPPED, load_recipe
 
         self._begin(f"build with recipe {recipe}: {SHIPPED[recipe][0]}")
         asked = request(self._registry, domain, load_recipe(recipe))
         build = carry_out(self._registry, asked.build, self._device)
-        mix = ", ".join(f"{role} {value:g}" for role, value in (build.coefficients or {}).items())
+        mix = ", ".join(f"{role} {mean(value):g}" for role, value in (build.coefficients or {}).items())
         say(f"      build {build.id}: {mix}")
         return build
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
 @click.option(
     "--mode",
-    type=click.Choice(["likelihood", "generate"]),
+    type=click.Choice(["likelihood", "pmi", "generate"]),
     default="likelihood",
     show_default=True,
     help="Score every candidate's title, or read the titles that the model names.",

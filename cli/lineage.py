@@ -69,6 +69,8 @@ def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
         for line in data or [UNKNOWN]:
             yield f"  data      {line}"
     adaptive = recipe.pop("adaptive", None)
+    if "coefficients" in recipe:
+        recipe["coefficients"] = {role: _brief(value) for role, value in recipe["coefficients"].items()}
     yield f"recipe      {_pairs(recipe)}"
     if adaptive:
         yield f"  adaptive  {_pairs(adaptive)}"
@@ -78,6 +80,14 @@ def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{name:<11} {found.get('path') or found.get('name')}  {found['digest']}" if found else f"{name:<11} {none}"
         )
+
+
+def _brief(coefficient: Any) -> Any:
+    """Hundreds of modules' coefficients are for `recipe.json`."""
+    if isinstance(coefficient, (int, float)):
+        return coefficient
+    values = list(coefficient.values() if isinstance(coefficient, Mapping) else coefficient)
+    return f"{min(values):g} to {max(values):g} over {len(values)} {'modules' if isinstance(coefficient, Mapping) else 'layers'}"
 
 
 def _pairs(record: Mapping[str, Any]) -> str:

@@ -1,132 +1,372 @@
 """Finding the coefficients from unlabelled prompts: the entropy of the mixture's own answers, as small as it gets.
 
-RecCocktail Eq. 8 for one λ over the whole model and two adapters. That objective is a curve, so it is evaluated on a
-grid and the minimum taken: no gradient, no learning rate, and the whole curve is there to be looked at.
+RecCocktail Eq. 8. With one λ for the whole model and two adapters the objective is a curve, so it is evaluated on a grid and the
+minimum taken: no gradient, no learning rate, and the whole curve is there to be looked at. For more adapters, or a λ per layer or
+per module, Adam follows the gradient. What is found is numbers; the merge that follows is a function of them alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
-from ..tasks import Question, fit
+import torch
+
+from ..registry.inspect import BaseFacts
+from ..tasks import Interval, Question, fit, paired_difference, rank_by_likelihood, summarise
+from .coefficients import Weight
+from .entropy import Counting
 from .errors import AdaptationError
-from .mixture import Mixture, answer_entropies
-from .models import load_model
+from .memory import available
+from .mixture import Mixture
+from .models import compute_dtype, load_model
 from .recipes import Adaptive
 from .results import Part
+from .search import IN_A_CORNER, Matrix, Objective, Point, Run, Sought, along_the_line, down_the_gradient
+
+METRIC = "NDCG@3"
+BATCH_TOKENS = 2048  # of prompts that are answered together
+GRADIENT_TOKENS = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # of prompts whose gradient is taken together; a processor gains nothing by more
+ALONE = 0.999  # a weight from which on nothing is mixed
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """Mean entropy in nats of the answers when the ingredient weighs `ingredient` and the spirit the rest."""
+class EndPoint:
+    """An adapter alone, judged as the mix is."""
 
-    ingredient: float
+    role: str
     entropy: float
+    ndcg: float | None
+    difference: Interval | None  # of the mix to it, paired
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The λ that was found, and the curve that it is the minimum of."""
+    """The coefficients that were found, and the way there.
 
-    spirit: float
-    ingredient: float
-    entropy: float
-    prompts: int
+    `coefficients` [groups][adapters] belong to `groups` (the whole model, layers or modules) and `roles`. `entropy` is theirs and
+    `start` that of the even mix (of the first point of a line), in nats per counted token, on the `judged` prompts. `runs` hold
+    every point; `labels` is how many validation questions NDCG is of. `memory` is what was expected, in bytes.
+    """
+
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    modules: Mapping[str, tuple[str, ...]]
+    coefficients: Matrix
+    granularity: str
+    constraint: str
+    search: str
     tokens: int
-    curve: tuple[CurvePoint, ...]
+    titles: str
+    prompts: int
+    judged: int
+    entropy: float
+    start: float
+    chosen: int
+    runs: tuple[Run, ...]
+    ndcg: float | None = None
+    labels: int = 0
+    ends: tuple[EndPoint, ...] = ()
+    memory: int | None = None
+    warnings: tuple[str, ...] = ()
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a person should know before trusting the λ that was found."""
-        alone = {0.0: "spirit", 1.0: "ingredient"}.get(self.ingredient)
-        if alone is None:
-            return ()
-        return (f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means sure, not right",)
+    def means(self) -> dict[str, float]:
+        """Each adapter's coefficient, averaged over the modules."""
+        counts = [len(self.modules.get(group, ())) or 1 for group in self.groups]
+        return {
+            role: round(sum(row[k] * n for row, n in zip(self.coefficients, counts, strict=True)) / sum(counts), 6)
+            for k, role in enumerate(self.roles)
+        }
+
+    def weights(self) -> dict[str, Weight]:
+        """What a recipe says of each adapter: a number, or one per module."""
+        if self.granularity == "model":
+            return dict(zip(self.roles, self.coefficients[0], strict=True))
+        return {
+            role: {
+                module: row[k]
+                for group, row in zip(self.groups, self.coefficients, strict=True)
+                for module in self.modules[group]
+            }
+            for k, role in enumerate(self.roles)
+        }
 
     def to_json(self) -> dict:
+        """Everything, down to each step's coefficients."""
         return asdict(self)
+
+    def summary(self) -> dict:
+        """What a database row has room for: of every point the coefficients' means."""
+        content = self.to_json()
+        for name in ("modules", "coefficients", "groups"):
+            del content[name]
+        content["means"] = self.means()
+        content["groups"] = len(self.groups)
+        for run in content["runs"]:
+            for point in run["points"]:
+                rows = point.pop("coefficients")
+                point["means"] = [round(sum(column) / len(rows), 6) for column in zip(*rows, strict=True)]
+        return content
 
 
 def adapt(
-    base_folder: Path,
-    spirit: Part,
-    ingredient: Part,
-    questions: Sequence[Question],
+    base: BaseFacts | None,
+    load: Callable[[], tuple[Any, Any]],
+    parts: Mapping[str, Part],
+    prompts: Sequence[Question],
     adaptive: Adaptive,
     *,
     method: str,
     device: str,
-    batch_tokens: int = 2048,
+    labelled: Sequence[Question] = (),
+    keep_best: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Adaptation:
-    """Evaluate the entropy curve on the questions' prompts (labels are never looked at) and take its minimum.
+    """Search for the adapters' coefficients; `parts` are spirit, ingredient and neighbours by role, in the recipe's order.
 
-    `progress` is told (prompts scored, prompts to score), each prompt once per point of the curve. Raises AdaptationError without prompts, or when
-    an entropy is not finite.
+    The prompts' right answers are never looked at. Those of the `labelled` questions are: for NDCG along the way, for the warning that
+    an adapter alone does better, and for the choice where the recipe says `select: validation`.
+
+    `load` gives model and tokenizer; with `base`, memory is expected before it is called. `progress` is told (prompts answered, prompts
+    to answer at most), `tell` what a person should know before it begins. With `keep_best`, Ctrl-C ends the search with the best so far.
+    Raises AdaptationError without prompts, where memory cannot do, or when an entropy is no number.
     """
-    if not questions:
-        raise AdaptationError(
-            "the domain has no validation prompts to adapt on", hint="give users at least 3 interactions"
+    if len(parts) == 1 and adaptive.constraint in ("simplex", "softmax"):
+        return _alone(next(iter(parts)), adaptive)
+    if not prompts:
+        raise AdaptationError("the domain has no prompts to adapt on", hint="give users at least 3 interactions")
+    _expect_weights_to_fit(base, parts, device)
+    model, tokenizer = load()
+    texts = fit(prompts, tokenizer)
+    ids = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in texts]
+    mark = texts[0].template.mark if adaptive.titles == "every" and texts[0].template.answers > 1 else None
+    counting = Counting(adaptive.tokens, mark, adaptive.longest)
+    search = adaptive.searching
+    if search == "line" and len(parts) != 2:
+        search = "gradient"
+    kept = round(len(ids) * adaptive.held_out) if search == "gradient" and len(ids) > 1 else 0
+    training, held_out = list(range(len(ids) - kept)), list(range(len(ids) - kept, len(ids)))
+    bar = _Bar(progress, _prompts_to_answer(search, adaptive, len(training), len(held_out), len(parts)))
+    sought = Sought()
+    with Mixture(model, list(parts.values()), method, granularity=adaptive.granularity) as mixture:
+        objective = Objective(
+            model,
+            tokenizer,
+            mixture,
+            ids,
+            counting,
+            batch_tokens=batch_tokens,
+            gradient_tokens=GRADIENT_TOKENS[device.partition(":")[0] if device.startswith("cuda") else "cpu"],
+            progress=bar.step,
         )
-    model, tokenizer = load_model(base_folder, device)
-    asked = fit(questions, tokenizer)
-    prompts = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in asked]
-    batches = _batches(prompts, batch_tokens)
-    curve: list[CurvePoint] = []
-    done = 0
-    with Mixture(model, [spirit, ingredient], method) as mixture:
-        for step in range(adaptive.points):
-            share = step / (adaptive.points - 1)
-            mixture.set([1 - share, share])
-            total = 0.0
-            for batch in batches:
-                pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
-                entropies = answer_entropies(model, batch, adaptive.tokens, pad, tokenizer.eos_token_id)
-                total += float(entropies.sum())
-                done += len(batch)
-                progress(done, len(prompts) * adaptive.points)
-            if not math.isfinite(total):
-                raise AdaptationError(f"the entropy at ingredient λ = {share:g} is not a number: an adapter is broken")
-            curve.append(CurvePoint(round(share, 6), total / len(prompts)))
-    best = min(curve, key=lambda point: point.entropy)
-    return Adaptation(
-        spirit=round(1 - best.ingredient, 6),
-        ingredient=best.ingredient,
-        entropy=best.entropy,
-        prompts=len(prompts),
+        memory = (
+            _expect_gradients_to_fit(objective, mixture, len(parts), device, tell) if search == "gradient" else None
+        )
+        judge = _Judge(model, tokenizer, labelled)
+        asked = judge.ndcg if labelled else None
+        interrupted = False
+        try:
+            if search == "line":
+                along_the_line(objective, adaptive.points, training, sought, asked)
+            else:
+                down_the_gradient(objective, len(parts), adaptive, training, held_out, sought, asked)
+        except KeyboardInterrupt:
+            if not keep_best or not any(True for _ in sought.points()):
+                raise
+            interrupted = True
+        number, best = _best(sought, adaptive)
+        judged = training if search == "line" or not held_out else held_out
+        ends, ndcg = _ends(objective, judge, parts, best, judged)
+        modules = {group: tuple(mixture.spread(place)) for place, group in enumerate(mixture.groups)}
+        groups = mixture.groups
+    bar.finish()
+    found = Adaptation(
+        roles=tuple(parts),
+        groups=groups,
+        modules=modules,
+        coefficients=best.coefficients,
+        granularity=adaptive.granularity,
+        constraint=adaptive.constraint,
+        search=search,
         tokens=adaptive.tokens,
-        curve=tuple(curve),
+        titles="every" if mark is not None else "first",
+        prompts=len(ids),
+        judged=len(judged),
+        entropy=_number(best.entropy),
+        start=_number(sought.runs[0].points[0].entropy),
+        chosen=number,
+        runs=tuple(sought.runs),
+        ndcg=ndcg,
+        labels=len(labelled),
+        ends=ends,
+        memory=memory,
+    )
+    return _with_warnings(found, interrupted)
+
+
+def load_on(folder: Any, device: str) -> Callable[[], tuple[Any, Any]]:
+    """Model and tokenizer of a checkpoint, when they are wanted."""
+    return lambda: load_model(folder, device)
+
+
+def _alone(role: str, adaptive: Adaptive) -> Adaptation:
+    """One adapter whose coefficients sum to 1: nothing to find, and no model is loaded for it."""
+    nothing = Point(((1.0,),), 0.0)
+    return Adaptation(
+        roles=(role,),
+        groups=("model",),
+        modules={},
+        coefficients=((1.0,),),
+        granularity="model",
+        constraint=adaptive.constraint,
+        search="none",
+        tokens=adaptive.tokens,
+        titles=adaptive.titles,
+        prompts=0,
+        judged=0,
+        entropy=0.0,
+        start=0.0,
+        chosen=0,
+        runs=(Run(None, (nothing,)),),
+        warnings=(f"there is no adapter but the {role}, so nothing is mixed",),
     )
 
 
-def _batches(prompts: list[list[int]], batch_tokens: int) -> list[list[list[int]]]:
-    """Prompts of like length together, so that little is padded; a batch holds at most `batch_tokens` with padding."""
-    batches: list[list[list[int]]] = []
-    for prompt in sorted(prompts, key=len):
-        if batches and len(prompt) * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(prompt)
-        else:
-            batches.append([prompt])
-    return batches
+class _Judge:
+    """How well the mixture, as it is set, ranks labelled questions."""
+
+    def __init__(self, model: Any, tokenizer: Any, labelled: Sequence[Question]) -> None:
+        self._model, self._tokenizer, self._labelled = model, tokenizer, labelled
+
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(r.rank for r in rank_by_likelihood(self._model, self._tokenizer, self._labelled))
+
+    def ndcg(self) -> float:
+        return summarise(self.ranks())[METRIC].mean
 
 
-def plot(adaptation: Adaptation, target: Path, *, title: str) -> None:
-    """The entropy curve over λ as a PNG."""
-    import matplotlib
+class _Bar:
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def step(self, prompts: int) -> None:
+        self._done = min(self._done + prompts, self._total)
+        self._progress(self._done, self._total)
 
-    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
-    axes.plot([p.ingredient for p in adaptation.curve], [p.entropy for p in adaptation.curve], marker="o")
-    axes.axvline(adaptation.ingredient, linestyle="--", color="tab:red", label=f"chosen λ = {adaptation.ingredient:g}")
-    axes.set_xlabel("ingredient λ (spirit 1 - λ)")
-    axes.set_ylabel(f"mean entropy of the first {adaptation.tokens} tokens (nats)")
-    axes.set_title(title)
-    axes.legend()
-    # No software version in the file: the same curve gives the same bytes.
-    figure.savefig(target, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    def finish(self) -> None:
+        """A search that ends early has nothing left to do."""
+        self._progress(self._total, self._total)
+
+
+def _prompts_to_answer(search: str, adaptive: Adaptive, training: int, held_out: int, adapters: int) -> int:
+    if search == "line":
+        return training * (adaptive.points + adapters)
+    watched, steps = held_out or training, adaptive.epochs * -(-training // adaptive.batch)
+    each = adaptive.epochs * training + (steps * held_out if held_out else training)
+    return watched * (1 + adapters) + len(adaptive.rates) * each
+
+
+def _expect_weights_to_fit(base: BaseFacts | None, parts: Mapping[str, Part], device: str) -> None:
+    free = available(device)
+    if base is None or free is None:
+        return
+    adapters = sum(2 * 4 * m.rank * (m.a.shape[1] + m.b.shape[0]) for p in parts.values() for m in p.facts.modules)
+    needed = base.parameters * compute_dtype(device).itemsize + adapters
+    if needed > free:
+        raise AdaptationError(
+            f"the base and its adapters take {needed / 1e9:.1f} GB of memory on {device}, and {free / 1e9:.1f} GB are free",
+            hint="free some, adapt on a device that has more, or give coefficients in the recipe",
+        )
+
+
+def _expect_gradients_to_fit(
+    objective: Objective, mixture: Mixture, adapters: int, device: str, tell: Callable[[str], None]
+) -> int:
+    """Bytes that the largest gradient will take, said and held against what is free."""
+    even = torch.full((len(mixture.groups), adapters), 1 / adapters, device=mixture.device)
+    growth = objective.growth(even)
+    length, prompts = objective.longest(GRADIENT_TOKENS["cuda" if device.startswith("cuda") else "cpu"])
+    needed, free = growth(length, prompts), available(device)
+    tell(
+        f"a gradient over {prompts} x {length} tokens takes about {needed / 1e9:.1f} GB of memory beside the model"
+        + (f"; {free / 1e9:.1f} GB are free" if free is not None else "")
+    )
+    if free is not None and needed > free:
+        raise AdaptationError(
+            f"a gradient over {prompts} x {length} tokens needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            hint="a template with a shorter history, fewer `tokens`, `search: line` with one λ, or a device that has more",
+        )
+    return needed
+
+
+def _best(sought: Sought, adaptive: Adaptive) -> tuple[int, Point]:
+    """(number of its run, the point). Equal points: the earliest, which is nearest to where the search began."""
+    found = list(sought.points())
+    if adaptive.select == "validation" and any(point.ndcg is not None for _, point in found):
+        return max(found, key=lambda pair: (_number(pair[1].ndcg, -1.0), -_number(pair[1].entropy)))
+    return min(found, key=lambda pair: _number(pair[1].entropy))
+
+
+def _number(value: float | None, otherwise: float = float("nan")) -> float:
+    return otherwise if value is None else value
+
+
+def _ends(
+    objective: Objective, judge: _Judge, parts: Mapping[str, Part], best: Point, judged: Sequence[int]
+) -> tuple[tuple[EndPoint, ...], float | None]:
+    """Every adapter alone, and NDCG of the chosen mix, on the same prompts and questions."""
+    device = objective.mixture.device
+    labelled = bool(judge._labelled)
+    own = None
+    if labelled:
+        objective.mixture.set(torch.tensor(best.coefficients, device=device))
+        own = judge.ranks()
+    found = []
+    for place, role in enumerate(parts):
+        alone = torch.zeros(len(objective.mixture.groups), len(parts), device=device)
+        alone[:, place] = 1.0
+        entropy = objective.value(alone, judged)
+        ranks = judge.ranks() if labelled else None
+        found.append(
+            EndPoint(
+                role,
+                entropy,
+                summarise(ranks)[METRIC].mean if ranks else None,
+                paired_difference(own, ranks, METRIC) if own and ranks else None,
+            )
+        )
+    return tuple(found), summarise(own)[METRIC].mean if own else None
+
+
+def _with_warnings(found: Adaptation, interrupted: bool) -> Adaptation:
+    """What a person should know before trusting what was found."""
+    from dataclasses import replace
+
+    said = []
+    if interrupted:
+        said.append("the search was interrupted; this is the best that it had found")
+    alone = next(
+        (role for k, role in enumerate(found.roles) if all(row[k] >= ALONE for row in found.coefficients)), None
+    )
+    if alone and len(found.roles) > 1:
+        said.append(
+            f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means sure, not right"
+        )
+    elif any(run.stopped == IN_A_CORNER for run in found.runs):
+        said.append(
+            "the search ran into a corner, where one adapter has all the weight; low entropy means sure, not right"
+        )
+    for end in found.ends:
+        if end.difference is not None and end.difference.mean < 0:
+            said.append(
+                f"on {found.labels} labelled validation questions the {end.role} alone is better:"
+                f" {METRIC} {end.ndcg:.3f}, the mix {found.ndcg:.3f}"
+                f" (difference {end.difference.mean:+.3f} [{end.difference.low:+.3f}, {end.difference.high:+.3f}])"
+            )
+    return replace(found, warnings=tuple(said))

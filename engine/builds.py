@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -25,12 +25,13 @@ from ..registry import Adapter, Base, Build, Domain, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
 from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
-from ..registry.references import SPIRIT
-from ..tasks import Question, TaskError, Template, load_template, questions, read_domain
+from ..registry.references import SPIRIT, Reference
+from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain
+from .coefficients import Weight, mean, spread
 from .errors import AdaptationError, MergeError
 from .journal import FORMAT_VERSION, Journal
 from .provenance import write_papers
-from .recipes import SHIPPED, Adaptive, Recipe, Role, load_recipe, parse_recipe
+from .recipes import SHIPPED, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from .adaptive import Adaptation
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
-PLOT = "entropy.png"
+TRAJECTORY = "adaptation.json"
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 Progress = Callable[[str, int, int], None]
@@ -86,20 +87,26 @@ def _asking(registry: Registry) -> _Lookups:
 
 def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -> Plan:
     adapters: dict[Role, Adapter] = {}
-    if "ingredient" in recipe.roles:
-        adapters["ingredient"] = look.adapter(domain.name, base)
-        base = adapters["ingredient"].base
-    if "spirit" in recipe.roles:
-        adapters["spirit"] = look.adapter(SPIRIT, base)
-        base = adapters["spirit"].base
-    if base is None:
-        raise UsageError("the recipe mixes no adapter")
+    # The ingredient first, since it says which base is meant.
+    for role in sorted(recipe.roles, key=lambda role: role != "ingredient"):
+        name = {"ingredient": domain.name, "spirit": SPIRIT}.get(role, role)
+        if Reference.parse(name).name == domain.name and role != "ingredient":
+            raise UsageError(f"the recipe names {role} as a neighbour of its own domain {domain.name}")
+        try:
+            adapters[role] = look.adapter(name, base)
+        except NotFoundError:
+            if role == "ingredient" and recipe.adaptive is not None:
+                continue  # a cold domain: what there is, is mixed
+            raise
+        base = adapters[role].base
+    roles = [role for role in recipe.roles if role in adapters]
+    assert base is not None
     base_model = look.base(base)
     inputs: dict = {
         "base": {"name": base_model.name, "digest": base_model.digest},
-        "adapters": [{"role": r, "ref": adapters[r].ref, "digest": adapters[r].digest} for r in recipe.roles],
+        "adapters": [{"role": r, "ref": adapters[r].ref, "digest": adapters[r].digest} for r in roles],
     }
-    if recipe.adaptive is not None:
+    if recipe.adaptive is not None and not _needs_no_search(recipe, roles):
         if domain.data is None:
             raise UsageError(
                 f"domain {domain.name!r} has no data, which an adaptive recipe needs",
@@ -110,6 +117,11 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
         inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
         inputs["template"] = {"name": template.name, "digest": template.digest}
     return Plan(domain.name, base_model, recipe, inputs, _key(domain.name, recipe, inputs))
+
+
+def _needs_no_search(recipe: Recipe, roles: Sequence[Role]) -> bool:
+    """Whether there is one adapter alone whose coefficients sum to 1."""
+    return recipe.adaptive is not None and len(roles) == 1 and recipe.adaptive.constraint in ("simplex", "softmax")
 
 
 _own_version = cache(version)
@@ -180,7 +192,8 @@ def request(
 class Standing:
     """Where a domain stands: the build that would be published, and whether it is what a build would be now.
 
-    `state` is `fresh`, `stale` (with what moved in `reasons`), `unbuilt`, or `blocked` (with why no build can be requested).
+    `state` is `fresh`, `stale` (with what moved in `reasons`), `unbuilt`, `cold` (not built, and there is only a spirit to build it
+    of), or `blocked` (with why no build can be requested).
     `spirit` and `ingredient` are what the bare names mean now, where that is one version.
     """
 
@@ -251,6 +264,9 @@ def _judged(
     if isinstance(now, str):
         return Standing("blocked", (now,), newest, *refs)
     if newest is None:
+        roles = [adapter["role"] for adapter in now.inputs["adapters"]]
+        if roles == ["spirit"] and "ingredient" in now.recipe.roles:
+            return Standing("cold", ("no ingredient yet; a build would be the spirit alone",), None, *refs)
         return Standing("unbuilt", (), None, *refs)
     if current is None:
         return Standing("stale", tuple(_moved(newest, now)) or ("engine format",), newest, *refs)
@@ -305,7 +321,7 @@ def _moved(build: Build, now: Plan) -> Iterator[str]:
         yield f"base {before['base']['name']} → {after['base']['name']}"
     old = {a["role"]: a for a in before["adapters"]}
     new = {a["role"]: a for a in after["adapters"]}
-    for role in ("spirit", "ingredient"):
+    for role in dict.fromkeys(("spirit", "ingredient", *old, *new)):
         was, now_is = old.get(role), new.get(role)
         if (was or {}).get("digest") != (now_is or {}).get("digest"):
             yield f"{role} {was['ref'] if was else 'none'} → {now_is['ref'] if now_is else 'none'}"
@@ -321,11 +337,24 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident() % 100_000}"
 
 
-def run(registry: Registry, build: Build, *, worker: str, device: str, progress: Progress) -> Build:
-    """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again."""
+def run(
+    registry: Registry,
+    build: Build,
+    *,
+    worker: str,
+    device: str,
+    progress: Progress,
+    keep_best: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Build:
+    """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again.
+
+    With `keep_best`, Ctrl-C while coefficients are searched ends the search with the best so far, and the build goes on.
+    """
     try:
         with _kept_lease(registry, build, worker):
-            digest, coefficients, report = _make(registry, build, device, _noted(registry, build, worker, progress))
+            noted = _noted(registry, build, worker, progress)
+            digest, coefficients, report = _make(registry, build, device, noted, keep_best, tell)
         return registry.builds.succeed(build.id, worker, digest, coefficients, report)
     except BaseException as error:
         code = getattr(error, "code", "interrupted" if isinstance(error, KeyboardInterrupt) else "internal")
@@ -379,9 +408,16 @@ def _kept_lease(registry: Registry, build: Build, worker: str) -> Iterator[None]
         thread.join()
 
 
-def _make(registry: Registry, build: Build, device: str, progress: Progress) -> tuple[str, dict, dict]:
+def _make(
+    registry: Registry,
+    build: Build,
+    device: str,
+    progress: Progress,
+    keep_best: bool,
+    tell: Callable[[str], None],
+) -> tuple[str, dict, dict]:
     """(digest of the result folder, final coefficients, report)."""
-    from .adaptive import adapt
+    from .adaptive import adapt, load_on
     from .results import Part
 
     started = time.monotonic()
@@ -398,23 +434,27 @@ def _make(registry: Registry, build: Build, device: str, progress: Progress) -> 
         for role, adapter in adapters.items()
     }
     report: dict = {}
-    coefficients: Mapping[Role, float] | None = recipe.coefficients
+    coefficients: Mapping[Role, Coefficient | Weight] | None = recipe.coefficients
     if coefficients is None:
         assert recipe.adaptive is not None
+        prompts, labelled = ([], []) if "data" not in build.inputs else _prompts(build, recipe.adaptive)
         found = adapt(
-            registry.bases.folder(base),
-            parts["spirit"],
-            parts["ingredient"],
-            _prompts(build, recipe.adaptive),
+            registry.bases.facts(base),
+            load_on(registry.bases.folder(base), device),
+            parts,
+            prompts,
             recipe.adaptive,
             method=recipe.method,
             device=device,
+            labelled=labelled,
+            keep_best=keep_best,
             progress=lambda done, total: progress("adapt", done, total),
+            tell=tell,
         )
-        coefficients = {"spirit": found.spirit, "ingredient": found.ingredient}
-        report["adaptation"] = found.to_json()
+        coefficients = found.weights()
+        report["adaptation"] = found.summary()
         report["warnings"] = list(found.warnings)
-        report["artifact"] = _keep_plot(registry, build, found)
+        report["artifact"] = _keep_trajectory(registry, build, found)
     # Named after what is made, so that whoever takes the build over, or up again, goes on with its finished shards.
     work = digest_of_json([build.key, coefficients, device.partition(":")[0]]).removeprefix("sha256:")
     if recipe.output.format == "adapter":
@@ -432,7 +472,8 @@ def _expect(digest: str, recorded: str, what: str) -> None:
         raise MergeError(f"{what} is not what the build was requested with: {digest}, recorded {recorded}")
 
 
-def _prompts(build: Build, adaptive: Adaptive) -> list[Question]:
+def _prompts(build: Build, adaptive: Adaptive) -> tuple[list[Question], list[Question]]:
+    """(prompts to adapt on, labelled validation questions to judge by)."""
     data = read_domain(Path(build.inputs["data"]["path"]), build.domain)
     if data.digest != build.inputs["data"]["digest"]:
         raise AdaptationError(
@@ -443,24 +484,22 @@ def _prompts(build: Build, adaptive: Adaptive) -> list[Question]:
         raise AdaptationError(
             f"the template {adaptive.template} changed after the build was requested", hint="request the build again"
         )
-    _, drawn = questions(
-        data,
-        adaptive.adaptation_set,
-        template,
-        n_negatives=adaptive.negatives,
-        seed=adaptive.seed,
-        limit=adaptive.prompts,
-    )
-    return drawn
+
+    def drawn(split: Split, limit: int) -> list[Question]:
+        return questions(data, split, template, n_negatives=adaptive.negatives, seed=adaptive.seed, limit=limit)[1]
+
+    prompts = drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts)
+    return prompts, drawn("validation", adaptive.labels) if adaptive.labels else []
 
 
-def _keep_plot(registry: Registry, build: Build, found: Adaptation) -> str:
-    """Store curve and plot beside the result, not in it: the checkpoint is a function of the coefficients alone."""
-    from .adaptive import plot
+def _keep_trajectory(registry: Registry, build: Build, found: Adaptation) -> str:
+    """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone."""
+    from .plots import plot_all
 
     with registry.store.staging(f"report-{build.id}") as folder:
-        plot(found, folder / PLOT, title=f"{build.domain}: entropy over the mix")
-        (folder / "adaptation.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        if found.search != "none":
+            plot_all(found, folder, title=build.domain)
+        (folder / TRAJECTORY).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         return registry.store.adopt(folder).digest
 
 
@@ -468,7 +507,7 @@ def _write_result(
     registry: Registry,
     build: Build,
     recipe: Recipe,
-    coefficients: Mapping[Role, float],
+    coefficients: Mapping[Role, Coefficient | Weight],
     parts: Mapping[Role, Part],
     adapters: Mapping[Role, Adapter],
     out: Path,
@@ -492,7 +531,10 @@ def _write_result(
 
     facts = registry.bases.facts(base)
     total = sum(tensor.info.end - tensor.info.start for tensor in facts.tensors.values())
-    used = [Part(part.folder, part.facts, coefficients[role]) for role, part in parts.items()]
+    used = [
+        Part(part.folder, part.facts, spread(coefficients[role], part.facts, facts, role))
+        for role, part in parts.items()
+    ]
     if recipe.output.format == "adapter":
         known: Mapping[str, str] = {}
         merged = write_adapter(
@@ -522,7 +564,7 @@ def _write_result(
     write_papers(
         out,
         recipe.resolved(coefficients).to_json(),
-        _card(registry, build, {str(role): value for role, value in coefficients.items()}),
+        _card(registry, build, coefficients),
         {"base": base.digest} | {role: adapter.digest for role, adapter in adapters.items()},
         build.domain,
         known=known,
@@ -533,7 +575,7 @@ def _write_result(
 def _card(
     registry: Registry,
     build: Build,
-    coefficients: Mapping[str, float],
+    coefficients: Mapping[Role, Coefficient | Weight],
     *,
     recipe: str | None = None,
     adaptive: CardAdaptation | None = None,
@@ -547,7 +589,7 @@ def _card(
         base_source=base.source,
         license=None,
         method=build.recipe["method"],
-        coefficients=coefficients,
+        coefficients={role: mean(value) for role, value in coefficients.items()},
         inputs=tuple(CardInput(a["role"], a["ref"], a["digest"]) for a in build.inputs["adapters"]),
         adaptive=adaptive,
         metrics=None,
@@ -587,11 +629,14 @@ def publishable(registry: Registry, build: Build) -> Iterator[Path]:
             if path.name != "README.md":
                 registry.store.link(path, staged / path.name)
         adaptive = None
-        if "adaptation" in report:
-            found = report["adaptation"]
-            shutil.copyfile(registry.store.folder(report["artifact"]) / PLOT, staged / PLOT)
-            worst = max(point["entropy"] for point in found["curve"])
-            adaptive = CardAdaptation("entropy", worst, found["entropy"], found["prompts"], found["tokens"], PLOT)
+        found = report.get("adaptation")
+        if found and found.get("search", "line") != "none":
+            kept = registry.store.folder(report["artifact"])
+            plots = tuple(sorted(path.name for path in kept.glob("*.png")))
+            for plot in plots:
+                shutil.copyfile(kept / plot, staged / plot)
+            start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
+            adaptive = CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots)
         card = _card(registry, build, dict(build.coefficients), recipe=name, adaptive=adaptive)
         (staged / "README.md").write_text(render_card(card), encoding="utf-8")
         yield staged

@@ -40,7 +40,7 @@ from .models import compute_dtype, load_model
 from .results import Part
 from .standalone import folder_digest
 
-Mode = Literal["likelihood", "generate"]
+Mode = Literal["likelihood", "pmi", "generate"]
 YardstickName = Literal["popularity", "sasrec"]
 YARDSTICKS: tuple[YardstickName, ...] = get_args(YardstickName)
 RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
@@ -175,7 +175,9 @@ def evaluate(
     kept_in: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Rank every question's candidates, by likelihood or as the model lists them. Yardsticks rank by scores of their own, from `data`.
+    """Rank every question's candidates: by likelihood, by what the history adds to it (`pmi`), or as the model lists them.
+
+    Yardsticks rank by scores of their own, from `data`.
 
     With `kept_in`, an equal evaluation found there is returned. `progress` is told (questions done, questions), by SASRec
     (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
@@ -240,8 +242,9 @@ def _model_ranks(
     with ExitStack() as stack:
         if system.adapter is not None:
             stack.enter_context(Mixture(model, [system.adapter], "linear"))
-        if mode == "likelihood":
-            return tuple(r.rank for r in rank_by_likelihood(model, tokenizer, questions, progress=step)), None
+        if mode != "generate":
+            ranked = rank_by_likelihood(model, tokenizer, questions, beyond_prior=mode == "pmi", progress=step)
+            return tuple(r.rank for r in ranked), None
         namings = rank_by_generation(model, tokenizer, questions, progress=step)
     return tuple(naming.rank for naming in namings), _list_facts(namings)
 

@@ -29,9 +29,10 @@ from ..registry.naming import Place
 from .checkpoint import FILE_DTYPES, TORCH_DTYPES, Shard, bytes_of, read_into, torch_dtype, write_from
 from .deltas import AdapterFile
 from .errors import MergeError
-from .merge import Part, one_torch_thread_each
+from .merge import one_torch_thread_each
 from .methods import METHODS, Factors
 from .recipes import DType
+from .results import Part, check_weights, weights_at
 
 AS_CHECKPOINT = "write a checkpoint instead (--format checkpoint)"
 _STEP = 1 << 22  # values of a dense delta that are in float64 at a time
@@ -137,16 +138,12 @@ class _Mix:
     ) -> None:
         if not parts:
             raise MergeError("a mix needs at least one adapter")
-        for part in parts:
-            if not math.isfinite(part.weight):
-                raise MergeError(f"the weight of {part.folder} is {part.weight}, not a finite number")
         if rank is not None and rank < 1:
             raise MergeError(f"rank {rank} leaves nothing of the adapters", hint="give a rank of 1 or more")
         self.base, self.parts, self.rank, self.options = base, parts, rank, options
         self.base_folder = base_folder
         self.method = METHODS[method]
-        self.weights = [part.weight for part in parts]
-        self.method.check(self.weights)
+        check_weights(parts, self.method)
         self.dtype = FILE_DTYPES[dtype or "float32"]
         grown = next((part for part in parts if part.facts.vocabulary is not None), None)
         if grown:
@@ -160,6 +157,18 @@ class _Mix:
     def info(self, name: str, shape: Sequence[int]) -> TensorInfo:
         """A tensor of the file to be; where it lies follows from those before it."""
         return TensorInfo(name, self.dtype, tuple(shape), 0, 0)
+
+    def weights(self, uses: Sequence[_Use]) -> tuple[float, ...]:
+        """What every part counts for where these change something."""
+        return weights_at(self.parts, uses)
+
+    @property
+    def is_one_alone(self) -> bool:
+        """Whether one adapter is to stay what it is."""
+        if len(self.parts) != 1 or self.method.kind != "factors":
+            return False
+        weight = self.parts[0].weight
+        return all(w == 1.0 for w in weight.values()) if isinstance(weight, Mapping) else weight == 1.0
 
     def rounded(self, tensor: Tensor) -> Tensor:
         return tensor.to(TORCH_DTYPES[self.dtype])
@@ -213,7 +222,7 @@ class _Mix:
             delta = self._delta(use, place, matrix).reshape(old.shape)
             before = deltas[use.part]
             deltas[use.part] = delta if before is None else before + delta
-        return self.method.combine(place.tensor, old, deltas, self.weights, self.options)
+        return self.method.combine(place.tensor, old, deltas, self.weights(uses), self.options)
 
     def _delta(self, use: _Use, place: Place, old: Tensor) -> Tensor:
         file, what = self.files[use.part], use.what
@@ -327,8 +336,7 @@ class _Plan:
         """One adapter as it is keeps its magnitudes; any mix of DoRA is of full rank."""
         modules = [use.what for used in low_rank.values() for use in used if isinstance(use.what, LoraModule)]
         return (
-            self.mix.weights == [1.0]
-            and self.mix.method.kind == "factors"
+            self.mix.is_one_alone
             and any(module.magnitude for module in modules)
             and (self.mix.rank is None or max(module.rank for module in modules) <= self.mix.rank)
         )
@@ -558,7 +566,7 @@ def _factored_pair(mix: _Mix, pair: _Pair) -> tuple[list[Tensor], AdapterTensorR
         a, b = mix.exact(use.part, module.a), mix.exact(use.part, module.b)
         # PEFT stacks the experts' A, but lets B's columns take turns: [experts, r, in] and [out, r, experts]
         loaded.append((a.reshape(experts, -1, a.shape[1]), b.reshape(b.shape[0], -1, experts), module.scale))
-    weights = [mix.weights[use.part] for use in pair.uses]
+    weights = [mix.weights(pair.uses)[use.part] for use in pair.uses]
     made_a, made_b = [], []
     squares = errors = 0.0
     for expert in range(experts):
@@ -631,7 +639,7 @@ def _bias_entry(mix: _Mix, name: str, pair: _Pair, used: tuple[_Use, ...]) -> _E
             for use in used:
                 assert isinstance(use.what, LoraModule)
                 assert use.what.bias is not None
-                exact += mix.weights[use.part] * use.what.scale * mix.exact(use.part, use.what.bias)
+                exact += mix.weights(used)[use.part] * use.what.scale * mix.exact(use.part, use.what.bias)
         written = mix.rounded(exact)
         off = written.double() - exact
         return [written], _report(name, used, 0, float(exact.square().sum()), float(off.square().sum()))
@@ -659,7 +667,7 @@ def _whole_entry(mix: _Mix, name: str, key: str, used: tuple[_Use, ...]) -> _Ent
         delta = mix.combined(place, used, old)
         exact = old.double() + delta
         what = used[0].what
-        if mix.weights == [1.0] and len(used) == 1 and isinstance(what, SavedTensor) and mix.method.kind == "factors":
+        if mix.is_one_alone and len(used) == 1 and isinstance(what, SavedTensor):
             exact = mix.exact(0, what.info)  # itself, and not W + (V - W)
         written = mix.rounded(exact)
         off = written.double() - exact
@@ -687,7 +695,7 @@ def _rows_entry(mix: _Mix, name: str, used: tuple[_Use, ...]) -> _Entry:
         for use in used:
             assert isinstance(use.what, TokenRows)
             at = [indices.index(index) for index in use.what.indices]
-            delta[at] += mix.weights[use.part] * (mix.exact(use.part, use.what.info) - old[at])
+            delta[at] += mix.weights(used)[use.part] * (mix.exact(use.part, use.what.info) - old[at])
         exact = old + delta
         written = mix.rounded(exact)
         off = written.double() - exact

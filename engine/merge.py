@@ -336,10 +336,10 @@ class _Run:
                 end = min(row + step_here, stop)
                 if row >= old_rows:
                     before = torch.zeros(end - row, columns)
-                    exact = _averaged(result, covering, before, row)
+                    exact = _averaged(target, covering, before, row)
                 else:
                     before = old(row, end)
-                    exact = _combined(result, target.info.name, start, covering, before, row)
+                    exact = _combined(result, target, start, covering, before, row)
                 after = exact.to(torch_dtype(target.info))
                 rounded = after.float()
                 if not bool(torch.isfinite(rounded).all()):
@@ -394,7 +394,7 @@ class _Pour:
                     if isinstance(use.what, LoraModule)
                 ]
                 left, right = self.result.method(
-                    [factors for _, factors in terms], [self.result.weights[part] for part, _ in terms]
+                    [factors for _, factors in terms], [self.target.weights[part] for part, _ in terms]
                 )
                 self._squares = _squared_norm(left, right)
                 self._spread = math.sqrt(self._squares / max(1, self.target.info.elements))
@@ -578,42 +578,44 @@ def _finish(result: Result, shard: Shard, reports: list[TensorReport], copied: i
 # Arithmetic on a block
 
 
-def _combined(result: Result, name: str, slab: int, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
+def _combined(
+    result: Result, target: Target, slab: int, terms: list[tuple[int, Term]], old: Tensor, row: int
+) -> Tensor:
     """W + the combined delta of a block, in float32."""
-    of_part = _by_part(terms)
+    of_part, weights = _by_part(terms), target.weights
     if len(of_part) == 1:
         ((part, alone),) = of_part.items()
-        if result.weights[part] == 1 and result.method.name == "linear":
+        if weights[part] == 1 and result.method.name == "linear":
             return made_of(alone, old, row)  # to the last bit, where W + (V - W) would be V but for rounding
     if result.method.kind == "deltas":
-        deltas = [made_of(of_part[p], old, row) - old if p in of_part else None for p in range(len(result.weights))]
-        where = name if slab == 0 else f"{name}[{slab}:]"
-        return old + result.method.combine(where, old, deltas, result.weights, result.mix.options)
+        deltas = [made_of(of_part[p], old, row) - old if p in of_part else None for p in range(len(weights))]
+        where = target.info.name if slab == 0 else f"{target.info.name}[{slab}:]"
+        return old + result.method.combine(where, old, deltas, weights, result.mix.options)
     thin = [(part, t[0]) for part, t in of_part.items() if len(t) == 1 and isinstance(t[0], LowRank)]
     whole = [(part, t[0]) for part, t in of_part.items() if len(t) == 1 and isinstance(t[0], Saved)]
-    new = old * (1 - sum(result.weights[part] for part, _ in whole)) if whole else old.clone()
+    new = old * (1 - sum(weights[part] for part, _ in whole)) if whole else old.clone()
     for part, term in whole:
-        new += result.weights[part] * term.rows(row, old.shape[0])
+        new += weights[part] * term.rows(row, old.shape[0])
     if thin:
         cut = [
             Factors(t.factors.a, t.factors.b[row - t.start : row - t.start + old.shape[0]], t.factors.scale)
             for _, t in thin
         ]
-        left, right = result.method(cut, [result.weights[part] for part, _ in thin])
+        left, right = result.method(cut, [weights[part] for part, _ in thin])
         new.addmm_(left, right)
     for part, several in of_part.items():
         if len(several) > 1 or not isinstance(several[0], (LowRank, Saved)):
-            new += result.weights[part] * (made_of(several, old, row) - old)
+            new += weights[part] * (made_of(several, old, row) - old)
     return new
 
 
-def _averaged(result: Result, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
+def _averaged(target: Target, terms: list[tuple[int, Term]], old: Tensor, row: int) -> Tensor:
     """Rows that the base does not have: the weighted average of what the adapters that bring them make of them."""
     bring = {part: t for part, t in _by_part(terms).items() if any(isinstance(term, Saved) for term in t)}
-    total = sum(result.weights[part] for part in bring)
+    total = sum(target.weights[part] for part in bring)
     new = torch.zeros_like(old)
     for part, several in bring.items():
-        new += (result.weights[part] / total) * made_of(several, old, row)
+        new += (target.weights[part] / total) * made_of(several, old, row)
     return new
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .coefficients import EVERYWHERE, Granularity, group_of, weight_at
 from .deltas import load_factors
 from .errors import MergeError
 from .methods import METHODS, Factors
@@ -18,33 +18,55 @@ from .results import Part
 class Mixture:
     """Adapters on a frozen model. Use as a context manager: on leaving, the model is what it was.
 
+    `groups` are the names of the coefficients that `granularity` makes: one, or one per layer or per module that an adapter changes.
     Raises MergeError when a target weight belongs to no module of the loaded model.
     """
 
-    def __init__(self, model: Any, parts: Sequence[Part], method: str) -> None:
+    def __init__(self, model: Any, parts: Sequence[Part], method: str, *, granularity: Granularity = "model") -> None:
         self._method = METHODS[method]
         self._targets: dict[str, list[tuple[int, Factors]]] = {}
         self._current: dict[str, tuple[Tensor, Tensor]] = {}
         weight = next(model.parameters())
-        self._device, self._dtype = weight.device, weight.dtype
+        self.device, self._dtype = weight.device, weight.dtype
         for index, part in enumerate(parts):
             _expect_plain(part)
             for module in part.facts.modules:
                 factors = load_factors(part.folder, module)
-                on_device = Factors(factors.a.to(self._device), factors.b.to(self._device), factors.scale)
+                on_device = Factors(factors.a.to(self.device), factors.b.to(self.device), factors.scale)
                 self._targets.setdefault(module.name, []).append((index, on_device))
         modules = dict(model.named_modules())
         if missing := sorted(self._targets.keys() - modules.keys()):
             raise MergeError(f"the loaded model has no module {missing[0]}, which the adapters target")
-        self.set([part.weight for part in parts])
+        ordered = [name for name in modules if name in self._targets]  # as the model runs them, near enough
+        self._targets = {name: self._targets[name] for name in ordered}
+        self.groups = tuple(dict.fromkeys(group_of(name, granularity) for name in ordered)) or (EVERYWHERE,)
+        places = {name: number for number, name in enumerate(self.groups)}
+        self._group = {name: places[group_of(name, granularity)] for name in ordered}
+        for name, used in self._targets.items():
+            own = [weight_at(part.weight, [name], part.folder.name) for part in parts]
+            self._mix(name, used, own)
         # Last, since what is refused above must leave no hook behind.
         self._handles = [modules[name].register_forward_hook(self._hook(name)) for name in self._targets]
 
-    def set(self, weights: Sequence[float]) -> None:
-        """Mix with these weights, one per adapter."""
+    def set(self, weights: Sequence[float] | Tensor) -> None:
+        """Mix with these weights: one per adapter, or a tensor [groups, adapters], through which gradients flow."""
         for name, used in self._targets.items():
-            b, a = self._method([f for _, f in used], [weights[i] for i, _ in used])
-            self._current[name] = (b.to(self._dtype), a.to(self._dtype))
+            self._mix(name, used, weights[self._group[name]] if isinstance(weights, Tensor) else weights)
+
+    def _mix(self, name: str, used: Sequence[tuple[int, Factors]], weights: Any) -> None:
+        b, a = self._method([f for _, f in used], [weights[i] for i, _ in used])
+        self._current[name] = (b.to(self._dtype), a.to(self._dtype))
+
+    def spread(self, group: int) -> list[str]:
+        """The modules that have a group's coefficient."""
+        return [name for name, own in self._group.items() if own == group]
+
+    @property
+    def bytes(self) -> int:
+        """What the factors take on the device, as they are and as they are mixed."""
+        factors = sum(4 * (f.a.numel() + f.b.numel()) for used in self._targets.values() for _, f in used)
+        mixed = sum(t.numel() * t.element_size() for pair in self._current.values() for t in pair)
+        return factors + mixed
 
     def _hook(self, name: str) -> Any:
         def add_delta(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -75,41 +97,3 @@ def _expect_plain(part: Part) -> None:
             f"{part.folder}: {more[0]} cannot be mixed on a loaded model, where only LoRA on linear layers can",
             hint="give coefficients instead of `adaptive`: merging honours it",
         )
-
-
-def answer_entropies(model: Any, prompts: Sequence[Sequence[int]], tokens: int, pad: int, stop: int | None) -> Tensor:
-    """Mean Shannon entropy (nats, full vocabulary) of the first `tokens` greedy answer tokens, per prompt: [prompts].
-
-    RecCocktail Eq. 8. Prompts are one batch, left-padded so that answers line up; an answer that ends early counts
-    up to and including its `stop` token.
-    """
-    width = max(map(len, prompts))
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    total = torch.zeros(len(prompts), device=device)
-    counted = torch.zeros(len(prompts), device=device)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache = None
-    with torch.inference_mode():
-        for _ in range(tokens):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            log_p = out.logits[:, -1].float().log_softmax(-1)
-            total += torch.where(alive, -(log_p.exp() * log_p).sum(-1), 0.0)
-            counted += alive
-            ids = log_p.argmax(-1, keepdim=True)
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-            if stop is not None:
-                alive &= ids[:, 0] != stop
-            if not bool(alive.any()):
-                break
-    return total / counted

@@ -16,8 +16,10 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -25,13 +27,53 @@ from pydantic import (
 )
 
 from ..registry.digests import digest_of_json
+from ..registry.errors import InvalidReferenceError
+from ..registry.references import SPIRIT, Reference
 from ..tasks import DEFAULT_TEMPLATE
+from .coefficients import Granularity, Weight, mean
 from .errors import RecipeError
 from .methods import METHODS
 
-Role = Literal["spirit", "ingredient"]
+Role = str
+"""`spirit`, `ingredient`, or the reference of another domain's ingredient, which is called a neighbour."""
 DType = Literal["bfloat16", "float16", "float32"]
-_ROLES: tuple[Role, ...] = ("spirit", "ingredient")
+OWN_ROLES: tuple[Role, ...] = ("spirit", "ingredient")
+MOST_ADAPTERS = 8
+RATES = {
+    "softmax": (0.5, 1.0, 2.0),
+    "sigmoid": (0.5, 1.0, 2.0),
+    "simplex": (0.02, 0.05, 0.1),
+    "free": (0.02, 0.05, 0.1),
+}
+_RATES_SAID = "; ".join(f"{' '.join(map(str, rates))} for {name}" for name, rates in RATES.items())
+# What recipes could not say at first is left out of them where it is not said, so that they keep their digests.
+_ADDED = (
+    "search",
+    "titles",
+    "longest",
+    "learning_rates",
+    "epochs",
+    "batch",
+    "held_out",
+    "patience",
+    "select",
+    "labels",
+    "neighbours",
+)
+
+Layers = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+Modules = Annotated[dict[str, FiniteFloat], Field(min_length=1)]
+
+
+def _kind_of_coefficient(value: object) -> str:
+    return "modules" if isinstance(value, Mapping) else "layers" if isinstance(value, (list, tuple)) else "number"
+
+
+Coefficient = Annotated[
+    Annotated[FiniteFloat, Tag("number")] | Annotated[Layers, Tag("layers")] | Annotated[Modules, Tag("modules")],
+    Discriminator(_kind_of_coefficient),
+]
+"""A number, one number per layer, or one per module by its name."""
 
 
 class _Strict(BaseModel):
@@ -41,20 +83,88 @@ class _Strict(BaseModel):
 class Adaptive(_Strict):
     """Find the coefficients by minimising entropy on the domain's own prompts (RecCocktail Eq. 8).
 
-    With two adapters and λ₁ + λ₂ = 1 the objective has one dimension; it is evaluated on `points` evenly spaced values
-    of the ingredient's λ from 0 to 1 and the smallest wins.
+    With one λ for the whole model, two adapters and λ₁ + λ₂ = 1 the objective is a curve: `search: line` evaluates it at `points` evenly
+    spaced values of the second adapter's λ and takes the smallest. `search: gradient` follows the gradient by Adam instead, from 1/K
+    for each of K adapters: several `learning_rates` in turn, `epochs` passes over the prompts in steps of `batch`. A share `held_out`
+    of the prompts takes no part in steps; its entropy chooses between steps and rates, and ends a descent that has not fallen
+    for `patience` steps. Without held-out prompts every descent takes all its steps, and the rates are compared by the others.
     """
 
     objective: Literal["entropy"] = "entropy"
-    granularity: Literal["model"] = "model"
-    constraint: Literal["simplex"] = "simplex"
-    adaptation_set: Literal["validation"] = "validation"
-    tokens: Annotated[int, Field(ge=1, le=64, description="first tokens of the answer that count")] = 3
+    granularity: Annotated[
+        Granularity, Field(description="one λ per adapter for the model, each layer or each module")
+    ] = "model"
+    constraint: Annotated[
+        Literal["simplex", "softmax", "sigmoid", "free"],
+        Field(
+            description="simplex and softmax: an adapter's λ are not negative and sum to 1; sigmoid: between 0 and 1; free: any"
+        ),
+    ] = "simplex"
+    search: Annotated[
+        Literal["line", "gradient"] | None, Field(description="line where it is possible, unless said")
+    ] = None
+    adaptation_set: Annotated[
+        Literal["validation", "test_prompts"], Field(description="whose prompts; answers are looked at in neither")
+    ] = "validation"
+    tokens: Annotated[int, Field(ge=1, le=64, description="first tokens of a title that count")] = 3
+    titles: Annotated[
+        Literal["first", "every"], Field(description="of the first title of an answer, or of every one")
+    ] = "first"
+    longest: Annotated[int, Field(ge=1, le=1024, description="tokens of an answer, where every title counts")] = 160
     prompts: Annotated[int, Field(ge=1, description="unlabelled prompts of the domain")] = 50
-    points: Annotated[int, Field(ge=3, le=101, description="λ values tried, end points included")] = 11
+    points: Annotated[int, Field(ge=3, le=101, description="λ values of the line, end points included")] = 11
+    learning_rates: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
+        Field(max_length=32, description=f"of Adam, one descent each; unless said, {_RATES_SAID}"),
+    ] = ()
+    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the prompts")] = 3
+    batch: Annotated[int, Field(ge=1, description="prompts per step of the optimiser")] = 8
+    held_out: Annotated[
+        float, Field(ge=0, le=0.5, description="share of the prompts that steps and rates are chosen by")
+    ] = 0.2
+    patience: Annotated[int, Field(ge=0, description="steps without lower entropy that end a descent; 0: never")] = 3
+    select: Annotated[
+        Literal["entropy", "validation"],
+        Field(description="choose by entropy, or by NDCG@3 on `labels` validation questions"),
+    ] = "entropy"
+    labels: Annotated[int, Field(ge=0, description="labelled validation questions that every mix is reported on")] = 0
+    neighbours: Annotated[
+        tuple[str, ...], Field(max_length=MOST_ADAPTERS - 2, description="other domains' ingredients, by reference")
+    ] = ()
     template: Annotated[str, Field(description="prompt template")] = DEFAULT_TEMPLATE
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
     seed: int = 42
+
+    @field_validator("neighbours")
+    @classmethod
+    def _are_references(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            _expect_reference(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Adaptive:
+        if self.search == "line":
+            if self.granularity != "model" or self.constraint not in ("simplex", "softmax"):
+                raise ValueError("`search: line` is for one λ for the whole model that sums to 1; use `gradient`")
+            if self.neighbours:
+                raise ValueError("`search: line` is for two adapters; with neighbours use `gradient`")
+        if self.select == "validation" and not self.labels:
+            raise ValueError("`select: validation` needs `labels`, the number of labelled questions to choose by")
+        return self
+
+    @property
+    def searching(self) -> Literal["line", "gradient"]:
+        if self.search is not None:
+            return self.search
+        simple = self.granularity == "model" and self.constraint in ("simplex", "softmax") and not self.neighbours
+        return "line" if simple else "gradient"
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return self.learning_rates or RATES[self.constraint]
 
 
 class Output(_Strict):
@@ -82,7 +192,7 @@ class Recipe(_Strict):
 
     method: str = "linear"
     options: Annotated[dict[str, bool | int | float | str], Field(validate_default=True)] = {}
-    coefficients: dict[Role, FiniteFloat] | None = None
+    coefficients: dict[Role, Coefficient] | None = None
     adaptive: Adaptive | None = None
     output: Output = Output()
 
@@ -106,8 +216,15 @@ class Recipe(_Strict):
     def _one_source_of_coefficients(self) -> Recipe:
         if (self.coefficients is None) == (self.adaptive is None):
             raise ValueError("give either `coefficients` or `adaptive`")
-        if self.coefficients is not None and not self.coefficients:
-            raise ValueError("`coefficients` names no adapter; give spirit, ingredient or both")
+        if self.coefficients is not None:
+            if not self.coefficients:
+                raise ValueError("`coefficients` names no adapter; give spirit, ingredient or both")
+            if len(self.coefficients) > MOST_ADAPTERS:
+                raise ValueError(
+                    f"`coefficients` names {len(self.coefficients)} adapters; at most {MOST_ADAPTERS} are mixed"
+                )
+            for role in self.coefficients.keys() - set(OWN_ROLES):
+                _expect_reference(role)
         return self
 
     @model_validator(mode="after")
@@ -119,23 +236,35 @@ class Recipe(_Strict):
                 raise ValueError(f"`adaptive` works with method {able}; {self.method} needs `coefficients`")
             if self.output.format == "adapter" and self.output.rank is None:
                 raise ValueError(f"`format: adapter` is exact with method {able} only; {self.method} needs a `rank`")
+            if any(not isinstance(value, float) for value in (self.coefficients or {}).values()):
+                raise ValueError(
+                    f"coefficients per layer or module work with method {able}; {self.method} needs numbers"
+                )
         if self.coefficients is not None:
             try:
-                method.check(list(self.coefficients.values()))
+                method.check([mean(value) for value in self.coefficients.values()])
             except RecipeError as error:
                 raise ValueError(str(error)) from error
         return self
 
     @field_validator("coefficients")
     @classmethod
-    def _spirit_first(cls, given: dict[Role, float] | None) -> dict[Role, float] | None:
+    def _spirit_first(cls, given: dict[Role, Coefficient] | None) -> dict[Role, Coefficient] | None:
         """Equal recipes are written with equal bytes, in whatever order their coefficients were given."""
-        return given and {role: given[role] for role in _ROLES if role in given}
+        if not given:
+            return given
+        own = [role for role in OWN_ROLES if role in given]
+        return {role: given[role] for role in (*own, *sorted(given.keys() - set(own)))}
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The adapters that go in, spirit first. A role with no coefficient is not needed for the build at all."""
-        return _ROLES if self.coefficients is None else tuple(self.coefficients)
+        """The adapters that go in, spirit first. A role with no coefficient is not needed for the build at all.
+
+        An adaptive recipe takes the ingredient where there is one: a domain without is mixed of spirit and neighbours.
+        """
+        if self.coefficients is not None:
+            return tuple(self.coefficients)
+        return (*OWN_ROLES, *(self.adaptive.neighbours if self.adaptive else ()))
 
     @property
     def digest(self) -> str:
@@ -145,6 +274,9 @@ class Recipe(_Strict):
         content = self.model_dump(mode="json", exclude_none=True)
         if not content["options"]:
             del content["options"]  # so that recipes from before there were options keep their digest
+        for name in _ADDED if self.adaptive is not None else ():
+            if getattr(self.adaptive, name) == Adaptive.model_fields[name].default:
+                content["adaptive"].pop(name, None)
         return content
 
     def with_absolute_template(self) -> Recipe:
@@ -154,7 +286,7 @@ class Recipe(_Strict):
         adaptive = self.adaptive.model_copy(update={"template": str(Path(self.adaptive.template).absolute())})
         return self.model_copy(update={"adaptive": adaptive})
 
-    def resolved(self, coefficients: Mapping[Role, float]) -> Recipe:
+    def resolved(self, coefficients: Mapping[Role, Coefficient | Weight]) -> Recipe:
         """The same recipe with its coefficients found: what `recipe.json` holds and what repeats the build."""
         return self.model_copy(update={"coefficients": dict(coefficients), "adaptive": None})
 
@@ -167,6 +299,26 @@ SHIPPED: dict[str, tuple[str, Recipe]] = {
     "reccocktail": (
         "the paper: factor-wise mix (Eq. 6-7), one λ for the whole model by entropy (Eq. 8)",
         Recipe(method="factor", adaptive=Adaptive()),
+    ),
+    "molorec": (
+        "the authors' code: λ per module by softmax, entropy of every title's first tokens on the test prompts",
+        Recipe(
+            method="linear",
+            adaptive=Adaptive(
+                granularity="module",
+                constraint="softmax",
+                adaptation_set="test_prompts",
+                titles="every",
+                template="top-five",
+                prompts=100,
+                learning_rates=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0),
+                epochs=1,
+                batch=16,
+                held_out=0.0,
+                patience=0,
+                negatives=29,
+            ),
+        ),
     ),
     "average": ("half spirit, half ingredient", Recipe(coefficients={"spirit": 0.5, "ingredient": 0.5})),
     "spirit-only": ("the base spirit alone", Recipe(coefficients={"spirit": 1.0})),
@@ -221,6 +373,18 @@ def parse_output(given: Mapping[str, object]) -> Output:
         return Output.model_validate(given)
     except ValidationError as error:
         raise RecipeError(f"output: {'; '.join(_problems(error))}") from error
+
+
+def _expect_reference(name: str) -> None:
+    """Raises ValueError for what is no ingredient of another domain."""
+    try:
+        found = Reference.parse(name)
+    except InvalidReferenceError as error:
+        raise ValueError(
+            f"{error}; adapters are {', '.join(OWN_ROLES)}, or references of other domains' ingredients"
+        ) from error
+    if found.name == SPIRIT:
+        raise ValueError(f"{name}: neighbours are ingredients of other domains; the spirit has the role `spirit`")
 
 
 def _hint(content: Mapping[str, object]) -> str:

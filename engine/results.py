@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from ..registry.headers import TensorInfo, read_header
 from ..registry.inspect import TOKENIZER_FILES, AdapterFacts, BaseFacts, BaseTensor, matches
 from ..registry.lora import LoraModule, SavedTensor, TokenRows
 from ..registry.naming import Place
 from .checkpoint import FILE_DTYPES, INDEX, TORCH_DTYPES, WEIGHTS, carry_other_files, write_index
+from .coefficients import Weight, expect_finite, mean, module_of, weight_at
 from .deltas import AdapterFile
 from .errors import MergeError
 from .journal import Journal
@@ -37,7 +39,7 @@ class Part:
 
     folder: Path
     facts: AdapterFacts
-    weight: float
+    weight: Weight
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ class Use:
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of the result: `info` as written, `source` where its old values are, `uses` what changes it."""
+    """A tensor of the result: `info` as written, `source` where its old values are, `uses` what changes it.
+
+    `weights` are what every part of the mix counts for here, in the parts' order.
+    """
 
     info: TensorInfo
     source: BaseTensor
     uses: tuple[Use, ...]
+    weights: tuple[float, ...]
 
     @property
     def rows(self) -> int:
@@ -134,7 +140,6 @@ class Result:
     def __init__(self, base: BaseFacts, mix: Mix, opened: ExitStack) -> None:
         self.base, self.mix = base, mix
         self.method = METHODS[mix.method]
-        self.weights = [part.weight for part in mix.parts]
         self.config: dict[str, object] = {"dtype": mix.dtype} if mix.dtype else {}
         self.tokenizer: dict[str, Path] = {}
         self.notes: list[str] = []
@@ -236,7 +241,8 @@ class Result:
             raise MergeError(
                 f"base tensor {name} is stored as {info.dtype}; only {', '.join(TORCH_DTYPES)} can be merged"
             )
-        shape = self._shape(name, info.shape, uses)
+        weights = weights_at(self.mix.parts, uses)
+        shape = self._shape(name, info.shape, uses, weights)
         kind = FILE_DTYPES[self.mix.dtype] if self.mix.dtype and info.dtype in TORCH_DTYPES else info.dtype
         turned = {u.what.transposed for u in uses if isinstance(u.what, LoraModule) and not u.is_bias}
         if len(turned) > 1:
@@ -247,9 +253,11 @@ class Result:
             )
             raise MergeError(f"the adapters disagree about fan_in_fan_out of {name} ({said})")
         size = math.prod(shape) * TORCH_DTYPES[kind].itemsize if kind in TORCH_DTYPES else info.nbytes
-        return Target(replace(info, shape=shape, dtype=kind, start=0, end=size), source, uses)
+        return Target(replace(info, shape=shape, dtype=kind, start=0, end=size), source, uses, weights)
 
-    def _shape(self, name: str, shape: tuple[int, ...], uses: tuple[Use, ...]) -> tuple[int, ...]:
+    def _shape(
+        self, name: str, shape: tuple[int, ...], uses: tuple[Use, ...], weights: Sequence[float]
+    ) -> tuple[int, ...]:
         """The base's shape, or a longer one where adapters saved an embedding with more rows."""
         longer = {
             u.what.info.shape: u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape != shape
@@ -261,7 +269,7 @@ class Result:
             raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
         ((wanted, part),) = longer.items()
         with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
-        if sum(self.weights[index] for index in with_rows) == 0:
+        if sum(weights[index] for index in with_rows) == 0:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
         folder = self.mix.parts[part].folder
         self.config["vocab_size"] = wanted[0]
@@ -331,10 +339,37 @@ def _grows(target: Target) -> bool:
 def _check_parts(mix: Mix, method: Method) -> None:
     if not mix.parts:
         raise MergeError("a merge needs at least one adapter")
-    for part in mix.parts:
-        if not math.isfinite(part.weight):
-            raise MergeError(f"the weight of {part.folder} is {part.weight}, not a finite number")
-    method.check([part.weight for part in mix.parts])
+    check_weights(mix.parts, method)
+
+
+def check_weights(parts: Sequence[Part], method: Method) -> None:
+    """Raises MergeError, RecipeError for weights that are no numbers or that the method does not take."""
+    for part in parts:
+        expect_finite(part.weight, str(part.folder))
+    if method.kind != "factors" and (uneven := [p for p in parts if isinstance(p.weight, Mapping)]):
+        raise MergeError(
+            f"method {method.name!r} takes one weight per adapter, and {uneven[0].folder.name} has one per module",
+            hint="methods linear and factor take weights per module",
+        )
+    method.check([mean(part.weight) for part in parts])
+
+
+class Changes(Protocol):
+    """Something of one part of a mix."""
+
+    @property
+    def part(self) -> int: ...
+
+    @property
+    def what(self) -> LoraModule | SavedTensor | TokenRows: ...
+
+
+def weights_at(parts: Sequence[Part], uses: Sequence[Changes]) -> tuple[float, ...]:
+    """What every part counts for in a tensor that `uses` change. Raises MergeError where that is not one number."""
+    return tuple(
+        weight_at(part.weight, [module_of(use.what) for use in uses if use.part == index], part.folder.name)
+        for index, part in enumerate(parts)
+    )
 
 
 def _uses(parts: Sequence[Part]) -> dict[str, list[Use]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import threading
@@ -19,7 +18,7 @@ from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
 from ..registry.locks import abandoned
-from .errors import MergeError
+from .coefficients import Weight, expect_finite, mean, spread
 from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_papers
 from .recipes import DType, Recipe, parse_options
@@ -33,10 +32,10 @@ OutputFormat = Literal["checkpoint", "adapter"]
 
 @dataclass(frozen=True)
 class WeightedFolder:
-    """A LoRA folder and its weight in the mix."""
+    """A LoRA folder and its weight in the mix: a number, one per layer, or one per module."""
 
     folder: Path
-    weight: float
+    weight: Weight | Sequence[float]
 
 
 def weigh(adapters: Sequence[tuple[Path, float | None]], recipe: Recipe | None) -> list[WeightedFolder]:
@@ -91,16 +90,17 @@ def merge_folders(
         raise ConflictError(f"{out} is there already", hint="name a new folder")
     options = parse_options(method, options or {})
     for adapter in adapters:
-        if not math.isfinite(adapter.weight):
-            raise MergeError(f"the weight of {adapter.folder} is {adapter.weight}, not a finite number")
+        if isinstance(adapter.weight, (int, float)):
+            expect_finite(adapter.weight, str(adapter.folder))
     base = inspect_base(base_folder, allow_links=True)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
     facts = [
         inspect_adapter(adapter.folder, base, base_names=names, allow_base_mismatch=allow_base_mismatch)
         for adapter in adapters
     ]
+    weights = [spread(a.weight, fact, base, str(a.folder)) for a, fact in zip(adapters, facts, strict=True)]
     labels = [f"{number}-{adapter.folder.name}" for number, adapter in enumerate(adapters, 1)]
-    coefficients = {label: adapter.weight for label, adapter in zip(labels, adapters, strict=True)}
+    coefficients = dict(zip(labels, weights, strict=True))
     recipe: dict[str, Any] = {"method": method}
     recipe |= {"options": options} if options else {}
     recipe |= {"coefficients": coefficients, "output": {"format": format}}
@@ -117,7 +117,7 @@ def merge_folders(
         try:
             from .results import Part
 
-            parts = [Part(a.folder, fact, a.weight) for a, fact in zip(adapters, facts, strict=True)]
+            parts = [Part(a.folder, fact, weight) for a, fact, weight in zip(adapters, facts, weights, strict=True)]
             if format == "adapter":
                 report = _mixed_adapter(base_folder, base, parts, staged, method, options, rank, dtype)
                 known: Mapping[str, str] = {}
@@ -138,7 +138,7 @@ def merge_folders(
             base_source=None,
             license=None,
             method=method,
-            coefficients=coefficients,
+            coefficients={label: mean(weight) for label, weight in coefficients.items()},
             inputs=tuple(CardInput(label, label, digests.result()[label]) for label in labels),
             adaptive=None,
             metrics=None,

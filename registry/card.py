@@ -29,7 +29,7 @@ class CardAdaptation:
     entropy_final: float
     prompts: int
     tokens: int
-    plot: str | None = None  # a file of the result folder
+    plots: tuple[str, ...] = ()  # files of the result folder
 
 
 @dataclass(frozen=True)

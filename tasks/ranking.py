@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -44,9 +44,14 @@ def rank_by_likelihood(
     questions: Sequence[Question],
     *,
     batch_tokens: int = 8192,
+    beyond_prior: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Ranking]:
     """Score every candidate title by the sum of log P over its tokens and those that close it.
+
+    With `beyond_prior`, what the title scores under the same question with an empty history is taken off: what is left is how much
+    the history speaks for it, and short and common titles no longer begin ahead (PMI_DC, arXiv 2104.08315). Without candidates in the
+    prompt that is computed once per title.
 
     The questions are put as `fit` has them. A title is closed by the end of the assistant's turn or, where the answer is a
     list, by the separator. The prompt is read once per question and its keys and values are shared by the candidates; no pass is over more than `batch_tokens`, unless
@@ -55,13 +60,28 @@ def rank_by_likelihood(
     the model answers NaN.
     """
     rankings: list[Ranking] = []
+    priors: dict[tuple[str, str], float] = {}
     with torch.inference_mode(), evaluating(model):
         packs = _packs(model)
-        for question in fit(questions, tokenizer):
+
+        def scored(question: Question, titles: Sequence[str]) -> list[float]:
             closing = _closing(tokenizer, question)
             prompt = torch.tensor(token_ids(tokenizer, prompt_text(tokenizer, question)))
-            answers = [torch.tensor(token_ids(tokenizer, title + closing)) for title in question.titles]
-            rankings.append(Ranking.of(_scores(model, prompt, answers, batch_tokens, packs=packs), question))
+            answers = [torch.tensor(token_ids(tokenizer, title + closing)) for title in titles]
+            return _scores(model, prompt, answers, batch_tokens, packs=packs)
+
+        for question in fit(questions, tokenizer):
+            scores = scored(question, question.titles)
+            if beyond_prior:
+                empty = replace(question, history=())
+                start = prompt_text(tokenizer, empty)
+                new = [title for title in dict.fromkeys(question.titles) if (start, title) not in priors]
+                if new:
+                    priors |= {(start, t): s for t, s in zip(new, scored(empty, new), strict=True)}
+                scores = [s - priors[start, t] for s, t in zip(scores, question.titles, strict=True)]
+                if question.template.lists_candidates:
+                    priors.clear()  # the next question lists others
+            rankings.append(Ranking.of(scores, question))
             if progress:
                 progress(len(rankings))
     return rankings

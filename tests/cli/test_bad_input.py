@@ -280,7 +280,7 @@ def test_a_recipe_with_an_unknown_key(refused: Refused, tmp_path: Path) -> None:
     [
         ("method: average\ncoefficients: {spirit: 1}", "method: there is no method 'average'; one of linear, factor"),
         ("method: linear", "give either `coefficients` or `adaptive`"),
-        ("coefficients: {spirit: .nan}", "coefficients.spirit: Input should be a finite number"),
+        ("coefficients: {spirit: .nan}", "coefficients.spirit.number: Input should be a finite number"),
         ("coefficients: [1, 2", "is not valid YAML"),
         ("- 1", "holds a list, not a mapping"),
     ],
@@ -308,8 +308,8 @@ def test_training_with_an_unknown_trainer(refused: Refused) -> None:
     assert "there is no trainer 'absent'; installed: sft" in message
 
 
-def test_a_build_of_a_domain_without_an_ingredient(refused: Refused) -> None:
-    message = refused("build", "request", "kitchen", "--wait")
+def test_a_build_that_needs_an_ingredient_where_there_is_none(refused: Refused) -> None:
+    message = refused("build", "request", "kitchen", "--recipe", "average", "--wait")
     assert "'kitchen' has no adapter yet" in message
     assert "--domain kitchen" in message
 

@@ -97,7 +97,8 @@ def test_both_builds_are_listed_shown_and_tell_what_went_in(built: Any) -> None:
     adaptive, average = built("build", "list", "--domain", "skin-care", "--status", "succeeded", "--json").json
     assert average["coefficients"] == {"spirit": 0.5, "ingredient": 0.5}
     assert sum(adaptive["coefficients"].values()) == pytest.approx(1)
-    assert [point["ingredient"] for point in adaptive["report"]["adaptation"]["curve"]] == [0.0, 0.5, 1.0]
+    (run,) = adaptive["report"]["adaptation"]["runs"]
+    assert [point["means"] for point in run["points"]] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     assert [entry["ref"] for entry in adaptive["inputs"]["adapters"]] == ["spirit@v1", "skin-care@v1"]
     text = built("build", "show", adaptive["id"]).out
     assert "skin-care@v1" in text
@@ -171,7 +172,7 @@ def test_a_new_ingredient_makes_the_domain_stale_and_a_build_of_what_is_stale_ma
     assert "skin-care@v1 → skin-care@v2" in built("status").out
     answer = built("build", "request", "--stale", "--wait", "--json")
     assert [entry["domain"] for entry in answer.json] == ["skin-care"]
-    assert "kitchen cannot be built: 'kitchen' has no adapter yet" in answer.err
+    assert "kitchen is passed over: no ingredient yet; a build would be the spirit alone" in answer.err
     assert state() == ("fresh", [])
     assert built("build", "request", "--stale", "--wait", "--json").json == []
 

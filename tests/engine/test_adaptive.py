@@ -9,12 +9,17 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import torch
-from reccocktail.engine.adaptive import Adaptation, CurvePoint, adapt, plot
+from reccocktail.engine import adaptive as adaptive_module
+from reccocktail.engine.adaptive import Adaptation, adapt, load_on
 from reccocktail.engine.errors import AdaptationError
 from reccocktail.engine.models import load_tokenizer
+from reccocktail.engine.plots import plot_all, plot_search
 from reccocktail.engine.recipes import Adaptive
+from reccocktail.engine.search import Point, Run
+from reccocktail.registry import inspect_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -42,12 +47,27 @@ def nothing(base, head, write_adapter) -> Path:
 def find(base, parts_of, asked):
     """(spirit folder, ingredient folder, options of the recipe): the adaptation on two prompts."""
 
-    def run(spirit: Path, ingredient: Path, method: str = "linear", progress=lambda *_: None, **options) -> Adaptation:
-        parts = parts_of(base, [(spirit, 1.0), (ingredient, 1.0)])
+    def run(*folders: Path, method: str = "linear", questions=None, given=None, **options) -> Adaptation:
+        roles = ("spirit", "ingredient", *(f"neighbour-{n}" for n in range(6)))
+        parts = dict(zip(roles, parts_of(base, [(folder, 1.0) for folder in folders]), strict=False))
         adaptive = Adaptive(**{"points": 5, "tokens": 3} | options)
-        return adapt(base, *parts, asked[:2], adaptive, method=method, device="cpu", progress=progress)
+        return adapt(
+            inspect_base(base),
+            load_on(base, "cpu"),
+            parts,
+            asked[:2] if questions is None else questions,
+            adaptive,
+            method=method,
+            device="cpu",
+            **(given or {}),
+        )
 
     return run
+
+
+def along(found: Adaptation) -> list[tuple[float, float]]:
+    """(λ of the ingredient, entropy) of a line."""
+    return [(point.coefficients[0][1], point.entropy) for point in found.runs[0].points]
 
 
 @torch.inference_mode()
@@ -67,12 +87,13 @@ def entropy_when_logits_are_multiplied(base: Path, asked, by: float, tokens: int
 
 def test_the_mix_moves_to_an_ingredient_that_makes_answers_surer(find, nothing, sharpening, base, asked):
     found = find(nothing, sharpening)
-    assert (found.spirit, found.ingredient) == (0.0, 1.0)
-    assert [point.ingredient for point in found.curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    for point in found.curve:
-        expected = entropy_when_logits_are_multiplied(base, asked[:2], 1 + SHARPER * point.ingredient, 3)
-        assert point.entropy == pytest.approx(expected, abs=1e-4)
-    assert found.entropy == found.curve[-1].entropy
+    assert found.weights() == {"spirit": 0.0, "ingredient": 1.0}
+    assert [share for share, _ in along(found)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for share, entropy in along(found):
+        expected = entropy_when_logits_are_multiplied(base, asked[:2], 1 + SHARPER * share, 3)
+        assert entropy == pytest.approx(expected, abs=1e-4)
+    assert found.entropy == along(found)[-1][1]
+    assert [end.entropy for end in found.ends] == pytest.approx([along(found)[0][1], along(found)[-1][1]], abs=1e-5)
     assert found.warnings == (
         "entropy is smallest for the ingredient alone, so nothing is mixed; low entropy means sure, not right",
     )
@@ -81,14 +102,14 @@ def test_the_mix_moves_to_an_ingredient_that_makes_answers_surer(find, nothing, 
 
 def test_the_mix_moves_to_a_spirit_that_makes_answers_surer(find, nothing, sharpening):
     found = find(sharpening, nothing)
-    assert (found.spirit, found.ingredient) == (1.0, 0.0)
-    assert found.entropy == found.curve[0].entropy < found.curve[-1].entropy
+    assert found.weights() == {"spirit": 1.0, "ingredient": 0.0}
+    assert found.entropy == along(found)[0][1] < along(found)[-1][1]
 
 
 def test_an_adapter_of_noise_does_not_keep_the_mix_from_the_sharp_one(find, make_adapter, base, sharpening):
     noise = make_adapter(base, 3, target_modules=["q_proj", "k_proj"], lora_alpha=1)
-    assert find(noise, sharpening).ingredient == 1.0
-    assert find(sharpening, noise).ingredient == 0.0
+    assert find(noise, sharpening).weights()["ingredient"] == 1.0
+    assert find(sharpening, noise).weights()["ingredient"] == 0.0
 
 
 @pytest.mark.parametrize(("points", "share"), [(3, 0.5), (5, 0.5), (4, 0.333333)])
@@ -96,35 +117,36 @@ def test_a_minimum_between_the_ends_is_found(points, share, find, base, head, wr
     """One brings only A, the other only B: mixed factor by factor they multiply the logits by 1 + c·λ(1 - λ)."""
     only_a = write_adapter(base, {"lm_head": (8 * torch.eye(64), torch.zeros_like(head))})
     only_b = write_adapter(base, {"lm_head": (torch.zeros(64, 64), head)})
-    found = find(only_a, only_b, "factor", points=points)
-    assert found.ingredient == pytest.approx(share)
-    assert found.spirit == pytest.approx(1 - share, abs=2e-6)
-    assert found.curve[0].entropy == pytest.approx(found.curve[-1].entropy, abs=1e-5)
+    found = find(only_a, only_b, method="factor", points=points)
+    assert found.weights() == pytest.approx({"spirit": 1 - share, "ingredient": share}, abs=2e-6)
+    assert along(found)[0][1] == pytest.approx(along(found)[-1][1], abs=1e-5)
 
 
 @pytest.mark.parametrize("points", [3, 7])
-def test_progress_counts_every_prompt_at_every_point(points, find, nothing, sharpening):
+def test_progress_counts_every_prompt_at_every_point_and_every_end(points, find, nothing, sharpening):
     told = []
-    found = find(nothing, sharpening, points=points, progress=lambda done, total: told.append((done, total)))
-    assert len(found.curve) == points
-    assert told[-1] == (2 * points, 2 * points)
+    found = find(nothing, sharpening, points=points, given={"progress": lambda done, total: told.append((done, total))})
+    assert len(along(found)) == points
+    assert told[-1] == (2 * (points + 2), 2 * (points + 2))
     assert told == sorted(told)
 
 
-def test_how_prompts_are_batched_does_not_show(base, parts_of, nothing, sharpening, asked):
-    parts = parts_of(base, [(nothing, 1.0), (sharpening, 1.0)])
-    adaptive = Adaptive(points=3)
+@pytest.mark.parametrize("search", ["line", "gradient"])
+def test_how_prompts_are_batched_does_not_show(search, find, nothing, sharpening, asked):
     alone, together = (
-        adapt(base, *parts, asked, adaptive, method="linear", device="cpu", batch_tokens=tokens) for tokens in (1, 9999)
+        find(
+            nothing, sharpening, questions=asked, search=search, points=3, held_out=0.5, given={"batch_tokens": tokens}
+        )
+        for tokens in (1, 9999)
     )
-    assert [p.entropy for p in alone.curve] == pytest.approx([p.entropy for p in together.curve], abs=1e-4)
+    assert torch.tensor(along(alone)) == pytest.approx(torch.tensor(along(together)), abs=1e-4)
 
 
-def test_labels_are_never_looked_at(base, parts_of, nothing, sharpening, asked):
-    parts = parts_of(base, [(nothing, 1.0), (sharpening, 1.0)])
+@pytest.mark.parametrize("search", ["line", "gradient"])
+def test_labels_are_never_looked_at(search, find, nothing, sharpening, asked):
     unlabelled = [replace(question, target_index=None, example=None) for question in asked[:2]]
-    found = adapt(base, *parts, unlabelled, Adaptive(points=3), method="linear", device="cpu")  # pyright: ignore
-    assert found.ingredient == 1.0
+    found = find(nothing, sharpening, questions=unlabelled, search=search, points=3, held_out=0.5)
+    assert found.weights()["ingredient"] > 0.5
 
 
 def test_an_adapter_with_nan_is_refused(find, base, head, write_adapter, nothing):
@@ -133,19 +155,160 @@ def test_an_adapter_with_nan_is_refused(find, base, head, write_adapter, nothing
         find(nothing, broken)
 
 
-def test_without_prompts_there_is_nothing_to_adapt_on(base, parts_of, nothing):
-    parts = parts_of(base, [(nothing, 1.0), (nothing, 1.0)])
-    with pytest.raises(AdaptationError, match="no validation prompts"):
-        adapt(base, *parts, [], Adaptive(), method="linear", device="cpu")
+def test_without_prompts_there_is_nothing_to_adapt_on(find, nothing):
+    with pytest.raises(AdaptationError, match="no prompts to adapt on"):
+        find(nothing, nothing, questions=[])
+
+
+def test_a_memory_that_cannot_hold_it_is_told_beforehand_with_the_numbers(find, base, make_adapter, monkeypatch):
+    folders = make_adapter(base, 1), make_adapter(base, 2)
+    said = []
+    find(*folders, search="gradient", given={"tell": said.append})
+    assert len(said) == 1
+    assert "GB of memory beside the model" in said[0]
+    monkeypatch.setattr(adaptive_module, "available", lambda device: 10_000)
+    with pytest.raises(AdaptationError, match=r"the base and its adapters take 0\.0 GB of memory on cpu") as refused:
+        find(*folders)
+    assert "give coefficients" in (refused.value.hint or "")
+    free = iter([10**9, 10_000])
+    monkeypatch.setattr(adaptive_module, "available", lambda device: next(free))
+    with pytest.raises(AdaptationError, match=r"a gradient over .* tokens needs about"):
+        find(*folders, search="gradient")
+
+
+# --- judged by labels -----------------------------------------------------------------------------------------------
+
+
+def test_validation_labels_are_reported_along_the_way_and_warn_of_a_better_end(find, asked, base, make_adapter):
+    first, second = make_adapter(base, 1), make_adapter(base, 2)
+    found = find(first, second, questions=asked, points=3, given={"labelled": asked})
+    assert found.labels == len(asked)
+    assert all(point.ndcg is not None for point in found.runs[0].points)
+    by_share = {point.coefficients[0][1]: point.ndcg for point in found.runs[0].points}
+    assert [end.ndcg for end in found.ends] == [by_share[0.0], by_share[1.0]]
+    assert found.ndcg == by_share[found.weights()["ingredient"]]
+    for end in found.ends:
+        assert end.difference.mean == pytest.approx(found.ndcg - end.ndcg)
+        said = any(f"the {end.role} alone is better: NDCG@3 {end.ndcg:.3f}" in text for text in found.warnings)
+        assert said == (end.difference.mean < 0)
+
+
+def test_the_choice_by_validation_is_of_the_best_ndcg(find, asked, base, make_adapter):
+    folders = make_adapter(base, 1), make_adapter(base, 2), make_adapter(base, 3)
+    options = {
+        "granularity": "layer",
+        "search": "gradient",
+        "learning_rates": (0.3, 1.0),
+        "held_out": 0.5,
+        "patience": 0,
+    }
+    found = find(*folders, questions=asked, labels=4, select="validation", given={"labelled": asked}, **options)
+    ndcg = [point.ndcg for run in found.runs for point in run.points]
+    assert found.ndcg == max(ndcg)
+    assert len(set(ndcg)) > 1
+
+
+# --- several adapters, or one ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constraint", ["simplex", "softmax"])
+def test_a_spirit_alone_has_all_the_weight_and_no_model_is_loaded_for_it(constraint, base, parts_of, nothing):
+    (part,) = parts_of(base, [(nothing, 1.0)])
+
+    def load():
+        raise AssertionError("nothing to be found with it")
+
+    found = adapt(None, load, {"spirit": part}, [], Adaptive(constraint=constraint), method="linear", device="cpu")
+    assert found.weights() == {"spirit": 1.0}
+    assert found.warnings == ("there is no adapter but the spirit, so nothing is mixed",)
+
+
+def test_how_much_of_a_spirit_alone_is_found_where_its_weight_is_free(find, sharpening):
+    found = find(sharpening, constraint="sigmoid", learning_rates=(0.5,), held_out=0.5)
+    assert found.roles == ("spirit",)
+    assert found.runs[0].points[0].coefficients[0][0] == pytest.approx(0.982014)
+    assert found.weights()["spirit"] > 0.982014
+
+
+@pytest.mark.parametrize("adapters", [3, 8])
+def test_weight_moves_to_the_one_adapter_of_many_that_makes_answers_surer(adapters, find, nothing, sharpening):
+    folders = [nothing] * (adapters - 1) + [sharpening]
+    found = find(*folders, learning_rates=(0.1,), epochs=12, held_out=0.5)
+    assert found.search == "gradient"
+    assert found.runs[0].points[0].coefficients == ((pytest.approx(1 / adapters, abs=1e-6),) * adapters,)
+    assert max(found.weights(), key=found.weights().get) == found.roles[-1]
+    assert sum(found.weights().values()) == pytest.approx(1, abs=1e-5)
+
+
+# --- interrupted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", ["line", "gradient"])
+def test_a_search_that_is_interrupted_keeps_its_best_if_told_to(search, find, nothing, sharpening):
+    def interrupting(after: int):
+        done = 0
+
+        def progress(_done: int, _total: int) -> None:
+            nonlocal done
+            done += 1
+            if done == after:
+                raise KeyboardInterrupt
+
+        return progress
+
+    options = {"search": search, "points": 5, "held_out": 0.5, "learning_rates": (0.1,), "epochs": 9}
+    whole = find(nothing, sharpening, **options)
+    found = find(
+        nothing, sharpening, given={"progress": interrupting(7), "keep_best": True, "batch_tokens": 1}, **options
+    )
+    assert found.runs[0].stopped == "interrupted"
+    assert 1 < len(found.runs[0].points) < len(whole.runs[0].points)
+    assert found.entropy == min(point.entropy for point in found.runs[0].points)
+    assert found.warnings[0] == "the search was interrupted; this is the best that it had found"
+    with pytest.raises(KeyboardInterrupt):
+        find(nothing, sharpening, given={"progress": interrupting(7), "batch_tokens": 1}, **options)
+    with pytest.raises(KeyboardInterrupt):  # before anything was found
+        find(nothing, sharpening, given={"progress": interrupting(1), "keep_best": True, "batch_tokens": 1}, **options)
+
+
+# --- plots ----------------------------------------------------------------------------------------------------------
+
+
+def a_line(shares: int) -> Adaptation:
+    points = tuple(Point(((1 - n / 4, n / 4),), 2 - n / 10, ndcg=n / 9) for n in range(shares))
+    return Adaptation(
+        roles=("spirit", "ingredient"),
+        groups=("model",),
+        modules={"model": ("a",)},
+        coefficients=points[-1].coefficients,
+        granularity="model",
+        constraint="simplex",
+        search="line",
+        tokens=3,
+        titles="first",
+        prompts=50,
+        judged=50,
+        entropy=1.6,
+        start=2.0,
+        chosen=0,
+        runs=(Run(None, points),),
+    )
 
 
 def test_the_same_curve_is_plotted_to_the_same_bytes(tmp_path):
-    curve = tuple(CurvePoint(share / 4, 2 - share / 10) for share in range(5))
-    found = Adaptation(0.0, 1.0, 1.6, 50, 3, curve)
     for name in ("first.png", "second.png"):
-        plot(found, tmp_path / name, title="beauty: entropy over the mix")
+        plot_search(a_line(5), tmp_path / name, title="beauty: entropy over the mix")
     first = (tmp_path / "first.png").read_bytes()
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
     assert first == (tmp_path / "second.png").read_bytes()
-    plot(Adaptation(1.0, 0.0, 1.6, 50, 3, curve[:3]), tmp_path / "other.png", title="other")
+    plot_search(a_line(3), tmp_path / "other.png", title="other")
     assert first != (tmp_path / "other.png").read_bytes()
+
+
+def test_a_search_per_module_is_plotted_with_a_map_of_its_coefficients(tmp_path, find, base, make_adapter):
+    found = find(make_adapter(base, 1), make_adapter(base, 2), granularity="module", held_out=0.5)
+    assert plot_all(found, tmp_path, title="beauty") == ["entropy.png", "coefficients.png"]
+    for name in ("entropy.png", "coefficients.png"):
+        image = matplotlib.image.imread(tmp_path / name)
+        assert image.shape[0] > 200
+        assert image.std() > 0.05  # something is drawn

@@ -12,8 +12,8 @@ from contextlib import suppress
 import pytest
 import torch
 from reccocktail.engine import builds
-from reccocktail.engine.builds import publishable, request, run, standing, standings
-from reccocktail.engine.errors import AdaptationError
+from reccocktail.engine.builds import plan, publishable, request, run, standing, standings
+from reccocktail.engine.errors import AdaptationError, MergeError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
@@ -121,12 +121,14 @@ def test_progress_is_told_by_stage_up_to_its_end(stocked):
 def test_an_adaptive_build_keeps_its_curve_and_plot(stocked):
     build = stocked.builds.get(made(stocked, SMALL).id)
     found = build.report["adaptation"]
-    assert [point["ingredient"] for point in found["curve"]] == [0.0, 0.5, 1.0]
-    best = min(found["curve"], key=lambda point: point["entropy"])
-    assert build.coefficients == {"spirit": 1 - best["ingredient"], "ingredient": best["ingredient"]}
+    (run,) = found["runs"]
+    assert [point["means"] for point in run["points"]] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    best = min(run["points"], key=lambda point: point["entropy"])
+    assert list(build.coefficients.values()) == best["means"]
     assert (found["prompts"], found["tokens"], found["entropy"]) == (3, 2, best["entropy"])
     artifact = stocked.store.folder(build.report["artifact"])
-    assert json.loads((artifact / "adaptation.json").read_text()) == found
+    kept = json.loads((artifact / "adaptation.json").read_text())
+    assert [point["coefficients"] for point in kept["runs"][0]["points"]] == [[[1.0, 0.0]], [[0.5, 0.5]], [[0.0, 1.0]]]
     assert (artifact / "entropy.png").read_bytes().startswith(b"\x89PNG")
     assert build.report["artifact"] in stocked.digests()  # so that `store gc` keeps it
     written = json.loads((build.path / "recipe.json").read_text())
@@ -521,7 +523,7 @@ def test_domains_of_every_kind_stand_as_each_of_them_does_alone(stocked, make_ba
     assert found["games"].reasons == ("'games' means versions for several base models: other and tiny",)
     assert (found["games"].spirit, found["games"].ingredient) == ("spirit@v1", None)
     assert standings(stocked, base="other")["games"].state == "fresh"
-    assert found["food"].reasons == ("'food' has no adapter yet",)
+    assert (found["food"].state, found["food"].spirit, found["food"].ingredient) == ("cold", "spirit@v1", None)
 
 
 def test_a_domain_whose_versions_are_all_archived_is_told_apart_from_one_without(stocked):
@@ -634,3 +636,89 @@ def test_the_newest_publication_of_every_domain_and_those_of_one_build(stocked):
     )
     assert stocked.publications.newest_by_domain() == {"skin-care": two, "toys": other}
     assert stocked.publications.list(build=build.id) == [two, one]
+
+
+# --- more than two adapters, fewer, and a coefficient per module ----------------------------------------------------
+
+PER_MODULE = Recipe(
+    adaptive=Adaptive(
+        granularity="module", prompts=4, tokens=1, labels=4, epochs=1, batch=2, held_out=0.5, learning_rates=(0.1,)
+    )
+)
+
+
+def test_a_build_per_module_is_repeated_by_the_recipe_that_it_wrote(stocked):
+    build = made(stocked, PER_MODULE)
+    modules = build.coefficients["ingredient"]
+    assert len(modules) == 2 * 7
+    assert len(set(modules.values())) > 1
+    written = json.loads((build.path / "recipe.json").read_text())
+    assert written["coefficients"] == build.coefficients
+    again = made(stocked, load_recipe(str(build.path / "recipe.json")))
+    assert again.key != build.key
+    assert again.digest == build.digest
+    found = build.report["adaptation"]
+    assert (found["groups"], found["search"], found["labels"]) == (14, "gradient", 4)
+    artifact = stocked.store.folder(build.report["artifact"])
+    kept = json.loads((artifact / "adaptation.json").read_text())
+    assert [row[1] for row in kept["coefficients"]] == list(modules.values())
+    assert (artifact / "coefficients.png").read_bytes().startswith(b"\x89PNG")
+    with publishable(stocked, build) as folder:
+        card = (folder / "README.md").read_text()
+        for plot in ("coefficients.png", "entropy.png"):
+            assert f"](<{plot}>)" in card
+            assert (folder / plot).read_bytes() == (artifact / plot).read_bytes()
+
+
+def test_neighbours_take_part_and_their_versions_decide_the_key(stocked, base, make_adapter):
+    stocked.domains.add("toys")
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="toys")
+    recipe = Recipe(
+        adaptive=Adaptive(neighbours=("toys",), prompts=2, tokens=1, epochs=1, held_out=0.5, learning_rates=(0.1,))
+    )
+    build = made(stocked, recipe)
+    assert list(build.coefficients) == ["spirit", "ingredient", "toys"]
+    assert sum(build.coefficients.values()) == pytest.approx(1, abs=1e-5)
+    assert [adapter["ref"] for adapter in build.inputs["adapters"]] == ["spirit@v1", "skin-care@v1", "toys@v1"]
+    again = made(stocked, load_recipe(str(build.path / "recipe.json")))
+    assert again.digest == build.digest
+    assert request(stocked, "skin-care", recipe).build.id == build.id
+    stocked.adapters.add(make_adapter(base, 6), base=row, role="ingredient", domain="toys")
+    assert plan(stocked, "skin-care", recipe).key != build.key
+    pinned = recipe.model_copy(update={"adaptive": recipe.adaptive.model_copy(update={"neighbours": ("toys@v1",)})})
+    assert plan(stocked, "skin-care", pinned).inputs["adapters"][2]["ref"] == "toys@v1"
+    own = recipe.adaptive.model_copy(update={"neighbours": ("skin-care@v1",)})
+    with pytest.raises(UsageError, match="as a neighbour of its own domain skin-care"):
+        plan(stocked, "skin-care", recipe.model_copy(update={"adaptive": own}))
+
+
+def test_a_cold_domain_is_the_spirit_alone_until_it_has_an_ingredient(stocked, base, make_adapter):
+    stocked.domains.add("toys")
+    asked = request(stocked, "toys", SHIPPED["default"][1]).build
+    build = stocked.builds.get(work(stocked, asked).id)
+    assert build.coefficients == {"spirit": 1.0}
+    assert build.report["warnings"] == ["there is no adapter but the spirit, so nothing is mixed"]
+    alone = stocked.builds.get(work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build).id)
+    assert alone.digest == build.digest
+    assert standing(stocked, "toys").state == "fresh"
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="toys")
+    assert standing(stocked, "toys").state == "blocked"  # now there is something to mix, and no data to find out how
+
+
+def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked):
+    layers = Recipe(coefficients={"spirit": (0.25, 0.75), "ingredient": 1.0})
+    build = made(stocked, layers)
+    facts = stocked.adapters.facts(stocked.adapters.resolve("spirit"))
+    modules = {m.name: 0.25 if ".layers.0." in m.name else 0.75 for m in facts.modules}
+    by_module = made(stocked, Recipe(coefficients={"spirit": modules, "ingredient": 1.0}))
+    files = [(b.path / "model.safetensors").read_bytes() for b in (build, by_module)]
+    assert files[0] == files[1]
+    even = made(stocked, Recipe(coefficients={"spirit": 0.25, "ingredient": 1.0}))
+    assert (even.path / "model.safetensors").read_bytes() != files[0]
+    with pytest.raises(MergeError, match="spirit has 3 coefficients, but the base has 2 layers"):
+        made(stocked, Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)}))
+    short = dict(list(modules.items())[1:])
+    with pytest.raises(MergeError, match=r"name no model\.layers\.0\.[\w.]+, which the adapter changes"):
+        made(stocked, Recipe(coefficients={"spirit": short}))

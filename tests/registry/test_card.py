@@ -20,7 +20,7 @@ FACTS = CardFacts(
     method="linear",
     coefficients={"spirit": 0.3, "beauty@v2": 0.7},
     inputs=(CardInput("spirit", "spirit@v1", "sha256:" + "a" * 64), CardInput("ingredient", "beauty@v2", "sha256:b")),
-    adaptive=CardAdaptation("entropy", 2.5, 1.25, prompts=50, tokens=3, plot="adaptation.png"),
+    adaptive=CardAdaptation("entropy", 2.5, 1.25, prompts=50, tokens=3, plots=("adaptation.png", "coefficients.png")),
     metrics={"cocktail": {"HR@1": 0.41321, "users": 300}, "average": {"HR@1": 0.3722}},
     dtype="bfloat16",
     recipe="reccocktail",

@@ -1,0 +1,58 @@
+"""What adapting will take of the device's memory, found out before it begins: weights from headers, activations by trying.
+
+How much a backward pass has to keep follows from the architecture, the attention that is used and the libraries' versions. So it is
+measured, on a few short prompts, and carried on to long ones: what is kept grows with the length, and at most with its square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PROBES = (16, 32, 64)
+MARGIN = 1.15  # beside what is kept: the tensors of the operation at work
+
+
+def available(device: str) -> int | None:
+    """Bytes that could be taken on a device now; None where it cannot be told."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def kept_bytes(forward: Callable[[], Tensor], weights: Sequence[Tensor]) -> int:
+    """What a forward pass keeps for its backward pass, beside the model's own `weights`."""
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()  # held, so that no storage is freed and its place taken by another
+    del result
+    return sum(kept.values())
+
+
+class Growth:
+    """Bytes of a pass over one prompt by its length, the parabola through what `measure` says of three short ones."""
+
+    def __init__(self, measure: Callable[[int], int]) -> None:
+        x = torch.tensor(PROBES, dtype=torch.float64)
+        y = torch.tensor([measure(length) for length in PROBES], dtype=torch.float64)
+        powers = torch.stack([torch.ones_like(x), x, x * x], dim=1)
+        self._coefficients = [max(0.0, c) for c in torch.linalg.solve(powers, y).tolist()]
+
+    def __call__(self, length: int, prompts: int = 1) -> int:
+        constant, slope, bend = self._coefficients
+        return int(MARGIN * prompts * (constant + slope * length + bend * length * length))
