@@ -1,8 +1,8 @@
 """The objective of adaptive mixing: how sure a model is of its own greedy answers (RecCocktail Eq. 8).
 
-Answers are decoded without gradient, with the cache of keys and values. For a gradient, what was answered is then read in one
-teacher-forced pass: greedy tokens are constants, so the gradient is that of stepwise decoding, in one pass instead of one per
-token.
+Greedy tokens are constants, so the gradient of their entropies is that of stepwise decoding however they are computed. Short answers are
+decoded with gradient, through the cache of keys and values: the prompt is read once. Long answers are decoded without, and then
+read in one teacher-forced pass: the keys and values of every step would be kept otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 NEVER = -1
+SHORT = 4  # tokens; up to here keeping every step's keys and values costs less than reading the prompt twice
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[in
     return found
 
 
-@torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], counting: Counting) -> Answers:
-    """Decode greedily until every row has ended or has all tokens that count. A row counts up to its end-of-turn token."""
+    """Decode greedily until every row has ended or has all tokens that count. A row counts up to its end-of-turn token.
+
+    The entropies have the model's gradient, unless torch is told to take none.
+    """
     stop = NEVER if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
     width = max(map(len, prompts))
@@ -89,7 +92,7 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], countin
         log_p = out.logits[:, -1].float().log_softmax(-1)
         total += torch.where(counts, _entropy(log_p), 0.0)
         counted.append(counts)
-        latest = log_p.argmax(-1, keepdim=True)
+        latest = log_p.detach().argmax(-1, keepdim=True)
         ids = torch.cat([ids, latest], dim=1)
         mask = torch.cat([mask, alive[:, None].to(mask.dtype)], dim=1)
         alive = alive & (latest[:, 0] != stop)
@@ -118,6 +121,15 @@ class _Writer:
         assert self._counting.mark is not None
         if self._counting.mark in self._tokenizer.decode(self._title):
             self._title = []
+
+
+def answer_with_gradient(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], counting: Counting) -> Tensor:
+    """The entropies [n] of the answers to the prompts, by whichever way to their gradient is the cheaper."""
+    if counting.length <= SHORT:
+        return answer(model, tokenizer, prompts, counting).entropies
+    with torch.no_grad():
+        answers = answer(model, tokenizer, prompts, counting)
+    return entropies(model, answers)
 
 
 def entropies(model: Any, answers: Answers) -> Tensor:

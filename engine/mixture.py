@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .coefficients import EVERYWHERE, Granularity, group_of, weight_at
@@ -25,7 +26,8 @@ class Mixture:
     def __init__(self, model: Any, parts: Sequence[Part], method: str, *, granularity: Granularity = "model") -> None:
         self._method = METHODS[method]
         self._targets: dict[str, list[tuple[int, Factors]]] = {}
-        self._current: dict[str, tuple[Tensor, Tensor]] = {}
+        self._current: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._stacked: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         weight = next(model.parameters())
         self.device, self._dtype = weight.device, weight.dtype
         for index, part in enumerate(parts):
@@ -54,24 +56,28 @@ class Mixture:
             self._mix(name, used, weights[self._group[name]] if isinstance(weights, Tensor) else weights)
 
     def _mix(self, name: str, used: Sequence[tuple[int, Factors]], weights: Any) -> None:
-        b, a = self._method([f for _, f in used], [weights[i] for i, _ in used])
-        self._current[name] = (b.to(self._dtype), a.to(self._dtype))
+        if self._method.name != "linear":
+            b, a = self._method([f for _, f in used], [weights[i] for i, _ in used])
+            self._current[name] = (b.to(self._dtype), a.to(self._dtype), None)
+            return
+        # Σ w·s·B A is B (w ⊙ (s·A x)): the weights act on R numbers, and so does their gradient, while A and B stay as they are.
+        if name not in self._stacked:
+            b, a = self._method([f for _, f in used], [1.0] * len(used))
+            owner = torch.tensor([i for i, f in used for _ in range(f.a.shape[0])], device=self.device)
+            self._stacked[name] = (b.to(self._dtype), a.to(self._dtype), owner)
+        b, a, owner = self._stacked[name]
+        each = weights if isinstance(weights, Tensor) else torch.tensor(weights, device=self.device)
+        self._current[name] = (b, a, each[owner].to(self._dtype))
 
     def spread(self, group: int) -> list[str]:
         """The modules that have a group's coefficient."""
         return [name for name, own in self._group.items() if own == group]
 
-    @property
-    def bytes(self) -> int:
-        """What the factors take on the device, as they are and as they are mixed."""
-        factors = sum(4 * (f.a.numel() + f.b.numel()) for used in self._targets.values() for _, f in used)
-        mixed = sum(t.numel() * t.element_size() for pair in self._current.values() for t in pair)
-        return factors + mixed
-
     def _hook(self, name: str) -> Any:
         def add_delta(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            b, a = self._current[name]
-            return output + (inputs[0] @ a.T) @ b.T
+            b, a, weights = self._current[name]
+            inner = inputs[0] @ a.T
+            return output + (inner if weights is None else inner * weights) @ b.T
 
         return add_delta
 

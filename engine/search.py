@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .entropy import Counting, answer, batches, entropies
+from .entropy import SHORT, Counting, answer, answer_with_gradient, batches
 from .errors import AdaptationError
 from .memory import Growth, kept_bytes
 from .mixture import Mixture
@@ -89,11 +89,12 @@ class Objective:
 
     def value(self, weights: Tensor, which: Sequence[int]) -> float:
         """Mean entropy over the prompts of those indices; may be NaN where an adapter is broken."""
-        self.mixture.set(weights)
         total = 0.0
-        for batch in self._batches(which, self._batch_tokens):
-            total += float(answer(self._model, self._tokenizer, batch, self._counting).entropies.sum())
-            self._progress(len(batch))
+        with torch.no_grad():
+            self.mixture.set(weights)
+            for batch in self._batches(which, self._batch_tokens):
+                total += float(answer(self._model, self._tokenizer, batch, self._counting).entropies.sum())
+                self._progress(len(batch))
         return total / len(which)
 
     def gradient(self, weights: Tensor, which: Sequence[int]) -> tuple[float, Tensor]:
@@ -101,11 +102,10 @@ class Objective:
         leaf = weights.detach().clone().requires_grad_()
         total = 0.0
         for batch in self._batches(which, self._gradient_tokens):
-            self.mixture.set(leaf.detach())
-            answers = answer(self._model, self._tokenizer, batch, self._counting)
             with torch.enable_grad():
                 self.mixture.set(leaf)
-                loss = entropies(self._model, answers).sum() / len(which)
+                found = answer_with_gradient(self._model, self._tokenizer, batch, self._counting)
+                loss = found.sum() / len(which)
                 loss.backward()
             total += float(loss.detach())
             self._progress(len(batch))
@@ -125,10 +125,16 @@ class Objective:
         def measure(length: int) -> int:
             prompt = list(self._prompts[0][:length]) or [0]
             prompt += prompt * (length // len(prompt))
-            answers = answer(self._model, self._tokenizer, [prompt[:length]], replace(self._counting, mark=None))
+            # A long answer is part of what the one pass reads; here a short one stands for it.
+            counting = (
+                Counting(min(self._counting.tokens, length - 1)) if self._counting.length > SHORT else self._counting
+            )
+            asked = [prompt[: length - counting.length]]
             with torch.enable_grad():
                 self.mixture.set(leaf)
-                return kept_bytes(lambda: entropies(self._model, answers), parameters)
+                return kept_bytes(
+                    lambda: answer_with_gradient(self._model, self._tokenizer, asked, counting), parameters
+                )
 
         return Growth(measure)
 
