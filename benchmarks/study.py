@@ -1,11 +1,15 @@
-"""How well spirit and ingredient recommend on real data, beside the base model, popularity and SASRec.
+"""How well spirit, ingredient and their mixes recommend on real data, beside the base model, popularity and SASRec.
 
-    python benchmarks/study.py DATA [--home DIR] [--target office-products | industrial-scientific] [--dry-run]
+    python benchmarks/study.py DATA [--home DIR] [--target office-products | industrial-scientific] [--mixes] [--seed 42] [--dry-run]
 
 DATA holds the folders `movies`, `books`, `office_products` and `industrial_scientific`. For each target a spirit is trained on
 the other three domains and an ingredient on the target; then every system ranks the next purchase among 30 candidates, for a
 seeded sample of all users and for one of the users whose next purchase is a cold item. Everything is done by the `reccocktail` command,
 which is printed before it runs; what was finished is not done again, so an interrupted study is simply started again.
+
+With `--mixes` the systems are the adapters and their mixes instead: fixed ones, those that entropy finds on 24 validation prompts, and the oracle,
+which is the best fixed λ by the test labels themselves and so a ceiling that nobody reaches honestly. They rank by `pmi`, which takes
+off what a title is worth without a history. `--seed` is that of the ingredient's training; 42 is also the study without mixes.
 
 `books` are likes without an order, one record per reader and question (BookCrossing as TALLRec cuts it). A record becomes a
 sequence: what the reader liked, and the book asked about last, if they liked that too.
@@ -31,6 +35,36 @@ TRAINING = {"epochs": 1, "learning_rate": 5e-4, "dropout": 0.0, "validation_exam
 SPIRIT = {"examples": 350} | TRAINING  # of each of the three domains
 INGREDIENT = {"examples": 1400} | TRAINING
 SAMPLE = {"test": 120, "cold": 50}  # users of each split, seeded
+MIXED_SAMPLE = {"test": 40, "cold": 20}
+FEW = {"template": "next-title", "prompts": 24, "labels": 0}
+# molorec's switches; its own template, a hundred prompts and ten rates are for a GPU
+MIXES: dict[str, dict[str, Any]] = {
+    "λ = .25": {"coefficients": {"spirit": 0.75, "ingredient": 0.25}},
+    "average": {"coefficients": {"spirit": 0.5, "ingredient": 0.5}},
+    "λ = .75": {"coefficients": {"spirit": 0.25, "ingredient": 0.75}},
+    "ties": {
+        "method": "ties_mergekit",
+        "options": {"density": 0.5},
+        "coefficients": {"spirit": 0.5, "ingredient": 0.5},
+    },
+    "reccocktail": {"method": "factor", "adaptive": FEW},
+    "molorec": {
+        "method": "linear",
+        "adaptive": FEW
+        | {
+            "granularity": "module",
+            "constraint": "softmax",
+            "adaptation_set": "test_prompts",
+            "learning_rates": [0.5, 1.0, 3.0],
+            "epochs": 1,
+            "batch": 8,
+            "held_out": 0.0,
+            "patience": 0,
+        },
+    },
+    "default": {"method": "linear", "adaptive": FEW},
+}
+FIXED = ("λ = .25", "average", "λ = .75")  # with the ends, what the oracle chooses from
 NEGATIVES = 29
 
 
@@ -57,15 +91,18 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--home", type=Path, default=Path("study"))
     parser.add_argument("--target", choices=TARGETS, action="append", help="both, unless said")
+    parser.add_argument("--mixes", action="store_true", help="the mixes of the adapters, instead of the yardsticks")
+    parser.add_argument("--seed", type=int, default=42, help="of the ingredient's training")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     asked = parser.parse_args()
     home = asked.home.absolute()
     run = Command(home, asked.dry_run)
     prepare(run, asked.data.absolute(), home, asked.dry_run)
     for target in asked.target or TARGETS:
-        found = study(run, target)
+        found = study_mixes(run, target, home, asked.seed) if asked.mixes else study(run, target)
         if not asked.dry_run:
-            (home / f"{target}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            name = f"{target}-mixes-{asked.seed}" if asked.mixes else target
+            (home / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(report(target, found))
 
 
@@ -95,11 +132,47 @@ def write_books(preferences: Path, folder: Path) -> None:
         (folder / f"{stem}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
 
-def study(run: Command, target: str) -> dict[str, Any]:
-    """Train for a target and measure: {split: evaluations}."""
+def trained(run: Command, target: str, seed: int = 42) -> tuple[Any, Any]:
+    """(spirit, ingredient) for a target."""
     others = [*GENERAL, *(other for other in TARGETS if other != target)]
     spirit = run("train", "--spirit", "--domains", ",".join(others), "--resume", *options(SPIRIT))
-    ingredient = run("train", target, "--resume", *options(INGREDIENT))
+    own = INGREDIENT if seed == 42 else INGREDIENT | {"seed": seed}
+    return spirit, run("train", target, "--resume", *options(own))
+
+
+def study_mixes(run: Command, target: str, home: Path, seed: int) -> dict[str, Any]:
+    """Train, mix by every recipe, and measure: {split: evaluations}, and the coefficients that were found."""
+    spirit, ingredient = trained(run, target, seed)
+    refs = [row["ref"] if row else "REF" for row in (spirit, ingredient)]
+    # Bare names mean the aliased version, and the two studies share a home.
+    for ref in refs:
+        run("adapter", "alias", ref, "champion")
+    builds = {}
+    for name, recipe in MIXES.items():
+        file = home / f"recipe-{name.replace(' ', '')}.json"
+        if home.is_dir():
+            file.write_text(json.dumps(recipe), encoding="utf-8")
+        answered = run("build", "request", target, "--recipe", file, "--base", BASE, "--wait")
+        builds[name] = answered[0] if answered else {"id": f"BUILD-{name}"}
+    systems = [BASE, *refs, *(build["id"] for build in builds.values())]
+    about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--mode", "pmi", "--against", refs[1]]
+    found: dict[str, Any] = {"spirit": spirit, "ingredient": ingredient, "builds": builds}
+    for split, limit in MIXED_SAMPLE.items():
+        found[split] = answered = run("evaluate", *systems, *about, "--split", split, "--limit", limit)
+        if not answered:
+            continue
+        names = {f"build {build['id']}": name for name, build in builds.items()}
+        for result in answered["systems"]:
+            result["label"] = names.get(result["label"], result["label"])
+        lines = [r for r in answered["systems"] if r["label"] in (*refs, *FIXED)]
+        best = max(lines, key=lambda result: result["metrics"]["NDCG@3"]["mean"])
+        answered["systems"].append(best | {"label": f"oracle ({best['label']})"})
+    return found
+
+
+def study(run: Command, target: str) -> dict[str, Any]:
+    """Train for a target and measure: {split: evaluations}."""
+    spirit, ingredient = trained(run, target)
     systems = ["popularity", "sasrec", BASE, *(row["ref"] if row else "REF" for row in (spirit, ingredient))]
     about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--against", systems[-1]]
     return {

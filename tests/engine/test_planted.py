@@ -1,0 +1,77 @@
+"""One adapter trained on the domain, one on noise: whatever the granularity, weight moves to the one that has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from reccocktail.engine.adaptive import adapt, load_on
+from reccocktail.engine.recipes import Adaptive
+from reccocktail.registry import inspect_base
+from reccocktail.tasks import load_template, questions
+from transformers import AutoModelForCausalLM
+
+pytestmark = [pytest.mark.usefixtures("in_float32"), pytest.mark.slow]
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def taught(base, shop, tokenizer, tmp_path_factory) -> Callable[[bool], Path]:
+    """(noise?): a LoRA trained on the domain's prompts with the right answers, or with other random words at every step."""
+    asked = questions(shop, "test", load_template("pick-one"))[1]
+    prompts = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in asked]
+    answers = [tokenizer(f"{q.answer} <|im_end|>", add_special_tokens=False)["input_ids"] for q in asked]
+
+    def train(noise: bool) -> Path:
+        rng = torch.Generator().manual_seed(7)
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapted = get_peft_model(
+            model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+        adam = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(STEPS):
+            loss = torch.zeros(())
+            for prompt, answer in zip(prompts, answers, strict=True):
+                words = torch.randint(4, len(tokenizer), (len(answer),), generator=rng).tolist() if noise else answer
+                ids = torch.tensor([[*prompt, *words]])
+                labels = torch.tensor([[-100] * len(prompt) + words])
+                loss = loss + adapted(input_ids=ids, labels=labels).loss / len(prompts)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        folder = tmp_path_factory.mktemp("noise" if noise else "taught")
+        adapted.save_pretrained(folder)
+        return folder
+
+    made = {noise: train(noise) for noise in (False, True)}
+    return lambda noise: made[noise]
+
+
+@pytest.mark.parametrize("taught_first", [True, False])
+@pytest.mark.parametrize("granularity", ["model", "layer", "module"])
+@pytest.mark.parametrize("constraint", ["simplex", "softmax"])
+def test_weight_moves_to_the_adapter_that_was_trained_on_the_domain(
+    constraint, granularity, taught_first, taught, base, parts_of, shop
+):
+    folders = [taught(not taught_first), taught(taught_first)]
+    parts = dict(zip(("spirit", "ingredient"), parts_of(base, [(folder, 1.0) for folder in folders]), strict=True))
+    prompts = questions(shop, "validation", load_template("pick-one"), limit=8)[1]
+    adaptive = Adaptive(
+        granularity=granularity, constraint=constraint, search="gradient", tokens=2, batch=2, epochs=4, held_out=0.25
+    )
+    found = adapt(inspect_base(base), load_on(base, "cpu"), parts, prompts, adaptive, method="linear", device="cpu")
+    right = "spirit" if taught_first else "ingredient"
+    assert found.means()[right] > 0.6
+    assert found.entropy < found.start
+    column = found.roles.index(right)
+    moved = [row[column] > 0.5 for row in found.coefficients]
+    assert sum(moved) > 0.75 * len(moved)
+    if granularity == "model":
+        line = Adaptive(tokens=2, points=5)
+        found = adapt(inspect_base(base), load_on(base, "cpu"), parts, prompts, line, method="linear", device="cpu")
+        assert found.means()[right] > 0.5
