@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
     from ..registry import Build, Registry
+    from ..registry.builds import LogLine
 
 
 @click.group(epilog=example("reccocktail build request beauty --wait"))
@@ -118,13 +120,27 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
     while row.status in ("queued", "running"):
         mine = registry.builds.claim(me, build_id=row.id)
         if mine is not None:
-            with _Bars(f"build {row.domain}") as bars:
-                done = run(
-                    registry, mine, worker=me, device=device, progress=bars.update, keep_best=keep_best, tell=say
-                )
+            try:
+                with _Bars(f"build {row.domain}") as bars:
+                    done = run(
+                        registry, mine, worker=me, device=device, progress=bars.update, keep_best=keep_best, tell=say
+                    )
+            except Exception as error:
+                row = registry.builds.get(row.id)
+                if row.status != "queued" or row.retry_at is None:
+                    raise
+                say(f"build {row.id} failed: {error}")
+                continue
             for warning in (done.report or {}).get("warnings", ()):
                 say(f"warning: {row.domain}: {warning}")
             return done
+        if row.status == "queued" and row.retry_at is not None:
+            left = (row.retry_at - datetime.now(UTC)).total_seconds()
+            if left > 0:
+                say(f"build {row.id} is tried again in {left:.0f} s")
+                time.sleep(left)
+                row = registry.builds.get(row.id)
+                continue
         if not waited:
             say(f"build {row.id} is with worker {row.worker}; waiting for it")
             waited = True
@@ -217,20 +233,41 @@ def list_(
 
 @build.command(epilog=example("reccocktail build show 660d4"))
 @click.argument("id_", metavar="ID")
+@click.option("--follow", is_flag=True, help="First show how it comes along, until it has ended.")
 @json_option
 @pass_app
-def show(app: App, id_: str, as_json: bool) -> None:
+def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
     """Show a build, with what went in down to the data, and where it was published; the start of its id is enough."""
     with app.registry() as registry:
+        if follow:
+            _follow(registry, id_)
         row = registry.builds.get(id_)
         lineage = trace(registry, row)
     answer(as_json, row.to_json() | {"lineage": lineage}, lambda: _show_one(row, lineage))
+
+
+def _follow(registry: Registry, id_: str) -> None:
+    """Bars of a build that runs anywhere, from what its worker notes in the row."""
+    row = registry.builds.get(id_)
+    told: str | None = None
+    with _Bars(f"build {row.domain}") as bars:
+        while row.status in ("queued", "running"):
+            if row.stage and row.total:
+                bars.update(row.stage, row.done, row.total)
+            said = f"build {row.id} is {row.status}" + (f" with worker {row.worker}" if row.worker else "")
+            if said != told:
+                say(said)
+                told = said
+            time.sleep(1)
+            row = registry.builds.get(id_)
 
 
 def _show_one(row: Build, lineage: dict[str, Any]) -> None:
     document = row.to_json()
     report = document.pop("report") or {}
     document["coefficients"] = _means(document["coefficients"])
+    if document["stage"] and document["total"]:
+        document["stage"] += f", {document['done'] / document['total']:.0%}"
     for name in ("inputs", "recipe", "done", "total"):
         document.pop(name)
     details(document)
@@ -287,6 +324,30 @@ def _show_adaptation(found: dict[str, Any]) -> None:
     for end in found.get("ends", ()):
         judged = "" if end["ndcg"] is None else f", NDCG@3 {end['ndcg']:.3f}"
         click.echo(printable(f"  {end['role']} alone: {end['entropy']:.4f}{judged}"))
+
+
+@build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
+@click.argument("id_", metavar="ID")
+@click.option("--follow", is_flag=True, help="Go on until the build has ended.")
+@json_option
+@pass_app
+def logs(app: App, id_: str, follow: bool, as_json: bool) -> None:
+    """What the workers of a build said, on whatever machine."""
+    if follow and as_json:
+        raise UsageError("--follow is for people, --json for programs: one of them")
+    with app.registry() as registry:
+        lines = registry.builds.logs(id_)
+        answer(as_json, [line.to_json() for line in lines], lambda: _show_lines(lines))
+        while follow and registry.builds.get(id_).status in ("queued", "running"):
+            time.sleep(1)
+            more = registry.builds.logs(id_, after=lines[-1].id if lines else 0)
+            _show_lines(more)
+            lines = more or lines
+
+
+def _show_lines(lines: Sequence[LogLine]) -> None:
+    for line in lines:
+        click.echo(printable(f"{line.at:%Y-%m-%d %H:%M:%S}  {line.worker or ''}  {line.text}"))
 
 
 @build.command(epilog=example("reccocktail build cancel 660d4"))
@@ -367,11 +428,17 @@ def worker(app: App, once: bool, as_json: bool) -> None:
             say(f"build {claimed.id} of {claimed.domain} begins")
             try:
                 with _Bars(f"build {claimed.domain}") as bars:
-                    done.append(run(registry, claimed, worker=me, device=app.device(), progress=bars.update))
+                    done.append(
+                        run(registry, claimed, worker=me, device=app.device(), progress=bars.update, give_back=True)
+                    )
                 say(f"build {claimed.id} succeeded")
             except Exception as error:  # noqa: BLE001  the row has it, and a worker goes on
                 done.append(registry.builds.get(claimed.id))
-                say(f"build {claimed.id} failed: {error}")
+                again = done[-1].retry_at
+                say(
+                    f"build {claimed.id} failed: {error}"
+                    + (f"; to be tried again from {again:%H:%M:%S} UTC on" if again else "")
+                )
     _show_builds(done, as_json, empty="no build was waiting")
     if any(row.status == "failed" for row in done):
         raise click.exceptions.Exit(1)

@@ -6,9 +6,11 @@ What computes is imported where it is used: to tell how builds stand, torch is n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import threading
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
+FIRST_BACK_OFF, LONGEST_BACK_OFF = 10.0, 600.0  # seconds
+_PASSING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH,
+    errno.EPIPE, errno.ESTALE, errno.ENOMEM, errno.EMFILE,
+}  # fmt: skip
 TRAJECTORY = "adaptation.json"
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
@@ -345,25 +352,87 @@ def run(
     device: str,
     progress: Progress,
     keep_best: bool = False,
+    give_back: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Build:
     """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again.
 
-    With `keep_best`, Ctrl-C while coefficients are searched ends the search with the best so far, and the build goes on.
+    What may heal (`heals`) puts the build back into the queue, for another attempt after a while; what cannot fails it. With `keep_best`,
+    Ctrl-C while coefficients are searched ends the search with the best so far, and the build goes on. With `give_back`, being
+    stopped puts the build back for other workers; otherwise it has failed.
     """
+    diary = _Diary(registry, build, worker, tell)
+    diary.note(f"attempt {build.attempts} by {worker} on {device}")
+    started = time.monotonic()
     try:
         with _kept_lease(registry, build, worker):
-            noted = _noted(registry, build, worker, progress)
-            digest, coefficients, report = _make(registry, build, device, noted, keep_best, tell)
-        return registry.builds.succeed(build.id, worker, digest, coefficients, report)
+            noted = _noted(registry, build, worker, progress, diary)
+            digest, coefficients, report = _make(registry, build, device, noted, keep_best, diary.say)
+        for warning in report.get("warnings", ()):
+            diary.note(f"warning: {warning}")
+        done = registry.builds.succeed(build.id, worker, digest, coefficients, report)
+        diary.note(f"succeeded after {time.monotonic() - started:.1f} s: {digest}")
+        return done
     except BaseException as error:
-        code = getattr(error, "code", "interrupted" if isinstance(error, KeyboardInterrupt) else "internal")
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        code = getattr(error, "code", None) if isinstance(error, (RecCocktailError, TaskError)) else None
+        about = {
+            "code": code or ("interrupted" if stopped else "internal"),
+            "message": str(error) or type(error).__name__,
+        }
         with suppress(ConflictError):  # the lease may be another worker's by now, and so the row
-            registry.builds.fail(build.id, worker, {"code": code, "message": str(error) or type(error).__name__})
+            if stopped and give_back:
+                registry.builds.postpone(build.id, worker, None, 0)
+                diary.note("the worker was stopped; the build is back in the queue")
+            elif heals(error):
+                left = registry.builds.postpone(build.id, worker, about, back_off(build.attempts))
+                again = f"; to be tried again from {left.retry_at:%H:%M:%S} UTC on" if left.retry_at else "; given up"
+                diary.note(f"failed: {about['message']}{again}")
+            else:
+                registry.builds.fail(build.id, worker, about)
+                diary.note(f"failed: {about['message']}")
         raise
 
 
-def _noted(registry: Registry, build: Build, worker: str, progress: Progress) -> Progress:
+def heals(error: BaseException) -> bool:
+    """Whether the same may succeed later or elsewhere: network, database, a full disk. A bad adapter stays bad."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return isinstance(error, RecCocktailError) and error.heals
+
+
+def back_off(attempts: int) -> float:
+    """Seconds until the next attempt: twice as long each time, up to ten minutes, and a little by chance, so that not all come at once."""
+    return min(FIRST_BACK_OFF * 2 ** max(0, attempts - 1), LONGEST_BACK_OFF) * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+class _Diary:
+    """What is said of a build: kept with it, and some of it told to whoever is watching."""
+
+    def __init__(self, registry: Registry, build: Build, worker: str, tell: Callable[[str], None]) -> None:
+        self._registry, self._build, self._worker, self._tell = registry, build, worker, tell
+        self._stage: str | None = None
+        self._since = time.monotonic()
+
+    def note(self, text: str) -> None:
+        with suppress(RecCocktailError):  # a line that could not be kept is no reason to stop
+            self._registry.builds.log(self._build.id, self._worker, text)
+
+    def say(self, text: str) -> None:
+        self._tell(text)
+        self.note(text)
+
+    def see(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage, self._since = stage, time.monotonic()
+            self.note(f"{stage} begins")
+        if done == total and self._since:
+            unit = "bytes" if stage == "merge" else "prompts"
+            self.note(f"{stage}: {total:,} {unit} in {time.monotonic() - self._since:.1f} s")
+            self._since = 0.0
+
+
+def _noted(registry: Registry, build: Build, worker: str, progress: Progress, diary: _Diary) -> Progress:
     """Progress that is also written into the row, now and then; a build that was cancelled meanwhile ends there."""
     lock = threading.Lock()
     written = time.monotonic()
@@ -372,11 +441,12 @@ def _noted(registry: Registry, build: Build, worker: str, progress: Progress) ->
         nonlocal written
         progress(stage, done, total)
         with lock:
+            diary.see(stage, done, total)
             if time.monotonic() - written < NOTE_SECONDS:
                 return
             written = time.monotonic()
         try:
-            registry.builds.progress(build.id, worker, done, total)
+            registry.builds.progress(build.id, worker, done, total, stage)
         except ConflictError:
             raise
         except RecCocktailError:

@@ -17,6 +17,12 @@ class MergeError(RecCocktailError):
     code = "merge"
 
 
+class NoSpaceError(MergeError):
+    """The disk is too small for what is to be written. Another machine's may do, or this one's later."""
+
+    heals = True
+
+
 class AdaptationError(RecCocktailError):
     """Coefficients could not be found from the domain's prompts."""
 

@@ -2,6 +2,8 @@
 
     queued → running → succeeded | failed        cancel: queued, running → cancelled        retry: failed, cancelled → queued
 
+A failure that may heal puts the build back: running → queued, to be claimed again after a while.
+
 A worker holds a running build by a lease that it renews. Once the lease has run out another may claim the build, and
 whatever the first still reports is refused.
 """
@@ -28,16 +30,19 @@ from .domains import find_domain
 from .errors import ConflictError, NotFoundError, StoreError
 from .records import Record
 from .store import Store
-from .tables import BuildInputRow, BuildRow, DomainRow, now
+from .tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, now
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
+LONGEST_LINE = 4_000  # characters of a line of a log
 KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
 
 
 @dataclass(frozen=True)
 class Build(Record):
-    """One build. `inputs` are pinned versions and digests; `done` of `total` is progress.
+    """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
+
+    A build that waits for another attempt is queued, is not claimed before `retry_at`, and has the `error` of the last one.
 
     `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
     """
@@ -58,10 +63,22 @@ class Build(Record):
     total: int
     attempts: int
     worker: str | None
+    stage: str | None
+    retry_at: datetime | None
     created_at: datetime
     created_by: str
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class LogLine(Record):
+    """Something that a worker said of its build."""
+
+    id: int
+    at: datetime
+    worker: str | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ class Builds:
             select(BuildRow)
             .where(
                 or_(
-                    BuildRow.status == "queued",
+                    and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
                     and_(BuildRow.status == "running", BuildRow.lease_until < moment),
                 )
             )
@@ -150,6 +167,7 @@ class Builds:
             self._move(session, row, "running", worker=worker)
             row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
             row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
+            row.stage = row.error = None
             session.flush()
             return self._build(row)
 
@@ -158,11 +176,42 @@ class Builds:
         with self._database.writing() as session:
             _held(session, build_id, worker).lease_until = now() + timedelta(seconds=lease_seconds)
 
-    def progress(self, build_id: str, worker: str, done: int, total: int) -> None:
+    def progress(self, build_id: str, worker: str, done: int, total: int, stage: str | None = None) -> None:
         """Raises ConflictError if the build is not the worker's any more."""
         with self._database.writing() as session:
             row = _held(session, build_id, worker)
-            row.done, row.total = done, total
+            row.done, row.total, row.stage = done, total, stage
+
+    def log(self, build_id: str, worker: str | None, text: str) -> None:
+        """Keeps a line of what happens to a build, whoever has it now."""
+        with self._database.writing() as session:
+            session.add(BuildLogRow(build_id=build_id, worker=worker, text=text[:LONGEST_LINE]))
+
+    def logs(self, build_id: str, *, after: int = 0, limit: int = 1000) -> builtins.list[LogLine]:
+        """In the order they were said; `after` is the id of the last one that is known."""
+        with self._database.reading() as session:
+            own = _find(session, build_id).id
+            query = select(BuildLogRow).where(BuildLogRow.build_id == own, BuildLogRow.id > after)
+            rows = session.scalars(query.order_by(BuildLogRow.id).limit(limit))
+            return [LogLine(row.id, row.created_at, row.worker, row.text) for row in rows]
+
+    def postpone(self, build_id: str, worker: str, error: Mapping[str, Any] | None, seconds: float) -> Build:
+        """Puts a running build back, to be claimed by anybody after so many seconds. Without an error it is no failed attempt.
+
+        A build that has lost or failed MAX_ATTEMPTS times has failed. Raises ConflictError if it is not the worker's any more.
+        """
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            if error is not None and row.attempts >= MAX_ATTEMPTS:
+                self._move(session, row, "failed", error=dict(error))
+            else:
+                self._move(session, row, "queued", **({"error": dict(error)} if error else {}))
+                row.retry_at = now() + timedelta(seconds=seconds)
+                row.attempts -= error is None
+            row.error = None if error is None else dict(error)
+            row.worker = None
+            session.flush()
+            return self._build(row)
 
     def succeed(
         self,
@@ -294,7 +343,9 @@ class Builds:
         events.append(session, f"build.{status}", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
         row.status = status
         if status != "running":
-            row.lease_until = None
+            row.lease_until = row.stage = None
+        if status != "queued":
+            row.retry_at = None
         if status not in ("queued", "running"):
             row.finished_at = now()
 
@@ -316,6 +367,8 @@ class Builds:
             total=row.total,
             attempts=row.attempts,
             worker=row.worker,
+            stage=row.stage,
+            retry_at=row.retry_at,
             created_at=row.created_at,
             created_by=row.created_by,
             started_at=row.started_at,

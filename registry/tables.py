@@ -247,6 +247,8 @@ class BuildRow(Table):
     attempts: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
+    stage: Mapped[str | None]
+    retry_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -265,6 +267,19 @@ class BuildRow(Table):
             postgresql_where=text("status IN ('queued', 'running')"),
         ),
     )  # fmt: skip
+
+
+class BuildLogRow(Table):
+    """Something that a worker said of its build."""
+
+    __tablename__ = "build_logs"
+
+    id: Mapped[int] = _id()
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+    worker: Mapped[str | None]
+    text: Mapped[str]
+
+    __table_args__ = (Index(None, "build_id", "id"),)
 
 
 class BuildInputRow(Table):

@@ -132,7 +132,7 @@ def test_a_grace_that_is_no_time_is_refused(prepared: Any, hours: str) -> None:
 
 def test_the_database_goes_back_and_forth(prepared: Any) -> None:
     newest = prepared("db", "current", "--json").json["revision"]
-    assert prepared("db", "downgrade", "0001", "--json").json == {"revision": "0001"}
+    assert prepared("db", "downgrade", "0001", "--allow-data-loss", "--json").json == {"revision": "0001"}
     assert "db upgrade" in prepared("status", code=1).err
     prepared("db", "upgrade")
     assert prepared("db", "check", "--json").json == {"revision": newest, "drift": False}

@@ -47,6 +47,7 @@ ASKED: list[Words] = [
     ("build", "request", "skin-care", "--recipe", "spirit-only", "--wait"),
     ("build", "list"),
     ("build", "show", "{build}"),
+    ("build", "logs", "{build}"),
     ("build", "export", "{build}", "exported"),
     ("worker", "--once"),
     ("publish", "skin-care", "--to", "acme/skin-care", "--dry-run"),
@@ -56,7 +57,7 @@ ASKED: list[Words] = [
     ("store", "verify"),
     ("store", "gc", "--dry-run"),
     ("db", "upgrade"),
-    ("db", "downgrade", "0001"),
+    ("db", "downgrade", "0001", "--allow-data-loss"),
     ("db", "current"),
     ("db", "check"),
 ]

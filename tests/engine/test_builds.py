@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 import torch
 from reccocktail.engine import builds
 from reccocktail.engine.builds import plan, publishable, request, run, standing, standings
-from reccocktail.engine.errors import AdaptationError, MergeError
+from reccocktail.engine.errors import AdaptationError, MergeError, NoSpaceError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
@@ -722,3 +723,63 @@ def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked)
     short = dict(list(modules.items())[1:])
     with pytest.raises(MergeError, match=r"name no model\.layers\.0\.[\w.]+, which the adapter changes"):
         made(stocked, Recipe(coefficients={"spirit": short}))
+
+
+# --- what may heal is tried again -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (StoreError("the bucket does not answer"), True),
+        (DatabaseError("gone"), True),
+        (NoSpaceError("no space left on device"), True),
+        (OSError(28, "No space left on device"), True),
+        (OSError(2, "No such file or directory"), False),
+        (MergeError("an adapter that cannot be merged"), False),
+        (AdaptationError("no prompts"), False),
+        (RuntimeError("a bug"), False),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_may_heal_is_tried_again_and_what_cannot_is_not(error, again, stocked, monkeypatch):
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(builds, "_make", broken)
+    asked = request(stocked, "skin-care", AVERAGE).build
+    before = datetime.now(UTC)
+    with pytest.raises(type(error)):
+        work(stocked, asked)
+    left = stocked.builds.get(asked.id)
+    assert left.error["message"] == str(error)
+    assert left.status == ("queued" if again else "failed")
+    assert (left.retry_at is not None) == again
+    if again:
+        assert 7 < (left.retry_at - before).total_seconds() < 15
+    said = [line.text for line in stocked.builds.logs(asked.id)]
+    assert said[0] == "attempt 1 by tester on cpu"
+    assert said[-1].startswith(f"failed: {error}")
+
+
+def test_attempts_lie_further_and_further_apart():
+    means = [sum(builds.back_off(attempt) for _ in range(200)) / 200 for attempt in (1, 2, 3, 4, 20)]
+    assert means == pytest.approx([10, 20, 40, 80, 600], rel=0.05)
+
+
+def test_a_worker_that_is_stopped_gives_its_build_back(stocked):
+    asked = request(stocked, "skin-care", AVERAGE).build
+
+    def stopped(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    claimed = stocked.builds.claim("w", build_id=asked.id)
+    with pytest.raises(KeyboardInterrupt):
+        run(stocked, claimed, worker="w", device="cpu", progress=stopped, give_back=True)
+    left = stocked.builds.get(asked.id)
+    assert (left.status, left.attempts, left.error) == ("queued", 0, None)
+    assert work(stocked, asked).status == "succeeded"
+    said = [line.text for line in stocked.builds.logs(asked.id)]
+    assert "the worker was stopped; the build is back in the queue" in said
+    assert any(text.startswith("merge: ") for text in said)
+    assert said[-1].startswith("succeeded after ")

@@ -267,3 +267,67 @@ def test_a_publication_is_listed_under_its_domain(registry: Registry, ask: Calla
     registry.domains.add("office")
     assert registry.publications.list("beauty") == registry.publications.list() == [publication]
     assert registry.publications.list("office") == []
+
+
+# --- another attempt, and what was said -----------------------------------------------------------------------------
+
+
+def test_a_build_that_is_put_back_is_claimed_again_once_its_time_has_come(
+    registry: Registry, ask: Callable[..., Build]
+) -> None:
+    asked = ask()
+    registry.builds.claim("w1")
+    registry.builds.progress(asked.id, "w1", 3, 10, "merge")
+    assert registry.builds.get(asked.id).stage == "merge"
+    full = {"code": "merge", "message": "no space left on device"}
+    put_back = registry.builds.postpone(asked.id, "w1", full, 60)
+    assert (put_back.status, put_back.error, put_back.worker, put_back.stage) == ("queued", full, None, None)
+    assert put_back.retry_at is not None
+    assert registry.builds.claim("w2") is None
+    with pytest.raises(ConflictError, match="does not hold it any more"):
+        registry.builds.heartbeat(asked.id, "w1")
+    assert not registry.builds.request("beauty", "tiny", "k", {}, {}).created
+    registry.builds.cancel(asked.id)
+    assert registry.builds.retry(asked.id).retry_at is None
+    again = registry.builds.claim("w2")
+    assert again is not None
+    assert (again.id, again.attempts, again.error) == (asked.id, 1, None)
+    registry.builds.postpone(asked.id, "w2", full, 0)
+    third = registry.builds.claim("w3")
+    assert third is not None
+    assert third.attempts == 2
+    kinds = [event.kind for event in registry.events.list(subject=asked.id)]
+    assert kinds[:3] == ["build.running", "build.queued", "build.running"]
+    assert registry.events.list(subject=asked.id)[1].detail["error"] == full
+
+
+def test_a_build_is_given_up_after_its_last_attempt(registry: Registry, ask: Callable[..., Build]) -> None:
+    asked = ask()
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        claimed = registry.builds.claim("w")
+        assert claimed is not None
+        assert claimed.attempts == attempt
+        left = registry.builds.postpone(asked.id, "w", {"code": "store", "message": "gone"}, 0)
+    assert (left.status, left.retry_at) == ("failed", None)
+    assert left.error == {"code": "store", "message": "gone"}
+
+
+def test_a_worker_that_is_stopped_costs_no_attempt(registry: Registry, ask: Callable[..., Build]) -> None:
+    asked = ask()
+    for _ in range(2 * MAX_ATTEMPTS):
+        assert registry.builds.claim("w") is not None
+        left = registry.builds.postpone(asked.id, "w", None, 0)
+    assert (left.status, left.attempts, left.error) == ("queued", 0, None)
+
+
+def test_what_workers_said_is_read_in_order_and_from_where_one_left_off(
+    registry: Registry, ask: Callable[..., Build]
+) -> None:
+    first, second = ask("a"), ask("b")
+    for text in ("begins", "x" * 5000, "ends"):
+        registry.builds.log(first.id, "w", text)
+    registry.builds.log(second.id, None, "other")
+    lines = registry.builds.logs(first.id[:15])
+    assert [(line.worker, line.text) for line in lines] == [("w", "begins"), ("w", "x" * 4000), ("w", "ends")]
+    assert [line.text for line in registry.builds.logs(first.id, after=lines[1].id)] == ["ends"]
+    assert len(registry.builds.logs(first.id, limit=2)) == 2
