@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from .console import answer, details, page, printable, progress, say, short, tab
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
+    from ..engine.builds import Progress
     from ..registry import Build, Registry
     from ..registry.builds import LogLine
 
@@ -407,38 +410,71 @@ def new_folder(folder: Path) -> Path:
     return target
 
 
-@click.command(epilog=example("reccocktail worker --once"))
+@click.command(
+    epilog=example(
+        "reccocktail worker --once",
+        "reccocktail worker --executor process --workers 4 --watch",
+        "reccocktail worker --log-json",
+    )
+)
 @click.option("--once", is_flag=True, help="Stop when no build is waiting.")
+@click.option(
+    "--executor",
+    type=click.Choice(["inline", "process"]),
+    default="inline",
+    show_default=True,
+    help="Where builds run.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes; as many as cores, unless said.")
+@click.option("--watch", is_flag=True, help="Also request builds of domains whose inputs move.")
+@click.option("--log-json", is_flag=True, help="One JSON object per line on stderr, instead of bars and words.")
 @json_option
 @pass_app
-def worker(app: App, once: bool, as_json: bool) -> None:
-    """Take queued builds and carry them out, in this process."""
-    from ..engine.builds import run, worker_name
+def worker(
+    app: App, once: bool, executor: str, workers: int | None, watch: bool, log_json: bool, as_json: bool
+) -> None:
+    """Take queued builds and carry them out, in this process or in several.
 
-    me = worker_name()
-    done = []
-    with app.registry() as registry:
-        while True:
-            claimed = registry.builds.claim(me)
-            if claimed is None:
-                if once:
-                    break
-                time.sleep(2)
-                continue
-            say(f"build {claimed.id} of {claimed.domain} begins")
-            try:
-                with _Bars(f"build {claimed.domain}") as bars:
-                    done.append(
-                        run(registry, claimed, worker=me, device=app.device(), progress=bars.update, give_back=True)
-                    )
-                say(f"build {claimed.id} succeeded")
-            except Exception as error:  # noqa: BLE001  the row has it, and a worker goes on
-                done.append(registry.builds.get(claimed.id))
-                again = done[-1].retry_at
-                say(
-                    f"build {claimed.id} failed: {error}"
-                    + (f"; to be tried again from {again:%H:%M:%S} UTC on" if again else "")
-                )
+    Ctrl-C or SIGTERM gives builds back to the queue. Failures that may heal are tried again after a while.
+    """
+    if workers is not None and executor != "process":
+        raise UsageError("--workers is for --executor process")
+    from ..engine import workers as placing
+
+    bars: _Bars | None = None
+
+    def tell(happening: placing.Happening) -> None:
+        nonlocal bars
+        if bars is not None and happening.what != "says":
+            bars.__exit__()
+            bars = None
+        if log_json:
+            click.echo(json.dumps(happening.to_json()), err=True)
+        else:
+            say(str(happening))
+
+    def show_progress(build: Build) -> Progress:
+        nonlocal bars
+        if log_json:
+            return placing.Silent
+        bars = _Bars(f"build {build.domain}")
+        return bars.update
+
+    with app.registry() as registry, placing.Stop().on_signals():
+        if executor == "inline":
+            done = placing.inline(
+                registry, device=app.device(), once=once, watch=watch, tell=tell, progress=show_progress
+            )
+        else:
+            done = placing.processes(
+                registry,
+                count=workers or os.cpu_count() or 1,
+                device=app.settings.device,
+                once=once,
+                watch=watch,
+                actor=app.actor,
+                tell=tell,
+            )
     _show_builds(done, as_json, empty="no build was waiting")
     if any(row.status == "failed" for row in done):
         raise click.exceptions.Exit(1)

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from . import events
@@ -142,12 +142,7 @@ class Builds:
         moment = now()
         query = (
             select(BuildRow)
-            .where(
-                or_(
-                    and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
-                    and_(BuildRow.status == "running", BuildRow.lease_until < moment),
-                )
-            )
+            .where(_claimable(moment))
             .order_by(BuildRow.id)
             .limit(1)
             .with_for_update(skip_locked=True, of=BuildRow)
@@ -263,6 +258,29 @@ class Builds:
             row.done = row.total = row.attempts = 0
             return self._build(row)
 
+    def free(self, workers: str, message: str) -> builtins.list[Build]:
+        """Puts the running builds of workers whose names begin so back into the queue: whoever calls knows that they are gone.
+
+        A build that has lost MAX_ATTEMPTS workers has failed.
+        """
+        freed = []
+        query = select(BuildRow).where(
+            BuildRow.status == "running", BuildRow.worker.startswith(workers, autoescape=True)
+        )
+        with self._database.writing() as session:
+            for row in session.scalars(query.with_for_update(of=BuildRow)):
+                lost = {"code": "lost", "message": message}
+                self._move(session, row, "failed" if row.attempts >= MAX_ATTEMPTS else "queued", error=lost)
+                row.error, row.worker = lost, None
+                session.flush()
+                freed.append(self._build(row))
+        return freed
+
+    def waiting(self) -> int:
+        """How many builds could be claimed now."""
+        with self._database.reading() as session:
+            return session.scalar(select(func.count()).select_from(BuildRow).where(_claimable(now()))) or 0
+
     def get(self, build_id: str) -> Build:
         """By id, or by the beginning of one if it is unique."""
         with self._database.reading() as session:
@@ -374,6 +392,14 @@ class Builds:
             started_at=row.started_at,
             finished_at=row.finished_at,
         )
+
+
+def _claimable(moment: datetime) -> ColumnElement[bool]:
+    """Queued and not for later, or with a worker whose lease has run out."""
+    return or_(
+        and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
+        and_(BuildRow.status == "running", BuildRow.lease_until < moment),
+    )
 
 
 def _new_id() -> str:
