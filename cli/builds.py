@@ -326,7 +326,8 @@ def _show_adaptation(found: dict[str, Any]) -> None:
         click.echo(printable(f"  {mix}  {entropy:.4f}  {bar}{judged}{mark}"))
     for end in found.get("ends", ()):
         judged = "" if end["ndcg"] is None else f", NDCG@3 {end['ndcg']:.3f}"
-        click.echo(printable(f"  {end['role']} alone: {end['entropy']:.4f}{judged}"))
+        entropy = "no number" if end["entropy"] is None else f"{end['entropy']:.4f}"
+        click.echo(printable(f"  {end['role']} alone: {entropy}{judged}"))
 
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     type=click.Choice(["likelihood", "pmi", "generate"]),
     default="likelihood",
     show_default=True,
-    help="Score every candidate's title, or read the titles that the model names.",
+    help="Score every candidate's title, by its likelihood or by what the history adds to it (pmi), or read the titles that the model names.",
 )
 @click.option("--template", metavar="T", help="Prompt template: a name or a file; next-title unless said.")
 @click.option("--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates beside the target.")

@@ -36,7 +36,7 @@ def show(name: str, as_json: bool) -> None:
 
     from ..engine.recipes import load_recipe
 
-    content = load_recipe(name).to_json()
+    content = load_recipe(name).complete()
     answer(as_json, content, lambda: click.echo(yaml.safe_dump(content, sort_keys=False).rstrip()))
 
 

@@ -7,8 +7,10 @@ per module, Adam follows the gradient. What is found is numbers; the merge that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ class EndPoint:
     """An adapter alone, judged as the mix is."""
 
     role: str
-    entropy: float
+    entropy: float | None  # None where it is no number
     ndcg: float | None
     difference: Interval | None  # of the mix to it, paired
 
@@ -145,7 +147,13 @@ def adapt(
     model, tokenizer = load()
     texts = fit(prompts, tokenizer)
     ids = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in texts]
-    mark = texts[0].template.mark if adaptive.titles == "every" and texts[0].template.answers > 1 else None
+    template = texts[0].template
+    if adaptive.titles == "every" and template.answers == 1:
+        raise AdaptationError(
+            f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
+            hint="`titles: first`, or a template with `answers` above 1, such as top-five",
+        )
+    mark = template.mark if adaptive.titles == "every" else None
     counting = Counting(adaptive.tokens, mark, adaptive.longest)
     search = adaptive.searching
     if search == "line" and len(parts) != 2:
@@ -162,7 +170,7 @@ def adapt(
             ids,
             counting,
             batch_tokens=batch_tokens,
-            gradient_tokens=GRADIENT_TOKENS[device.partition(":")[0] if device.startswith("cuda") else "cpu"],
+            gradient_tokens=GRADIENT_TOKENS["cuda" if device.startswith("cuda") else "cpu"],
             progress=bar.step,
         )
         memory = (
@@ -177,7 +185,9 @@ def adapt(
             else:
                 down_the_gradient(objective, len(parts), adaptive, training, held_out, sought, asked)
         except KeyboardInterrupt:
-            if not keep_best or not any(True for _ in sought.points()):
+            # Without held-out prompts nothing but the start is judged until a descent has ended.
+            judged_any = any(True for _ in sought.points()) if search == "line" or held_out else sought.has_ended()
+            if not keep_best or not judged_any:
                 raise
             interrupted = True
         number, best = _best(sought, adaptive)
@@ -195,7 +205,7 @@ def adapt(
         constraint=adaptive.constraint,
         search=search,
         tokens=adaptive.tokens,
-        titles="every" if mark is not None else "first",
+        titles=adaptive.titles,
         prompts=len(ids),
         judged=len(judged),
         entropy=_number(best.entropy),
@@ -210,7 +220,7 @@ def adapt(
     return _with_warnings(found, interrupted)
 
 
-def load_on(folder: Any, device: str) -> Callable[[], tuple[Any, Any]]:
+def load_on(folder: Path, device: str) -> Callable[[], tuple[Any, Any]]:
     """Model and tokenizer of a checkpoint, when they are wanted."""
     return lambda: load_model(folder, device)
 
@@ -291,8 +301,8 @@ def _expect_gradients_to_fit(
     """Bytes that the largest gradient will take, said and held against what is free."""
     even = torch.full((len(mixture.groups), adapters), 1 / adapters, device=mixture.device)
     growth = objective.growth(even)
-    length, prompts = objective.longest(GRADIENT_TOKENS["cuda" if device.startswith("cuda") else "cpu"])
-    needed, free = growth(length, prompts), available(device)
+    free = available(device)
+    needed, length, prompts = objective.fitted(growth, free)
     tell(
         f"a gradient over {prompts} x {length} tokens takes about {needed / 1e9:.1f} GB of memory beside the model"
         + (f"; {free / 1e9:.1f} GB are free" if free is not None else "")
@@ -332,11 +342,12 @@ def _ends(
         alone = torch.zeros(len(objective.mixture.groups), len(parts), device=device)
         alone[:, place] = 1.0
         entropy = objective.value(alone, judged)
-        ranks = judge.ranks() if labelled else None
+        sound = math.isfinite(entropy)
+        ranks = judge.ranks() if labelled and sound else None
         found.append(
             EndPoint(
                 role,
-                entropy,
+                entropy if sound else None,
                 summarise(ranks)[METRIC].mean if ranks else None,
                 paired_difference(own, ranks, METRIC) if own and ranks else None,
             )
@@ -346,22 +357,31 @@ def _ends(
 
 def _with_warnings(found: Adaptation, interrupted: bool) -> Adaptation:
     """What a person should know before trusting what was found."""
-    from dataclasses import replace
-
     said = []
-    if interrupted:
-        said.append("the search was interrupted; this is the best that it had found")
     alone = next(
-        (role for k, role in enumerate(found.roles) if all(row[k] >= ALONE for row in found.coefficients)), None
+        (
+            role
+            for k, role in enumerate(found.roles)
+            if all(
+                row[k] >= ALONE and all(abs(other) <= 1 - ALONE for n, other in enumerate(row) if n != k)
+                for row in found.coefficients
+            )
+        ),
+        None,
     )
-    if alone and len(found.roles) > 1:
+    if interrupted:
+        said.append("the search was interrupted; this is the best that it had found. --force builds anew")
+    elif alone and len(found.roles) > 1:
         said.append(
             f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means sure, not right"
         )
-    elif any(run.stopped == IN_A_CORNER for run in found.runs):
+    elif found.runs[found.chosen].stopped == IN_A_CORNER:
         said.append(
             "the search ran into a corner, where one adapter has all the weight; low entropy means sure, not right"
         )
+    said += [
+        f"the {end.role} alone gives no finite entropy; it may be broken" for end in found.ends if end.entropy is None
+    ]
     for end in found.ends:
         if end.difference is not None and end.difference.mean < 0:
             said.append(

@@ -33,7 +33,7 @@ from .coefficients import Weight, mean, spread
 from .errors import AdaptationError, MergeError
 from .journal import FORMAT_VERSION, Journal
 from .provenance import write_papers
-from .recipes import SHIPPED, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
+from .recipes import OWN_ROLES, SHIPPED, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from .adaptive import Adaptation
@@ -107,6 +107,11 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
             raise
         base = adapters[role].base
     roles = [role for role in recipe.roles if role in adapters]
+    seen: dict[str, Role] = {}
+    for role in roles:
+        twin = seen.setdefault(adapters[role].digest, role)
+        if twin != role and twin not in OWN_ROLES:
+            raise UsageError(f"the recipe names {adapters[role].ref} twice, as {twin} and as {role}")
     assert base is not None
     base_model = look.base(base)
     inputs: dict = {
@@ -120,6 +125,11 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
                 hint=f"`reccocktail domain add {domain.name} --data DIR`, or a recipe with fixed coefficients",
             )
         template = look.template(recipe.adaptive.template)
+        if recipe.adaptive.titles == "every" and template.answers == 1:
+            raise UsageError(
+                f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
+                hint="`titles: first`, or a template with `answers` above 1, such as top-five",
+            )
         recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
         inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
         inputs["template"] = {"name": template.name, "digest": template.digest}
@@ -171,7 +181,12 @@ def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
     The domain and the base's name are in the papers; where data and templates lie is not.
     """
     content = recipe.to_json()
-    content.get("adaptive", {}).pop("template", None)
+    if recipe.adaptive is not None:
+        # Where templates lie does not matter; what is left to be chosen does, should the choice ever change.
+        del content["adaptive"]["template"]
+        content["adaptive"].pop("search", None)
+        if recipe.adaptive.searching == "gradient":
+            content["adaptive"] |= {"search": "gradient", "learning_rates": list(recipe.adaptive.rates)}
     return digest_of_json(
         {
             "domain": domain,
@@ -270,11 +285,14 @@ def _judged(
     refs = (spirit.ref if spirit else None, ingredient.ref if ingredient else None)
     if isinstance(now, str):
         return Standing("blocked", (now,), newest, *refs)
+    is_cold = "ingredient" in now.recipe.roles and "ingredient" not in {a["role"] for a in now.inputs["adapters"]}
     if newest is None:
-        roles = [adapter["role"] for adapter in now.inputs["adapters"]]
-        if roles == ["spirit"] and "ingredient" in now.recipe.roles:
+        if is_cold and len(now.inputs["adapters"]) == 1:
             return Standing("cold", ("no ingredient yet; a build would be the spirit alone",), None, *refs)
         return Standing("unbuilt", (), None, *refs)
+    if is_cold and any(adapter["role"] == "ingredient" for adapter in newest.inputs["adapters"]):
+        why = f"{domain.name!r} has no ingredient any more, which its newest build was made with"
+        return Standing("blocked", (f"{why}; asked for by name, it is built without",), newest, *refs)
     if current is None:
         return Standing("stale", tuple(_moved(newest, now)) or ("engine format",), newest, *refs)
     if current.digest is None or not stored(current.digest):
@@ -524,7 +542,7 @@ def _make(
         coefficients = found.weights()
         report["adaptation"] = found.summary()
         report["warnings"] = list(found.warnings)
-        report["artifact"] = _keep_trajectory(registry, build, found)
+        report["artifact"] = _keep_trajectory(registry, build, found, report["warnings"])
     # Named after what is made, so that whoever takes the build over, or up again, goes on with its finished shards.
     work = digest_of_json([build.key, coefficients, device.partition(":")[0]]).removeprefix("sha256:")
     if recipe.output.format == "adapter":
@@ -562,13 +580,19 @@ def _prompts(build: Build, adaptive: Adaptive) -> tuple[list[Question], list[Que
     return prompts, drawn("validation", adaptive.labels) if adaptive.labels else []
 
 
-def _keep_trajectory(registry: Registry, build: Build, found: Adaptation) -> str:
-    """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone."""
+def _keep_trajectory(registry: Registry, build: Build, found: Adaptation, warnings: list[str]) -> str:
+    """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone.
+
+    A plot that cannot be drawn is a warning: what was found out costs more than a picture of it.
+    """
     from .plots import plot_all
 
     with registry.store.staging(f"report-{build.id}") as folder:
         if found.search != "none":
-            plot_all(found, folder, title=build.domain)
+            try:
+                plot_all(found, folder, title=build.domain)
+            except Exception as error:  # noqa: BLE001  whatever the plotting library raises
+                warnings.append(f"the search could not be plotted: {type(error).__name__}: {error}")
         (folder / TRAJECTORY).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
         return registry.store.adopt(folder).digest
 
@@ -635,11 +659,16 @@ def _write_result(
         out,
         recipe.resolved(coefficients).to_json(),
         _card(registry, build, coefficients),
-        {"base": base.digest} | {role: adapter.digest for role, adapter in adapters.items()},
+        {"base": base.digest} | {_called(role): adapter.digest for role, adapter in adapters.items()},
         build.domain,
         known=known,
     )
     return merged
+
+
+def _called(role: Role) -> str:
+    """How an adapter is called beside the base: a neighbour's domain may have any name."""
+    return role if role in OWN_ROLES else f"neighbour {role}"
 
 
 def _card(

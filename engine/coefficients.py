@@ -104,7 +104,7 @@ def mean(coefficient: Weight | Sequence[float]) -> float:
     if isinstance(coefficient, (int, float)):
         return float(coefficient)
     values = list(coefficient.values()) if isinstance(coefficient, Mapping) else list(coefficient)
-    return math.fsum(values) / len(values)
+    return sum(value / len(values) for value in values)
 
 
 def expect_finite(weight: Weight, who: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEVER = -1
+from ..tasks import answer_ends
+
 SHORT = 4  # tokens; up to here keeping every step's keys and values costs less than reading the prompt twice
 
 
@@ -66,10 +67,11 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], countin
 
     The entropies have the model's gradient, unless torch is told to take none.
     """
-    stop = NEVER if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    ends = answer_ends(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     width = max(map(len, prompts))
     device = next(model.parameters()).device
+    stops = torch.tensor(ends, dtype=torch.long, device=device)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     writers = [_Writer(counting, tokenizer) for _ in prompts]
@@ -95,7 +97,7 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], countin
         latest = log_p.detach().argmax(-1, keepdim=True)
         ids = torch.cat([ids, latest], dim=1)
         mask = torch.cat([mask, alive[:, None].to(mask.dtype)], dim=1)
-        alive = alive & (latest[:, 0] != stop)
+        alive = alive & ~torch.isin(latest[:, 0], stops)
         if not bool(alive.any()):
             break
         if counting.mark is not None:
@@ -150,5 +152,6 @@ def entropies(model: Any, answers: Answers) -> Tensor:
 
 
 def _entropy(log_p: Tensor) -> Tensor:
-    """Shannon entropy in nats of distributions given by their logarithms, over the last dimension."""
+    """Shannon entropy in nats of distributions given by their logarithms, over the last dimension; 0 log 0 is 0."""
+    log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return -(log_p.exp() * log_p).sum(-1)

@@ -13,18 +13,32 @@ import torch
 from torch import Tensor
 
 PROBES = (16, 32, 64)
+CGROUP = Path("/sys/fs/cgroup")
 MARGIN = 1.15  # beside what is kept: the tensors of the operation at work
 
 
 def available(device: str) -> int | None:
     """Bytes that could be taken on a device now; None where it cannot be told."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+        place = torch.device(device)
+        kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)  # for what comes next
+        return torch.cuda.mem_get_info(place)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    limits = [limit for limit in (free, _left_in_container()) if limit is not None]
+    return min(limits) if limits else None
+
+
+def _left_in_container() -> int | None:
+    """Bytes up to the limit of the control group that this process is in, where there is one."""
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        return None if limit == "max" else int(limit) - int((CGROUP / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def kept_bytes(forward: Callable[[], Tensor], weights: Sequence[Tensor]) -> int:
@@ -45,9 +59,13 @@ def kept_bytes(forward: Callable[[], Tensor], weights: Sequence[Tensor]) -> int:
 
 
 class Growth:
-    """Bytes of a pass over one prompt by its length, the parabola through what `measure` says of three short ones."""
+    """Bytes of a pass over prompts by their length, the parabola through what `measure` says of three short ones.
 
-    def __init__(self, measure: Callable[[int], int]) -> None:
+    Its constant is there once, whatever the number of prompts; `each` is added for every prompt.
+    """
+
+    def __init__(self, measure: Callable[[int], int], each: int = 0) -> None:
+        self._each = each
         x = torch.tensor(PROBES, dtype=torch.float64)
         y = torch.tensor([measure(length) for length in PROBES], dtype=torch.float64)
         powers = torch.stack([torch.ones_like(x), x, x * x], dim=1)
@@ -55,4 +73,4 @@ class Growth:
 
     def __call__(self, length: int, prompts: int = 1) -> int:
         constant, slope, bend = self._coefficients
-        return int(MARGIN * prompts * (constant + slope * length + bend * length * length))
+        return int(MARGIN * (constant + prompts * (slope * length + bend * length * length + self._each)))

@@ -45,7 +45,11 @@ class Mixture:
         places = {name: number for number, name in enumerate(self.groups)}
         self._group = {name: places[group_of(name, granularity)] for name in ordered}
         for name, used in self._targets.items():
-            own = [weight_at(part.weight, [name], part.folder.name) for part in parts]
+            taking_part = {index for index, _ in used}
+            own = [
+                weight_at(part.weight, [name], part.folder.name) if index in taking_part else 0.0
+                for index, part in enumerate(parts)
+            ]
             self._mix(name, used, own)
         # Last, since what is refused above must leave no hook behind.
         self._handles = [modules[name].register_forward_hook(self._hook(name)) for name in self._targets]
@@ -67,17 +71,24 @@ class Mixture:
             self._stacked[name] = (b.to(self._dtype), a.to(self._dtype), owner)
         b, a, owner = self._stacked[name]
         each = weights if isinstance(weights, Tensor) else torch.tensor(weights, device=self.device)
-        self._current[name] = (b, a, each[owner].to(self._dtype))
+        self._current[name] = (b, a, each[owner])
 
     def spread(self, group: int) -> list[str]:
         """The modules that have a group's coefficient."""
         return [name for name, own in self._group.items() if own == group]
 
+    def tensors(self) -> list[Tensor]:
+        """What the mixture itself holds on the device."""
+        factors = [tensor for used in self._targets.values() for _, f in used for tensor in (f.a, f.b)]
+        return factors + [tensor for stacked in self._stacked.values() for tensor in stacked]
+
     def _hook(self, name: str) -> Any:
         def add_delta(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             b, a, weights = self._current[name]
             inner = inputs[0] @ a.T
-            return output + (inner if weights is None else inner * weights) @ b.T
+            if weights is not None:
+                inner = (inner * weights).to(inner.dtype)  # weights stay in float32: .501 is not .5
+            return output + inner @ b.T
 
         return add_delta
 
@@ -93,9 +104,9 @@ def _expect_plain(part: Part) -> None:
     """Raises MergeError for what is more than B A on the input of a linear layer, rather than leave it out."""
     more = [tensor.name for tensor in (*part.facts.saved, *part.facts.tokens)]
     more += [
-        f"{m.name} ({'DoRA' if m.magnitude else 'a LoRA bias' if m.bias else 'experts'})"
+        f"{m.name} ({'DoRA' if m.magnitude else 'a LoRA bias' if m.bias else 'an embedding' if m.embeds else 'experts'})"
         for m in part.facts.modules
-        if m.magnitude or m.bias or m.experts > 1 or m.parameter != "weight"
+        if m.magnitude or m.bias or m.embeds or m.experts > 1 or m.parameter != "weight"
     ]
     more += [m.name for m in part.facts.modules if m.transposed and not part.facts.config.fan_in_fan_out]
     if more:

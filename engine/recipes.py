@@ -61,6 +61,8 @@ _ADDED = (
     "neighbours",
 )
 
+_OF_GRADIENT = ("learning_rates", "epochs", "batch", "held_out", "patience")
+
 Layers = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
 Modules = Annotated[dict[str, FiniteFloat], Field(min_length=1)]
 
@@ -74,6 +76,26 @@ Coefficient = Annotated[
     Discriminator(_kind_of_coefficient),
 ]
 """A number, one number per layer, or one per module by its name."""
+
+
+def _expect_reference(name: str) -> None:
+    """Raises ValueError for what is no ingredient of another domain."""
+    try:
+        found = Reference.parse(name)
+    except InvalidReferenceError as error:
+        raise ValueError(
+            f"{error}; adapters are {', '.join(OWN_ROLES)}, or references of other domains' ingredients"
+        ) from error
+    if found.name == SPIRIT or name in OWN_ROLES:
+        raise ValueError(
+            f"{name}: neighbours are ingredients of other domains; the own adapters are `spirit` and `ingredient`"
+        )
+
+
+def _in_order(coefficients: Mapping[Role, Any]) -> dict[Role, Any]:
+    """Spirit and ingredient first, then the neighbours by name."""
+    own = [role for role in OWN_ROLES if role in coefficients]
+    return {role: coefficients[role] for role in (*own, *sorted(coefficients.keys() - set(own)))}
 
 
 class _Strict(BaseModel):
@@ -142,10 +164,17 @@ class Adaptive(_Strict):
             _expect_reference(name)
         if len(set(names)) < len(names):
             raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is named twice")
-        return names
+        return tuple(sorted(names))  # the order in which deltas are added decides the last bit
 
     @model_validator(mode="after")
     def _fits_together(self) -> Adaptive:
+        if unused := [name for name in self._unused if getattr(self, name) != type(self).model_fields[name].default]:
+            way = "a gradient search" if self.searching == "line" else "a line search"
+            if unused[0] == "longest":
+                raise ValueError("`longest` is for `titles: every`, where whole answers are decoded")
+            raise ValueError(
+                f"`{unused[0]}` is for {way}; say `search: {'gradient' if self.searching == 'line' else 'line'}`"
+            )
         if self.search == "line":
             if self.granularity != "model" or self.constraint not in ("simplex", "softmax"):
                 raise ValueError("`search: line` is for one λ for the whole model that sums to 1; use `gradient`")
@@ -161,6 +190,12 @@ class Adaptive(_Strict):
             return self.search
         simple = self.granularity == "model" and self.constraint in ("simplex", "softmax") and not self.neighbours
         return "line" if simple else "gradient"
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """Switches that say nothing, given the others."""
+        of_the_other = _OF_GRADIENT if self.searching == "line" else ("points",)
+        return of_the_other if self.titles == "every" else (*of_the_other, "longest")
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -251,10 +286,7 @@ class Recipe(_Strict):
     @classmethod
     def _spirit_first(cls, given: dict[Role, Coefficient] | None) -> dict[Role, Coefficient] | None:
         """Equal recipes are written with equal bytes, in whatever order their coefficients were given."""
-        if not given:
-            return given
-        own = [role for role in OWN_ROLES if role in given]
-        return {role: given[role] for role in (*own, *sorted(given.keys() - set(own)))}
+        return given and _in_order(given)
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -279,6 +311,10 @@ class Recipe(_Strict):
                 content["adaptive"].pop(name, None)
         return content
 
+    def complete(self) -> dict:
+        """With every switch and its default, for people to begin from."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def with_absolute_template(self) -> Recipe:
         """The same recipe, whose prompt template is found from any folder."""
         if self.adaptive is None or not Path(self.adaptive.template).is_file():
@@ -288,7 +324,7 @@ class Recipe(_Strict):
 
     def resolved(self, coefficients: Mapping[Role, Coefficient | Weight]) -> Recipe:
         """The same recipe with its coefficients found: what `recipe.json` holds and what repeats the build."""
-        return self.model_copy(update={"coefficients": dict(coefficients), "adaptive": None})
+        return self.model_copy(update={"coefficients": _in_order(coefficients), "adaptive": None})
 
 
 SHIPPED: dict[str, tuple[str, Recipe]] = {
@@ -373,18 +409,6 @@ def parse_output(given: Mapping[str, object]) -> Output:
         return Output.model_validate(given)
     except ValidationError as error:
         raise RecipeError(f"output: {'; '.join(_problems(error))}") from error
-
-
-def _expect_reference(name: str) -> None:
-    """Raises ValueError for what is no ingredient of another domain."""
-    try:
-        found = Reference.parse(name)
-    except InvalidReferenceError as error:
-        raise ValueError(
-            f"{error}; adapters are {', '.join(OWN_ROLES)}, or references of other domains' ingredients"
-        ) from error
-    if found.name == SPIRIT:
-        raise ValueError(f"{name}: neighbours are ingredients of other domains; the spirit has the role `spirit`")
 
 
 def _hint(content: Mapping[str, object]) -> str:

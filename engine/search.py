@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .entropy import SHORT, Counting, answer, answer_with_gradient, batches
+from .entropy import SHORT, Answers, Counting, answer, answer_with_gradient, batches, entropies
 from .errors import AdaptationError
 from .memory import Growth, kept_bytes
 from .mixture import Mixture
@@ -60,6 +60,10 @@ class Sought:
     """What a search has found so far: it can be interrupted at any moment and still has an answer."""
 
     runs: list[Run] = field(default_factory=list)
+
+    def has_ended(self) -> bool:
+        """Whether a run went as far as it could."""
+        return any(run.stopped != INTERRUPTED for run in self.runs)
 
     def points(self) -> Iterator[tuple[int, Point]]:
         for number, run in enumerate(self.runs):
@@ -120,31 +124,42 @@ class Objective:
     def growth(self, weights: Tensor) -> Growth:
         """What a gradient keeps in memory, by the length of a prompt with its answer."""
         leaf = weights.detach().clone().requires_grad_()
-        parameters = list(self._model.parameters())
+        own = [*self._model.parameters(), *self.mixture.tensors()]
+        written = self._counting.length if self._counting.length > SHORT else 0
 
         def measure(length: int) -> int:
             prompt = list(self._prompts[0][:length]) or [0]
-            prompt += prompt * (length // len(prompt))
-            # A long answer is part of what the one pass reads; here a short one stands for it.
-            counting = (
-                Counting(min(self._counting.tokens, length - 1)) if self._counting.length > SHORT else self._counting
-            )
-            asked = [prompt[: length - counting.length]]
+            prompt = (prompt * (1 + length // len(prompt)))[:length]
             with torch.enable_grad():
                 self.mixture.set(leaf)
-                return kept_bytes(
-                    lambda: answer_with_gradient(self._model, self._tokenizer, asked, counting), parameters
-                )
+                if not written:
+                    asked = [prompt[: length - self._counting.length]]
+                    return kept_bytes(
+                        lambda: answer_with_gradient(self._model, self._tokenizer, asked, self._counting), own
+                    )
+                ids = torch.tensor([prompt], device=self.mixture.device)
+                counts = torch.ones(1, 1, dtype=torch.bool, device=self.mixture.device)
+                answers = Answers(ids, torch.ones_like(ids), counts, torch.zeros(1, device=self.mixture.device))
+                return kept_bytes(lambda: entropies(self._model, answers), own)
 
-        return Growth(measure)
+        vocabulary = self._model.get_output_embeddings().weight
+        # Logits of the whole answer and their gradient, and five float32 of the size of those that count.
+        each = vocabulary.shape[0] * (
+            2 * vocabulary.element_size() * written + 5 * 4 * (written or self._counting.tokens)
+        )
+        return Growth(measure, each)
 
-    def longest(self, tokens: int) -> tuple[int, int]:
-        """(length, prompts) of the largest batch of a gradient, answers included."""
-        found = [
-            (max(len(self._prompts[i]) for i in batch) + self._counting.length, len(batch))
-            for batch in batches(self._prompts, tokens)
-        ]
-        return max(found, key=lambda pair: pair[0] * pair[1])
+    def fitted(self, growth: Growth, free: int | None) -> tuple[int, int, int]:
+        """(bytes, tokens, prompts) of the largest batch of a gradient, after batches were made small enough for what is free."""
+        while True:
+            sizes = [
+                (max(len(self._prompts[i]) for i in batch) + self._counting.length, len(batch))
+                for batch in batches(self._prompts, self._gradient_tokens)
+            ]
+            needed, length, prompts = max((growth(length, prompts), length, prompts) for length, prompts in sizes)
+            if free is None or needed <= free or prompts == 1:
+                return needed, length, prompts
+            self._gradient_tokens //= 2
 
 
 # The line
@@ -155,17 +170,21 @@ def along_the_line(
 ) -> None:
     """Two adapters, one λ: every mix from the first alone to the second alone, evenly spaced."""
     seen: list[Point] = []
-    for step in range(points):
+    # Ends and middle first: whoever interrupts has looked at what matters most.
+    order = sorted(range(points), key=lambda step: (step not in (0, points // 2, points - 1), step))
+    for step in order:
         share = round(step / (points - 1), 6)
         coefficients = (round(1 - share, 6), share)
         weights = torch.tensor([coefficients], device=objective.mixture.device)
         entropy = objective.value(weights, which)
         if not math.isfinite(entropy):
             raise AdaptationError(
-                f"the entropy at λ = {share:g} of the second adapter is not a number: an adapter is broken"
+                f"the entropy at λ = {share:g} of the second adapter is not a number: an adapter is broken",
+                hint="`reccocktail evaluate` each adapter",
             )
         seen.append(Point((coefficients,), entropy, ndcg=judge() if judge else None))
-        sought.runs[:] = [Run(None, tuple(seen), INTERRUPTED if step < points - 1 else ALL_TAKEN)]
+        seen.sort(key=lambda point: point.coefficients[0][1])
+        sought.runs[:] = [Run(None, tuple(seen), INTERRUPTED if len(seen) < points else ALL_TAKEN)]
 
 
 # The gradient
@@ -173,11 +192,16 @@ def along_the_line(
 
 @dataclass(frozen=True)
 class Constraint:
-    """Raw parameters, which Adam moves, and the coefficients that they stand for."""
+    """Raw parameters, which Adam moves, and the coefficients that they stand for.
+
+    `along` is the part of a gradient that does not lead out of the constraint. Adam makes steps of equal size of all partials, so what
+    they have in common must go before: projecting afterwards would undo the whole step where every adapter helps.
+    """
 
     start: Callable[[float], float]
     weights: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor] = lambda raw: raw
+    along: Callable[[Tensor], Tensor] = lambda gradient: gradient
 
 
 def onto_the_simplex(raw: Tensor) -> Tensor:
@@ -192,7 +216,12 @@ def onto_the_simplex(raw: Tensor) -> Tensor:
 CONSTRAINTS: dict[str, Constraint] = {
     "softmax": Constraint(lambda share: 0.0, lambda raw: raw.softmax(-1)),
     "sigmoid": Constraint(lambda share: math.log(share / (1 - share)) if share < 1 else 4.0, torch.sigmoid),
-    "simplex": Constraint(lambda share: share, lambda raw: raw, onto_the_simplex),
+    "simplex": Constraint(
+        lambda share: share,
+        lambda raw: raw,
+        onto_the_simplex,
+        lambda gradient: gradient - gradient.mean(-1, keepdim=True),
+    ),
     "free": Constraint(lambda share: share, lambda raw: raw),
 }
 """All start with 1/K for each of K adapters (RecCocktail, code)."""
@@ -249,7 +278,7 @@ def down_the_gradient(
                 stopped = BROKEN
                 break
             adam.zero_grad()
-            weights.backward(gradient)
+            weights.backward(constraint.along(gradient))
             adam.step()
             with torch.no_grad():
                 raw.copy_(constraint.project(raw))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
-    from .generation import Naming, rank_by_generation, read_answer
+    from .generation import Naming, answer_ends, rank_by_generation, read_answer
     from .metrics import Interval, auc, hit_rate, mrr, ndcg, paired_difference, summarise
     from .popularity import rank_by_popularity
     from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, fit, load_template, question, questions
@@ -37,6 +37,7 @@ __all__ = [
     "TaskError",
     "TaskSpec",
     "Template",
+    "answer_ends",
     "at_least_rated",
     "auc",
     "describe",
@@ -66,7 +67,7 @@ _HOMES = {
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
-    "generation": ("Naming", "rank_by_generation", "read_answer"),
+    "generation": ("Naming", "answer_ends", "rank_by_generation", "read_answer"),
     "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("rank_by_popularity",),
     "prompts": (

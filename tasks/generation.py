@@ -103,7 +103,7 @@ def _answers(
 ) -> list[list[int]]:
     """Greedy answers to a batch of prompts, which stand to the right so that the answers line up; each up to its end."""
     width = max(map(len, prompts))
-    ends = _ends(model, tokenizer)
+    ends = answer_ends(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -121,8 +121,8 @@ def _answers(
     return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, width:].tolist()]
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def answer_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's and those of the checkpoint's generation_config."""
-    told = getattr(model.generation_config, "eos_token_id", None)
+    told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     told = told if isinstance(told, list) else [told]
     return sorted({int(token) for token in (tokenizer.eos_token_id, *told) if isinstance(token, int)})

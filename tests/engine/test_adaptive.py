@@ -5,6 +5,7 @@ An adapter with B = c·W and A = 1 on the head multiplies all logits by 1 + c: i
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,12 @@ import matplotlib.image
 import pytest
 import torch
 from reccocktail.engine import adaptive as adaptive_module
-from reccocktail.engine.adaptive import Adaptation, adapt, load_on
+from reccocktail.engine.adaptive import Adaptation, _with_warnings, adapt, load_on
 from reccocktail.engine.errors import AdaptationError
 from reccocktail.engine.models import load_tokenizer
 from reccocktail.engine.plots import plot_all, plot_search
 from reccocktail.engine.recipes import Adaptive
-from reccocktail.engine.search import Point, Run
+from reccocktail.engine.search import Objective, Point, Run
 from reccocktail.registry import inspect_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -50,7 +51,11 @@ def find(base, parts_of, asked):
     def run(*folders: Path, method: str = "linear", questions=None, given=None, **options) -> Adaptation:
         roles = ("spirit", "ingredient", *(f"neighbour-{n}" for n in range(6)))
         parts = dict(zip(roles, parts_of(base, [(folder, 1.0) for folder in folders]), strict=False))
-        adaptive = Adaptive(**{"points": 5, "tokens": 3} | options)
+        if options.get("search") == "gradient":
+            options.pop("points", None)
+        elif "points" not in options and len(parts) == 2 and options.get("granularity", "model") == "model":
+            options["points"] = 5
+        adaptive = Adaptive(**{"tokens": 3} | options)
         return adapt(
             inspect_base(base),
             load_on(base, "cpu"),
@@ -134,9 +139,7 @@ def test_progress_counts_every_prompt_at_every_point_and_every_end(points, find,
 @pytest.mark.parametrize("search", ["line", "gradient"])
 def test_how_prompts_are_batched_does_not_show(search, find, nothing, sharpening, asked):
     alone, together = (
-        find(
-            nothing, sharpening, questions=asked, search=search, points=3, held_out=0.5, given={"batch_tokens": tokens}
-        )
+        find(nothing, sharpening, questions=asked, search=search, points=3, given={"batch_tokens": tokens})
         for tokens in (1, 9999)
     )
     assert torch.tensor(along(alone)) == pytest.approx(torch.tensor(along(together)), abs=1e-4)
@@ -145,7 +148,7 @@ def test_how_prompts_are_batched_does_not_show(search, find, nothing, sharpening
 @pytest.mark.parametrize("search", ["line", "gradient"])
 def test_labels_are_never_looked_at(search, find, nothing, sharpening, asked):
     unlabelled = [replace(question, target_index=None, example=None) for question in asked[:2]]
-    found = find(nothing, sharpening, questions=unlabelled, search=search, points=3, held_out=0.5)
+    found = find(nothing, sharpening, questions=unlabelled, search=search, points=3)
     assert found.weights()["ingredient"] > 0.5
 
 
@@ -224,7 +227,7 @@ def test_a_spirit_alone_has_all_the_weight_and_no_model_is_loaded_for_it(constra
 
 
 def test_how_much_of_a_spirit_alone_is_found_where_its_weight_is_free(find, sharpening):
-    found = find(sharpening, constraint="sigmoid", learning_rates=(0.5,), held_out=0.5)
+    found = find(sharpening, constraint="sigmoid", search="gradient", learning_rates=(0.5,), held_out=0.5)
     assert found.roles == ("spirit",)
     assert found.runs[0].points[0].coefficients[0][0] == pytest.approx(0.982014)
     assert found.weights()["spirit"] > 0.982014
@@ -233,7 +236,7 @@ def test_how_much_of_a_spirit_alone_is_found_where_its_weight_is_free(find, shar
 @pytest.mark.parametrize("adapters", [3, 8])
 def test_weight_moves_to_the_one_adapter_of_many_that_makes_answers_surer(adapters, find, nothing, sharpening):
     folders = [nothing] * (adapters - 1) + [sharpening]
-    found = find(*folders, learning_rates=(0.1,), epochs=12, held_out=0.5)
+    found = find(*folders, search="gradient", learning_rates=(0.1,), epochs=12, held_out=0.5)
     assert found.search == "gradient"
     assert found.runs[0].points[0].coefficients == ((pytest.approx(1 / adapters, abs=1e-6),) * adapters,)
     assert max(found.weights(), key=found.weights().get) == found.roles[-1]
@@ -256,7 +259,9 @@ def test_a_search_that_is_interrupted_keeps_its_best_if_told_to(search, find, no
 
         return progress
 
-    options = {"search": search, "points": 5, "held_out": 0.5, "learning_rates": (0.1,), "epochs": 9}
+    options = {"search": search, "points": 5}
+    if search == "gradient":
+        options |= {"held_out": 0.5, "learning_rates": (0.1,), "epochs": 9}
     whole = find(nothing, sharpening, **options)
     found = find(
         nothing, sharpening, given={"progress": interrupting(7), "keep_best": True, "batch_tokens": 1}, **options
@@ -264,11 +269,64 @@ def test_a_search_that_is_interrupted_keeps_its_best_if_told_to(search, find, no
     assert found.runs[0].stopped == "interrupted"
     assert 1 < len(found.runs[0].points) < len(whole.runs[0].points)
     assert found.entropy == min(point.entropy for point in found.runs[0].points)
-    assert found.warnings[0] == "the search was interrupted; this is the best that it had found"
+    assert found.warnings == ("the search was interrupted; this is the best that it had found. --force builds anew",)
     with pytest.raises(KeyboardInterrupt):
         find(nothing, sharpening, given={"progress": interrupting(7), "batch_tokens": 1}, **options)
     with pytest.raises(KeyboardInterrupt):  # before anything was found
         find(nothing, sharpening, given={"progress": interrupting(1), "keep_best": True, "batch_tokens": 1}, **options)
+
+
+def test_without_held_out_prompts_nothing_is_kept_before_a_descent_has_ended(find, nothing, sharpening):
+    def interrupt(done: int, _total: int) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find(
+            nothing, sharpening, search="gradient", held_out=0.0, epochs=9, batch=1,
+            given={"progress": interrupt, "keep_best": True, "batch_tokens": 1},
+        )  # fmt: skip
+
+
+# --- what is said of the result -------------------------------------------------------------------------------------
+
+
+def test_two_adapters_that_both_help_do_not_hold_each_other(find, base, head, write_adapter):
+    """Both partials have one sign: their common part must not use the steps up."""
+    less, more = (write_adapter(base, {"lm_head": (torch.eye(64), by * head)}) for by in (1.0, 3.0))
+    for constraint in ("simplex", "softmax"):
+        found = find(less, more, search="gradient", constraint=constraint, held_out=0.5, epochs=8)
+        assert found.weights()["ingredient"] > 0.9
+        assert found.entropy < found.start
+
+
+def test_only_a_weight_that_stands_alone_is_called_alone():
+    point = Point(((1.1, 0.9995),), 1.0)
+    line = a_line(3)
+    found = replace(line, coefficients=point.coefficients, constraint="free", runs=(Run(0.1, (point,)),))
+    assert _with_warnings(found, interrupted=False).warnings == ()
+    found = replace(line, coefficients=((0.0, 1.0),))
+    assert "for the ingredient alone" in _with_warnings(found, interrupted=False).warnings[0]
+
+
+def test_an_end_that_is_no_number_is_said_and_not_kept_as_one(find, nothing, sharpening, monkeypatch):
+    """As where an adapter alone takes the logits out of the numbers, and half of it does not."""
+    value = Objective.value
+    monkeypatch.setattr(
+        Objective, "value", lambda self, weights, which: math.nan if weights.max() == 1 else value(self, weights, which)
+    )
+    found = find(nothing, sharpening, search="gradient", constraint="softmax", epochs=1, held_out=0.5)
+    assert [end.entropy for end in found.ends] == [None, None]
+    assert [text for text in found.warnings if "no finite entropy" in text] == [
+        f"the {role} alone gives no finite entropy; it may be broken" for role in ("spirit", "ingredient")
+    ]
+    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(found.summary(), allow_nan=False)
+
+
+def test_every_title_of_a_template_that_asks_for_one_is_refused(find, nothing, sharpening):
+    with pytest.raises(AdaptationError, match="template 'pick-one' asks for one title"):
+        find(nothing, sharpening, titles="every")
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------

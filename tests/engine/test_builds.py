@@ -643,7 +643,7 @@ def test_the_newest_publication_of_every_domain_and_those_of_one_build(stocked):
 
 PER_MODULE = Recipe(
     adaptive=Adaptive(
-        granularity="module", prompts=4, tokens=1, labels=4, epochs=1, batch=2, held_out=0.5, learning_rates=(0.1,)
+        granularity="module", prompts=4, tokens=1, labels=4, epochs=1, batch=2, held_out=0.0, learning_rates=(0.1,)
     )
 )
 
@@ -687,6 +687,10 @@ def test_neighbours_take_part_and_their_versions_decide_the_key(stocked, base, m
     assert request(stocked, "skin-care", recipe).build.id == build.id
     stocked.adapters.add(make_adapter(base, 6), base=row, role="ingredient", domain="toys")
     assert plan(stocked, "skin-care", recipe).key != build.key
+    own = recipe.adaptive.model_copy(update={"neighbours": ("toys", "toys@v1")})
+    stocked.adapters.alias("toys@v1", "champion")
+    with pytest.raises(UsageError, match="names toys@v1 twice, as toys and as toys@v1"):
+        plan(stocked, "skin-care", recipe.model_copy(update={"adaptive": own}))
     pinned = recipe.model_copy(update={"adaptive": recipe.adaptive.model_copy(update={"neighbours": ("toys@v1",)})})
     assert plan(stocked, "skin-care", pinned).inputs["adapters"][2]["ref"] == "toys@v1"
     own = recipe.adaptive.model_copy(update={"neighbours": ("skin-care@v1",)})
@@ -706,6 +710,30 @@ def test_a_cold_domain_is_the_spirit_alone_until_it_has_an_ingredient(stocked, b
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="toys")
     assert standing(stocked, "toys").state == "blocked"  # now there is something to mix, and no data to find out how
+
+
+def test_neighbours_in_any_order_repeat_from_the_recipe_that_was_written(stocked, base, make_adapter):
+    row = stocked.bases.get("tiny")
+    for seed, domain in enumerate(("toys", "games"), 5):
+        stocked.domains.add(domain)
+        stocked.adapters.add(make_adapter(base, seed), base=row, role="ingredient", domain=domain)
+    adaptive = Adaptive(
+        neighbours=("toys", "games"), prompts=2, tokens=1, epochs=1, held_out=0.5, learning_rates=(0.1,)
+    )
+    build = made(stocked, Recipe(adaptive=adaptive))
+    again = made(stocked, load_recipe(str(build.path / "recipe.json")))
+    assert again.digest == build.digest
+
+
+def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(stocked):
+    made(stocked, SMALL)
+    stocked.domains.add("skin-care", recipe="default")
+    work(stocked, request(stocked, "skin-care", Recipe(adaptive=Adaptive(prompts=2, tokens=1, points=3))).build)
+    stocked.adapters.archive("skin-care@v1", force=True)
+    state = standing(stocked, "skin-care")
+    assert state.state == "blocked"
+    assert "has no ingredient any more" in state.reasons[0]
+    assert standings(stocked)["skin-care"] == state
 
 
 def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked):

@@ -126,7 +126,10 @@ WRONG = {
     "unknown key": ({"coefficients": HALF, "colour": "red"}, "colour: unknown key"),
     "unknown key inside": ({"adaptive": {"learning_rate": 1}}, "adaptive.learning_rate: unknown key"),
     "no reference": ({"coefficients": {"Garnish!": 1.0}}, "'Garnish!' is not a reference"),
-    "the spirit by another name": ({"coefficients": {"spirit@v1": 1.0}}, "the spirit has the role `spirit`"),
+    "the spirit by another name": (
+        {"coefficients": {"spirit@v1": 1.0}},
+        "the own adapters are `spirit` and `ingredient`",
+    ),
     "too many adapters": ({"coefficients": {f"d{n}": 0.1 for n in range(9)}}, "names 9 adapters; at most 8"),
     "unknown method": ({"method": "stir", "coefficients": HALF}, "method.*'stir'"),
     "wrong type": ({"coefficients": {"spirit": "half"}}, "coefficients.spirit.*'half'"),
@@ -144,6 +147,13 @@ WRONG = {
     "seven neighbours": ({"adaptive": {"neighbours": [f"d{n}" for n in range(7)]}}, "adaptive.neighbours"),
     "spirit as neighbour": ({"adaptive": {"neighbours": ["spirit"]}}, "neighbours are ingredients of other domains"),
     "choice without labels": ({"adaptive": {"select": "validation"}}, "needs `labels`"),
+    "epochs of a line": ({"adaptive": {"epochs": 7}}, "`epochs` is for a gradient search; say `search: gradient`"),
+    "points of a descent": (
+        {"adaptive": {"granularity": "layer", "points": 7}},
+        "`points` is for a line search; say `search: line`",
+    ),
+    "longest of the first title": ({"adaptive": {"longest": 7}}, "`longest` is for `titles: every`"),
+    "own role as neighbour": ({"adaptive": {"neighbours": ["ingredient"]}}, "the own adapters are `spirit` and"),
     "rate of zero": ({"adaptive": {"learning_rates": [0.0]}}, "adaptive.learning_rates"),
     "both ways": ({"coefficients": HALF, "adaptive": {}}, "either `coefficients` or `adaptive`"),
     "neither way": ({"method": "linear"}, "either `coefficients` or `adaptive`"),
@@ -283,3 +293,18 @@ def test_an_unknown_name_lists_the_recipes_that_ship():
         load_recipe("martini")
     assert refused.value.hint is not None
     assert all(name in refused.value.hint for name in SHIPPED)
+
+
+def test_neighbours_are_mixed_in_one_order_however_they_are_written():
+    one, other = (Recipe(adaptive=Adaptive(neighbours=names)) for names in (("toys", "games"), ("games", "toys")))
+    assert one.digest == other.digest
+    assert one.roles == ("spirit", "ingredient", "games", "toys")
+    found = {"spirit": 0.1, "ingredient": 0.2, "toys": 0.3, "games": 0.4}
+    assert list(one.resolved(found).coefficients) == list(one.roles)
+
+
+def test_a_complete_recipe_shows_every_switch_and_is_the_same_recipe():
+    for _, recipe in SHIPPED.values():
+        again = parse_recipe(recipe.complete(), where="shown")
+        assert again.digest == recipe.digest
+    assert {"search", "epochs", "neighbours"} - {"search"} <= SHIPPED["default"][1].complete()["adaptive"].keys()
