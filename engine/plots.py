@@ -94,6 +94,7 @@ def _means(found: Adaptation, axes: Any) -> None:
             axes.fill_between(range(len(rows)), [min(row) for row in rows], [max(row) for row in rows], alpha=0.15)
     axes.axvline(_place(found, run), linestyle="--", color="tab:red")
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("λ" if len(found.groups) == 1 else "λ: mean, least to most")
     axes.legend()
 
@@ -153,8 +154,7 @@ def _number(layer: str) -> str:
 
 
 def _entropy_label(found: Adaptation) -> str:
-    which = "of every title" if found.titles == "every" else ""
-    return f"mean entropy of the first {found.tokens} tokens{f' {which}' if which else ''} (nats)"
+    return f"entropy, {found.tokens} tokens{' a title' if found.titles == 'every' else ''} (nats)"
 
 
 def _ndcg(axes: Any, x: Sequence[float], values: Sequence[float | None]) -> None:
