@@ -189,13 +189,13 @@ def by_us(place: str, prompts: int, batch: int, titles: str, longest: int, rates
         search="gradient",
         titles="every" if titles == "every" else "first",
         tokens=TOKENS,
-        longest=longest,
         prompts=prompts,
         learning_rates=tuple(rates),
         epochs=1,
         batch=batch,
         held_out=0.0,
         patience=0,
+        **({"longest": longest} if titles == "every" else {}),
     )
     counted, answered, spent = [], [], []
     answer, gradient = entropy.answer, search.Objective.gradient
