@@ -461,7 +461,7 @@ def worker(
         bars = _Bars(f"build {build.domain}")
         return bars.update
 
-    with app.registry() as registry, placing.Stop().on_signals():
+    with app.registry() as registry, placing.stopped_by_signals():
         if executor == "inline":
             done = placing.inline(
                 registry, device=app.device(), once=once, watch=watch, tell=tell, progress=show_progress
@@ -476,6 +476,8 @@ def worker(
                 actor=app.actor,
                 tell=tell,
             )
+    if log_json:
+        tell(placing.Happening("ended"))
     _show_builds(done, as_json, empty="no build was waiting")
     if any(row.status == "failed" for row in done):
         raise click.exceptions.Exit(1)

@@ -148,16 +148,14 @@ def adapt(
     texts = fit(prompts, tokenizer)
     ids = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in texts]
     template = texts[0].template
-    if adaptive.titles == "every" and template.answers == 1:
-        raise AdaptationError(
-            f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
-            hint="`titles: first`, or a template with `answers` above 1, such as top-five",
-        )
+    adaptive.expect_lists(template)
     mark = template.mark if adaptive.titles == "every" else None
     counting = Counting(adaptive.tokens, mark, adaptive.longest)
     search = adaptive.searching
     if search == "line" and len(parts) != 2:
-        search = "gradient"
+        raise AdaptationError(
+            f"a line search is for two adapters, there are {len(parts)}", hint="say `search: gradient`"
+        )
     kept = round(len(ids) * adaptive.held_out) if search == "gradient" and len(ids) > 1 else 0
     training, held_out = list(range(len(ids) - kept)), list(range(len(ids) - kept, len(ids)))
     bar = _Bar(progress, _prompts_to_answer(search, adaptive, len(training), len(held_out), len(parts)))

@@ -125,11 +125,7 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
                 hint=f"`reccocktail domain add {domain.name} --data DIR`, or a recipe with fixed coefficients",
             )
         template = look.template(recipe.adaptive.template)
-        if recipe.adaptive.titles == "every" and template.answers == 1:
-            raise UsageError(
-                f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
-                hint="`titles: first`, or a template with `answers` above 1, such as top-five",
-            )
+        recipe.adaptive.expect_lists(template)
         recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
         inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
         inputs["template"] = {"name": template.name, "digest": template.digest}

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -33,6 +33,9 @@ from ..tasks import DEFAULT_TEMPLATE
 from .coefficients import Granularity, Weight, mean
 from .errors import RecipeError
 from .methods import METHODS
+
+if TYPE_CHECKING:
+    from ..tasks import Template
 
 Role = str
 """`spirit`, `ingredient`, or the reference of another domain's ingredient, which is called a neighbour."""
@@ -190,6 +193,14 @@ class Adaptive(_Strict):
             return self.search
         simple = self.granularity == "model" and self.constraint in ("simplex", "softmax") and not self.neighbours
         return "line" if simple else "gradient"
+
+    def expect_lists(self, template: Template) -> None:
+        """Raises RecipeError where every title of an answer is to count, and the template asks for one alone."""
+        if self.titles == "every" and template.answers == 1:
+            raise RecipeError(
+                f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
+                hint="`titles: first`, or a template with `answers` above 1, such as top-five",
+            )
 
     @property
     def _unused(self) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ Silent: Progress = lambda stage, done, total: None  # noqa: E731
 
 @dataclass(frozen=True)
 class Happening:
-    """A change of state: `what` is one of requested, begins, succeeded, failed, postponed, blocked, started, died, stopped."""
+    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed,
+    blocked; of worker processes started, died, ended."""
 
     what: str
     build: str | None = None
@@ -54,24 +55,19 @@ class Happening:
         return said + (f": {self.detail}" if self.detail else "")
 
 
-class Stop:
-    """Set by Ctrl-C or SIGTERM; what is being done then ends by KeyboardInterrupt."""
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM, like Ctrl-C, ends what is being done by KeyboardInterrupt."""
 
-    def __init__(self) -> None:
-        self.asked = threading.Event()
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    @contextmanager
-    def on_signals(self) -> Iterator[Stop]:
-        def ask(*_: object) -> None:
-            self.asked.set()
-            raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def inline(
@@ -169,9 +165,12 @@ def processes(
                 watched = time.monotonic()
             for child in [child for child in running if not child.is_alive]:
                 running.remove(child)
-                if child.code == 0:
+                if child.has_ended:  # its exit code tells of its builds, not of itself
                     continue
-                quick = quick + 1 if child.age < QUICK else 0
+                is_broken = (
+                    child.code is not None and child.code > 0 and child.age < QUICK
+                )  # a signal came from outside
+                quick = quick + 1 if is_broken else 0
                 freed = registry.builds.free(child.worker, f"worker {child.worker} died ({child.ending})")
                 heard(Happening("died", None, None, f"worker process {child.pid}: {child.ending}"))
                 for build in freed:
@@ -226,6 +225,7 @@ class _Child:
         self.pid = self._process.pid
         self.worker = f"{socket.gethostname()}:{self.pid}:"
         self.last_words = ""
+        self.has_ended = False
         self._reader = threading.Thread(target=self._read, args=(tell,), name=f"worker-{self.pid}", daemon=True)
         self._reader.start()
 
@@ -234,9 +234,14 @@ class _Child:
         for line in self._process.stderr:
             try:
                 said = json.loads(line)
-                tell(Happening(**said | {"at": datetime.fromisoformat(said["at"])}))
+                happening = Happening(**said | {"at": datetime.fromisoformat(said["at"])})
             except (ValueError, TypeError, KeyError):
                 self.last_words = line.strip() or self.last_words
+                continue
+            if happening.what == "ended":
+                self.has_ended = True
+            else:
+                tell(happening)
 
     @property
     def is_alive(self) -> bool:

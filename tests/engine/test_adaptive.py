@@ -15,7 +15,7 @@ import pytest
 import torch
 from reccocktail.engine import adaptive as adaptive_module
 from reccocktail.engine.adaptive import Adaptation, _with_warnings, adapt, load_on
-from reccocktail.engine.errors import AdaptationError
+from reccocktail.engine.errors import AdaptationError, RecipeError
 from reccocktail.engine.models import load_tokenizer
 from reccocktail.engine.plots import plot_all, plot_search
 from reccocktail.engine.recipes import Adaptive
@@ -325,7 +325,7 @@ def test_an_end_that_is_no_number_is_said_and_not_kept_as_one(find, nothing, sha
 
 
 def test_every_title_of_a_template_that_asks_for_one_is_refused(find, nothing, sharpening):
-    with pytest.raises(AdaptationError, match="template 'pick-one' asks for one title"):
+    with pytest.raises(RecipeError, match="template 'pick-one' asks for one title"):
         find(nothing, sharpening, titles="every")
 
 

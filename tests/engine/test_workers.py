@@ -12,7 +12,7 @@ import pytest
 from reccocktail.engine import workers
 from reccocktail.engine.builds import request, standing
 from reccocktail.engine.recipes import Recipe
-from reccocktail.engine.workers import Happening, Stop, inline, processes
+from reccocktail.engine.workers import Happening, inline, processes, stopped_by_signals
 from reccocktail.registry import Build, Registry
 
 pytestmark = pytest.mark.slow
@@ -57,6 +57,17 @@ def test_a_build_that_cannot_succeed_fails_and_the_others_do_not(executor, stock
     assert ended == {bad.id: "failed", good.id: "succeeded"}
     (failed,) = [happening for happening in told if happening.what == "failed"]
     assert "spirit has 3 coefficients, but the base has 2 layers" in str(failed)
+    assert not [happening for happening in told if happening.what == "died"]
+
+
+def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked, base, make_adapter):
+    row = stocked.bases.get("tiny")
+    for number in range(4):
+        stocked.domains.add(f"d{number}")
+        stocked.adapters.add(make_adapter(base, 20 + number), base=row, role="ingredient", domain=f"d{number}")
+        request(stocked, f"d{number}", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3), "ingredient": 0.1 * number}))
+    ended = processes(stocked, count=4, device="cpu", once=True)
+    assert [build.status for build in ended] == ["failed"] * 4
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -116,9 +127,8 @@ def test_being_stopped_gives_builds_back(stocked):
             threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
             time.sleep(0.5)
 
-    with Stop().on_signals() as stopping, pytest.raises(KeyboardInterrupt):
+    with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
         processes(stocked, count=2, device="cpu", once=False, tell=stop)
-    assert stopping.asked.is_set()
     assert {stocked.builds.get(build.id).status for build in asked} <= {"queued", "succeeded"}
     assert {build.status for build in inline(stocked, device="cpu", once=True)} <= {"succeeded"}
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
