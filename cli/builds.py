@@ -15,11 +15,11 @@ import click
 
 from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, page, printable, progress, say, short, table
+from .console import answer, details, page, printable, progress, say, short, size, table
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
-    from ..engine.builds import Progress
+    from ..engine.running import Progress
     from ..registry import Build, Registry
     from ..registry.builds import LogLine
 
@@ -116,7 +116,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
-    from ..engine.builds import run, worker_name
+    from ..engine.running import run, worker_name
 
     me = worker_name()
     waited = False
@@ -165,12 +165,16 @@ class _Bars:
         self._open = None
 
     def update(self, stage: str, done: int, total: int) -> None:
+        from ..engine.running import UNITS
+
         if stage != self._stage:
             self.__exit__()
             self._stage = stage
-            self._open = progress(f"{self._title}: {stage}", unit="bytes" if stage == "merge" else "prompts")
+            self._unit, self._since = UNITS[stage], time.monotonic()
+            self._open = progress(f"{self._title}: {stage}", unit=self._unit)
             self._update = self._open.__enter__()
-        self._update(done, total, "")
+        spent = time.monotonic() - self._since
+        self._update(done, total, f"{size(round(done / spent))}/s" if self._unit == "bytes" and spent > 0.5 else "")
 
     def __enter__(self) -> _Bars:
         return self
@@ -415,64 +419,127 @@ def new_folder(folder: Path) -> Path:
     epilog=example(
         "reccocktail worker --once",
         "reccocktail worker --executor process --workers 4 --watch",
-        "reccocktail worker --log-json",
+        "reccocktail worker --executor ray --address ray://head:10001 --metrics-port 9464",
     )
 )
 @click.option("--once", is_flag=True, help="Stop when no build is waiting.")
 @click.option(
     "--executor",
-    type=click.Choice(["inline", "process"]),
+    type=click.Choice(["inline", "process", "ray"]),
     default="inline",
     show_default=True,
-    help="Where builds run.",
+    help="Where builds run: here, in processes of this machine, or on a Ray cluster.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes; as many as cores, unless said.")
+@click.option(
+    "--group",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Builds over one base to make in one pass; each takes its space on the disk.",
+)
+@click.option("--address", metavar="ADDRESS", help="The Ray cluster. [env: RAY_ADDRESS; one of this machine alone]")
+@click.option("--cpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Cores of a Ray task.")
+@click.option("--gpus", type=click.FloatRange(0), default=0, show_default=True, help="GPUs of a Ray task.")
 @click.option("--watch", is_flag=True, help="Also request builds of domains whose inputs move.")
 @click.option("--log-json", is_flag=True, help="One JSON object per line on stderr, instead of bars and words.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), metavar="PORT", help="Serve counters for Prometheus.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to serve them.")
 @json_option
 @pass_app
 def worker(
-    app: App, once: bool, executor: str, workers: int | None, watch: bool, log_json: bool, as_json: bool
+    app: App,
+    once: bool,
+    executor: str,
+    workers: int | None,
+    group: int,
+    address: str | None,
+    cpus: int,
+    gpus: float,
+    watch: bool,
+    log_json: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    as_json: bool,
 ) -> None:
-    """Take queued builds and carry them out, in this process or in several.
+    """Take queued builds and carry them out, in this process, in several, or on a cluster.
 
-    Ctrl-C or SIGTERM gives builds back to the queue. Failures that may heal are tried again after a while.
+    Builds over one base are made in one pass. Ctrl-C or SIGTERM gives builds back to the queue. Failures that may heal are tried again
+    after a while; a database that cannot be reached is waited for.
     """
     if workers is not None and executor != "process":
         raise UsageError("--workers is for --executor process")
+    if executor != "ray" and (address is not None or cpus != 1 or gpus):
+        raise UsageError("--address, --cpus and --gpus are for --executor ray")
     from ..engine import workers as placing
+    from ..engine.running import patiently
 
+    token = os.environ.get(placing.TOKEN)
     bars: _Bars | None = None
+    hears: list[placing.Tell] = []
 
     def tell(happening: placing.Happening) -> None:
         nonlocal bars
         if bars is not None and happening.what != "says":
             bars.__exit__()
             bars = None
+        for hear in hears:
+            hear(happening)
         if log_json:
             click.echo(json.dumps(happening.to_json()), err=True)
         else:
             say(str(happening))
 
-    def show_progress(build: Build) -> Progress:
+    def show_progress(builds: Sequence[Build]) -> Progress:
         nonlocal bars
         if log_json:
             return placing.Silent
-        bars = _Bars(f"build {build.domain}")
+        what = builds[0].domain if len(builds) == 1 else f"{len(builds)} builds over {builds[0].base}"
+        bars = _Bars(f"build {what}")
         return bars.update
 
-    with app.registry() as registry, placing.stopped_by_signals():
+    # a worker process that was started by another is not to give up where that one waits
+    with patiently(app.registry) if token else app.registry() as registry, placing.stopped_by_signals():
+        if metrics_port is not None:
+            from ..engine.counters import Counters
+
+            hears.append(Counters(registry, metrics_host, metrics_port).hear)
+            say(f"counters are at http://{metrics_host}:{metrics_port}/metrics")
         if executor == "inline":
             done = placing.inline(
-                registry, device=app.device(), once=once, watch=watch, tell=tell, progress=show_progress
+                registry,
+                device=app.device(),
+                once=once,
+                watch=watch,
+                group=group,
+                beside=int(os.environ.get(placing.BESIDE, "1")) if token else 1,
+                token=token,
+                tell=tell,
+                progress=show_progress,
             )
-        else:
+        elif executor == "process":
             done = placing.processes(
                 registry,
                 count=workers or os.cpu_count() or 1,
                 device=app.settings.device,
                 once=once,
                 watch=watch,
+                group=group,
+                actor=app.actor,
+                tell=tell,
+            )
+        else:
+            from ..engine.on_ray import on_ray
+
+            done = on_ray(
+                registry,
+                address=address,
+                device=app.settings.device,
+                cpus=cpus,
+                gpus=gpus,
+                once=once,
+                watch=watch,
+                group=group,
                 actor=app.actor,
                 tell=tell,
             )

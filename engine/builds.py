@@ -1,4 +1,4 @@
-"""Running builds: from a domain's name to a merged checkpoint in the store.
+"""Builds of a domain: what they would be made of, requests for them, how domains stand, and what came of them.
 
 A request resolves its inputs to digests and writes them into the row, so that a build depends on nothing that can move.
 What computes is imported where it is used: to tell how builds stand, torch is not needed.
@@ -6,14 +6,10 @@ What computes is imported where it is used: to tell how builds stand, torch is n
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import random
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,37 +17,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..registry import Adapter, Base, Build, Domain, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
 from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
 from ..registry.references import SPIRIT, Reference
-from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain
-from .coefficients import Weight, mean, spread
-from .errors import AdaptationError, MergeError
-from .journal import FORMAT_VERSION, Journal
-from .provenance import write_papers
-from .recipes import OWN_ROLES, SHIPPED, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
+from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain, write_questions
+from .coefficients import Weight, mean
+from .errors import AdaptationError
+from .journal import FORMAT_VERSION
+from .recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
 
-if TYPE_CHECKING:
-    from .adaptive import Adaptation
-    from .lora_output import AdapterReport
-    from .results import MergeReport, Part
-
-LEASE_SECONDS = 60.0
-NOTE_SECONDS = 1.0
-FIRST_BACK_OFF, LONGEST_BACK_OFF = 10.0, 600.0  # seconds
-_PASSING = {
-    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH,
-    errno.EPIPE, errno.ESTALE, errno.ENOMEM, errno.EMFILE,
-}  # fmt: skip
-TRAJECTORY = "adaptation.json"
+PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
-
-Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total); bytes while merging, prompts while adapting."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +180,35 @@ def request(
 ) -> Request:
     """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row."""
     planned = plan(registry, domain, recipe, base=base)
+    if "data" in planned.inputs and not registry.builds.is_asked(planned.key, force=force):
+        planned.inputs["prompts"] = {"digest": _keep_prompts(registry, planned)}
     return registry.builds.request(
         planned.domain, planned.base.name, planned.key, planned.recipe.to_json(), planned.inputs, force=force
     )
+
+
+def _keep_prompts(registry: Registry, planned: Plan) -> str:
+    """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template."""
+    adaptive = planned.recipe.adaptive
+    assert adaptive is not None
+    data = read_domain(Path(planned.inputs["data"]["path"]), planned.domain)
+    template = load_template(adaptive.template)
+    for name, digest in ("data", data.digest), ("template", template.digest):
+        if digest != planned.inputs[name]["digest"]:
+            raise AdaptationError(
+                f"the {name} of {planned.domain} changed while the build was requested", hint="request it again"
+            )
+
+    def drawn(split: Split, limit: int) -> list[Question]:
+        return questions(data, split, template, n_negatives=adaptive.negatives, seed=adaptive.seed, limit=limit)[1]
+
+    with registry.store.staging("prompts") as folder:
+        write_questions(
+            folder / PROMPTS,
+            drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts),
+        )
+        write_questions(folder / LABELLED, drawn("validation", adaptive.labels) if adaptive.labels else [])
+        return registry.store.adopt(folder).digest
 
 
 @dataclass(frozen=True)
@@ -353,321 +358,12 @@ def _moved(build: Build, now: Plan) -> Iterator[str]:
             yield name
 
 
-def worker_name() -> str:
-    """Host, process and thread: who holds a lease."""
-    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident() % 100_000}"
-
-
-def run(
-    registry: Registry,
-    build: Build,
-    *,
-    worker: str,
-    device: str,
-    progress: Progress,
-    keep_best: bool = False,
-    give_back: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Build:
-    """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again.
-
-    What may heal (`heals`) puts the build back into the queue, for another attempt after a while; what cannot fails it. With `keep_best`,
-    Ctrl-C while coefficients are searched ends the search with the best so far, and the build goes on. With `give_back`, being
-    stopped puts the build back for other workers; otherwise it has failed.
-    """
-    diary = _Diary(registry, build, worker, tell)
-    diary.note(f"attempt {build.attempts} by {worker} on {device}")
-    started = time.monotonic()
-    try:
-        with _kept_lease(registry, build, worker):
-            noted = _noted(registry, build, worker, progress, diary)
-            digest, coefficients, report = _make(registry, build, device, noted, keep_best, diary.say)
-        for warning in report.get("warnings", ()):
-            diary.note(f"warning: {warning}")
-        done = registry.builds.succeed(build.id, worker, digest, coefficients, report)
-        diary.note(f"succeeded after {time.monotonic() - started:.1f} s: {digest}")
-        return done
-    except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        code = getattr(error, "code", None) if isinstance(error, (RecCocktailError, TaskError)) else None
-        about = {
-            "code": code or ("interrupted" if stopped else "internal"),
-            "message": str(error) or type(error).__name__,
-        }
-        with suppress(ConflictError):  # the lease may be another worker's by now, and so the row
-            if stopped and give_back:
-                registry.builds.postpone(build.id, worker, None, 0)
-                diary.note("the worker was stopped; the build is back in the queue")
-            elif heals(error):
-                left = registry.builds.postpone(build.id, worker, about, back_off(build.attempts))
-                again = f"; to be tried again from {left.retry_at:%H:%M:%S} UTC on" if left.retry_at else "; given up"
-                diary.note(f"failed: {about['message']}{again}")
-            else:
-                registry.builds.fail(build.id, worker, about)
-                diary.note(f"failed: {about['message']}")
-        raise
-
-
-def heals(error: BaseException) -> bool:
-    """Whether the same may succeed later or elsewhere: network, database, a full disk. A bad adapter stays bad."""
-    if isinstance(error, OSError):
-        return error.errno in _PASSING
-    return isinstance(error, RecCocktailError) and error.heals
-
-
-def back_off(attempts: int) -> float:
-    """Seconds until the next attempt: twice as long each time, up to ten minutes, and a little by chance, so that not all come at once."""
-    return min(FIRST_BACK_OFF * 2 ** max(0, attempts - 1), LONGEST_BACK_OFF) * random.uniform(0.8, 1.2)  # noqa: S311
-
-
-class _Diary:
-    """What is said of a build: kept with it, and some of it told to whoever is watching."""
-
-    def __init__(self, registry: Registry, build: Build, worker: str, tell: Callable[[str], None]) -> None:
-        self._registry, self._build, self._worker, self._tell = registry, build, worker, tell
-        self._stage: str | None = None
-        self._since = time.monotonic()
-
-    def note(self, text: str) -> None:
-        with suppress(RecCocktailError):  # a line that could not be kept is no reason to stop
-            self._registry.builds.log(self._build.id, self._worker, text)
-
-    def say(self, text: str) -> None:
-        self._tell(text)
-        self.note(text)
-
-    def see(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._stage, self._since = stage, time.monotonic()
-            self.note(f"{stage} begins")
-        if done == total and self._since:
-            unit = "bytes" if stage == "merge" else "prompts"
-            self.note(f"{stage}: {total:,} {unit} in {time.monotonic() - self._since:.1f} s")
-            self._since = 0.0
-
-
-def _noted(registry: Registry, build: Build, worker: str, progress: Progress, diary: _Diary) -> Progress:
-    """Progress that is also written into the row, now and then; a build that was cancelled meanwhile ends there."""
-    lock = threading.Lock()
-    written = time.monotonic()
-
-    def note(stage: str, done: int, total: int) -> None:
-        nonlocal written
-        progress(stage, done, total)
-        with lock:
-            diary.see(stage, done, total)
-            if time.monotonic() - written < NOTE_SECONDS:
-                return
-            written = time.monotonic()
-        try:
-            registry.builds.progress(build.id, worker, done, total, stage)
-        except ConflictError:
-            raise
-        except RecCocktailError:
-            return  # a note that could not be written is no reason to stop
-
-    return note
-
-
-@contextmanager
-def _kept_lease(registry: Registry, build: Build, worker: str) -> Iterator[None]:
-    """Renew the lease from a thread while the work is done."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(LEASE_SECONDS / 3):
-            try:
-                registry.builds.heartbeat(build.id, worker, lease_seconds=LEASE_SECONDS)
-            except ConflictError:
-                return  # lost: `succeed` will be refused and say so
-            except RecCocktailError:
-                continue  # the database may be back before the lease ends
-
-    thread = threading.Thread(target=beat, name=f"lease-{build.id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _make(
-    registry: Registry,
-    build: Build,
-    device: str,
-    progress: Progress,
-    keep_best: bool,
-    tell: Callable[[str], None],
-) -> tuple[str, dict, dict]:
-    """(digest of the result folder, final coefficients, report)."""
-    from .adaptive import adapt, load_on
-    from .results import Part
-
-    started = time.monotonic()
-    recipe = parse_recipe(build.recipe, where=f"of build {build.id}")
-    base = registry.bases.get(build.base)
-    _expect(base.digest, build.inputs["base"]["digest"], f"base {base.name}")
-    adapters: dict[Role, Adapter] = {}
-    for entry in build.inputs["adapters"]:
-        adapter = registry.adapters.resolve(entry["ref"], base=base.name)
-        _expect(adapter.digest, entry["digest"], entry["ref"])
-        adapters[entry["role"]] = adapter
-    parts: dict[Role, Part] = {
-        role: Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
-        for role, adapter in adapters.items()
-    }
-    report: dict = {}
-    coefficients: Mapping[Role, Coefficient | Weight] | None = recipe.coefficients
-    if coefficients is None:
-        assert recipe.adaptive is not None
-        prompts, labelled = ([], []) if "data" not in build.inputs else _prompts(build, recipe.adaptive)
-        found = adapt(
-            registry.bases.facts(base),
-            load_on(registry.bases.folder(base), device),
-            parts,
-            prompts,
-            recipe.adaptive,
-            method=recipe.method,
-            device=device,
-            labelled=labelled,
-            keep_best=keep_best,
-            progress=lambda done, total: progress("adapt", done, total),
-            tell=tell,
-        )
-        coefficients = found.weights()
-        report["adaptation"] = found.summary()
-        report["warnings"] = list(found.warnings)
-        report["artifact"] = _keep_trajectory(registry, build, found, report["warnings"])
-    # Named after what is made, so that whoever takes the build over, or up again, goes on with its finished shards.
-    work = digest_of_json([build.key, coefficients, device.partition(":")[0]]).removeprefix("sha256:")
-    if recipe.output.format == "adapter":
-        work = None  # is made in a moment
-    with registry.store.staging("build", work=work) as staged:
-        merged = _write_result(registry, build, recipe, coefficients, parts, adapters, staged, device, progress)
-        stored = registry.store.adopt(staged)
-    report["merge"] = merged.summary()
-    report["seconds"] = round(time.monotonic() - started, 2)
-    return stored.digest, dict(coefficients), report
-
-
-def _expect(digest: str, recorded: str, what: str) -> None:
-    if digest != recorded:
-        raise MergeError(f"{what} is not what the build was requested with: {digest}, recorded {recorded}")
-
-
-def _prompts(build: Build, adaptive: Adaptive) -> tuple[list[Question], list[Question]]:
-    """(prompts to adapt on, labelled validation questions to judge by)."""
-    data = read_domain(Path(build.inputs["data"]["path"]), build.domain)
-    if data.digest != build.inputs["data"]["digest"]:
-        raise AdaptationError(
-            f"the data of {build.domain} changed after the build was requested", hint="request the build again"
-        )
-    template = load_template(adaptive.template)
-    if template.digest != build.inputs["template"]["digest"]:
-        raise AdaptationError(
-            f"the template {adaptive.template} changed after the build was requested", hint="request the build again"
-        )
-
-    def drawn(split: Split, limit: int) -> list[Question]:
-        return questions(data, split, template, n_negatives=adaptive.negatives, seed=adaptive.seed, limit=limit)[1]
-
-    prompts = drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts)
-    return prompts, drawn("validation", adaptive.labels) if adaptive.labels else []
-
-
-def _keep_trajectory(registry: Registry, build: Build, found: Adaptation, warnings: list[str]) -> str:
-    """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone.
-
-    A plot that cannot be drawn is a warning: what was found out costs more than a picture of it.
-    """
-    from .plots import plot_all
-
-    with registry.store.staging(f"report-{build.id}") as folder:
-        if found.search != "none":
-            try:
-                plot_all(found, folder, title=build.domain)
-            except Exception as error:  # noqa: BLE001  whatever the plotting library raises
-                warnings.append(f"the search could not be plotted: {type(error).__name__}: {error}")
-        (folder / TRAJECTORY).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-        return registry.store.adopt(folder).digest
-
-
-def _write_result(
-    registry: Registry,
-    build: Build,
-    recipe: Recipe,
-    coefficients: Mapping[Role, Coefficient | Weight],
-    parts: Mapping[Role, Part],
-    adapters: Mapping[Role, Adapter],
-    out: Path,
-    device: str,
-    progress: Progress,
-) -> MergeReport | AdapterReport:
-    from .lora_output import write_adapter
-    from .merge import merge
-    from .results import Part
-
-    base = registry.bases.get(build.base)
-    done = 0
-    lock = threading.Lock()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with lock:
-            done += count
-            so_far = done
-        progress("merge", so_far, total)
-
-    facts = registry.bases.facts(base)
-    total = sum(tensor.info.end - tensor.info.start for tensor in facts.tensors.values())
-    used = [
-        Part(part.folder, part.facts, spread(coefficients[role], part.facts, facts, role))
-        for role, part in parts.items()
-    ]
-    if recipe.output.format == "adapter":
-        known: Mapping[str, str] = {}
-        merged = write_adapter(
-            facts,
-            used,
-            out,
-            method=recipe.method,
-            options=recipe.options,
-            rank=recipe.output.rank,
-            base_folder=registry.bases.folder(base),
-            dtype=recipe.output.dtype,
-        )
-    else:
-        merged = merge(
-            registry.bases.folder(base),
-            facts,
-            used,
-            out,
-            method=recipe.method,
-            options=recipe.options,
-            dtype=recipe.output.dtype,
-            device=device,
-            journal=Journal(out, lambda: out.name),
-            progress=advance,
-        )
-        known = merged.digests
-    write_papers(
-        out,
-        recipe.resolved(coefficients).to_json(),
-        _card(registry, build, coefficients),
-        {"base": base.digest} | {_called(role): adapter.digest for role, adapter in adapters.items()},
-        build.domain,
-        known=known,
-    )
-    return merged
-
-
-def _called(role: Role) -> str:
+def called(role: Role) -> str:
     """How an adapter is called beside the base: a neighbour's domain may have any name."""
     return role if role in OWN_ROLES else f"neighbour {role}"
 
 
-def _card(
+def card_facts(
     registry: Registry,
     build: Build,
     coefficients: Mapping[Role, Coefficient | Weight],
@@ -732,6 +428,6 @@ def publishable(registry: Registry, build: Build) -> Iterator[Path]:
                 shutil.copyfile(kept / plot, staged / plot)
             start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
             adaptive = CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots)
-        card = _card(registry, build, dict(build.coefficients), recipe=name, adaptive=adaptive)
+        card = card_facts(registry, build, dict(build.coefficients), recipe=name, adaptive=adaptive)
         (staged / "README.md").write_text(render_card(card), encoding="utf-8")
         yield staged

@@ -1,35 +1,41 @@
 """Workers: who takes queued builds and carries them out, until they are stopped or nothing is left.
 
 SQL owns the truth; an executor only places the work. `inline` works in this process; `process` starts worker processes on this
-machine and replaces those that die. What happens is told as `Happening`s, one per change of a build's state.
+machine and replaces those that die; `ray` (in `on_ray`) has tasks of a cluster do it. What happens is told as `Happening`s, one per
+change of a build's state. A database that cannot be reached for a while is waited for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from ..registry import Build, Registry
-from ..registry.errors import RecCocktailError
+from ..registry.errors import RecCocktailError, UnavailableError
 from ..tasks import TaskError
-from .builds import Progress, request, run, standings, worker_name
+from .builds import request, standings
 from .recipes import load_recipe
+from .running import PATIENCE_SECONDS, Ended, Progress, run_together, worker_name
 
 POLL_SECONDS = 2.0
 WATCH_SECONDS = 30.0
-END_SECONDS = 30.0  # for a worker process to give its build back
+AWAY_SECONDS = 1.0  # between attempts to reach a database
+END_SECONDS = 30.0  # for a worker process to give its builds back
 QUICK = 5.0  # a process that dies so soon is broken, not unlucky
 BROKEN_AFTER = 3
+GROUP = 8  # builds over one base in one pass: each is a result on the disk until all are done
+TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  by which whoever started a worker process frees its builds
+BESIDE = "RECCOCKTAIL_WORKERS"  # how many such processes there are
 
 Tell = Callable[["Happening"], None]
 Silent: Progress = lambda stage, done, total: None  # noqa: E731
@@ -37,18 +43,34 @@ Silent: Progress = lambda stage, done, total: None  # noqa: E731
 
 @dataclass(frozen=True)
 class Happening:
-    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed,
-    blocked; of worker processes started, died, ended."""
+    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, blocked;
+    of worker processes started, died, ended; of the database waiting, back. `seconds` is what a build took."""
 
     what: str
     build: str | None = None
     domain: str | None = None
     detail: str | None = None
     worker: str = field(default_factory=worker_name)
+    seconds: float | None = None
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_json(self) -> dict:
         return {k: v for k, v in asdict(self).items() if v is not None} | {"at": self.at.isoformat()}
+
+    @staticmethod
+    def from_json(said: dict) -> Happening:
+        """Raises KeyError, TypeError, ValueError."""
+        return Happening(**{**said, "at": datetime.fromisoformat(said["at"])})
+
+    @staticmethod
+    def of(ended: Ended, worker: str) -> Happening:
+        build, error = ended.build, ended.error
+        if error is None:
+            return Happening(
+                "succeeded", build.id, build.domain, build.digest, worker, (build.report or {}).get("seconds")
+            )
+        what = "postponed" if build.status == "queued" else build.status
+        return Happening(what, build.id, build.domain, str(error) or type(error).__name__, worker)
 
     def __str__(self) -> str:
         said = f"build {self.build} of {self.domain} {self.what}" if self.build else self.what
@@ -70,45 +92,112 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Outage:
+    """The time in which the database cannot be reached: told once, and waited out, at most for `patience` seconds."""
+
+    def __init__(self, tell: Tell, patience: float | None) -> None:
+        self._tell, self._patience = tell, patience
+        self._since: float | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return self._since is not None
+
+    @contextmanager
+    def waited_out(self) -> Iterator[None]:
+        """The block ends where the database fails; then a moment is waited. Raises UnavailableError when patience has ended."""
+        try:
+            yield
+        except UnavailableError as error:
+            if self._since is None:
+                self._since = time.monotonic()
+                self._tell(Happening("waiting", detail=f"the database cannot be used: {error}"))
+            if self._patience is not None and time.monotonic() - self._since > self._patience:
+                raise
+            time.sleep(AWAY_SECONDS)
+        else:
+            if self._since is not None:
+                self._since = None
+                self._tell(Happening("back", detail="the database answers again"))
+
+
+class Watch:
+    """Requests what has become stale, every now and then."""
+
+    def __init__(self, registry: Registry, wanted: bool, tell: Tell) -> None:
+        self._registry, self._wanted, self._tell = registry, wanted, tell
+        self._looked = float("-inf")
+
+    def look(self) -> None:
+        if self._wanted and time.monotonic() - self._looked >= WATCH_SECONDS:
+            request_what_is_stale(self._registry, self._tell)
+            self._looked = time.monotonic()
+
+
 def inline(
     registry: Registry,
     *,
     device: str,
     once: bool,
     watch: bool = False,
+    group: int = GROUP,
+    beside: int = 1,
+    token: str | None = None,
     tell: Tell = lambda happening: None,
-    progress: Callable[[Build], Progress] = lambda build: Silent,
+    progress: Callable[[Sequence[Build]], Progress] = lambda builds: Silent,
 ) -> list[Build]:
     """Work in this process. With `once` until no build waits that could be claimed now; the builds it ended, in order.
 
-    With `watch`, domains that are stale or were never built are requested as their inputs move. KeyboardInterrupt gives the build at
-    hand back to the queue and is raised on.
+    Up to `group` builds over one base are made in one pass, and of `beside` workers each takes its share only. With `watch`, domains
+    that are stale or were never built are requested as their inputs move. KeyboardInterrupt gives the builds at hand back to the
+    queue and is raised on.
     """
-    me, ended = worker_name(), []
-    watched = -WATCH_SECONDS
+    me, done = worker_name(token), []
+    outage = Outage(tell, PATIENCE_SECONDS if once else None)
+    watching = Watch(registry, watch, tell)
     while True:
-        if watch and time.monotonic() - watched >= WATCH_SECONDS:
-            request_what_is_stale(registry, tell)
-            watched = time.monotonic()
-        claimed = registry.builds.claim(me)
-        if claimed is None:
+        builds: list[Build] | None = None
+        with outage.waited_out():
+            if outage.is_on:  # a claim may have been made though its answer was lost
+                registry.builds.free(me, f"worker {me} did not hear that it has the build")
+            watching.look()
+            builds = registry.builds.claim_together(me, group, beside=beside)
+        if builds is None:
+            continue
+        if not builds:
             if once:
-                return ended
+                return done
             time.sleep(POLL_SECONDS)
             continue
-        tell(Happening("begins", claimed.id, claimed.domain, f"attempt {claimed.attempts}", me))
-        try:
-            done = run(
-                registry, claimed, worker=me, device=device, progress=progress(claimed), give_back=True,
-                tell=lambda text, build=claimed: tell(Happening("says", build.id, build.domain, text, me)),
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001  the row has it, and a worker goes on
-            done = registry.builds.get(claimed.id)
-            what = "postponed" if done.status == "queued" else done.status
-            tell(Happening(what, done.id, done.domain, str(error) or type(error).__name__, me))
-        else:
-            tell(Happening("succeeded", done.id, done.domain, done.digest, me))
-        ended.append(done)
+        done += work_off(registry, builds, me, device, tell, progress(builds))
+
+
+def work_off(
+    registry: Registry,
+    builds: Sequence[Build],
+    me: str,
+    device: str,
+    tell: Tell,
+    progress: Progress = Silent,
+    *,
+    threads: int | None = None,
+) -> list[Build]:
+    """Carry out builds over one base that `me` has claimed, and tell of it; as they are afterwards."""
+    for build in builds:
+        beside = f", in one pass with {len(builds) - 1} more" if len(builds) > 1 else ""
+        tell(Happening("begins", build.id, build.domain, f"attempt {build.attempts}{beside}", me))
+    ended = run_together(
+        registry,
+        builds,
+        worker=me,
+        device=device,
+        progress=progress,
+        give_back=True,
+        tell=lambda build, text: tell(Happening("says", build.id, build.domain, text, me)),
+        ended=lambda ended: tell(Happening.of(ended, me)),
+        threads=threads,
+    )
+    return [each.build for each in ended]
 
 
 def request_what_is_stale(registry: Registry, tell: Tell = lambda happening: None) -> list[Build]:
@@ -137,19 +226,20 @@ def processes(
     device: str,
     once: bool,
     watch: bool = False,
+    group: int = GROUP,
     actor: str | None = None,
     tell: Tell = lambda happening: None,
 ) -> list[Build]:
-    """Work in `count` processes of this machine, each with one build at a time and an equal share of the cores.
+    """Work in `count` processes of this machine, each with an equal share of the builds that wait and of the cores.
 
-    One that dies is replaced, and its build freed at once rather than when its lease ends. Ctrl-C and SIGTERM let them give
+    One that dies is replaced, and its builds freed at once rather than when their leases end. Ctrl-C and SIGTERM let them give
     their builds back. With `once` it ends when no build waits. Raises ChildProcessError when processes cannot even start.
     """
     environment = _environment(registry, device, actor, count)
     running: list[_Child] = []
+    gone: list[_Child] = []  # whose builds are still to be freed
     ended: dict[str, None] = {}
     quick = 0
-    watched = -WATCH_SECONDS
     lock = threading.Lock()
 
     def heard(happening: Happening) -> None:
@@ -158,39 +248,50 @@ def processes(
                 ended[happening.build] = None
             tell(happening)
 
+    outage = Outage(heard, PATIENCE_SECONDS if once else None)
+    watching = Watch(registry, watch, heard)
+    waiting = 0
     try:
         while True:
-            if watch and time.monotonic() - watched >= WATCH_SECONDS:
-                request_what_is_stale(registry, heard)
-                watched = time.monotonic()
             for child in [child for child in running if not child.is_alive]:
                 running.remove(child)
                 if child.has_ended:  # its exit code tells of its builds, not of itself
                     continue
-                is_broken = (
-                    child.code is not None and child.code > 0 and child.age < QUICK
-                )  # a signal came from outside
+                gone.append(child)
+                # a signal came from outside, and without a database none can start
+                is_broken = (child.code or 0) > 0 and child.age < QUICK and not outage.is_on
                 quick = quick + 1 if is_broken else 0
-                freed = registry.builds.free(child.worker, f"worker {child.worker} died ({child.ending})")
                 heard(Happening("died", None, None, f"worker process {child.pid}: {child.ending}"))
-                for build in freed:
-                    heard(Happening("postponed" if build.status == "queued" else build.status, build.id, build.domain))
                 if quick >= BROKEN_AFTER:
                     raise ChildProcessError(
                         f"{quick} worker processes died as soon as they were started: {child.last_words}"
                     )
-            waiting = registry.builds.waiting()
+            with outage.waited_out():
+                while gone:
+                    for build in registry.builds.free(gone[0].token, f"worker {gone[0].pid} died ({gone[0].ending})"):
+                        what = "postponed" if build.status == "queued" else build.status
+                        heard(Happening(what, build.id, build.domain, "its worker died"))
+                    gone.pop(0)
+                watching.look()
+                waiting = registry.builds.waiting()
+            if outage.is_on:
+                continue
             if once and not running and not waiting:
                 break
             wanted = min(count, len(running) + waiting) if once else count
             while len(running) < wanted:
-                running.append(_Child(environment, once, heard))
+                running.append(_Child(environment, once, group, heard))
                 heard(Happening("started", detail=f"worker process {running[-1].pid}"))
             time.sleep(0.2)
     finally:
-        _end(running)
-        for child in running:
-            registry.builds.free(child.worker, f"worker {child.worker} was stopped")
+        try:
+            _end(running)
+        finally:  # also if we are told a second time that it is enough
+            for child in running:
+                child.stop(signal.SIGKILL)
+            with suppress(UnavailableError):  # otherwise their leases run out
+                for child in (*gone, *running):
+                    registry.builds.free(child.token, f"worker {child.pid} was stopped")
     return [registry.builds.get(build) for build in ended]
 
 
@@ -203,6 +304,7 @@ def _environment(registry: Registry, device: str, actor: str | None, count: int)
         "RECCOCKTAIL_DATABASE_URL": settings.database_url,
         "RECCOCKTAIL_STORE_URL": settings.store_url,
         "RECCOCKTAIL_DEVICE": device,
+        BESIDE: str(count),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     return os.environ | own | ({"RECCOCKTAIL_AS": actor} if actor else {})
@@ -211,11 +313,12 @@ def _environment(registry: Registry, device: str, actor: str | None, count: int)
 class _Child:
     """A worker process, and what it says."""
 
-    def __init__(self, environment: Mapping[str, str], once: bool, tell: Tell) -> None:
+    def __init__(self, environment: Mapping[str, str], once: bool, group: int, tell: Tell) -> None:
+        self.token = secrets.token_hex(8)
         command = [sys.executable, "-c", "from reccocktail.cli import main; main()", "worker", "--log-json"]
         self._process = subprocess.Popen(
-            [*command, *(["--once"] if once else [])],
-            env=dict(environment),
+            [*command, "--group", str(group), *(["--once"] if once else [])],
+            env={**environment, TOKEN: self.token},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -223,7 +326,6 @@ class _Child:
         )
         self._started = time.monotonic()
         self.pid = self._process.pid
-        self.worker = f"{socket.gethostname()}:{self.pid}:"
         self.last_words = ""
         self.has_ended = False
         self._reader = threading.Thread(target=self._read, args=(tell,), name=f"worker-{self.pid}", daemon=True)
@@ -233,8 +335,7 @@ class _Child:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             try:
-                said = json.loads(line)
-                happening = Happening(**said | {"at": datetime.fromisoformat(said["at"])})
+                happening = Happening.from_json(json.loads(line))
             except (ValueError, TypeError, KeyError):
                 self.last_words = line.strip() or self.last_words
                 continue

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from . import events
@@ -112,10 +112,9 @@ class Builds:
         `force` makes a new one although one has succeeded. `inputs["adapters"]`, a list of objects with `ref` and
         `digest`, becomes the build's lineage.
         """
-        reusable = ("queued", "running") if force else ("queued", "running", "succeeded")
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
-            if (row := self._standing(session, key, reusable)) is not None:
+            if (row := self._standing(session, key, _reusable(force))) is not None:
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=_new_id(),
@@ -134,37 +133,63 @@ class Builds:
                 session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
             return Request(self._build(row), created=True)
 
+    def is_asked(self, key: str, *, force: bool = False) -> bool:
+        """Whether `request` would answer with a build that is there."""
+        with self._database.reading() as session:
+            return self._standing(session, key, _reusable(force)) is not None
+
     def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
         """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none.
 
         A build that has lost MAX_ATTEMPTS workers has failed: it may be what kills them.
         """
         moment = now()
-        query = (
-            select(BuildRow)
-            .where(_claimable(moment))
-            .order_by(BuildRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=BuildRow)
-        )
+        query = _oldest(moment)
         if build_id is not None:
             query = query.where(BuildRow.id == build_id)
         with self._database.writing() as session:
-            while (
-                (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS
-            ):
-                message = f"build {row.id} is given up: its worker was lost {row.attempts} times"
-                lost = {"code": "lost", "message": message}
-                self._move(session, row, "failed", error=lost)
-                row.error = lost
-            if row is None:
-                return None
-            self._move(session, row, "running", worker=worker)
-            row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
-            row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
-            row.stage = row.error = None
+            row = self._take(session, query, worker, moment, lease_seconds)
+            return None if row is None else self._build(row)
+
+    def claim_together(
+        self, worker: str, limit: int, *, beside: int = 1, lease_seconds: float = LEASE_SECONDS
+    ) -> builtins.list[Build]:
+        """The oldest build that waits, with up to `limit - 1` others over the same base, to be made in one pass; none if none waits.
+
+        Of `beside` workers each takes its share of what waits. One that has lost a worker before is taken alone: it may be what
+        kills them.
+        """
+        moment = now()
+        with self._database.writing() as session:
+            first = self._take(session, _oldest(moment), worker, moment, lease_seconds)
+            if first is None:
+                return []
+            taken = [first]
+            if limit > 1 and first.attempts == 1:
+                others = (BuildRow.status == "queued", BuildRow.attempts == 0, BuildRow.base_id == first.base_id)
+                waiting = 1 + (session.scalar(select(func.count()).select_from(BuildRow).where(*others)) or 0)
+                share = min(limit, -(-waiting // max(1, beside)))
+                query = _oldest(moment).where(*others)
+                while len(taken) < share and (row := self._take(session, query, worker, moment, lease_seconds)):
+                    taken.append(row)
+            return [self._build(row) for row in taken]
+
+    def _take(
+        self, session: Session, query: Select[BuildRow], worker: str, moment: datetime, lease_seconds: float
+    ) -> BuildRow | None:
+        while (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS:
+            lost = {"code": "lost", "message": f"build {row.id} is given up: its worker was lost {row.attempts} times"}
+            self._move(session, row, "failed", error=lost)
+            row.error = lost
             session.flush()
-            return self._build(row)
+        if row is None:
+            return None
+        self._move(session, row, "running", worker=worker)
+        row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
+        row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
+        row.stage = row.error = None
+        session.flush()
+        return row
 
     def heartbeat(self, build_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         """Renews the lease. Raises ConflictError if the build is not the worker's any more."""
@@ -216,10 +241,16 @@ class Builds:
         coefficients: Mapping[str, Any] | None,
         report: Mapping[str, Any] | None,
     ) -> Build:
-        """Raises ConflictError if the build is not the worker's any more, StoreError if the result is not stored."""
+        """Saying so twice is harmless: the answer to the first time may have been lost.
+
+        Raises ConflictError if the build is not the worker's any more, StoreError if the result is not stored.
+        """
         if not self._store.has(digest):
             raise StoreError(f"the result {digest} of build {build_id} is not in the store")
         with self._database.writing() as session:
+            known = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
+            if known is not None and (known.status, known.worker, known.digest) == ("succeeded", worker, digest):
+                return self._build(known)
             row = _held(session, build_id, worker)
             self._move(session, row, "succeeded", digest=digest)
             row.digest = digest
@@ -258,15 +289,14 @@ class Builds:
             row.done = row.total = row.attempts = 0
             return self._build(row)
 
-    def free(self, workers: str, message: str) -> builtins.list[Build]:
-        """Puts the running builds of workers whose names begin so back into the queue: whoever calls knows that they are gone.
+    def free(self, worker: str, message: str) -> builtins.list[Build]:
+        """Puts the running builds of a worker, whom the caller knows to be gone, back into the queue.
 
-        A build that has lost MAX_ATTEMPTS workers has failed.
+        The worker is named in full, or by the token that its name ends with. A build that has lost MAX_ATTEMPTS workers has failed.
         """
+        named = or_(BuildRow.worker == worker, BuildRow.worker.endswith(f"/{worker}", autoescape=True))
+        query = select(BuildRow).where(BuildRow.status == "running", named)
         freed = []
-        query = select(BuildRow).where(
-            BuildRow.status == "running", BuildRow.worker.startswith(workers, autoescape=True)
-        )
         with self._database.writing() as session:
             for row in session.scalars(query.with_for_update(of=BuildRow)):
                 lost = {"code": "lost", "message": message}
@@ -280,6 +310,18 @@ class Builds:
         """How many builds could be claimed now."""
         with self._database.reading() as session:
             return session.scalar(select(func.count()).select_from(BuildRow).where(_claimable(now()))) or 0
+
+    def claimable(self, *, limit: int = 1000) -> builtins.list[Build]:
+        """Those that could be claimed now, the oldest first."""
+        with self._database.reading() as session:
+            query = select(BuildRow).where(_claimable(now())).order_by(BuildRow.id).limit(limit)
+            return [self._build(row) for row in session.scalars(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many builds are in each status that any is in."""
+        with self._database.reading() as session:
+            rows = session.execute(select(BuildRow.status, func.count()).group_by(BuildRow.status))
+            return {row.status: row[1] for row in rows}
 
     def get(self, build_id: str) -> Build:
         """By id, or by the beginning of one if it is unique."""
@@ -394,12 +436,22 @@ class Builds:
         )
 
 
+def _reusable(force: bool) -> tuple[str, ...]:
+    return ("queued", "running") if force else ("queued", "running", "succeeded")
+
+
 def _claimable(moment: datetime) -> ColumnElement[bool]:
     """Queued and not for later, or with a worker whose lease has run out."""
     return or_(
         and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
         and_(BuildRow.status == "running", BuildRow.lease_until < moment),
     )
+
+
+def _oldest(moment: datetime) -> Select[BuildRow]:
+    """The query of the one to be claimed next; rows that others are claiming are passed over."""
+    query = select(BuildRow).where(_claimable(moment)).order_by(BuildRow.id).limit(1)
+    return query.with_for_update(skip_locked=True, of=BuildRow)
 
 
 def _new_id() -> str:

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from .errors import ConflictError, DatabaseError, StoreError, UsageError
+from .errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
 from .locks import StoreLock, try_lock
 from .settings import redacted_url
 from .tables import login_name
@@ -98,7 +106,9 @@ def _in_line(engine: Engine, url: str) -> Iterator[None]:
         until = time.monotonic() + BUSY_SECONDS
         while not try_lock(handle):
             if time.monotonic() > until:
-                raise DatabaseError(f"{url}: another process has been writing for {BUSY_SECONDS} seconds", hint=_BUSY)
+                raise UnavailableError(
+                    f"{url}: another process has been writing for {BUSY_SECONDS} seconds", hint=_BUSY
+                )
             time.sleep(0.001)
         yield
     finally:
@@ -394,7 +404,9 @@ def _translated(url: str) -> Iterator[None]:
         raise UsageError(f"that is nothing a database can look for or keep: {error}") from error
     except (SQLAlchemyError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error
-        raise DatabaseError(f"{url}: {str(cause).strip()}", hint=_hint(cause)) from error
+        passing = isinstance(error, (OperationalError, InterfaceError, sqlite3.OperationalError))
+        kind = UnavailableError if passing else DatabaseError
+        raise kind(f"{url}: {str(cause).strip()}", hint=_hint(cause)) from error
 
 
 _BUSY = "try again; if it stays like this, look for a command that hangs"

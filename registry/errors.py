@@ -63,6 +63,10 @@ class DatabaseError(RecCocktailError):
     heals = True
 
 
+class UnavailableError(DatabaseError):
+    """The database does not answer now: it restarts, is out of reach, or others keep it busy."""
+
+
 class StoreError(RecCocktailError):
     """The artifact store cannot be read or written, or holds bytes that do not match their digest."""
 

@@ -104,9 +104,11 @@ class Registry:
             adapters = select(DomainRow.name, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain)
             for name, version, digest in session.execute(adapters):
                 yield f"adapter {Reference(name, version=version)}", digest
-            for build_id, digest, report in session.execute(select(BuildRow.id, BuildRow.digest, BuildRow.report)):
+            builds = select(BuildRow.id, BuildRow.digest, BuildRow.report, BuildRow.inputs)
+            for build_id, digest, report, inputs in session.execute(builds):
                 artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
-                yield from ((f"build {build_id}", tree) for tree in (digest, artifact) if tree)
+                prompts = inputs.get("prompts", {}).get("digest")
+                yield from ((f"build {build_id}", tree) for tree in (digest, artifact, prompts) if tree)
 
     def close(self) -> None:
         self._database.close()

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from .generation import Naming, answer_ends, rank_by_generation, read_answer
     from .metrics import Interval, auc, hit_rate, mrr, ndcg, paired_difference, summarise
     from .popularity import rank_by_popularity
-    from .prompts import DEFAULT_TEMPLATE, Question, TaskSpec, Template, fit, load_template, question, questions
+    from .prompts import (
+        DEFAULT_TEMPLATE,
+        Question,
+        TaskSpec,
+        Template,
+        fit,
+        load_template,
+        question,
+        questions,
+        read_questions,
+        write_questions,
+    )
     from .ranking import Ranking, rank_by_likelihood
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
@@ -58,9 +69,11 @@ __all__ = [
     "rank_by_sasrec",
     "read_answer",
     "read_domain",
+    "read_questions",
     "sample",
     "summarise",
     "write_domain",
+    "write_questions",
 ]
 
 _HOMES = {
@@ -79,6 +92,8 @@ _HOMES = {
         "load_template",
         "question",
         "questions",
+        "read_questions",
+        "write_questions",
     ),
     "ranking": ("Ranking", "rank_by_likelihood"),
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),

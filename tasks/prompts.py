@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -183,6 +183,38 @@ def questions(
     if limit is not None:
         chosen = sample(chosen, limit, seed)
     return spec, [question(data, example, template, n_negatives, seed) for example in chosen]
+
+
+def write_questions(path: Path, questions: Sequence[Question]) -> None:
+    """Put into one file what a model is to be asked: titles as they are shown, without users and without what else they took."""
+    templates = {question.template.digest: question.template for question in questions}
+    if len(templates) > 1:
+        raise ValueError("the questions are of several templates")
+    content = {
+        "template": next(iter(templates.values())).model_dump() if templates else None,
+        "questions": [
+            {name: getattr(each, name) for name in ("candidates", "history", "titles", "target_index")}
+            for each in questions
+        ],
+    }
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """What `write_questions` wrote; whose questions they are is not known any more. Raises TaskError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        template = Template.model_validate(content["template"]) if content["questions"] else None
+        return [_read(each, template) for each in content["questions"]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise TaskError(f"{path}: holds no questions: {error}") from error
+
+
+def _read(each: Mapping[str, Any], template: Template | None) -> Question:
+    assert template is not None
+    candidates = tuple(each["candidates"])
+    example = Example("", (), candidates[each["target_index"]])
+    return Question(example, template, candidates, tuple(each["history"]), tuple(each["titles"]), each["target_index"])
 
 
 def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Question]:

@@ -8,14 +8,15 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
-from reccocktail.engine import builds
-from reccocktail.engine.builds import plan, publishable, request, run, standing, standings
+from reccocktail.engine import builds, running
+from reccocktail.engine.builds import plan, publishable, request, standing, standings
 from reccocktail.engine.errors import AdaptationError, MergeError, NoSpaceError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
+from reccocktail.engine.running import run
 from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
@@ -110,7 +111,7 @@ def test_progress_is_told_by_stage_up_to_its_end(stocked):
     told: dict[str, list[tuple[int, int]]] = {}
     build = request(stocked, "skin-care", SMALL).build
     work(stocked, build, lambda stage, done, total: told.setdefault(stage, []).append((done, total)))
-    assert list(told) == ["adapt", "merge"]
+    assert list(told) == ["adapt", "merge", "store"]
     for steps in told.values():
         assert steps[-1][0] == steps[-1][1]
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
@@ -280,17 +281,40 @@ def test_a_spirit_of_another_base_is_never_mixed_in(registry, make_base, make_ad
         request(registry, "skin-care", AVERAGE)
 
 
-def test_data_that_changed_after_the_request_fails_the_build_and_the_row_says_why(stocked, tmp_path):
-    build = request(stocked, "skin-care", SMALL).build
+def test_a_build_asks_what_its_request_drew_even_where_data_and_template_are_gone(stocked, tmp_path):
+    template = tmp_path / "mine.yaml"
+    template.write_text("name: mine\nuser: 'History: {history}'\n")
+    recipe = Recipe(adaptive=Adaptive(template=str(template), prompts=3, points=3, labels=2))
+    before = made(stocked, recipe)
+    asked = request(stocked, "skin-care", recipe, force=True).build
+    template.unlink()
+    shutil.rmtree(tmp_path / "data")
+    done = work(stocked, asked)
+    assert (done.status, done.digest) == ("succeeded", before.digest)
+    assert done.inputs["prompts"] == before.inputs["prompts"]
+    stocked.collect(grace=timedelta(0))
+    folder = stocked.store.folder(done.inputs["prompts"]["digest"])
+    assert [path.name for path in sorted(folder.iterdir())] == ["labelled.json", "prompts.json"]
+    drawn = json.loads((folder / "prompts.json").read_text())
+    assert len(drawn["questions"]) == 3
+    assert "user_id" not in (folder / "prompts.json").read_text()
+
+
+def test_data_that_changed_makes_another_build(stocked, tmp_path):
+    made(stocked, SMALL)
     write_domain(generate("skin-care", users=13), tmp_path / "data")
-    with pytest.raises(AdaptationError):
-        work(stocked, build)
-    row = stocked.builds.get(build.id)
-    assert row.status == "failed"
-    assert row.error["code"] == "adaptation"
-    assert "the data of skin-care changed after the build was requested" in row.error["message"]
-    assert row.digest is row.path is None
-    assert work(stocked, request(stocked, "skin-care", SMALL).build).status == "succeeded"
+    second = request(stocked, "skin-care", SMALL)
+    assert second.created
+    assert work(stocked, second.build).status == "succeeded"
+
+
+def test_prompts_that_are_missing_from_a_request_are_told(stocked):
+    asked = request(stocked, "skin-care", SMALL).build
+    claimed = stocked.builds.claim("tester", build_id=asked.id)
+    without = {name: value for name, value in claimed.inputs.items() if name != "prompts"}
+    forged = type(claimed)(**{**vars(claimed), "inputs": without})
+    with pytest.raises(AdaptationError, match="was requested without its prompts"):
+        run(stocked, forged, worker="tester", device="cpu", progress=silent)
 
 
 @pytest.mark.parametrize(("recipe", "stage"), [(AVERAGE, "merge"), (SMALL, "adapt"), (SMALL, "merge")])
@@ -313,7 +337,7 @@ def test_an_interrupted_build_is_a_failed_one_and_can_be_asked_for_again(recipe,
 
 def test_an_error_nobody_foresaw_is_in_the_row_too(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
-    monkeypatch.setattr("reccocktail.engine.merge.merge", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("reccocktail.engine.merge.merge_all", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         work(stocked, build)
     assert stocked.builds.get(build.id).error == {
@@ -326,7 +350,7 @@ def test_a_build_that_is_cancelled_while_it_runs_stays_cancelled(stocked):
     build = request(stocked, "skin-care", AVERAGE).build
 
     def cancel(stage: str, done: int, total: int) -> None:
-        if done == total:
+        if (stage, done) == ("merge", total):
             stocked.builds.cancel(build.id)
 
     with pytest.raises(ConflictError, match="does not hold it any more"):
@@ -361,7 +385,7 @@ def test_a_stored_adapter_that_is_not_the_one_requested_is_refused(stocked):
 def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
     beats = []
-    monkeypatch.setattr(builds, "LEASE_SECONDS", 0.03)
+    monkeypatch.setattr(running, "LEASE_SECONDS", 0.03)
     heartbeat = stocked.builds.heartbeat
 
     def beat(*arguments, **options):
@@ -380,7 +404,7 @@ def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
 
 def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
-    monkeypatch.setattr(builds, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(running, "NOTE_SECONDS", 0.0)
     seen = []
 
     def cancel_at_the_end(stage: str, done: int, total: int) -> None:
@@ -401,7 +425,7 @@ def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(s
 def test_a_heartbeat_that_failed_once_is_tried_again(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
     beats = []
-    monkeypatch.setattr(builds, "LEASE_SECONDS", 0.03)
+    monkeypatch.setattr(running, "LEASE_SECONDS", 0.03)
 
     def beat(*arguments, **options):
         beats.append(arguments)
@@ -442,21 +466,11 @@ def test_going_back_to_an_earlier_version_makes_its_build_the_fresh_one_again(st
     assert (found.state, found.build.id) == ("fresh", first.id)
 
 
-def test_a_template_that_changed_after_the_request_is_refused(stocked, tmp_path):
-    template = tmp_path / "mine.yaml"
-    template.write_text("name: mine\nuser: 'History: {history}'\n")
-    recipe = Recipe(adaptive=Adaptive(template=str(template), prompts=2, points=3))
-    build = request(stocked, "skin-care", recipe).build
-    template.write_text("name: mine\nuser: 'Bought: {history}'\n")
-    with pytest.raises(AdaptationError, match=r"template .* changed after the build was requested"):
-        work(stocked, build)
-
-
 def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatch):
     def fail(*_: object) -> None:
         raise DatabaseError("the database is locked")
 
-    monkeypatch.setattr(builds, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(running, "NOTE_SECONDS", 0.0)
     monkeypatch.setattr(stocked.builds, "progress", fail)
     assert made(stocked, AVERAGE).status == "succeeded"
 
@@ -774,7 +788,7 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not(error, again, stock
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(builds, "_make", broken)
+    monkeypatch.setattr(running, "_make", broken)
     asked = request(stocked, "skin-care", AVERAGE).build
     before = datetime.now(UTC)
     with pytest.raises(type(error)):
@@ -791,7 +805,7 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not(error, again, stock
 
 
 def test_attempts_lie_further_and_further_apart():
-    means = [sum(builds.back_off(attempt) for _ in range(200)) / 200 for attempt in (1, 2, 3, 4, 20)]
+    means = [sum(running.back_off(attempt) for _ in range(200)) / 200 for attempt in (1, 2, 3, 4, 20)]
     assert means == pytest.approx([10, 20, 40, 80, 600], rel=0.05)
 
 

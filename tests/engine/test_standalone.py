@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from reccocktail.engine import standalone
-from reccocktail.engine.builds import request, run
+from reccocktail.engine.builds import request
 from reccocktail.engine.recipes import Recipe, load_recipe
+from reccocktail.engine.running import run
 from reccocktail.engine.standalone import WeightedFolder, folder_digest, merge_folders, weigh
 from reccocktail.registry.errors import BaseMismatchError, ConflictError, InvalidArtifactError, UsageError
 from safetensors.torch import load_file

@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from reccocktail.engine import workers
 from reccocktail.engine.builds import request, standing
+from reccocktail.engine.on_ray import on_ray
 from reccocktail.engine.recipes import Recipe
 from reccocktail.engine.workers import Happening, inline, processes, stopped_by_signals
 from reccocktail.registry import Build, Registry
+from reccocktail.registry.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-EXECUTORS = ("inline", "process")
+EXECUTORS = ("inline", "process", "ray")
 
 
-def serve(executor: str, registry: Registry, **options) -> list[Build]:
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes on loopback, with one core each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    room = {"num_cpus": 1, "object_store_memory": 80 << 20, "resources": {"disk_gb": 5}}
+    started = Cluster(initialize_head=True, head_node_args=room | {"include_dashboard": False})
+    started.add_node(**room)
+    yield started.address
+    started.shutdown()
+
+
+@pytest.fixture
+def address(executor: str, request: pytest.FixtureRequest) -> str | None:
+    return request.getfixturevalue("cluster") if executor == "ray" else None
+
+
+def serve(executor: str, address: str | None, registry: Registry, **options) -> list[Build]:
     if executor == "inline":
-        options.pop("count", None)
         return inline(registry, device="cpu", **options)
-    return processes(registry, **{"count": 2} | options, device="cpu")
+    if executor == "ray":
+        return on_ray(registry, address=address, device="cpu", **options)
+    return processes(registry, count=2, device="cpu", **options)
 
 
 def share(ingredient: float) -> Recipe:
@@ -32,10 +56,10 @@ def share(ingredient: float) -> Recipe:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_every_waiting_build_is_carried_out_once(executor, stocked):
+def test_every_waiting_build_is_carried_out_once(executor, address, stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(5)]
     told: list[Happening] = []
-    ended = serve(executor, stocked, once=True, tell=told.append)
+    ended = serve(executor, address, stocked, once=True, tell=told.append)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
     assert len({stocked.builds.get(build.id).digest for build in asked}) == 5
@@ -43,17 +67,17 @@ def test_every_waiting_build_is_carried_out_once(executor, stocked):
     assert all(kinds["begins", build.id] == kinds["succeeded", build.id] == 1 for build in asked)
     events = Counter(e.kind for build in asked for e in stocked.events.list(subject=build.id))
     assert events == {"build.queued": 5, "build.running": 5, "build.succeeded": 5}
-    assert serve(executor, stocked, once=True) == []
+    assert serve(executor, address, stocked, once=True) == []
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_a_build_that_cannot_succeed_fails_and_the_others_do_not(executor, stocked):
+def test_a_build_that_cannot_succeed_fails_and_the_others_do_not(executor, address, stocked):
     bad = request(
         stocked, "skin-care", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)})
     ).build  # the base has two layers
     good = request(stocked, "skin-care", share(0.5)).build
     told: list[Happening] = []
-    ended = {build.id: build.status for build in serve(executor, stocked, once=True, tell=told.append)}
+    ended = {build.id: build.status for build in serve(executor, address, stocked, once=True, tell=told.append)}
     assert ended == {bad.id: "failed", good.id: "succeeded"}
     (failed,) = [happening for happening in told if happening.what == "failed"]
     assert "spirit has 3 coefficients, but the base has 2 layers" in str(failed)
@@ -71,17 +95,17 @@ def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_watching_builds_what_moved(executor, stocked, base, make_adapter, monkeypatch):
+def test_watching_builds_what_moved(executor, address, stocked, base, make_adapter, monkeypatch):
     monkeypatch.setattr(workers, "WATCH_SECONDS", 0.5)
     stocked.domains.add("skin-care", recipe="average")
     assert standing(stocked, "skin-care").state == "unbuilt"
-    assert [b.domain for b in serve(executor, stocked, once=True, watch=True)] == ["skin-care"]
+    assert [b.domain for b in serve(executor, address, stocked, once=True, watch=True)] == ["skin-care"]
     assert standing(stocked, "skin-care").state == "fresh"
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 9), base=row, role="ingredient", domain="skin-care")
     assert standing(stocked, "skin-care").state == "stale"
     told: list[Happening] = []
-    serve(executor, stocked, once=True, watch=True, tell=told.append)
+    serve(executor, address, stocked, once=True, watch=True, tell=told.append)
     assert standing(stocked, "skin-care").state == "fresh"
     assert str(told[0]).endswith("of skin-care requested: ingredient skin-care@v1 → skin-care@v2")
 
@@ -141,3 +165,63 @@ def test_a_happening_goes_through_json_unharmed():
     happening = Happening("failed", "66", "skin-care", "no: space\nleft")
     said = json.loads(json.dumps(happening.to_json()))
     assert Happening(**said | {"at": datetime.fromisoformat(said["at"])}) == happening
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def process_of(happening: Happening) -> int:
+    return int(happening.worker.split(":")[1])
+
+
+def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
+    asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(6)]
+    nodes: set[int] = set()
+
+    def note(happening: Happening) -> None:
+        if happening.what in ("begins", "succeeded"):
+            nodes.add(parent(process_of(happening)))
+
+    ended = on_ray(stocked, address=cluster, device="cpu", once=True, group=1, tell=note)
+    assert {build.status for build in ended} == {"succeeded"}
+    assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
+    assert len(nodes) == 2  # each node's own process has started the workers
+
+
+def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
+    asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
+    told: list[Happening] = []
+
+    def kill_the_first(happening: Happening) -> None:
+        told.append(happening)
+        if happening.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
+            os.kill(process_of(happening), signal.SIGKILL)
+
+    ended = on_ray(stocked, address=cluster, device="cpu", once=True, group=1, tell=kill_the_first)
+    assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
+    assert {build.status for build in ended} == {"succeeded"}
+    first = next(happening for happening in told if happening.what == "begins")
+    assert "WorkerCrashedError" in str(next(happening for happening in told if happening.what == "died"))
+    # unless it had just been done
+    assert stocked.builds.get(first.build).attempts == 2
+
+
+def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster):
+    asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(2)]
+    ended = on_ray(stocked, address=cluster, device="cpu", gpus=1, once=True)
+    assert [build.status for build in ended] == ["failed", "failed"]
+    row = stocked.builds.get(asked[0].id)
+    assert row.error["code"] == "no_room"
+    assert re.fullmatch(
+        r"no machine of the cluster has 1 CPU \(the most is 1 CPU\), 1 GPU \(the most is 0 GPU\), .* of memory \(.*\), .* disk_gb .*",
+        row.error["message"],
+    )
+
+
+def test_a_cluster_that_is_not_there_is_told(stocked, monkeypatch):
+    with pytest.raises(UsageError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:9"):
+        on_ray(stocked, address="127.0.0.1:9", device="cpu", once=True)
