@@ -46,6 +46,7 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranking.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/scaling.py
 
 lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff check

@@ -43,7 +43,7 @@ class Plan:
     base: float = option(15.23, "GB of the base and of each result (Qwen2.5-7B: 7,615,616,512 weights of 2 bytes)")
     shards: int = option(4, "files of the base")
     adapter: float = option(0.16, "GB of an adapter")
-    group: int = option(4, "builds made in one pass over the base")
+    group: int = option(5, "builds made in one pass over the base")
     threads: int = option(8, "threads that merge and digest: the cores, up to 8")
     merge: float = option(0.61, "GB of results that one thread makes: reads, adds, rounds, writes into the page cache")
     sha: float = option(1.4, "GB that one thread digests by SHA-256")
