@@ -105,6 +105,9 @@ class _InOrder(click.Group):
 @click.option("--store-url", metavar="URL", help="[env: RECCOCKTAIL_STORE_URL; a folder in HOME]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … [env: RECCOCKTAIL_DEVICE; auto]")
 @click.option(
+    "--cache-limit", metavar="SIZE", help="Of an S3 store's cache: 50GB, … [env: RECCOCKTAIL_CACHE_LIMIT; 0, none]"
+)
+@click.option(
     "--as", "actor", metavar="NAME", help="Who does it, in rows and events. [env: RECCOCKTAIL_AS; login name]"
 )
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import DatabaseError, RecCocktailError, StoreError, UsageError
-from ..registry.settings import redacted_url
+from ..registry.settings import is_remote, redacted_url
 from .app import App, example, json_option, pass_app
 from .console import answer, progress, say, size, table
 
@@ -45,7 +45,7 @@ def init(app: App, as_json: bool) -> None:
 def doctor(app: App, as_json: bool) -> None:
     """Check database, store, device, trainer plugins and Hub login; fails when the first three do not work.
 
-    A database or store that can be read and not written works: it is told as read-only, and commands that only read
+    Of an object store it also shows how large its cache on this machine is. A database or store that can be read and not written works: it is told as read-only, and commands that only read
     can be used.
     """
     checks: list[dict[str, Any]] = []
@@ -61,6 +61,8 @@ def doctor(app: App, as_json: bool) -> None:
 
     check("database", True, lambda: _database(app))
     check("store", True, lambda: _store(app))
+    if is_remote(app.settings.store_url):
+        check("cache", False, lambda: _cache(app))
     check("device", True, lambda: _Seen(f"{app.settings.device} → {app.device()}"))
     check("trainers", False, _plugins)
     check("hub", False, _hub_login)
@@ -100,7 +102,7 @@ def _store(app: App) -> _Seen:
         with app.registry() as registry:
             return _probed(app, registry.store)
     except DatabaseError:  # has a line of its own
-        return _probed(app, Store.open(app.settings.store_url))
+        return _probed(app, Store.open(app.settings.store_url, cache=app.settings.cache))
 
 
 def _probed(app: App, store: Store) -> _Seen:
@@ -110,6 +112,17 @@ def _probed(app: App, store: Store) -> _Seen:
     except StoreError as error:
         return _Seen(f"{READ_ONLY}; {url} ({error})", read_only=True)
     return _Seen(f"{url} is writable")
+
+
+def _cache(app: App) -> _Seen:
+    from ..registry.cache import Cache
+
+    settings = app.settings
+    cache = Cache(settings.cache, settings.cache_limit)
+    used = cache.bytes()
+    limit = f"of at most {size(cache.limit)}" if cache.limit else "without limit"
+    above = "; above it while that is in use, or until something comes in" if 0 < cache.limit < used else ""
+    return _Seen(f"{settings.cache} has {size(used)} {limit}{above}")
 
 
 def _plugins() -> _Seen:

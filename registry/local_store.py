@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
 from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
-from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
+from .locks import FileLock, StoreLock, abandoned, held, held_if_free, held_when_free, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 
@@ -216,18 +216,31 @@ class LocalStore(Store):
         with ExitStack() as owned:
             kept = self._staging / f"{prefix}-{work}" if work else None
             with self.translated():
-                if kept and owned.enter_context(held_if_free(_lock_of(kept))):
+                if kept and owned.enter_context(held_if_free(lock_of(kept))):
                     folder = kept
                 else:
                     kept, folder = None, self._staging / f"{prefix}-{uuid.uuid4().hex}"
-                    owned.enter_context(held(_lock_of(folder)))
+                    owned.enter_context(held(lock_of(folder)))
                 folder.mkdir(exist_ok=kept is not None)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not folder.exists():
-                    _lock_of(folder).unlink(missing_ok=True)
+                    lock_of(folder).unlink(missing_ok=True)
+
+    @contextmanager
+    def lasting(self, prefix: str, work: str) -> Iterator[Path]:
+        """The one folder in `staging` for this work, waited for while others have it; it stays where the block fails."""
+        folder = self._staging / f"{prefix}-{work}"
+        with ExitStack() as owned:
+            with self.translated():
+                owned.enter_context(held_when_free(lock_of(folder)))
+                folder.mkdir(exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                lock_of(folder).unlink(missing_ok=True)
 
     def link(self, source: Path, target: Path) -> None:
         with self.translated():
@@ -351,7 +364,7 @@ class LocalStore(Store):
         trees = [path for path in sorted(self._trees.iterdir()) if HEX.fullmatch(path.name)]
         dropped = [tree for tree in trees if f"sha256:{tree.name}" not in keep and self._is_old(tree, limit)]
         needed = self._needed(set(trees) - set(dropped))
-        blobs = [blob for blob in self._blobs.glob("*/*") if _is_waste(blob, needed, limit)]
+        blobs = [blob for blob in self._blobs.glob("*/*") if is_waste(blob, needed, limit)]
         report = GcReport(
             trees=tuple(f"sha256:{tree.name}" for tree in dropped),
             blobs=tuple(sorted(blob.name for blob in blobs)),
@@ -386,7 +399,7 @@ class LocalStore(Store):
         with self.translated():
             for name in sorted({path.name.removesuffix(".lock") for path in self._staging.iterdir()}):
                 folder = self._staging / name
-                lock = _lock_of(folder)
+                lock = lock_of(folder)
                 with suppress(FileNotFoundError):  # its owner has just finished
                     # a version without locks may still be at work in what it made lately
                     lease = abandoned(lock) if lock.exists() else nullcontext(folder.stat().st_mtime <= limit)
@@ -408,7 +421,7 @@ class LocalStore(Store):
             raise StoreError(f"cannot {doing} the store in {self.root}: {error}", hint=hint) from error
 
 
-def _lock_of(folder: Path) -> Path:
+def lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
@@ -438,7 +451,7 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_waste(blob: Path, needed: set[str], limit: float) -> bool:
+def is_waste(blob: Path, needed: set[str], limit: float) -> bool:
     if blob.name.startswith("."):  # a copy that was cut short: nobody is committing now
         return True
     status = blob.lstat()

@@ -81,6 +81,35 @@ def _held_handle(path: Path) -> int:
 
 
 @contextmanager
+def held_when_free(path: Path) -> Iterator[None]:
+    """Makes the file and locks it, however long somebody else has it: until he is done, or dead. Raises OSError."""
+    with _released(locked_handle(path, fcntl.LOCK_EX)):
+        yield
+
+
+def locked_handle(path: Path, how: int) -> int:
+    """Makes the file, waits for the lock and has it until every copy of the handle is closed. Raises OSError."""
+    while True:
+        handle = _opened(path)
+        try:
+            fcntl.flock(handle, how)
+            if is_named(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever had it removed it: nobody looks for a lock under a name that is gone
+
+
+def is_named(handle: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def held_if_free(path: Path) -> Iterator[bool]:
     """Makes the file and locks it as `held` does, or says False because somebody else has it. Raises OSError."""
     with _released(_opened(path)) as handle:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from .bucket import Bucket, ObjectInfo
+from .cache import Cache
 from .errors import StoreError
 from .files import Progress, link_file
-from .local_store import LocalStore
 from .locks import FileLock, StoreLock, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, hex_of, read_manifest, write_manifest
@@ -40,11 +40,18 @@ _Result = TypeVar("_Result")
 class ObjectStore(Store):
     """A store under a prefix of a bucket. Without a `lock`, only processes of this machine may collect and write."""
 
-    def __init__(self, scheme: str, rest: str, *, cache: Path | None = None, lock: StoreLock | None = None) -> None:
+    def __init__(
+        self,
+        scheme: str,
+        rest: str,
+        *,
+        cache: Path | None = None,
+        cache_limit: int = 0,
+        lock: StoreLock | None = None,
+    ) -> None:
         self._bucket = Bucket(scheme, rest)
         self.url = self._bucket.url
-        root = cache or _default_cache(self.url)
-        self._cache = LocalStore(root, rights=f"let this user write to the store's cache on this machine, {root}")
+        self._cache = Cache(cache or _default_cache(self.url), cache_limit)
         self._lock = lock or FileLock(self._cache.root / "remote.lock")
 
     def initialise(self) -> None:
@@ -59,7 +66,7 @@ class ObjectStore(Store):
                 "only for a new registry run `reccocktail init`",
             )
 
-    def _made_cache(self) -> LocalStore:
+    def _made_cache(self) -> Cache:
         """Raises StoreError if it cannot be made. It may be thrown away at any time."""
         if not self._cache.exists():
             self._cache.initialise()
@@ -118,30 +125,38 @@ class ObjectStore(Store):
     # looking up
 
     def folder(self, digest: str) -> Path:
-        cached = self._cache.local(digest)
+        cached = self._cache.take(digest)
         if cached is not None:
             return cached
         tree = self._remote_tree(digest)
-        with self._made_cache().staging("fetch") as staged:
-            with self._cache.translated():
-                places: dict[FileEntry, list[Path]] = {}
-                for name, entry in tree.files.items():
-                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
-                    places.setdefault(entry, []).append(staged / name)
-            _in_parallel(lambda item: self._fetch(digest, *item), places.items())
-            self._cache.commit(staged, tree.files)
-        return self._cache.folder(digest)
+        cache = self._made_cache()
+        with cache.pinned(digest), cache.fetching(digest) as staged:
+            if cache.local(digest) is None:  # nobody fetched it while we waited
+                self._fetch(tree, staged)
+                cache.commit(staged, tree.files)
+        return cache.folder(digest)
 
-    def _fetch(self, digest: str, entry: FileEntry, places: list[Path]) -> None:
-        first, *others = places
-        with self._cache.translated():
-            cached = self._cache.blob(entry)
-            if cached is not None:
-                link_file(cached, first)
-            else:
-                self._download(digest, entry, first)
-            for other in others:
-                link_file(first, other)
+    def using(self) -> AbstractContextManager[None]:
+        return self._cache.using()
+
+    def _fetch(self, tree: StoredTree, staged: Path) -> None:
+        """All that the folder lacks: a process that was killed, or whose line was cut, may have left most of it."""
+        cache, places = self._cache, dict[FileEntry, list[Path]]()
+        for name, entry in tree.files.items():
+            places.setdefault(entry, []).append(staged / name)
+        first = {entry: same[0] for entry, same in places.items()}
+        with cache.translated():
+            cache.clear(staged, first.values())
+            for place in (place for same in places.values() for place in same):
+                place.parent.mkdir(parents=True, exist_ok=True)
+        found = dict(zip(first, _in_parallel(lambda entry: cache.find(entry, first[entry]), first), strict=True))
+        missing = [entry for entry in first if not found[entry]]
+        cache.make_room(first, missing=sum(entry.bytes for entry in missing))
+        with cache.translated():
+            _in_parallel(lambda entry: self._download(tree.digest, entry, first[entry]), missing)
+            for entry, (_, *others) in places.items():
+                for other in others:
+                    link_file(first[entry], other)
 
     def _download(self, digest: str, entry: FileEntry, target: Path) -> None:
         key = _blob_key(entry.sha256)
@@ -153,6 +168,7 @@ class ObjectStore(Store):
                 file.write(chunk)
             os.fchmod(file.fileno(), 0o444)
         if info is None or FileEntry(hasher.hexdigest(), info.size) != entry:
+            target.unlink()
             what = f"its bytes hash to {hasher.hexdigest()}" if info else "is missing"
             raise StoreError(
                 f"{self.url}/{key}: {what}; {digest} cannot be fetched",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 
 from sqlalchemy import select
@@ -54,7 +53,8 @@ class Registry:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the home folder {settings.home}: {error.strerror}") from error
-        Store.create(settings.store_url, cache=_cache(settings))  # first: where it is refused, nothing else is made
+        # first: where it is refused, nothing else is made
+        Store.create(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
         database.upgrade(settings.database_url)
         return cls.open(settings, actor=actor)
 
@@ -69,7 +69,8 @@ class Registry:
         # a local store's lock is a file in it; what machines share over a network they lock in the database
         lock = opened.store_lock() if is_remote(settings.store_url) else None
         try:
-            return cls(settings, opened, Store.open(settings.store_url, cache=_cache(settings), lock=lock))
+            store = Store.open(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit, lock=lock)
+            return cls(settings, opened, store)
         except BaseException:
             opened.close()
             raise
@@ -120,7 +121,3 @@ class Registry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _cache(settings: Settings) -> Path:
-    return settings.home / "cache" / "store"

@@ -7,23 +7,36 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from .errors import UsageError
 
 NOT_A_URL = "(not a URL)"
 _CONFIDENTIAL = "(?:password|passwd|token|secret|key)"
-KEYS = ("home", "database_url", "store_url", "device")
+KEYS = ("home", "database_url", "store_url", "device", "cache_limit")
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
+    f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every command needs to know. `store_url` is a folder or a URL; `device` is `auto`, `cpu`, `cuda`, …"""
+    """What every command needs to know. `store_url` is a folder or a URL; `device` is `auto`, `cpu`, `cuda`, …
+
+    `cache_limit` is in bytes, 0 for none: what copies of an object store may take on this machine.
+    """
 
     home: Path
     database_url: str
     store_url: str
     device: str
+    cache_limit: int = 0
+
+    @property
+    def cache(self) -> Path:
+        """Where copies of an object store are kept on this machine."""
+        return self.home / "cache" / "store"
 
     @classmethod
     def load(
@@ -33,14 +46,24 @@ class Settings:
         database_url: str | None = None,
         store_url: str | Path | None = None,
         device: str | None = None,
+        cache_limit: str | None = None,
         cwd: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
-        """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default."""
+        """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default.
+
+        Raises UsageError.
+        """
         environ = os.environ if environ is None else environ
         user = Path(environ.get("HOME") or Path.home())
         cwd = cwd or Path.cwd()
-        options = {"home": home, "database_url": database_url, "store_url": store_url, "device": device}
+        options = {
+            "home": home,
+            "database_url": database_url,
+            "store_url": store_url,
+            "device": device,
+            "cache_limit": cache_limit,
+        }
         variables = {key: environ.get(f"RECCOCKTAIL_{key.upper()}") for key in KEYS}
         configs = Path(environ.get("XDG_CONFIG_HOME") or user / ".config") / "reccocktail"
 
@@ -66,6 +89,7 @@ class Settings:
             database_url=values.get("database_url") or _sqlite_url(place / "registry.sqlite"),
             store_url=values.get("store_url") or str(place / "store"),
             device=values.get("device") or "auto",
+            cache_limit=_bytes(values.get("cache_limit") or "0"),
         )
 
 
@@ -79,6 +103,16 @@ def _checked_store(text: str) -> str:
             hint=f"write {found[0]}//… for a URL, or ./{found[0]}… for a folder of that name",
         )
     return text
+
+
+def _bytes(text: str) -> int:
+    """Of `50GB`, `1.5 TB`, `800MiB`, or `0`. Raises UsageError, also for a number that does not say of what."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *((?:[kmgt]i?)?)b", text.strip().lower(), re.ASCII)
+    if not found and text.strip() != "0":
+        raise UsageError(
+            f"a cache_limit of {text!r} is not a size", hint="write, for example, 50GB or 800MiB, or 0 for no limit"
+        )
+    return round(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
 
 
 def _sqlite_url(path: Path) -> str:

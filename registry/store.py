@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -50,22 +50,26 @@ class Store(ABC):
     """Where it is, without anything secret."""
 
     @staticmethod
-    def create(url: str | Path, *, cache: Path | None = None, lock: StoreLock | None = None) -> Store:
+    def create(
+        url: str | Path, *, cache: Path | None = None, cache_limit: int = 0, lock: StoreLock | None = None
+    ) -> Store:
         """Makes what is missing of the store at a folder, `file://…`, or `s3://bucket/prefix` and the like.
 
-        An object store keeps its copies on this machine in `cache`, made when something is first put in or fetched. `lock` must
-        be one for all who use the store; by default it is a file in the store's folder or, for an object store, in `cache`:
+        An object store keeps its copies on this machine in `cache`, made when something is first put in or fetched; what was
+        used longest ago goes when they take more than `cache_limit` bytes, unless that is 0. `lock` must be one for all who use the store; by default it is a file in the store's folder or, for an object store, in `cache`:
         enough for one machine.
         Raises StoreError.
         """
-        store = _store_at(url, cache, lock)
+        store = _store_at(url, cache, cache_limit, lock)
         store.initialise()
         return store
 
     @staticmethod
-    def open(url: str | Path, *, cache: Path | None = None, lock: StoreLock | None = None) -> Store:
+    def open(
+        url: str | Path, *, cache: Path | None = None, cache_limit: int = 0, lock: StoreLock | None = None
+    ) -> Store:
         """As `create`, but raises StoreError if there is no store: an unmounted disk must not look like an empty one."""
-        store = _store_at(url, cache, lock)
+        store = _store_at(url, cache, cache_limit, lock)
         store.require()
         return store
 
@@ -115,12 +119,21 @@ class Store(ABC):
     def folder(self, digest: str) -> Path:
         """The tree's folder on this machine, fetched and checked where it is not here yet; its files are read-only.
 
-        Raises StoreError if the store has no such tree.
+        It stays there until the process ends, or the outermost `using` block of this thread. Fetched once for all processes
+        of the machine. Raises StoreError if the store has no such tree.
         """
+
+    def using(self) -> AbstractContextManager[None]:
+        """At the end of this block, what `folder` gave to this thread and what it put in are in use no longer.
+
+        For processes that live long: what is in use stays in the cache whatever its limit. A child that was forked in the
+        block goes on using what it had. Where a store has no cache there is nothing to do.
+        """
+        return nullcontext()
 
     @abstractmethod
     def local(self, digest: str) -> Path | None:
-        """The tree's folder if it is on this machine; never asks the network."""
+        """The tree's folder if it is on this machine; never asks the network. It is not in use: see `folder`."""
 
     @abstractmethod
     def has(self, digest: str) -> bool:
@@ -151,7 +164,7 @@ class Store(ABC):
         """
 
 
-def _store_at(url: str | Path, cache: Path | None, lock: StoreLock | None) -> Store:
+def _store_at(url: str | Path, cache: Path | None, cache_limit: int, lock: StoreLock | None) -> Store:
     scheme, separator, rest = str(url).partition("://")
     if not separator or scheme == "file":
         from .local_store import LocalStore
@@ -159,7 +172,7 @@ def _store_at(url: str | Path, cache: Path | None, lock: StoreLock | None) -> St
         return LocalStore(_local_folder(str(url)), lock=lock)
     from .object_store import ObjectStore
 
-    return ObjectStore(scheme, rest, cache=cache, lock=lock)
+    return ObjectStore(scheme, rest, cache=cache, cache_limit=cache_limit, lock=lock)
 
 
 def _local_folder(text: str) -> Path:

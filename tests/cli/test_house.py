@@ -218,6 +218,24 @@ def test_what_cannot_even_be_read_fails(prepared: Any) -> None:
     assert (checks["database"]["ok"], checks["store"]["ok"]) == (False, True)
 
 
+def test_doctor_shows_the_cache_of_an_object_store(bare: Any) -> None:
+    shard = bare.home / "cache/store/blobs/sha256/00"
+    shard.mkdir(parents=True)
+    (shard / ("0" * 64)).write_bytes(b"x" * 6000)
+    remote = {"RECCOCKTAIL_STORE_URL": "s3://shop/x", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+
+    def told(**environment: str) -> str:
+        answer = bare("doctor", "--json", code=1, **remote, **environment)  # there is neither a database nor a server
+        (found,) = (entry for entry in answer.json if entry["check"] == "cache")
+        assert found["ok"]
+        return found["detail"].removeprefix(f"{bare.home}/")
+
+    assert told() == "cache/store has 6.0 KB without limit"
+    assert told(RECCOCKTAIL_CACHE_LIMIT="50GB") == "cache/store has 6.0 KB of at most 50.0 GB"
+    assert "above it while that is in use" in told(RECCOCKTAIL_CACHE_LIMIT="5KB")
+    assert "cache_limit of 'much' is not a size" in bare("--cache-limit", "much", "doctor", code=2).err
+
+
 # PostgreSQL
 
 

@@ -145,6 +145,34 @@ def test_a_store_url_is_a_folder_or_a_url(tmp_path: Path, text: str, found: str)
     assert settings.store_url == found.format(cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (None, 0),
+        ("0", 0),
+        ("0GB", 0),
+        ("1b", 1),
+        ("50GB", 50_000_000_000),
+        (" 1.5 tb", 1_500_000_000_000),
+        ("800MiB", 800 << 20),
+        ("2KiB", 2048),
+    ],
+)
+def test_a_cache_limit_is_a_size(tmp_path: Path, text: str | None, count: int) -> None:
+    environ = {"HOME": "/nowhere"} | ({"RECCOCKTAIL_CACHE_LIMIT": text} if text else {})
+    assert Settings.load(cwd=tmp_path, environ=environ).cache_limit == count
+    write(tmp_path / "reccocktail.toml", f'cache_limit = "{text or ""}"')
+    assert Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"}).cache_limit == count
+    assert Settings.load(cache_limit="7B", cwd=tmp_path, environ=environ).cache_limit == 7
+
+
+@pytest.mark.parametrize("text", ["50", "-1GB", "much", "GB", "1e9B", "50 G", "1,5GB", "٣GB", "9" * 400 + "B"])
+def test_a_cache_limit_that_is_not_a_size_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size") as caught:
+        Settings.load(cache_limit=text, cwd=tmp_path, environ={"HOME": "/nowhere"})
+    assert "50GB" in (caught.value.hint or "")
+
+
 def test_importing_the_room_and_its_light_modules_loads_no_heavy_library() -> None:
     code = (
         "import sys, reccocktail.registry, reccocktail.registry.settings, reccocktail.registry.references;"

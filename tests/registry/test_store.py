@@ -406,8 +406,9 @@ def test_a_damaged_blob_does_not_reach_another_tree(store: Store, house: House, 
 
 
 def test_gc_keeps_what_is_kept_and_removes_the_rest(store: Store, house: House, folder: Path) -> None:
-    kept = store.add_folder(folder, files=["one.txt"])
-    dropped = store.add_folder(folder)
+    with store.using():
+        kept = store.add_folder(folder, files=["one.txt"])
+        dropped = store.add_folder(folder)
     planned = store.gc({kept.digest}, dry_run=True, grace=AT_ONCE)
     assert store.digests() == {kept.digest, dropped.digest}
     assert store.gc({kept.digest}, grace=AT_ONCE) == planned

@@ -129,8 +129,9 @@ def test_verifying_drops_damaged_copies_from_the_cache(store: Store, folder: Pat
 
 
 def test_gc_drops_copies_of_what_others_removed(store: Store, elsewhere: Store, folder: Path) -> None:
-    tree = store.add_folder(folder)
-    elsewhere.folder(tree.digest)
+    with store.using(), elsewhere.using():
+        tree = store.add_folder(folder)
+        elsewhere.folder(tree.digest)
     store.gc(set(), grace=AT_ONCE)
     assert elsewhere.local(tree.digest) is not None
     assert elsewhere.gc(set(), grace=AT_ONCE).trees == ()
