@@ -1,12 +1,15 @@
 """What an object store keeps on this machine: a local store with a limit, in which nothing goes that is in use.
 
-pins/<hex>                held by those who use the tree; changed when it was last given out
-staging/fetch-<hex>/      a tree on its way here; one process fetches it, the others wait, the next one goes on with it
-room                      held by whoever makes room
+    pins/<hex>              held by those who use the tree; changed when it was last given out
+    staging/fetch-<hex>/    a tree on its way here; one process fetches it, the others wait, the next one goes on with it
+    room                    held by whoever makes room
+
+Whoever makes room takes a tree away only while he alone has its pin, and never waits for that.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -36,6 +39,9 @@ class Cache(LocalStore):
 
     def __init__(self, root: Path, limit: int = 0) -> None:
         super().__init__(root, rights=f"let this user write to the store's cache on this machine, {root}")
+        self._hints |= dict.fromkeys(
+            (errno.ENOSPC, errno.EDQUOT), "free some space, or set a smaller RECCOCKTAIL_CACHE_LIMIT"
+        )
         self.limit = limit
         self._pins = Pins(root / "pins")
 
@@ -214,12 +220,12 @@ class Cache(LocalStore):
             return {*tree.files.values(), FileEntry(name, self._blob(name).lstat().st_size)}
         return set()
 
-    def _last_use(self, name: str) -> float:
+    def _last_use(self, name: str) -> int:
         last = self._pins.last_use(name)
         if last is None:
             with suppress(FileNotFoundError):
-                last = (self._trees / name).stat().st_mtime
-        return last or 0.0
+                last = (self._trees / name).stat().st_mtime_ns
+        return last or 0
 
 
 class _GoneError(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -61,11 +62,12 @@ class Pins:
                 self._scope().discard(name)
                 self._release(name)
             raise
+        self._pin(name)  # again: another thread that had pinned it for both may have failed
 
-    def last_use(self, name: str) -> float | None:
-        """In seconds since 1970; None if it never was in use."""
+    def last_use(self, name: str) -> int | None:
+        """In nanoseconds since 1970; None if it never was in use."""
         try:
-            return (self._folder / name).stat().st_mtime
+            return (self._folder / name).stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
@@ -110,7 +112,7 @@ class Pins:
 
     def _touch(self, handle: int) -> None:
         with suppress(OSError):  # another user's: it is held all the same
-            os.utime(handle)
+            os.utime(handle, ns=(time.time_ns(),) * 2)  # the file system's own clock is coarse
 
     def _release(self, name: str) -> None:
         with _table:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -497,6 +498,33 @@ def test_handles_do_not_pile_up(add: Callable[..., StoredTree], here: Callable[.
         fetch(store, tree)
         store.local(tree.digest)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_a_thread_holds_what_it_was_given_although_the_one_that_fetched_it_first_failed(
+    add: Callable[..., StoredTree], here: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = map(add, "abc")
+    store, first, failing = here(TWO), threading.Event(), threading.Event()
+    chunks = buckets.Bucket.chunks
+
+    def once(self: buckets.Bucket, key: str, size: int) -> Iterator[bytes]:
+        if not first.is_set():
+            first.set()
+            failing.wait(30)
+            raise StoreError("the line is cut")
+        return chunks(self, key, size)
+
+    monkeypatch.setattr(buckets.Bucket, "chunks", once)
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(store.folder, a.digest)
+        assert first.wait(30)
+        two = threads.submit(store.folder, a.digest)
+        time.sleep(0.3)
+        failing.set()
+        assert isinstance(one.exception(30), StoreError)
+        assert two.result(30).exists()
+    fetch(store, b, c)
+    assert kept(store, a, b, c) == [True, False, True]
 
 
 @pytest.mark.slow
