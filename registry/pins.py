@@ -111,8 +111,9 @@ class Pins:
                     pin.handle = handle
 
     def _touch(self, handle: int) -> None:
+        now = time.time_ns()
         with suppress(OSError):  # another user's: it is held all the same
-            os.utime(handle, ns=(time.time_ns(),) * 2)  # the file system's own clock is coarse
+            os.utime(handle, ns=(now, now))  # the file system's own clock is coarse
 
     def _release(self, name: str) -> None:
         with _table:
