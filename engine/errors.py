@@ -17,10 +17,17 @@ class MergeError(RecCocktailError):
     code = "merge"
 
 
-class NoSpaceError(MergeError):
-    """The disk is too small for what is to be written. Another machine's may do, or this one's later."""
+class NoRoomError(MergeError):
+    """The disk or the memory is too small for what is to be done, which was found out before it began.
 
-    heals = True
+    It `heals`, for another machine's may do or this one's later, unless this one never has so much even when it is idle.
+    """
+
+    code = "no_room"
+
+    def __init__(self, message: str, *, hint: str | None = None, heals: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.heals = heals
 
 
 class AdaptationError(RecCocktailError):

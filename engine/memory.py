@@ -32,6 +32,18 @@ def available(device: str) -> int | None:
     return min(limits) if limits else None
 
 
+def total() -> int | None:
+    """Bytes that this machine or container has in all; None where it cannot be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
+        limited = CGROUP / "memory.max"
+        limit = limited.read_text(encoding="ascii").strip() if limited.is_file() else "max"
+    except (OSError, ValueError, StopIteration):
+        return None
+    return found if limit == "max" else min(found, int(limit))
+
+
 def _left_in_container() -> int | None:
     """Bytes up to the limit of the control group that this process is in, where there is one."""
     try:

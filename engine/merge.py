@@ -40,7 +40,7 @@ from .checkpoint import (
     write_from,
 )
 from .deltas import LowRank, Saved, Term, made_of, slabs
-from .errors import MergeError, NoSpaceError
+from .errors import MergeError, NoRoomError
 from .journal import Journal
 from .methods import Factors
 from .recipes import DType
@@ -105,17 +105,19 @@ def merge_all(
 
 
 def _expect_space(results: Sequence[Result]) -> None:
-    """Raises NoSpaceError where the disk is too small for what is still to be written, before anything is."""
+    """Raises NoRoomError where the disk is too small for what is still to be written, before anything is."""
     needed: dict[int, int] = {}
     for result in results:
         device = result.mix.out.stat().st_dev
         needed[device] = needed.get(device, 0) + result.bytes_to_write()
-        free = shutil.disk_usage(result.mix.out).free
+        disk = shutil.disk_usage(result.mix.out)
+        free = disk.free
         if needed[device] > free:
-            raise NoSpaceError(
+            raise NoRoomError(
                 f"{result.mix.out.parent}: the weights to be written take {needed[device] / 1e6:,.1f} MB, but"
                 f" {free / 1e6:,.1f} MB are free: no space left on device",
                 hint="free some, or write to another disk",
+                heals=needed[device] < disk.total,
             )
 
 

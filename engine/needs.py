@@ -7,8 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..registry import Build, Registry
+from ..registry.inspect import BaseFacts
+from .errors import NoRoomError
+
+if TYPE_CHECKING:
+    from .results import Mix
 
 PROCESS_BYTES = 700 << 20  # an interpreter with torch, transformers and the engine, and the blocks that threads work on
 ACTIVATIONS = 1.5  # of the model's bytes, while coefficients are searched: a rule of thumb
@@ -39,3 +45,27 @@ def needs_of(registry: Registry, builds: Sequence[Build], *, remote: bool = Fals
     if searching:
         memory += int(base.parameters * 4 * ACTIVATIONS)
     return Needs(disk=results + adapters + (base.bytes if remote else 0), memory=memory)
+
+
+def expect_memory(base: BaseFacts, mixes: Sequence[Mix], threads: int) -> None:
+    """Raises NoRoomError where a pass needs more memory than is free, with both figures. Beside what the process has already.
+
+    Methods that look at whole deltas hold one matrix per adapter, their sum and the weight itself, in float32; others a block.
+    """
+    from .memory import available, total
+    from .methods import METHODS
+
+    factors = sum(
+        path.stat().st_size for mix in mixes for part in mix.parts for path in part.folder.glob("*.safetensors")
+    )
+    needed = 2 * factors
+    largest = max((tensor.info.elements for tensor in base.tensors.values()), default=0)
+    whole = [len(mix.parts) + 2 for mix in mixes if METHODS[mix.method].kind != "factors"]
+    needed += threads * max(whole, default=0) * 4 * largest
+    free = available("cpu")
+    if free is not None and needed > free:
+        raise NoRoomError(
+            f"merging takes up to {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free",
+            hint="fewer builds at once (--group), fewer threads (OMP_NUM_THREADS), or a machine with more memory",
+            heals=needed < (total() or 0),
+        )

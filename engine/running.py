@@ -27,6 +27,7 @@ from .builds import LABELLED, PROMPTS, called, card_facts
 from .coefficients import Weight, spread
 from .errors import AdaptationError, MergeError
 from .journal import Journal
+from .needs import expect_memory
 from .provenance import write_papers
 from .recipes import Coefficient, Recipe, Role, parse_recipe
 
@@ -113,7 +114,7 @@ def run_together(
     options = _Options(worker, device, give_back, keep_best, threads)
     jobs = [_Job(registry, build, options, progress, tell, ended) for build in builds]
     try:
-        with _kept_leases(registry, jobs, worker):
+        with registry.store.using(), _kept_leases(registry, jobs, worker):
             _make(registry, jobs, options)
     except BaseException as error:
         for job in jobs:
@@ -188,6 +189,7 @@ class _Job:
     adapters: dict[Role, Adapter]
     parts: dict[Role, Part]
     coefficients: Mapping[Role, Coefficient | Weight]
+    used: Sequence[Part]
 
     def say(self, text: str) -> None:
         self._tell(self.build, text)
@@ -307,6 +309,7 @@ def _make(registry: Registry, jobs: Sequence[_Job], options: _Options) -> None:
         with job.own_failure():
             _prepare(registry, job)
             _find_coefficients(registry, job, options, model)
+            job.used = _used(registry, job)
     model.drop()  # before memory is wanted for merging
     ready = [job for job in jobs if job.ended is None]
     together = [job for job in ready if job.recipe.output.format == "checkpoint"]
@@ -443,10 +446,10 @@ def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence
                 job.build.domain,
                 known=digests,
             )
-            job.succeeded(_store(registry, job, out))
+            job.succeeded(_store(registry, job, out, digests))
 
 
-def _store(registry: Registry, job: _Job, out: Path) -> str:
+def _store(registry: Registry, job: _Job, out: Path, known: Mapping[str, str]) -> str:
     total, done = sum(path.stat().st_size for path in out.iterdir()), 0
 
     def advance(count: int) -> None:
@@ -454,7 +457,7 @@ def _store(registry: Registry, job: _Job, out: Path) -> str:
         done = min(done + count, total)
         job.advance("store", done, total)
 
-    return registry.store.adopt(out, progress=advance).digest
+    return registry.store.adopt(out, known=known, progress=advance).digest
 
 
 def _merge(
@@ -463,14 +466,13 @@ def _merge(
     """Digests of the weight files, for each job."""
     base = jobs[0].base
     facts, base_folder = registry.bases.facts(base), registry.bases.folder(base)
-    used = [_used(registry, job) for job in jobs]
     if jobs[0].recipe.output.format == "adapter":
         from .lora_output import write_adapter
 
-        ((job, out, parts),) = zip(jobs, folders, used, strict=True)
+        ((job, out),) = zip(jobs, folders, strict=True)
         recipe = job.recipe
         written = write_adapter(
-            facts, parts, out, method=recipe.method, options=recipe.options, rank=recipe.output.rank,
+            facts, job.used, out, method=recipe.method, options=recipe.options, rank=recipe.output.rank,
             base_folder=base_folder, dtype=recipe.output.dtype,
         )  # fmt: skip
         job.report["merge"] = written.summary()
@@ -480,14 +482,16 @@ def _merge(
 
     mixes = [
         Mix(
-            parts, out, job.recipe.method, job.recipe.options, job.recipe.output.dtype,
+            job.used, out, job.recipe.method, job.recipe.options, job.recipe.output.dtype,
             Journal(out, lambda name=out.name: name),
         )
-        for job, out, parts in zip(jobs, folders, used, strict=True)
+        for job, out in zip(jobs, folders, strict=True)
     ]  # fmt: skip
+    threads = options.threads or min(8, os.cpu_count() or 1)
+    expect_memory(facts, mixes, threads)
     total = sum(tensor.info.nbytes for tensor in facts.tensors.values())
     reports = merge_all(
-        base_folder, facts, mixes, device=options.device, threads=options.threads, progress=_shared(jobs, total)
+        base_folder, facts, mixes, device=options.device, threads=threads, progress=_shared(jobs, total)
     )
     for job, report in zip(jobs, reports, strict=True):
         job.report["merge"] = report.summary()

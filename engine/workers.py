@@ -304,6 +304,7 @@ def _environment(registry: Registry, device: str, actor: str | None, count: int)
         "RECCOCKTAIL_DATABASE_URL": settings.database_url,
         "RECCOCKTAIL_STORE_URL": settings.store_url,
         "RECCOCKTAIL_DEVICE": device,
+        "RECCOCKTAIL_CACHE_LIMIT": f"{settings.cache_limit}B",
         BESIDE: str(count),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }

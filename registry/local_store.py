@@ -91,8 +91,10 @@ class LocalStore(Store):
             entries = self.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
             return self.commit(staged, entries)
 
-    def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
-        return self.commit(staged, self.hash_staged(staged, progress))
+    def adopt(
+        self, staged: Path, *, known: Mapping[str, str] | None = None, progress: Progress | None = None
+    ) -> StoredTree:
+        return self.commit(staged, self.hash_staged(staged, progress, known or {}))
 
     def copy_in(
         self,
@@ -113,15 +115,20 @@ class LocalStore(Store):
                 entries[name] = copy_file(source, target, progress, follow=allow_links)
         return entries
 
-    def hash_staged(self, staged: Path, progress: Progress | None) -> dict[str, FileEntry]:
-        """The files of a folder from `staging`. Raises InvalidArtifactError, and StoreError for any other folder."""
+    def hash_staged(self, staged: Path, progress: Progress | None, known: Mapping[str, str]) -> dict[str, FileEntry]:
+        """The files of a folder from `staging`, `known` digests taken as they are. Raises InvalidArtifactError, and StoreError for any other folder."""
         if staged.parent != self._staging:
             raise StoreError(f"{staged} was not made by this store's staging()")
         entries: dict[str, FileEntry] = {}
         with self.translated():
             for name, path in checked_files(staged, list_files(staged), allow_links=False):
                 path.chmod(0o444)
-                entries[name] = hash_file(path, progress)
+                if name in known:
+                    entries[name] = FileEntry(hex_of(known[name]), path.stat().st_size)
+                    if progress:
+                        progress(entries[name].bytes)
+                else:
+                    entries[name] = hash_file(path, progress)
         return entries
 
     def commit(self, staged: Path, entries: Mapping[str, FileEntry]) -> StoredTree:

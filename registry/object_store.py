@@ -95,8 +95,10 @@ class ObjectStore(Store):
     def staging(self, prefix: str, *, work: str | None = None) -> AbstractContextManager[Path]:
         return self._made_cache().staging(prefix, work=work)
 
-    def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
-        return self._publish(staged, self._cache.hash_staged(staged, progress))
+    def adopt(
+        self, staged: Path, *, known: Mapping[str, str] | None = None, progress: Progress | None = None
+    ) -> StoredTree:
+        return self._publish(staged, self._cache.hash_staged(staged, progress, known or {}))
 
     def link(self, source: Path, target: Path) -> None:
         self._cache.link(source, target)

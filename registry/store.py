@@ -8,7 +8,7 @@ what lately arrived, once `verify` or `verify_tree` has named the damage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -108,8 +108,13 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def adopt(self, staged: Path, *, progress: Progress | None = None) -> StoredTree:
-        """Takes a folder from `staging` over as it is: its files are hashed and moved, not copied."""
+    def adopt(
+        self, staged: Path, *, known: Mapping[str, str] | None = None, progress: Progress | None = None
+    ) -> StoredTree:
+        """Takes a folder from `staging` over as it is: its files are hashed and moved, not copied.
+
+        `known` are digests by name of files that were written and read back a moment ago, and need not be read once more.
+        """
 
     @abstractmethod
     def link(self, source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from reccocktail.engine import builds, running
 from reccocktail.engine.builds import plan, publishable, request, standing, standings
-from reccocktail.engine.errors import AdaptationError, MergeError, NoSpaceError
+from reccocktail.engine.errors import AdaptationError, MergeError, NoRoomError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.engine.running import run
 from reccocktail.registry import Build, RecCocktailError, Registry
@@ -775,7 +775,7 @@ def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked)
     [
         (StoreError("the bucket does not answer"), True),
         (DatabaseError("gone"), True),
-        (NoSpaceError("no space left on device"), True),
+        (NoRoomError("no space left on device"), True),
         (OSError(28, "No space left on device"), True),
         (OSError(2, "No such file or directory"), False),
         (MergeError("an adapter that cannot be merged"), False),

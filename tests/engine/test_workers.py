@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,12 @@ from pathlib import Path
 import pytest
 from reccocktail.engine import workers
 from reccocktail.engine.builds import request, standing
+from reccocktail.engine.counters import Counters
 from reccocktail.engine.on_ray import on_ray
 from reccocktail.engine.recipes import Recipe
 from reccocktail.engine.workers import Happening, inline, processes, stopped_by_signals
 from reccocktail.registry import Build, Registry
-from reccocktail.registry.errors import UsageError
+from reccocktail.registry.errors import UnavailableError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +150,7 @@ def test_being_stopped_gives_builds_back(stocked):
 
     def stop(happening: Happening) -> None:
         told.append(happening)
-        if happening.what == "begins":
+        if [each.what for each in told].count("begins") == 1 and happening.what == "begins":
             threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
             time.sleep(0.5)
 
@@ -156,6 +159,163 @@ def test_being_stopped_gives_builds_back(stocked):
     assert {stocked.builds.get(build.id).status for build in asked} <= {"queued", "succeeded"}
     assert {build.status for build in inline(stocked, device="cpu", once=True)} <= {"succeeded"}
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
+
+
+def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_is_its_own_affair(
+    stocked, base, make_adapter
+):
+    """Beside good builds: one that cannot be planned, one that cannot be merged, one that is cancelled while it is made."""
+    row = stocked.bases.get("tiny")
+    for name, seed in ("good", 31), ("unplanned", 32), ("overflowing", 33), ("cancelled", 34):
+        stocked.domains.add(name)
+        stocked.adapters.add(make_adapter(base, seed), base=row, role="ingredient", domain=name)
+    asked = {
+        "good": request(stocked, "good", share(0.5)).build,
+        "unplanned": request(stocked, "unplanned", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)})).build,
+        "overflowing": request(
+            stocked,
+            "overflowing",
+            Recipe(coefficients={"spirit": 1e30}, output={"format": "checkpoint", "dtype": "float16"}),
+        ).build,
+        "cancelled": request(stocked, "cancelled", share(0.25)).build,
+    }
+    alone = request(stocked, "good", share(0.75)).build
+    told: list[Happening] = []
+
+    def cancel(happening: Happening) -> None:
+        told.append(happening)
+        if happening.what == "begins" and happening.domain == "cancelled":
+            stocked.builds.cancel(asked["cancelled"].id)
+
+    ended = {build.domain: build for build in inline(stocked, device="cpu", once=True, group=4, tell=cancel)[:4]}
+    assert {name: build.status for name, build in ended.items()} == {
+        "good": "succeeded", "unplanned": "failed", "overflowing": "failed", "cancelled": "cancelled",
+    }  # fmt: skip
+    assert "does not stay finite" in stocked.builds.get(asked["overflowing"].id).error["message"]
+    begun = [happening.detail for happening in told if happening.what == "begins"]
+    assert begun == ["attempt 1, in one pass with 3 more"] * 4 + ["attempt 1"]
+    assert any("is made alone, since 3 builds in one pass failed" in str(happening) for happening in told)
+    made = stocked.builds.get(asked["good"].id)
+    again = request(stocked, "good", share(0.5), force=True).build
+    inline(stocked, device="cpu", once=True, group=1)
+    assert stocked.builds.get(again.id).digest == made.digest
+    assert stocked.builds.get(alone.id).status == "succeeded"
+    assert not list(stocked.store.root.glob("staging/*"))
+
+
+def test_every_worker_takes_its_share_and_what_was_lost_goes_alone(stocked):
+    asked = [request(stocked, "skin-care", share(n / 20)).build.id for n in range(10)]
+    first = stocked.builds.claim_together("one", 8, beside=4)
+    assert [build.id for build in first] == asked[:3]  # a quarter of ten, rounded up
+    stocked.builds.free("one", "it died")
+    assert [build.id for build in stocked.builds.claim_together("two", 8)] == asked[:1]
+    assert [build.id for build in stocked.builds.claim_together("three", 8)] == asked[1:2]
+    assert [build.attempts for build in stocked.builds.claim_together("four", 8)] == [2]
+    assert [build.id for build in stocked.builds.claim_together("five", 8)] == asked[3:]
+
+
+def test_a_worker_is_freed_by_its_token_and_by_no_other(stocked):
+    one, other = (request(stocked, "skin-care", share(n / 10)).build for n in (1, 2))
+    stocked.builds.claim("host:1:2/abc", build_id=one.id)
+    stocked.builds.claim("host:1:2/xabc", build_id=other.id)
+    assert [build.id for build in stocked.builds.free("abc", "gone")] == [one.id]
+    assert stocked.builds.get(other.id).status == "running"
+
+
+def test_a_database_that_is_away_for_a_while_is_waited_for(stocked, monkeypatch):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    monkeypatch.setattr(workers, "AWAY_SECONDS", 0.01)
+    failures = {"claim_together": 3, "succeed": 2}
+    for name in failures:
+        real = getattr(stocked.builds, name)
+
+        def shaky(*arguments, name=name, real=real, **options):
+            if failures[name]:
+                failures[name] -= 1
+                raise UnavailableError("the server is starting up")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(stocked.builds, name, shaky)
+    told: list[Happening] = []
+    ended = inline(stocked, device="cpu", once=True, tell=told.append)
+    assert [(build.id, build.status, build.attempts) for build in ended] == [(asked.id, "succeeded", 1)]
+    assert [happening.what for happening in told] == ["waiting", "back", "begins", "succeeded"]
+    assert "the server is starting up" in str(told[0])
+
+
+def test_a_success_whose_answer_was_lost_is_told_again(stocked, monkeypatch):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    real, said = stocked.builds.succeed, []
+
+    def lost(*arguments, **options):
+        said.append(real(*arguments, **options))
+        if len(said) == 1:
+            raise UnavailableError("the connection was lost")
+        return said[-1]
+
+    monkeypatch.setattr(stocked.builds, "succeed", lost)
+    (ended,) = inline(stocked, device="cpu", once=True)
+    assert (ended.id, ended.status, len(said)) == (asked.id, "succeeded", 2)
+    kinds = [event.kind for event in stocked.events.list(subject=asked.id)]
+    assert kinds.count("build.succeeded") == 1
+
+
+def test_one_who_has_no_patience_left_says_so(stocked, monkeypatch):
+    monkeypatch.setattr(workers, "AWAY_SECONDS", 0.01)
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.05)
+
+    def away(*_: object, **__: object) -> None:
+        raise UnavailableError("nobody answers")
+
+    monkeypatch.setattr(stocked.builds, "claim_together", away)
+    with pytest.raises(UnavailableError, match="nobody answers"):
+        inline(stocked, device="cpu", once=True)
+
+
+def test_counters_tell_prometheus_what_happened(stocked):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    counters = Counters(stocked, "127.0.0.1", port)
+    try:
+        for number in range(3):
+            request(stocked, "skin-care", share(number / 10))
+        request(stocked, "skin-care", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)}))
+        with pytest.raises(UsageError, match="cannot be served"):
+            Counters(stocked, "127.0.0.1", port)
+        inline(stocked, device="cpu", once=True, tell=counters.hear)
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    finally:
+        counters.close()
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["reccocktail_builds_total", "succeeded"] == found["reccocktail_build_seconds_count",] == 3
+    assert found["reccocktail_builds_total", "failed"] == found["reccocktail_builds_in_registry", "failed"] == 1
+    assert found["reccocktail_builds_begun_total",] == 4
+    assert found["reccocktail_builds_total", "postponed"] == 0
+    assert found["reccocktail_builds_in_registry", "succeeded"] == 3
+    assert 0 < found["reccocktail_build_seconds_sum",] < 60
+
+
+@pytest.mark.parametrize(("total", "again"), [(10**4, False), (10**15, True)])
+def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_begins(total, again, stocked, monkeypatch):
+    from reccocktail.engine import memory
+
+    monkeypatch.setattr(memory, "available", lambda device: 10_000)
+    monkeypatch.setattr(memory, "total", lambda: total)
+    ties = Recipe(method="ties_mergekit", options={"density": 0.5}, coefficients={"spirit": 0.5, "ingredient": 0.5})
+    asked = request(stocked, "skin-care", ties).build
+    (ended,) = inline(stocked, device="cpu", once=True)
+    assert ended.status == ("queued" if again else "failed")
+    left = stocked.builds.get(asked.id)
+    assert left.error["code"] == "no_room"
+    assert re.fullmatch(r"merging takes up to .* GB of memory, and .* GB are free", left.error["message"])
+    assert not any("merge begins" in line.text for line in stocked.builds.logs(asked.id))
 
 
 def test_a_happening_goes_through_json_unharmed():
