@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import socket
 import threading
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..registry import Adapter, Base, Build, Domain, Registry, Request
-from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
+from ..registry.card import CardAdaptation, CardFacts, CardInput
 from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
 from ..registry.references import SPIRIT, Reference
@@ -33,7 +32,7 @@ from .coefficients import Weight, mean, spread
 from .errors import AdaptationError, MergeError
 from .journal import FORMAT_VERSION, Journal
 from .provenance import write_papers
-from .recipes import OWN_ROLES, SHIPPED, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
+from .recipes import OWN_ROLES, Adaptive, Coefficient, Recipe, Role, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from .adaptive import Adaptation
@@ -654,7 +653,7 @@ def _write_result(
     write_papers(
         out,
         recipe.resolved(coefficients).to_json(),
-        _card(registry, build, coefficients),
+        card_facts(registry, build, coefficients),
         {"base": base.digest} | {_called(role): adapter.digest for role, adapter in adapters.items()},
         build.domain,
         known=known,
@@ -667,7 +666,7 @@ def _called(role: Role) -> str:
     return role if role in OWN_ROLES else f"neighbour {role}"
 
 
-def _card(
+def card_facts(
     registry: Registry,
     build: Build,
     coefficients: Mapping[Role, Coefficient | Weight],
@@ -675,9 +674,11 @@ def _card(
     recipe: str | None = None,
     adaptive: CardAdaptation | None = None,
 ) -> CardFacts:
+    """The card as the build itself makes it; `publishing` adds what is known when it is published."""
     base = registry.bases.get(build.base)
     return CardFacts(
         title=f"{build.domain}: {base.name} with a RecCocktail",
+        kind="adapter" if build.recipe["output"].get("format") == "adapter" else "checkpoint",
         domain=build.domain,
         domain_title=registry.domains.get(build.domain).title,
         base_name=base.name,
@@ -707,31 +708,3 @@ def result_folder(registry: Registry, build: Build) -> Path:
             hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
         )
     return registry.store.folder(build.digest)
-
-
-@contextmanager
-def publishable(registry: Registry, build: Build) -> Iterator[Path]:
-    """The build's folder as it goes to the Hub: the same bytes, and a card that also tells how the mix was found.
-
-    Raises ConflictError when the build has not succeeded.
-    """
-    folder = result_folder(registry, build)
-    assert build.coefficients is not None
-    report = build.report or {}
-    name = next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)
-    with registry.store.staging(f"publish-{build.id}") as staged:
-        for path in folder.iterdir():
-            if path.name != "README.md":
-                registry.store.link(path, staged / path.name)
-        adaptive = None
-        found = report.get("adaptation")
-        if found and found.get("search", "line") != "none":
-            kept = registry.store.folder(report["artifact"])
-            plots = tuple(sorted(path.name for path in kept.glob("*.png")))
-            for plot in plots:
-                shutil.copyfile(kept / plot, staged / plot)
-            start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
-            adaptive = CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots)
-        card = _card(registry, build, dict(build.coefficients), recipe=name, adaptive=adaptive)
-        (staged / "README.md").write_text(render_card(card), encoding="utf-8")
-        yield staged

@@ -82,6 +82,14 @@ def fetch(repo_id: str, *, revision: str | None = None, kind: Literal["base", "a
     return Snapshot(folder, repo_id, commit)
 
 
+def download(repo_id: str, *, revision: str | None = None) -> Snapshot:
+    """Every file of a repository at the commit that `revision` is now, whatever it is. Raises HubError."""
+    with explained("fetch", repo_id, revision):
+        commit = info(repo_id, revision).sha
+        assert commit is not None
+        return Snapshot(Path(snapshot_download(repo_id, revision=commit)), repo_id, commit)
+
+
 T = TypeVar("T")
 
 

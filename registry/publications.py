@@ -86,18 +86,19 @@ class Publications:
                 find_domain(session, asked.domain.name, lock=True)
                 row.build_id = asked.id
                 kind, name = "build.published", asked.id
-                place = {"base_id": asked.base_id, "domain_id": asked.domain_id}
+                place = (asked.base_id, asked.domain_id, None)
             else:
                 find_domain(session, Reference.parse(subject.ref).name, lock=True)
                 version = find_adapter(session, subject.ref, subject.base)
                 row.adapter_id = version.id
                 kind, name = "adapter.published", subject.ref
-                place = {"base_id": version.base_id, "domain_id": version.domain_id, "adapter_id": version.id}
+                place = (version.base_id, version.domain_id, version.id)
             newest = session.scalar(_of_repo(repo).limit(1))
             if newest is not None and newest.withdrawal is None and _same(newest, row):
                 return _publication(newest)
             session.add(row)
-            events.append(session, kind, name, about, **place)
+            base_id, domain_id, adapter_id = place
+            events.append(session, kind, name, about, base_id=base_id, domain_id=domain_id, adapter_id=adapter_id)
             session.flush()
             session.refresh(row)
             return _publication(row)
@@ -111,6 +112,12 @@ class Publications:
         """All that went to a repository, newest first, withdrawn ones included."""
         with self._database.reading() as session:
             return [_publication(row) for row in session.scalars(_of_repo(repo))]
+
+    def newest_revision(self, repo: str) -> str | None:
+        """The commit that was last published to a repository."""
+        with self._database.reading() as session:
+            row = session.scalar(_of_repo(repo).limit(1))
+            return row and row.revision
 
     def list(
         self,
@@ -132,9 +139,7 @@ class Publications:
                 place = find_domain(session, domain).id
                 builds = select(BuildRow.id).where(BuildRow.domain_id == place)
                 versions = select(AdapterRow.id).where(AdapterRow.domain_id == place)
-                query = query.where(
-                    or_(PublicationRow.build_id.in_(builds), PublicationRow.adapter_id.in_(versions))
-                )
+                query = query.where(or_(PublicationRow.build_id.in_(builds), PublicationRow.adapter_id.in_(versions)))
             if after is not None:
                 query = query.where(PublicationRow.id < after)
             return [_publication(row) for row in session.scalars(query)]

@@ -80,7 +80,12 @@ class Repo:
     def commit(self, files: dict[str, bytes], message: str, description: str = "") -> str:
         parent = self.branches.get("main")
         self.uploaded |= {_sha256(data) for data in files.values()}
-        content = [parent, message, description, sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items())]
+        content = [
+            parent,
+            message,
+            description,
+            sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items()),
+        ]
         commit = Commit(hashlib.sha1(json.dumps(content).encode()).hexdigest(), parent, message, files, description)
         self.commits[commit.id] = commit
         self.branches["main"] = commit.id
@@ -235,7 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         if self.lost:
-            return self._hang_up()
+            self._hang_up()
+            return
         self.send_response(status, HTTPStatus(status).phrase)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
@@ -313,7 +319,13 @@ class _Handler(BaseHTTPRequestHandler):
         listed = [found.commits[each] for each in _line(found, self._commit(found, rev).id)]
         self._json(
             [
-                {"id": c.id, "title": c.message, "message": c.description, "authors": [{"user": "tester"}], "date": DATE}
+                {
+                    "id": c.id,
+                    "title": c.message,
+                    "message": c.description,
+                    "authors": [{"user": "tester"}],
+                    "date": DATE,
+                }
                 for c in listed
             ]
         )
@@ -409,7 +421,9 @@ class _Handler(BaseHTTPRequestHandler):
         def actions(wanted: dict[str, Any]) -> dict[str, object]:
             if wanted["oid"] in found.uploaded:
                 return wanted
-            upload = {"href": f"http://localhost:{self.hub.port}/lfs/{repo}/objects/{wanted['oid']}?X-Amz-Signature={SIGNED}"}
+            upload = {
+                "href": f"http://localhost:{self.hub.port}/lfs/{repo}/objects/{wanted['oid']}?X-Amz-Signature={SIGNED}"
+            }
             return wanted | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/{repo}/verify"}}}
 
         self._json({"transfer": "basic", "objects": [actions(wanted) for wanted in json.loads(body)["objects"]]})

@@ -405,7 +405,9 @@ def test_going_back_one_schema_keeps_what_the_older_one_knows(
 
 def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None:
     database.upgrade(url)
-    with pytest.raises(UsageError, match=r"loses data: 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything") as caught:
+    with pytest.raises(
+        UsageError, match=r"loses data: 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything"
+    ) as caught:
         database.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
     assert database.check(url) == HEAD
