@@ -208,8 +208,8 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
-        evaluations=_evaluations(registry, {_system(base, a): a.ref for a in adapters}
-                                 | {base.digest: base.name, build.digest: "this model"}, build.digest),
+        evaluations=_evaluations(registry, {base.digest: base.name} | {_system(base, a): a.ref for a in adapters}
+                                 | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
     )  # fmt: skip
     (folder / "README.md").write_text(render_card(card, choices.template), encoding="utf-8")
@@ -235,7 +235,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         known.pop(CONFIG, None)
     licence, notes = _licence(registry, base, [adapter], choices)
     name = adapter.domain or "spirit"
-    title = registry.domains.get(name).title
+    title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
         kind="adapter",
         mixed=False,
