@@ -136,7 +136,7 @@ def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_ru
     for build, last in behind(registry):
         try:
             mine = choices.going_on(last)
-            with planned(registry, build, mine, private=False, rebase=rebase, tell=say) as trip:
+            with planned(registry, build, mine, private=False, rebase=rebase, again=True, tell=say) as trip:
                 if dry_run:
                     done.append(_document(trip.plan) | _named(build) | {"dry_run": True})
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")

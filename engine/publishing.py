@@ -23,7 +23,7 @@ from ..registry.card import (
     render_card,
 )
 from ..registry.digests import canonical_json, digest_of_json, file_digest
-from ..registry.errors import UsageError
+from ..registry.errors import HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike
@@ -88,9 +88,13 @@ def planned(
     private: bool = True,
     tag: str | None = None,
     rebase: bool = False,
+    again: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Trip]:
-    """The trip that `send` makes, while its folder is there. Raises what `publishable` and `registry.publishing.plan` do."""
+    """The trip that `send` makes, while its folder is there; `again` goes only where a repository is.
+
+    Raises what `publishable` and `registry.publishing.plan` do, and HubError where there is none to go to again.
+    """
     from ..registry import publishing
 
     assert choices.repo is not None
@@ -121,6 +125,11 @@ def planned(
             volatile={SIGNATURE: alike} if choices.key else {},
             tell=tell,
         )
+        if again and not plan.repo_exists:
+            raise HubError(
+                plan.unreached or f"{plan.repo} is not on the Hub any more",
+                hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
+            )
         yield Trip(subject, choices, parcel, plan)
 
 
@@ -412,7 +421,7 @@ def _prompt(adapters: list[Adapter]) -> CardPrompt | None:
         except TaskError:
             continue
         if found.digest == told.get("digest"):
-            return CardPrompt(found.name, found.system or "", found.user)
+            return CardPrompt(found.name, found.system or "", found.user, found.separator)
     return None
 
 

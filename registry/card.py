@@ -5,6 +5,7 @@ https://huggingface.co/docs/hub/model-cards
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class CardPrompt:
     name: str
     system: str
     user: str
+    separator: str = " || "  # between titles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,4 +212,4 @@ def _value(value: object) -> str:
 
 def _python(value: object) -> str:
     """A Python literal, on one line, that cannot end the block of code that it stands in."""
-    return repr(str(value)).replace("`", "\\x60")
+    return json.dumps(str(value), ensure_ascii=False).replace("`", "\\x60")

@@ -331,6 +331,15 @@ def test_a_newer_build_makes_the_publication_stale_and_publish_stale_brings_it_u
     assert state() == "fresh"
 
 
+def test_publish_stale_makes_no_repository_and_leaves_the_others_their_turn(built: Any, hub: Any) -> None:
+    _, average = builds(built)
+    built("publish", average, "--to", REPO)
+    del hub.repos[REPO]
+    answer = built("publish", "--stale", code=1)
+    assert f"{REPO} is not on the Hub any more" in answer.err
+    assert hub.repos == {}
+
+
 def test_what_is_withdrawn_counts_no_more_and_is_still_there(built: Any, hub: Any) -> None:
     done = built("publish", "skin-care", "--to", REPO, "--public", "--json").json
     answer = built("unpublish", REPO, "--make-private", "--json").json

@@ -187,7 +187,7 @@ def test_an_adapter_is_loaded_onto_its_base_alone():
     assert "--max-lora-rank 32" in mixed.text
     assert "A base spirit" in single.text
     assert "How it was mixed" not in single.text
-    assert "rank 8, alpha 16.0000, on `q_proj`" in single.text
+    assert "rank 8, alpha 16, on `q_proj`" in single.text
 
 
 def test_measurements_stand_with_their_intervals():
