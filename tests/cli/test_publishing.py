@@ -368,6 +368,7 @@ def test_a_publication_is_shown_with_its_files(built: Any, hub: Any) -> None:
 # tokens
 
 
+@pytest.mark.slow
 def test_no_token_is_in_any_output_row_log_or_file(
     built: Any, hub: Any, waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
