@@ -221,7 +221,7 @@ def large(place: Path) -> bool:
             shutil.rmtree(mix.out)
         settings = _settings(Path(work), None)
         registry = stack.enter_context(Registry.create(settings))
-        base = registry.bases.add("large", inputs.base, source="benchmark")
+        base = registry.bases.add(inputs.base.name, inputs.base, source="benchmark")
         registry.adapters.add(inputs.adapters[0], base=base, role="spirit")
         registry.domains.add("shop")
         registry.adapters.add(inputs.adapters[1], base=base, role="ingredient", domain="shop")

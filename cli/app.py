@@ -9,6 +9,7 @@ import atexit
 import gc
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 ACTOR_LENGTH = 100
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # of the Hub, which may quote it in an answer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -178,7 +180,8 @@ def _hush() -> None:
 
 def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bool, words: list[str]) -> NoReturn:
     if "--traceback" in words:
-        traceback.print_exc()
+        click.echo(_TOKEN.sub("[secret]", traceback.format_exc()), err=True)
+    message, hint = _TOKEN.sub("[secret]", message), hint and _TOKEN.sub("[secret]", hint)
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
     else:

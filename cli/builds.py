@@ -20,7 +20,7 @@ from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
     from ..engine.running import Progress
-    from ..registry import Build, Registry
+    from ..registry import Build, Publication, Registry
     from ..registry.builds import LogLine
 
 
@@ -559,11 +559,8 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
     from ..engine.builds import standing, standings
 
     with app.registry() as registry:
-        if domain is None:
-            states, published = standings(registry), registry.publications.newest_by_domain()
-        else:
-            states = {domain: standing(registry, domain)}
-            published = {each.domain: each for each in registry.publications.list(domain, limit=1)}
+        states = standings(registry) if domain is None else {domain: standing(registry, domain)}
+        published = registry.publications.newest_by_domain()
     document = [
         {
             "domain": name,
@@ -573,6 +570,7 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             "state": state.state,
             "reasons": list(state.reasons),
             "published": f"{published[name].repo}@{published[name].revision[:12]}" if name in published else None,
+            "publication": _publication_state(state.build, published.get(name)),
         }
         for name, state in states.items()
     ]
@@ -580,13 +578,27 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
     def show() -> None:
         columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
         rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
+        for row, entry in zip(rows, document, strict=True):
+            if entry["publication"] == "stale":
+                row[-1] = f"{row[-1]} (stale)"
         spare = ("published", "build", "spirit", "ingredient")
         table(columns, rows, empty="no domain yet; `reccocktail domain add NAME`", spare=spare)
         for entry in document:
             if entry["reasons"]:
                 click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
+            if entry["publication"] == "stale":
+                had = published[entry["domain"]].build
+                told = f"{entry['domain']} was published as build {had}, and build {entry['build']} stands for it now"
+                click.echo(printable(f"{told}; `reccocktail publish --stale`"))
 
     answer(as_json, document, show)
+
+
+def _publication_state(build: Build | None, published: Publication | None) -> str | None:
+    """`fresh` if what is on the Hub is the build that stands for the domain, else `stale`; None where nothing is."""
+    if published is None:
+        return None
+    return "fresh" if build is None or published.build == build.id else "stale"
 
 
 def _version_alone(ref: str | None) -> str | None:

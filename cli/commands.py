@@ -9,7 +9,7 @@ from .demo import demo
 from .domains import domain
 from .evaluation import evaluate
 from .merging import merge
-from .publishing import publish
+from .publishing import publication, publish, unpublish, verify
 from .recipes import recipe
 from .setup import db, doctor, init, store
 from .training import train, trainers
@@ -27,6 +27,9 @@ ALL = (
     build,
     worker,
     publish,
+    unpublish,
+    publication,
+    verify,
     merge,
     trainers,
     store,

@@ -177,12 +177,12 @@ class _Trip:
         return results
 
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:
-        from ..engine.builds import publishable
-        from ..registry import hub
+        from ..engine.publishing import Choices, publishable
+        from ..registry import publishing
 
         self._begin(f"publication to {repo}, rehearsed without the Hub")
-        with publishable(self._registry, build) as folder:
-            planned = hub.plan(folder, repo, offline=True)
+        with publishable(self._registry, build, Choices(repo)) as parcel:
+            planned = publishing.plan(parcel.folder, repo, trailer=parcel.trailer, known=parcel.known, offline=True)
         say(f"      {len(planned.files)} files, {size(planned.bytes)}, one commit")
         return [asdict(file) for file in planned.files]
 

@@ -1,74 +1,332 @@
-"""`publish`: a build's trip to the Hugging Face Hub."""
+"""`publish`, `unpublish`, `publication` and `verify`: trips to the Hugging Face Hub, and what is there."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import NotFoundError
-from .app import App, example, json_option, pass_app
-from .console import answer, printable, say, size, table
+from ..registry.errors import InvalidReferenceError, NotFoundError, RecCocktailError, UsageError
+from .app import App, base_option, example, json_option, paging_options, pass_app
+from .console import answer, details, page, printable, say, size, table
+
+if TYPE_CHECKING:
+    from ..engine.publishing import Choices, Trip
+    from ..registry import Adapter, Build, Publication, Registry
+    from ..registry.publishing import PublicationPlan
+
+FILE = click.Path(path_type=Path)
 
 
 @click.command(
     epilog=example(
         "reccocktail publish beauty --to acme/beauty-cocktail --dry-run",
         "reccocktail publish beauty --to acme/beauty-cocktail --tag v1",
+        "reccocktail publish spirit@v2 --to acme/spirit",
+        "reccocktail publish --stale",
     )
 )
-@click.argument("build_or_domain", metavar="BUILD_OR_DOMAIN")
-@click.option("--to", "repo", metavar="ORG/NAME", required=True, help="Repository on the Hub.")
+@click.argument("what", metavar="[BUILD_OR_DOMAIN_OR_REF]", required=False)
+@click.option("--to", "repo", metavar="ORG/NAME", help="Repository on the Hub.")
+@click.option("--stale", is_flag=True, help="Every domain whose build is newer than its publication, where that is.")
 @click.option("--private/--public", default=True, show_default=True, help="Visibility of a repository that is made.")
 @click.option("--tag", metavar="T", help="Tag the commit.")
-@click.option("--dry-run", is_flag=True, help="Only show files, sizes and the card.")
+@click.option("--rebase", is_flag=True, help="Go on top of what somebody else has committed since.")
+@click.option("--license", "licence", metavar="ID", help="Else the strictest of base model and adapters.")
+@click.option("--card-template", metavar="FILE", type=FILE, help="Jinja template of the card; may extend card.jinja.")
+@click.option("--sign", "key", metavar="KEY", type=FILE, help="Sign all files with this private key (PEM), offline.")
+@click.option("--dry-run", is_flag=True, help="Only show files, what would change, and the card.")
+@base_option
 @json_option
 @pass_app
 def publish(
-    app: App, build_or_domain: str, repo: str, private: bool, tag: str | None, dry_run: bool, as_json: bool
+    app: App,
+    what: str | None,
+    repo: str | None,
+    stale: bool,
+    private: bool,
+    tag: str | None,
+    rebase: bool,
+    licence: str | None,
+    card_template: Path | None,
+    key: Path | None,
+    dry_run: bool,
+    base: str | None,
+    as_json: bool,
 ) -> None:
-    """Publish a build, or the one that stands for a domain, as one commit.
+    """Publish a build, the one that stands for a domain, or an adapter version, as one commit.
 
-    That is the build of the domain's present inputs, else its newest.
+    A domain means the build of its present inputs, else its newest; NAME@v1, NAME@ALIAS and `spirit` mean adapters. What the
+    repository has already is not sent again. Interrupted, the same command goes on.
     """
-    from ..engine.builds import publishable, standing
-    from ..registry import hub
+    if stale == (what is not None) or stale == (repo is not None):
+        raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
+    if stale and tag is not None:
+        raise UsageError("--stale publishes to several repositories, and one tag would stand in all of them")
+    from ..engine.publishing import Choices, planned
+    from ..registry.licences import parse
+    from ..registry.publishing import check_names
+
+    if repo is not None:
+        check_names(repo, tag)
+    choices = Choices(repo, parse(licence) if licence else None, card_template, key)
+    with app.registry() as registry:
+        if stale:
+            _publish_stale(registry, choices, rebase=rebase, dry_run=dry_run, as_json=as_json)
+            return
+        assert what is not None
+        subject = _subject(registry, what, base)
+        with planned(registry, subject, choices, private=private, tag=tag, rebase=rebase, tell=say) as trip:
+            if dry_run:
+                document = _document(trip.plan) | _named(subject) | {"dry_run": True}
+                answer(as_json, document, lambda: _show_plan(trip.plan, subject))
+                return
+            done = _send(registry, trip)
+    answer(as_json, done.to_json(), lambda: None)
+
+
+def _subject(registry: Registry, text: str, base: str | None) -> Build | Adapter:
+    """A domain's build, an adapter by its reference, or a build by the start of its id, looked up in this order."""
+    from ..engine.builds import standing
+
+    try:
+        domain = registry.domains.get(text)
+    except (NotFoundError, InvalidReferenceError, UsageError):
+        domain = None
+    if domain is not None:
+        row = standing(registry, text, base=base).build
+        if row is None:
+            raise NotFoundError(
+                f"domain {text!r} has no succeeded build", hint=f"reccocktail build request {text} --wait"
+            )
+        return row
+    if text == "spirit" or "@" in text:
+        return registry.adapters.resolve(text, base=base)
+    return registry.builds.get(text)
+
+
+def _send(registry: Registry, trip: Trip) -> Publication:
+    """Carry the trip out, saying what is done."""
+    from ..engine.publishing import send
+
+    plan = trip.plan
+    if plan.commit is None:
+        uploads = plan.uploads
+        say(
+            f"publishing {_title(trip.subject)} to {plan.repo}: {len(plan.files)} files, {size(plan.bytes)}; to be sent:"
+            f" {len(uploads)}, {size(sum(file.bytes for file in uploads))}"
+        )
+    for path in plan.removed:
+        say(f"removing {path}, which this does not have")
+    for path in plan.replaced:
+        say(f"replacing {path}, which no publication of ours put there")
+    row = send(registry, trip, tell=say)
+    said = "published" if plan.commit is None else "the Hub has it already"
+    say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
+    return row
+
+
+def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_run: bool, as_json: bool) -> None:
+    from ..engine.publishing import behind, planned
+
+    done: list[dict[str, Any]] = []
+    failed = False
+    for build, last in behind(registry):
+        try:
+            mine = choices.going_on(last)
+            with planned(registry, build, mine, private=False, rebase=rebase, again=True, tell=say) as trip:
+                if dry_run:
+                    done.append(_document(trip.plan) | _named(build) | {"dry_run": True})
+                    say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
+                else:
+                    done.append(_send(registry, trip).to_json())
+        except RecCocktailError as error:  # the others are to have their turn
+            say(
+                f"{build.domain} was not published to {last.repo}: {error}" + (f" ({error.hint})" if error.hint else "")
+            )
+            failed = True
+    answer(as_json, done, lambda: None if done or failed else say("nothing is stale"))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _title(subject: Build | Adapter) -> str:
+    from ..registry import Build
+
+    return f"build {subject.id}" if isinstance(subject, Build) else subject.ref
+
+
+def _named(subject: Build | Adapter) -> dict[str, str | None]:
+    from ..registry import Build
+
+    build = isinstance(subject, Build)
+    return {"build": subject.id if build else None, "adapter": None if build else subject.ref}
+
+
+def _document(plan: PublicationPlan) -> dict[str, Any]:
+    uploads = plan.uploads
+    kept = asdict(plan)
+    kept.pop("before")
+    return kept | {"uploads": [file.path for file in uploads], "upload_bytes": sum(file.bytes for file in uploads)}
+
+
+def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
+    rows = [[f.path, size(f.bytes), f.change or "unknown"] for f in plan.files]
+    table(["file", "size", "change"], rows, right=("size",), empty="no files")
+    click.echo(printable(plan.card, indent=""))
+    there = {True: "is there", False: "would be made", None: plan.unreached}[plan.repo_exists]
+    kind = "private" if plan.private else "public"
+    say(f"dry run: {_title(subject)}, {size(plan.bytes)} to {plan.repo} ({kind}; {there}); nothing was sent")
+    if plan.commit is not None:
+        say(f"the Hub has all of it already, at commit {plan.commit}")
+    elif plan.repo_exists:
+        uploads = plan.uploads
+        say(
+            f"would send {len(uploads)} of {len(plan.files)} files, {size(sum(f.bytes for f in uploads))}, on top of {plan.parent}"
+        )
+    for path in plan.removed:
+        say(f"would remove {path}, which this does not have")
+    for path in plan.replaced:
+        say(f"would replace {path}, which no publication of ours put there")
+    for path in plan.kept:
+        say(f"would keep {path}, which is not ours")
+
+
+@click.command(epilog=example("reccocktail unpublish acme/beauty-cocktail", "reccocktail unpublish 12 --make-private"))
+@click.argument("what", metavar="ORG/NAME_OR_ID")
+@click.option("--make-private", is_flag=True, help="Also make the repository private on the Hub.")
+@json_option
+@pass_app
+def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
+    """Mark what was published to a repository, or one publication, as withdrawn. Nothing is deleted, here or on the Hub."""
+    from ..registry import publishing
 
     with app.registry() as registry:
-        try:
-            registry.domains.get(build_or_domain)
-        except NotFoundError:
-            row = registry.builds.get(build_or_domain)
-        else:
-            row = standing(registry, build_or_domain).build
-            if row is None:
-                raise NotFoundError(
-                    f"domain {build_or_domain!r} has no succeeded build",
-                    hint=f"reccocktail build request {build_or_domain} --wait",
-                )
-        with publishable(registry, row) as folder:
-            planned = hub.plan(folder, repo, private=private, tag=tag)
-            if dry_run:
-                document = asdict(planned) | {"build": row.id, "dry_run": True}
-                answer(as_json, document, lambda: _show_plan(planned, row.id))
-                return
-            say(f"publishing build {row.id} to {repo}: {len(planned.files)} files, {size(planned.bytes)}")
-            for path in planned.removed:
-                say(f"removing {path}, which this build does not have")
-            done = hub.publish(planned, folder, message=f"RecCocktail build {row.id} of {row.domain}")
-        publication = registry.publications.add(row, done.repo, done.commit, done.tag)
-    document = publication.to_json()
-    answer(as_json, document, lambda: say(f"published: {done.repo} at commit {done.commit}"))
+        repo = registry.publications.get(what).repo
+        if make_private:
+            publishing.make_private(repo, tell=say)
+            say(f"{repo} is private")
+        rows = registry.publications.withdraw(what)
+    answer(
+        as_json,
+        {"repo": repo, "made_private": make_private, "withdrawn": [row.to_json() for row in rows]},
+        lambda: say(f"withdrawn: {', '.join(f'{row.repo}@{row.revision[:12]} ({row.subject})' for row in rows)}"),
+    )
 
 
-def _show_plan(planned: object, build: str) -> None:
-    from ..registry.hub import PublicationPlan
+@click.group(epilog=example("reccocktail publication list --domain beauty"))
+def publication() -> None:
+    """What was published to the Hub."""
 
-    assert isinstance(planned, PublicationPlan)
-    table(["file", "size"], [[f.path, size(f.bytes)] for f in planned.files], right=("size",), empty="no files")
-    click.echo(printable(planned.card, indent=""))
-    there = {True: "is there", False: "would be made", None: planned.unreached}[planned.repo_exists]
-    kind = "private" if planned.private else "public"
-    say(f"dry run: build {build}, {size(planned.bytes)} to {planned.repo} ({kind}; {there}); nothing was sent")
-    for path in planned.removed:
-        say(f"would remove {path}, which this build does not have")
+
+@publication.command(name="list", epilog=example("reccocktail publication list --domain beauty"))
+@click.option("--domain", metavar="D", help="Only of this domain; `spirit` for the spirits'.")
+@click.option("--repo", metavar="ORG/NAME", help="Only to this repository.")
+@paging_options
+@json_option
+@pass_app
+def list_(app: App, domain: str | None, repo: str | None, limit: int, after: str | None, as_json: bool) -> None:
+    """List publications, newest first."""
+    if after is not None and not after.isdecimal():
+        raise UsageError(f"--after {after!r} is no publication's number")
+    with app.registry() as registry:
+        rows = registry.publications.list(domain, repo=repo, limit=limit, after=int(after) if after else None)
+
+    def show_rows() -> None:
+        shown = [
+            [p.id, p.domain, p.subject, p.repo, p.revision[:12], p.tag, "withdrawn" if p.withdrawn_at else "-",
+             f"{p.created_at:%Y-%m-%d}"]
+            for p in rows
+        ]  # fmt: skip
+        columns = ["id", "domain", "what", "repository", "commit", "tag", "state", "created"]
+        table(columns, shown, empty="no such publication", spare=("created", "commit", "domain"))
+        page([p.id for p in rows], limit)
+
+    answer(as_json, [row.to_json() for row in rows], show_rows)
+
+
+@publication.command(epilog=example("reccocktail publication show acme/beauty-cocktail"))
+@click.argument("what", metavar="ORG/NAME_OR_ID")
+@json_option
+@pass_app
+def show(app: App, what: str, as_json: bool) -> None:
+    """Show a publication, or the newest of a repository, with the files that it has."""
+    with app.registry() as registry:
+        row = registry.publications.get(what)
+    files = [{"path": path, "sha256": digest} for path, digest in sorted((row.files or {}).items())]
+    document = row.to_json() | {"files": files, "options": dict(row.options or {})}
+
+    def show_one() -> None:
+        details({k: v for k, v in document.items() if k != "files"})
+        click.echo("")
+        table(["file", "sha256"], [[f["path"], f["sha256"]] for f in files], empty="its files were not recorded")
+
+    answer(as_json, document, show_one)
+
+
+@click.command(
+    epilog=example(
+        "reccocktail verify ./downloaded", "reccocktail verify acme/beauty-cocktail --revision v1 --key key.pub"
+    )
+)
+@click.argument("source", metavar="PATH_OR_REPO")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a repository; main unless said.")
+@click.option("--key", metavar="PUBLIC_KEY", type=FILE, help="Check the signature with this public key (PEM).")
+@json_option
+@pass_app
+def verify(app: App, source: str, revision: str | None, key: Path | None, as_json: bool) -> None:
+    """Check a published folder or repository: digests against provenance, signature, and whether the registry knows it."""
+    from ..registry import verification
+    from ..registry.sources import is_folder, without_secrets
+
+    folder, commit = Path(source).expanduser(), None
+    if is_folder(folder):
+        if revision is not None:
+            raise UsageError("--revision belongs to a Hub repo, and this is a folder")
+    else:
+        from ..registry.hub import download
+        from ..registry.publishing import check_names
+
+        check_names(without_secrets(source))
+        snapshot = download(source, revision=revision)
+        folder, commit = snapshot.folder, snapshot.commit
+    found = verification.verify(folder, key=key)
+    known = None
+    try:
+        with app.registry() as registry:
+            if found.statement is not None:
+                known = verification.known_as(registry, found.statement)
+            recorded = commit is not None and any(
+                row.revision == commit for row in registry.publications.of_repo(source)
+            )
+    except RecCocktailError as error:
+        say(f"the registry was not asked: {error}")
+        recorded = None
+    document = {
+        "ok": not found.problems,
+        "files": found.files,
+        "commit": commit,
+        "problems": list(found.problems),
+        "notes": list(found.notes),
+        "signature": found.signature,
+        "known_as": known,
+        "recorded": recorded if commit is not None else None,
+    }
+
+    def show_found() -> None:
+        for problem in found.problems:
+            say(f"problem: {problem}")
+        for note in found.notes:
+            say(f"note: {note}")
+        say(f"signature: {found.signature}")
+        say(f"the registry knows it as {known}" if known else "the registry does not know it")
+        if commit is not None:
+            say(f"commit {commit}" + (", which is a publication of this registry" if recorded else ""))
+        if not found.problems:
+            say(f"sound: {found.files} files")
+
+    answer(as_json, document, show_found)
+    if found.problems:
+        raise click.exceptions.Exit(1)

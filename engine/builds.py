@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from ..registry import Adapter, Base, Build, Domain, Registry, Request
-from ..registry.card import CardAdaptation, CardFacts, CardInput, render_card
+from ..registry.card import CardAdaptation, CardFacts, CardInput
 from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
 from ..registry.references import SPIRIT, Reference
@@ -27,7 +26,7 @@ from ..tasks import Question, Split, TaskError, Template, load_template, questio
 from .coefficients import Weight, mean
 from .errors import AdaptationError
 from .journal import FORMAT_VERSION
-from .recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
+from .recipes import OWN_ROLES, Coefficient, Recipe, Role, load_recipe
 
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
@@ -371,9 +370,11 @@ def card_facts(
     recipe: str | None = None,
     adaptive: CardAdaptation | None = None,
 ) -> CardFacts:
+    """The card as the build itself makes it; `publishing` adds what is known when it is published."""
     base = registry.bases.get(build.base)
     return CardFacts(
         title=f"{build.domain}: {base.name} with a RecCocktail",
+        kind="adapter" if build.recipe["output"].get("format") == "adapter" else "checkpoint",
         domain=build.domain,
         domain_title=registry.domains.get(build.domain).title,
         base_name=base.name,
@@ -403,31 +404,3 @@ def result_folder(registry: Registry, build: Build) -> Path:
             hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
         )
     return registry.store.folder(build.digest)
-
-
-@contextmanager
-def publishable(registry: Registry, build: Build) -> Iterator[Path]:
-    """The build's folder as it goes to the Hub: the same bytes, and a card that also tells how the mix was found.
-
-    Raises ConflictError when the build has not succeeded.
-    """
-    folder = result_folder(registry, build)
-    assert build.coefficients is not None
-    report = build.report or {}
-    name = next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)
-    with registry.store.staging(f"publish-{build.id}") as staged:
-        for path in folder.iterdir():
-            if path.name != "README.md":
-                registry.store.link(path, staged / path.name)
-        adaptive = None
-        found = report.get("adaptation")
-        if found and found.get("search", "line") != "none":
-            kept = registry.store.folder(report["artifact"])
-            plots = tuple(sorted(path.name for path in kept.glob("*.png")))
-            for plot in plots:
-                shutil.copyfile(kept / plot, staged / plot)
-            start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
-            adaptive = CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots)
-        card = card_facts(registry, build, dict(build.coefficients), recipe=name, adaptive=adaptive)
-        (staged / "README.md").write_text(render_card(card), encoding="utf-8")
-        yield staged

@@ -17,6 +17,7 @@ from ..registry.card import CardFacts, render_card
 from ..registry.digests import file_digest
 
 BUILD_TYPE = "urn:reccocktail:merge:v1"
+ADAPTER_TYPE = "urn:reccocktail:adapter:v1"
 
 
 def write_papers(
@@ -65,6 +66,15 @@ def statement(
             },
         },
     }
+
+
+def adapter_statement(ref: str, digest: str, *, subjects: Mapping[str, str], dependencies: Mapping[str, str]) -> dict:
+    """As `statement`, of an adapter version as it was registered under `digest` (that of its folder's manifest)."""
+    made = statement({}, subjects=subjects, dependencies=dependencies, domain=None)
+    definition = made["predicate"]["buildDefinition"]
+    definition["buildType"] = ADAPTER_TYPE
+    definition["externalParameters"] = {"adapter": {"ref": ref, "digest": digest}}
+    return made
 
 
 def _digest(text: str) -> dict[str, str]:

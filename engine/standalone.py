@@ -131,6 +131,7 @@ def merge_folders(
             hashing.shutdown(wait=False, cancel_futures=True)
             raise
         card = CardFacts(
+            kind=format,
             title=f"{base_folder.name} with a RecCocktail",
             domain=out.name,
             domain_title=out.name,

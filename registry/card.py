@@ -1,23 +1,40 @@
-"""The model card of a merged checkpoint: its README.md, with the metadata that the Hugging Face Hub reads.
+"""Cards of what is published: README.md with the metadata that the Hugging Face Hub reads, by a template that can be replaced.
 
 https://huggingface.co/docs/hub/model-cards
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class CardData:
+    """A domain's data that something was trained on."""
+
+    domain: str
+    digest: str
 
 
 @dataclass(frozen=True)
 class CardInput:
-    """One adapter that went into the mixture."""
+    """One adapter that went into the mixture, and what is known of where it comes from."""
 
-    role: str  # spirit or ingredient
+    role: str  # spirit, ingredient, or the name of a neighbour
     ref: str
     digest: str
+    repo: str | None = None  # on the Hub
+    licence: str | None = None
+    trainer: str | None = None  # with its version
+    template: str | None = None
+    data: tuple[CardData, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,9 +47,38 @@ class CardAdaptation:
     prompts: int
     tokens: int
     plots: tuple[str, ...] = ()  # files of the result folder
+    data: str | None = None  # digest of the data that the prompts are from
 
 
 @dataclass(frozen=True)
+class CardMetric:
+    """A mean, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CardEvaluation:
+    """Systems that were asked the same questions; `rows` are of system → metric."""
+
+    task: str  # what was asked, as a sentence
+    users: int
+    rows: Mapping[str, Mapping[str, CardMetric]]
+
+
+@dataclass(frozen=True)
+class CardPrompt:
+    """The template that the adapters were trained with; placeholders as in the template."""
+
+    name: str
+    system: str
+    user: str
+    separator: str = " || "  # between titles
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """Everything the card says. Nothing in it depends on the machine or the hour, so equal builds have equal cards."""
 
@@ -42,45 +88,98 @@ class CardFacts:
     base_name: str
     base_source: str | None  # the Hub's repository id, where the base comes from there
     license: str | None
-    method: str
+    dtype: str
+    reccocktail_version: str
+    kind: Literal["checkpoint", "adapter"] = "checkpoint"
+    mixed: bool = True  # False for an adapter as it was trained
+    method: str = "linear"
     coefficients: Mapping[str, float]  # by reference or role; the mean, where layers or modules differ
     inputs: tuple[CardInput, ...]
     adaptive: CardAdaptation | None
-    metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as system → metric → value
-    dtype: str
+    metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as reference → metric → value
     recipe: str | None  # its name, where it has one
-    reccocktail_version: str
+    repo: str | None = None  # where it is published
+    base_digest: str | None = None
+    base_revision: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    license_given: bool = False  # named by whoever publishes, not followed from the parts
+    base_licence: str | None = None
+    languages: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()  # the Hub's ids
+    evaluations: tuple[CardEvaluation, ...] = ()
+    prompt: CardPrompt | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    target_modules: tuple[str, ...] = ()
+    note: str | None = None
 
 
-def render_card(facts: CardFacts) -> str:
-    """The card's text. Raises KeyError where an input has no coefficient."""
+def render_card(facts: CardFacts, template: Path | None = None) -> str:
+    """The card's text: metadata, and what the template makes of the facts.
+
+    A `template` of one's own has all that ours have, and may extend `card.jinja`; the metadata is always ours. It runs in a sandbox.
+    Raises KeyError where an input has no coefficient, UsageError for a template that cannot be read or carried out.
+    """
     import jinja2
     from huggingface_hub import ModelCardData
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     base = _hub_id(facts.base_source)
+    parents = [name for name in (base, *(i.repo for i in facts.inputs if facts.mixed)) if name]
+    parents = list(dict.fromkeys(parents))
+    relation = "adapter" if facts.kind == "adapter" else "merge"
+    kinds = (["merge"] if facts.mixed else []) + ["lora", "recommendation", "reccocktail"]
     metadata = ModelCardData(
+        language=_one_or_all(facts.languages),
         license=facts.license,
-        base_model=base,
-        base_model_relation="merge" if base else None,
-        library_name="transformers",
+        license_name=facts.license_name if facts.license == "other" else None,
+        license_link=facts.license_link if facts.license == "other" else None,
+        # an adapter is loaded onto one model, which has to be the only one here
+        base_model=base if facts.kind == "adapter" else _one_or_all(parents),
+        base_model_relation=relation if (base if facts.kind == "adapter" else parents) else None,
+        library_name="peft" if facts.kind == "adapter" else "transformers",
         pipeline_tag="text-generation",
-        tags=["merge", "lora", "recommendation", "reccocktail"],
+        tags=kinds,
+        datasets=list(facts.datasets) or None,
     )
-    environment = jinja2.Environment(  # noqa: S701 - Markdown, not HTML; the filters below escape what comes from outside
+    environment = ImmutableSandboxedEnvironment(  # Markdown, not HTML; the filters below escape what comes from outside
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": _text, "code": _code, "value": _value}
-    body = environment.get_template("card.jinja").render(
-        facts=facts,
-        base=base,
-        mixture=[(i, facts.coefficients[i.ref if i.ref in facts.coefficients else i.role]) for i in facts.inputs],
-        columns=list(dict.fromkeys(name for row in (facts.metrics or {}).values() for name in row)),
-    )
+    environment.filters |= {"text": _text, "code": _code, "value": _value, "python": _python}
+    known: dict[str, Any] = {
+        "facts": facts,
+        "base": base,
+        "mixture": [
+            (i, facts.coefficients[i.ref if i.ref in facts.coefficients else i.role])
+            for i in facts.inputs
+            if facts.mixed
+        ],
+        "columns": list(dict.fromkeys(name for row in (facts.metrics or {}).values() for name in row)),
+    }
+    if template is None:
+        body = environment.get_template("card.jinja").render(known)
+    else:
+        try:
+            body = environment.from_string(template.read_text(encoding="utf-8")).render(known)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the card's template {template} cannot be read: {error}") from error
+        except Exception as error:  # whatever a template may do wrong, from its syntax to a division by zero
+            line = getattr(error, "lineno", None)
+            where = f"{template}, line {line}" if line else str(template)
+            raise UsageError(
+                f"the card's template {where}: {type(error).__name__}: {error}",
+                hint='begin with {% extends "card.jinja" %} and replace its blocks',
+            ) from error
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _one_or_all(values: tuple[str, ...] | list[str]) -> str | list[str] | None:
+    return values[0] if len(values) == 1 else list(values) or None
 
 
 def _hub_id(source: str | None) -> str | None:
@@ -106,4 +205,11 @@ def _code(value: object) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, CardMetric):
+        return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
     return f"{value:.4f}" if isinstance(value, float) else _text(value)
+
+
+def _python(value: object) -> str:
+    """A Python literal, on one line, that cannot end the block of code that it stands in."""
+    return json.dumps(str(value), ensure_ascii=False).replace("`", "\\x60")

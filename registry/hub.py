@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: bases and adapters are fetched at one commit, publications go out as one commit.
+"""The Hugging Face Hub: bases and adapters are fetched at one commit, and failures of its client are told in our words.
 
 Login, endpoint, cache and offline mode are `huggingface_hub`'s own (`hf auth login`, `HF_ENDPOINT`, `HF_HOME`,
 `HF_HUB_OFFLINE`), and so are the progress bars, on stderr and on a terminal alone.
@@ -6,25 +6,18 @@ Login, endpoint, cache and offline mode are `huggingface_hub`'s own (`hf auth lo
 
 from __future__ import annotations
 
+import logging
+import random
 import re
-import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from httpx2 import HTTPError, TransportError
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelInfo,
-    constants,
-    get_cached_repo_tree,
-    snapshot_download,
-)
+from httpx2 import HTTPError, Timeout, TransportError
+from huggingface_hub import HfApi, ModelInfo, constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
@@ -35,19 +28,21 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from .errors import ConflictError, HubError, InvalidArtifactError, RecCocktailError, UsageError
+from .errors import HubError, InvalidArtifactError, RecCocktailError, UsageError
 
-_LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
+LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 _ALLOW = {
-    "base": [*_LOADED, "*.md", "LICEN[CS]E*", "NOTICE*"],
+    "base": [*LOADED, "*.md", "LICEN[CS]E*", "NOTICE*"],
     "adapter": ["adapter_config.json", "*.safetensors", "README.md"],
 }
 # Weights in subfolders and `consolidated*` are copies of the same model for other programs; an adapter's subfolders
 # are its training checkpoints.
 _IGNORE = {"base": ["*/*.safetensors", "consolidated*"], "adapter": ["*/*"]}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+ATTEMPTS = 5  # of a request that may heal
+LONGEST_WAIT = 330.0  # seconds; the Hub counts requests in windows of five minutes
+TIMEOUT = Timeout(connect=10, read=300, write=60, pool=None)  # the client's own is to wait for ever
 _SECRET = re.compile(r"hf_\w+|eyJ[\w.-]{20,}|bearer\s+\S+", re.IGNORECASE)
 
 
@@ -64,43 +59,14 @@ class Snapshot:
     commit: str
 
 
-@dataclass(frozen=True)
-class PlannedFile:
-    path: str  # relative to the folder, with slashes
-    bytes: int
-
-
-@dataclass(frozen=True)
-class PublicationPlan:
-    """What `publish` would do, as far as the Hub could be asked."""
-
-    repo: str
-    private: bool
-    tag: str | None
-    files: tuple[PlannedFile, ...]
-    bytes: int
-    card: str
-    parent: str | None  # the head seen, which the commit will follow; None where there is no repository yet
-    repo_exists: bool | None  # None: the Hub was not reached
-    removed: tuple[str, ...] = ()  # weights, configuration and tokenizer of what was there before
-    unreached: str | None = None  # "Hub not reached: …"
-
-
-@dataclass(frozen=True)
-class Published:
-    repo: str
-    commit: str
-    tag: str | None
-
-
 def fetch(repo_id: str, *, revision: str | None = None, kind: Literal["base", "adapter"]) -> Snapshot:
     """The files of a base or adapter at the commit that `revision` (branch, tag, commit; None: `main`) is now.
 
     A full commit hash whose files are in the cache needs no network. Raises HubError, and InvalidArtifactError where
     the repository has no safetensors; pickles are never downloaded.
     """
-    with _explained("fetch", repo_id, revision):
-        commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else _info(repo_id, revision).sha
+    with explained("fetch", repo_id, revision):
+        commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else info(repo_id, revision).sha
         assert commit is not None
         folder = Path(
             snapshot_download(repo_id, revision=commit, allow_patterns=_ALLOW[kind], ignore_patterns=_IGNORE[kind])
@@ -116,150 +82,90 @@ def fetch(repo_id: str, *, revision: str | None = None, kind: Literal["base", "a
     return Snapshot(folder, repo_id, commit)
 
 
-def plan(
-    folder: Path, repo: str, *, private: bool = True, tag: str | None = None, offline: bool = False
-) -> PublicationPlan:
-    """What publishing `folder` as ORG/NAME would upload; `offline` asks nothing of the Hub.
+def download(repo_id: str, *, revision: str | None = None) -> Snapshot:
+    """Every file of a repository at the commit that `revision` is now, whatever it is. Raises HubError."""
+    with explained("fetch", repo_id, revision):
+        commit = info(repo_id, revision).sha
+        assert commit is not None
+        return Snapshot(Path(snapshot_download(repo_id, revision=commit)), repo_id, commit)
 
-    An unreachable Hub is part of the answer, not an error. Raises UsageError, InvalidArtifactError, ConflictError
-    (the repository is public and should not be) and HubError (a token that the Hub refuses).
+
+T = TypeVar("T")
+
+
+def retried(call: Callable[[], T], tell: Callable[[str], None] = lambda text: None) -> T:
+    """What the call answers, once it does: no answer, 429 and 5xx are tried again after a while, as long as the Hub asks for.
+
+    Only for requests that the client does not itself repeat, and that do no harm when they are. Raises what the last attempt does.
     """
-    _check_names(repo, tag)
-    files = _files(folder)
-    info, unreached = None, "Hub not reached: not asked" if offline else None
-    try:
-        info = None if offline else _existing(repo)
-    except HubUnreachableError as error:
-        unreached = f"Hub not reached: {error}"
-    if info:
-        _check_visibility(info, private)
-    return PublicationPlan(
-        repo=repo,
-        private=bool(info.private) if info else private,
-        tag=tag,
-        files=files,
-        bytes=sum(file.bytes for file in files),
-        card=(folder / "README.md").read_text(encoding="utf-8"),
-        parent=info.sha if info else None,
-        repo_exists=None if unreached else info is not None,
-        removed=_left_over(info, files) if info else (),
-        unreached=unreached,
-    )
-
-
-def publish(plan: PublicationPlan, folder: Path, *, message: str) -> Published:
-    """Carries out a plan: the repository if it is missing, one commit on top of the head seen, then the tag.
-
-    Content that is there already makes no new commit. Raises HubError (also where the head has moved since the plan)
-    and ConflictError (the folder has changed, the repository is public, the tag is taken).
-    """
-    if _files(folder) != plan.files:
-        raise ConflictError(f"{folder} has changed since the publication was planned", hint="plan it again")
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # the upload's bar does not look for a terminal itself
-    api = HfApi()
-    with _explained("publish to", plan.repo):
-        if not plan.repo_exists:
-            api.create_repo(plan.repo, private=plan.private, exist_ok=True)
-        info = _info(plan.repo)
-        parent = plan.parent or info.sha
-        if info.sha != parent:
-            raise _moved(plan.repo, parent, info.sha)
-        # Looked at again: it may have been made meanwhile, and `exist_ok` changes no visibility.
-        _check_visibility(info, plan.private)
-        tagged = _commit_of_tag(api, plan)
-        if tagged and tagged != parent:
-            raise _tag_taken(plan, tagged)
-        commit = _commit(api, plan, folder, info, message)
-        if tagged and tagged != commit:
-            raise _tag_taken(plan, tagged, f"; the publication itself is commit {commit}")
-        if plan.tag and not tagged:
-            api.create_tag(plan.repo, tag=plan.tag, revision=commit)
-    return Published(plan.repo, commit, plan.tag)
-
-
-def _commit(api: HfApi, plan: PublicationPlan, folder: Path, info: ModelInfo, message: str) -> str:
-    added = [CommitOperationAdd(file.path, folder / file.path) for file in plan.files]
-    deleted = [CommitOperationDelete(path) for path in _left_over(info, plan.files)]
-    try:
-        return api.create_commit(plan.repo, [*deleted, *added], commit_message=message, parent_commit=info.sha).oid
-    except HfHubHTTPError as error:
-        if error.response.status_code != 412:
-            raise
-        raise _moved(plan.repo, info.sha, _info(plan.repo).sha) from error
-
-
-def _files(folder: Path) -> tuple[PlannedFile, ...]:
-    """Every file below the folder, in the order of their paths. A link could carry anything of this machine out."""
-    if not (folder / "README.md").is_file():
-        raise InvalidArtifactError(f"{folder} has no README.md, so it is not a build's result")
-    paths = sorted(folder.rglob("*"))
-    for path in paths:
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InvalidArtifactError(f"{path} is a link or a special file; only plain files are published")
-    return tuple(PlannedFile(p.relative_to(folder).as_posix(), p.stat().st_size) for p in paths if p.is_file())
-
-
-def _left_over(info: ModelInfo, files: Sequence[PlannedFile]) -> tuple[str, ...]:
-    """What lies in the repository and a loader would take for a part of this checkpoint: an old shard, a template."""
-    there = {sibling.rfilename for sibling in info.siblings or () if "/" not in sibling.rfilename}
-    loaded = {name for name in there if any(fnmatch(name, pattern) for pattern in _LOADED)}
-    return tuple(sorted(loaded - {file.path for file in files}))
-
-
-def _existing(repo: str) -> ModelInfo | None:
-    with _explained("look at", repo):
+    for attempt in range(1, ATTEMPTS):
         try:
-            return _info(repo)
+            return call()
+        except (HTTPError, OSError) as error:
+            seconds = back_off(error, attempt)
+            if seconds is None:
+                raise
+            tell(f"{_short(error)}; trying again in {seconds:.0f} s")
+            time.sleep(seconds)
+    return call()
+
+
+def back_off(error: BaseException, attempt: int) -> float | None:
+    """Seconds to wait before the same is tried again; None where that would not help."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return None
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status != 429 and status not in (500, 502, 503, 504):
+            return None
+        asked = error.response.headers.get("Retry-After", "")
+        if asked.isdigit():
+            return float(asked) + 1 if float(asked) < LONGEST_WAIT else None
+    elif not isinstance(error, TransportError):
+        return None
+    return min(8.0, 2.0 ** (attempt - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+def _short(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub answered {error.response.status_code}"
+    return f"no answer from the Hub ({type(error).__name__})"
+
+
+@contextmanager
+def patient_and_discreet() -> Iterator[None]:
+    """The client gives a silent connection up after a while, and its warnings do not show the keys in the URLs of storage hosts."""
+    client, logger = get_session(), logging.getLogger("huggingface_hub.utils._http")
+    before, client.timeout = client.timeout, TIMEOUT
+    logger.addFilter(_discreet)
+    try:
+        yield
+    finally:
+        client.timeout = before
+        logger.removeFilter(_discreet)
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    record.msg, record.args = _line(re.sub(r"\?\S+", "?…", record.getMessage())), ()
+    return True
+
+
+def existing(repo: str) -> ModelInfo | None:
+    with explained("look at", repo):
+        try:
+            return info(repo)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             return None
 
 
-def _info(repo: str, revision: str | None = None) -> ModelInfo:
+def info(repo: str, revision: str | None = None) -> ModelInfo:
     return HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
-def _commit_of_tag(api: HfApi, plan: PublicationPlan) -> str | None:
-    tags = api.list_repo_refs(plan.repo).tags if plan.tag else ()
-    return next((tag.target_commit for tag in tags if tag.name == plan.tag), None)
-
-
-def _check_names(repo: str, tag: str | None) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(str(error)) from error
-    if "/" not in repo:
-        raise UsageError(f"{repo!r} is not ORG/NAME", hint=f"name the organisation or user too: ORG/{repo}")
-    if tag is not None and not re.fullmatch(r"\w[\w.+-]*", tag, re.ASCII):
-        raise UsageError(f"{tag!r} is no tag", hint="use letters, digits, '.', '_', '-' and '+', such as v1.2")
-
-
-def _check_visibility(info: ModelInfo, private: bool) -> None:
-    if private and not info.private:
-        raise ConflictError(
-            f"{info.id} is public on the Hub, and the publication was to be private",
-            hint="choose another name, make the repository private, or ask for a public publication",
-        )
-
-
-def _moved(repo: str, seen: str | None, now: str | None) -> HubError:
-    return HubError(
-        f"{repo} has moved from commit {seen} to {now} since the publication was planned",
-        hint="look at what came in, then publish again",
-    )
-
-
-def _tag_taken(plan: PublicationPlan, commit: str, note: str = "") -> ConflictError:
-    return ConflictError(
-        f"tag {plan.tag} of {plan.repo} stands at commit {commit} and is not moved{note}", hint="choose another tag"
-    )
-
-
 @contextmanager
-def _explained(doing: str, repo: str, revision: str | None = None) -> Iterator[None]:
+def explained(doing: str, repo: str, revision: str | None = None) -> Iterator[None]:
     """Turns every failure of the client into one of ours."""
     try:
         yield
@@ -292,15 +198,34 @@ def _explanation(what: str, repo: str, revision: str | None, error: BaseExceptio
             return HubError(f"{what}: it has no revision {revision!r}", hint="name a branch, a tag or a commit")
         case HfHubHTTPError() if error.response.status_code == 401:
             return HubError(f"{what}: the Hub does not accept the login", hint="run `hf auth login`")
+        case HfHubHTTPError() if error.response.status_code == 507 or _is_full(error):
+            return HubError(
+                f"{what}: the Hub has no room for it: {_line(error.server_message or error)}",
+                hint="free storage or raise its limit on the Hub, then run the same again: what was uploaded is kept",
+            )
+        case HfHubHTTPError() if error.response.status_code == 429:
+            asked = error.response.headers.get("Retry-After", "")
+            when = f"in {asked} seconds" if asked.isdigit() else "in some minutes"
+            return HubError(f"{what}: too many requests (429)", hint=f"run the same again {when}")
         case HfHubHTTPError() if error.response.status_code == 403:
             return HubError(
                 f"{what}: the login may not do that", hint="log in with a token that may write: `hf auth login`"
+            )
+        case HfHubHTTPError() if error.response.status_code >= 500:
+            return HubError(
+                f"{what}: the Hub answered {error.response.status_code}",
+                hint="run the same again later; what was uploaded is kept",
             )
         case HfHubHTTPError():
             answer = _line(error.server_message or error)
             return HubError(f"{what}: the Hub answered {error.response.status_code}: {answer}", hint="try again later")
         case _:
             return HubError(f"{what}: {_line(error)}")
+
+
+def _is_full(error: HfHubHTTPError) -> bool:
+    """The Hub refuses to go over a storage limit by 403."""
+    return error.response.status_code == 403 and "storage" in str(error.server_message or "").lower()
 
 
 def _line(text: object) -> str:

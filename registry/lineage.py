@@ -1,17 +1,18 @@
-"""Where an adapter went: the builds it is in, and the publications of those."""
+"""Where an adapter went: the builds it is in, and its own publications and those of the builds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from .records import Record
 from .references import CHAMPION
-from .tables import AdapterRow, AliasRow, BuildInputRow, BuildRow, DomainRow, PublicationRow
+from .tables import AdapterRow, AliasRow, BuildInputRow, BuildRow, DomainRow, PublicationRow, WithdrawalRow
 
 NAMED = 5  # so many domains or repositories are named in a sentence
 
@@ -28,10 +29,10 @@ class ReachedBuild(Record):
 
 @dataclass(frozen=True)
 class ReachedPublication(Record):
-    """A publication of a build that an adapter is in."""
+    """A publication of an adapter (without a build), or of a build that it is in."""
 
     id: int
-    build: str
+    build: str | None
     domain: str
     repo: str
     revision: str
@@ -63,12 +64,12 @@ def reached(session: Session, row: AdapterRow, limit: int) -> Reached:
             PublicationRow.id, PublicationRow.build_id, DomainRow.name, PublicationRow.repo, PublicationRow.revision,
             PublicationRow.tag, PublicationRow.created_at,
         )
-        .join(BuildRow, BuildRow.id == PublicationRow.build_id)
-        .join(DomainRow, DomainRow.id == BuildRow.domain_id)
-        .where(PublicationRow.build_id.in_(inputs))
+        .outerjoin(BuildRow, BuildRow.id == PublicationRow.build_id)
+        .join(DomainRow, DomainRow.id == func.coalesce(BuildRow.domain_id, row.domain_id))
+        .where(_carries(row, inputs))
         .order_by(PublicationRow.id.desc())
     )  # fmt: skip
-    published = select(func.count()).select_from(PublicationRow).where(PublicationRow.build_id.in_(inputs))
+    published = select(func.count()).select_from(PublicationRow).where(_carries(row, inputs))
     return Reached(
         builds=tuple(ReachedBuild(*found) for found in session.execute(builds.limit(limit))),
         build_count=session.scalar(select(func.count()).select_from(inputs.subquery())) or 0,
@@ -108,12 +109,17 @@ def uses(session: Session, row: AdapterRow) -> list[str]:
     published = (
         select(PublicationRow.repo)
         .where(
-            PublicationRow.build_id.in_(inputs),
+            _carries(row, inputs),
+            PublicationRow.id.not_in(select(WithdrawalRow.publication_id)),
             ~select(later.id).where(later.repo == PublicationRow.repo, later.id > PublicationRow.id).exists(),
         )
         .order_by(PublicationRow.repo)
     )
     return found + _named("it is published in", [*session.scalars(published)])
+
+
+def _carries(row: AdapterRow, builds: Select[Any]) -> ColumnElement[bool]:
+    return or_(PublicationRow.build_id.in_(builds), PublicationRow.adapter_id == row.id)
 
 
 def _named(what: str, names: Sequence[str]) -> list[str]:

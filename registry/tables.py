@@ -292,15 +292,41 @@ class BuildInputRow(Table):
 
 
 class PublicationRow(Table):
+    """A commit on the Hub that carries a build or an adapter version.
+
+    `files` has the SHA-256 (hex) of every file of ours in it, by path; `options` what the next publication goes on with.
+    Both are unknown (NULL) of what was published before they were kept.
+    """
+
     __tablename__ = "publications"
 
     id: Mapped[int] = _id()
-    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), index=True)
-    repo: Mapped[str]
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"), index=True)
+    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"), index=True)
+    repo: Mapped[str] = mapped_column(index=True)
     revision: Mapped[str]
     tag: Mapped[str | None]
+    files: Mapped[dict[str, Any] | None]
+    options: Mapped[dict[str, Any] | None]
 
-    build: Mapped[BuildRow] = relationship(lazy="joined", innerjoin=True)
+    build: Mapped[BuildRow | None] = relationship(lazy="joined")
+    adapter: Mapped[AdapterRow | None] = relationship(lazy="joined")
+    withdrawal: Mapped[WithdrawalRow | None] = relationship(lazy="joined", viewonly=True)
+
+    __table_args__ = (CheckConstraint("(build_id IS NULL) <> (adapter_id IS NULL)", name="subject"),)
+
+
+class WithdrawalRow(Table):
+    """A publication that does not count any more; what is on the Hub is the Hub's."""
+
+    __tablename__ = "withdrawals"
+
+    publication_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"),
+        ForeignKey("publications.id"),
+        primary_key=True,
+        autoincrement=False,
+    )
 
 
 class EventRow(Table):

@@ -8,10 +8,13 @@ out, so clients need `HF_HUB_DISABLE_XET=1`, which `LoopbackHub.env` sets.
 from __future__ import annotations
 
 import base64
+import fnmatch
 import hashlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -24,6 +27,8 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".model", ".gguf")
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+PAGE = 5  # entries of a listing that come at once; the Hub's pages are longer, and are followed in the same way
+SIGNED = "5ecre7-0f-4-s1gned-url"  # whoever knows it may write, for a while
 DATE = "2026-01-01T00:00:00.000Z"
 
 
@@ -41,6 +46,26 @@ class Commit:
     parent: str | None
     message: str
     files: dict[str, bytes]
+    description: str = ""
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests whose "METHOD /path" the pattern finds.
+
+    `status`: answered with it. `cut`: the connection is dropped after so many bytes of the body. `lost`: the request is carried out,
+    and the connection is dropped instead of answering. `delay`: seconds before it is looked at.
+    """
+
+    pattern: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    message: str = "Internal Error - We're working hard to fix this as soon as possible!"
+    cut: int | None = None
+    lost: bool = False
+    delay: float = 0.0
+    times: int = 1
+    seen: int = 0
 
 
 @dataclass
@@ -50,11 +75,18 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    uploaded: set[str] = field(default_factory=set)  # objects of LFS that were sent to this repository
 
-    def commit(self, files: dict[str, bytes], message: str) -> str:
+    def commit(self, files: dict[str, bytes], message: str, description: str = "") -> str:
         parent = self.branches.get("main")
-        content = [parent, message, sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items())]
-        commit = Commit(hashlib.sha1(json.dumps(content).encode()).hexdigest(), parent, message, files)
+        self.uploaded |= {_sha256(data) for data in files.values()}
+        content = [
+            parent,
+            message,
+            description,
+            sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items()),
+        ]
+        commit = Commit(hashlib.sha1(json.dumps(content).encode()).hexdigest(), parent, message, files, description)
         self.commits[commit.id] = commit
         self.branches["main"] = commit.id
         return commit.id
@@ -71,11 +103,14 @@ class Refusal(Exception):  # noqa: N818 - an answer of the server, not an error 
 class LoopbackHub:
     """The server, running until `close`. `token` may write everywhere but to the names in `foreign`."""
 
+    Fault = Fault
+
     def __init__(self, token: str = "hf_loopback_token_of_the_tests") -> None:
         self.token = token
         self.foreign: set[str] = set()
         self.requests: list[Request] = []
         self.before_commit: Callable[[], object] | None = None
+        self.faults: list[Fault] = []
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.lock = threading.RLock()
@@ -111,6 +146,16 @@ class LoopbackHub:
             commit = repo.commits.get(commit.parent or "")
         return messages
 
+    def descriptions(self, repo_id: str) -> list[str]:
+        """The descriptions of the commits on `main`, newest first."""
+        repo = self.repos[repo_id]
+        return [repo.commits[commit].description for commit in _line(repo, repo.branches["main"])]
+
+    def uploads(self) -> list[str]:
+        """The names of the objects that were sent to the storage host, in order."""
+        paths = [urlsplit(request.path).path for request in self.requests if request.method == "PUT"]
+        return [path.rpartition("/")[2] for path in paths if path.startswith("/lfs/")]
+
     def tags(self, repo_id: str) -> dict[str, str]:
         return dict(self.repos[repo_id].tags)
 
@@ -140,11 +185,21 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _handle(self) -> None:
+        fault = self._fault()
+        if fault and fault.cut is not None:
+            self.rfile.read(min(fault.cut, int(self.headers.get("Content-Length") or 0)))
+            return self._hang_up()
         body = self._read()
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.authorized = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         self.hub.requests.append(Request(self.command, self.path, self.authorized))
+        if fault:
+            time.sleep(fault.delay)
+            if fault.status is not None:
+                shown = {"X-Error-Message": fault.message} | fault.headers
+                return self._json({"error": fault.message}, fault.status, shown)
+        self.lost = bool(fault and fault.lost)
         try:
             if self.headers.get("Authorization") and not self.authorized:
                 raise Refusal(401, "Invalid credentials in Authorization header")
@@ -159,6 +214,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815 - the names in the standard library
 
+    lost = False
+
+    def _fault(self) -> Fault | None:
+        with self.hub.lock:
+            for fault in self.hub.faults:
+                if fault.times > fault.seen and re.search(fault.pattern, f"{self.command} {urlsplit(self.path).path}"):
+                    fault.seen += 1
+                    return fault
+        return None
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -170,6 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if self.lost:
+            self._hang_up()
+            return
         self.send_response(status, HTTPStatus(status).phrase)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
@@ -235,7 +307,28 @@ class _Handler(BaseHTTPRequestHandler):
         entries += [_folder(path) for path in sorted(folders) if path.startswith(below)]
         if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
             entries = [entry for entry in entries if "/" not in entry["path"][len(below) :]]
-        self._json(entries)
+        start = int(self.query.get("cursor", ["0"])[0])
+        link = {}
+        if start + PAGE < len(entries):
+            again = "&".join(f"{k}={v[0]}" for k, v in self.query.items() if k != "cursor")
+            link = {"Link": f'<{self.hub.url}{urlsplit(self.path).path}?{again}&cursor={start + PAGE}>; rel="next"'}
+        self._json(entries[start : start + PAGE], headers=link)
+
+    def commits(self, body: bytes, repo: str, rev: str) -> None:
+        found = self._repo(repo)
+        listed = [found.commits[each] for each in _line(found, self._commit(found, rev).id)]
+        self._json(
+            [
+                {
+                    "id": c.id,
+                    "title": c.message,
+                    "message": c.description,
+                    "authors": [{"user": "tester"}],
+                    "date": DATE,
+                }
+                for c in listed
+            ]
+        )
 
     def paths_info(self, body: bytes, repo: str, rev: str) -> None:
         commit = self._commit(self._read_files(repo), rev)
@@ -306,29 +399,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body: bytes, repo: str, rev: str) -> None:
         there = self._commit(self._writable(repo), rev).files
+        asked = json.loads(body)
+        rules = asked.get("gitIgnore", there.get(".gitignore", b"").decode()).split()
 
         def mode(path: str) -> dict[str, object]:
             lfs = path.endswith(LFS_SUFFIXES)
+            ignored = any(fnmatch.fnmatch(path, rule) for rule in rules)
             known = {"oid": (_sha256 if lfs else _git_sha)(there[path])} if path in there else {}
-            return {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False} | known
+            return {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": ignored} | known
 
-        self._json({"files": [mode(file["path"]) for file in json.loads(body)["files"]]})
+        for file in asked["files"]:
+            if len(base64.b64decode(file["sample"])) != min(512, file["size"]):
+                raise Refusal(400, f"the sample of {file['path']} is not its first 512 bytes")
+        self._json({"files": [mode(file["path"]) for file in asked["files"]]})
 
     def lfs_batch(self, body: bytes, repo: str) -> None:
-        self._writable(repo)
+        found = self._writable(repo)
+        if self.headers.get("Accept") != "application/vnd.git-lfs+json":
+            raise Refusal(406, "Git LFS asks for application/vnd.git-lfs+json")
 
         def actions(wanted: dict[str, Any]) -> dict[str, object]:
-            if wanted["oid"] in self.hub.objects:
+            if wanted["oid"] in found.uploaded:
                 return wanted
-            upload = {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}
+            upload = {
+                "href": f"http://localhost:{self.hub.port}/lfs/{repo}/objects/{wanted['oid']}?X-Amz-Signature={SIGNED}"
+            }
             return wanted | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/{repo}/verify"}}}
 
         self._json({"transfer": "basic", "objects": [actions(wanted) for wanted in json.loads(body)["objects"]]})
 
-    def lfs_put(self, body: bytes, oid: str) -> None:
+    def lfs_put(self, body: bytes, repo: str, oid: str) -> None:
+        if self.headers.get("Authorization"):
+            raise Refusal(400, "a token was sent to the storage host")
+        if self.query.get("X-Amz-Signature") != [SIGNED]:
+            raise Refusal(403, "the URL is not signed")
         if _sha256(body) != oid:
             raise Refusal(400, "the content is not that of its name")
         self.hub.objects[oid] = body
+        self.hub.repos[repo].uploaded.add(oid)
         self._send(b"")
 
     def lfs_verify(self, body: bytes, repo: str) -> None:
@@ -344,16 +452,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.before_commit = None
             interrupt()
         lines = [json.loads(line) for line in body.splitlines()]
-        header = next(line["value"] for line in lines if line["key"] == "header")
+        if self.headers.get("Content-Type") != "application/x-ndjson" or lines[0]["key"] != "header":
+            raise Refusal(400, "a commit is lines of JSON that begin with its header")
+        header = lines[0]["value"]
         head = self._commit(found, rev)
         if header.get("parentCommit", head.id) != head.id:
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for line in lines:
-            _apply(files, self.hub.objects, line["key"], line["value"])
-        oid = found.commit(files, header["summary"])
+            _apply(files, self.hub.objects, found.uploaded, line["key"], line["value"])
+        oid = found.commit(files, header["summary"], header["description"])
         url = f"{self.hub.url}/{repo}/commit/{oid}"
         self._json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+
+    def settings(self, body: bytes, repo: str) -> None:
+        found = self._writable(repo)
+        if (visibility := json.loads(body).get("visibility")) not in ("private", "public", None):
+            raise Refusal(400, f"no such visibility: {visibility}")
+        found.private = found.private if visibility is None else visibility == "private"
+        self._json({"private": found.private, "gated": found.gated})
 
     def tag(self, body: bytes, repo: str, rev: str) -> None:
         found = self._writable(repo)
@@ -364,12 +481,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({})
 
 
-def _apply(files: dict[str, bytes], objects: dict[str, bytes], key: str, value: dict[str, Any]) -> None:
+def _apply(
+    files: dict[str, bytes], objects: dict[str, bytes], uploaded: set[str], key: str, value: dict[str, Any]
+) -> None:
     if key == "file":
         files[value["path"]] = base64.b64decode(value["content"])
         objects[_sha256(files[value["path"]])] = files[value["path"]]
     elif key == "lfsFile":
-        if value["oid"] not in objects:
+        if value["oid"] not in uploaded or value["algo"] != "sha256" or len(objects[value["oid"]]) != value["size"]:
             raise Refusal(400, f"LFS object {value['oid']} was never uploaded")
         files[value["path"]] = objects[value["oid"]]
     elif key == "deletedFile":
@@ -378,6 +497,15 @@ def _apply(files: dict[str, bytes], objects: dict[str, bytes], key: str, value: 
     elif key == "deletedFolder":
         for path in [path for path in files if path.startswith(value["path"].rstrip("/") + "/")]:
             del files[path]
+
+
+def _line(repo: Repo, commit: str) -> list[str]:
+    """The commit and those before it."""
+    found = []
+    while commit:
+        found.append(commit)
+        commit = repo.commits[commit].parent or ""
+    return found
 
 
 def _sha256(data: bytes) -> str:
@@ -424,7 +552,9 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), rf"/api/models/{_ID}/preupload/{_REV}", _Handler.preupload),
     (("POST",), rf"/{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (("POST",), rf"/lfs/{_ID}/verify", _Handler.lfs_verify),
-    (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
+    (("PUT",), rf"/lfs/{_ID}/objects/(?P<oid>[0-9a-f]{{64}})", _Handler.lfs_put),
+    (("GET",), rf"/api/models/{_ID}/commits/{_REV}", _Handler.commits),
+    (("PUT",), rf"/api/models/{_ID}/settings", _Handler.settings),
     (("POST",), rf"/api/models/{_ID}/commit/{_REV}", _Handler.commit),
     (("POST",), rf"/api/models/{_ID}/tag/{_REV}", _Handler.tag),
 ]

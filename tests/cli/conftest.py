@@ -22,6 +22,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from reccocktail.cli import main
+from reccocktail.registry import Registry, Settings
 from reccocktail.tasks import generate, load_template, questions, write_domain
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -77,6 +78,10 @@ class Shell:
         answer = Answer(int(ended.value.code or 0), out.getvalue(), err.getvalue())
         assert answer.code == code, f"reccocktail {' '.join(map(str, words))}\n{answer.out}{answer.err}"
         return answer
+
+    def registry(self) -> Registry:
+        """The home's registry, to look behind the command."""
+        return Registry.open(Settings.load(home=self.home, cwd=self.folder, environ={"HOME": str(self.folder)}))
 
     def process(self, *words: object, code: int = 0) -> Answer:
         """Run it as a user does, in a process of its own."""

@@ -51,6 +51,11 @@ ASKED: list[Words] = [
     ("build", "export", "{build}", "exported"),
     ("worker", "--once"),
     ("publish", "skin-care", "--to", "acme/skin-care", "--dry-run"),
+    ("publish", "--stale", "--dry-run"),
+    ("publication", "list"),
+    ("publication", "show", "acme/shown"),
+    ("unpublish", "acme/shown"),
+    ("verify", "{built_folder}"),
     ("merge", "{tiny_base}", "-a", "{spirit}=0.5", "-o", "merged", "--allow-base-mismatch"),
     ("trainers", "list"),
     ("trainers", "show", "sft"),
@@ -70,8 +75,16 @@ def ask(
     built: Any, tiny_base: Path, loras: dict[str, Path], small_recipe: Path, loopback_hub: object
 ) -> Callable[..., Any]:
     """(words): the command's JSON document; `{names}` in the words are filled in."""
-    newest = built("build", "list", "--json").json[0]["id"]
-    names = {"tiny_base": tiny_base, "small_recipe": small_recipe, "build": newest, **loras}
+    row = built("build", "list", "--json").json[0]
+    newest = row["id"]
+    with built.registry() as registry:
+        registry.publications.add(registry.builds.get(newest), "acme/shown", "c" * 40)
+    names = {"built_folder": row["path"]} | {
+        "tiny_base": tiny_base,
+        "small_recipe": small_recipe,
+        "build": newest,
+        **loras,
+    }
 
     def run(*words: str) -> Any:
         answer = built(*(word.format(**names) for word in words), "--json")

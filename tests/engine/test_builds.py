@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 from reccocktail.engine import builds, running
-from reccocktail.engine.builds import plan, publishable, request, standing, standings
+from reccocktail.engine.builds import plan, request, standing, standings
 from reccocktail.engine.errors import AdaptationError, MergeError, NoRoomError
+from reccocktail.engine.publishing import publishable
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.engine.running import run
 from reccocktail.registry import Build, RecCocktailError, Registry
@@ -147,7 +148,8 @@ def test_the_recipe_that_an_adaptive_build_wrote_repeats_its_weights(stocked):
 
 def test_what_is_published_is_the_result_with_a_card_that_tells_how_the_mix_was_found(stocked):
     build = made(stocked, SMALL)
-    with publishable(stocked, build) as folder:
+    with publishable(stocked, build) as parcel:
+        folder = parcel.folder
         assert "entropy.png" in (folder / "README.md").read_text()
         assert (folder / "entropy.png").exists()
         for path in build.path.iterdir():
@@ -678,7 +680,8 @@ def test_a_build_per_module_is_repeated_by_the_recipe_that_it_wrote(stocked):
     kept = json.loads((artifact / "adaptation.json").read_text())
     assert [row[1] for row in kept["coefficients"]] == list(modules.values())
     assert (artifact / "coefficients.png").read_bytes().startswith(b"\x89PNG")
-    with publishable(stocked, build) as folder:
+    with publishable(stocked, build) as parcel:
+        folder = parcel.folder
         card = (folder / "README.md").read_text()
         for plot in ("coefficients.png", "entropy.png"):
             assert f"](<{plot}>)" in card

@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from reccocktail.registry.card import CardAdaptation, CardFacts, CardInput, render_card
+from reccocktail.registry.card import (
+    CardAdaptation,
+    CardData,
+    CardEvaluation,
+    CardFacts,
+    CardInput,
+    CardMetric,
+    CardPrompt,
+    render_card,
+)
 
 FACTS = CardFacts(
     title="Beauty",
@@ -134,3 +143,81 @@ def test_the_snippet_is_python():
     snippet = render_card(FACTS).split("```python\n")[1].split("```")[0]
     names = {node.id for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Name)}
     assert "AutoModelForCausalLM" in names
+
+
+KNOWN = replace(
+    FACTS,
+    repo="acme/beauty",
+    inputs=(
+        replace(FACTS.inputs[0], repo="acme/spirit", licence="mit", trainer="sft 0.1", template="next-title"),
+        replace(FACTS.inputs[1], repo="acme/beauty-lora", data=(CardData("beauty", "sha256:da7a"),)),
+    ),
+    base_digest="sha256:ba5e",
+    base_revision="c0ffee",
+    base_licence="apache-2.0",
+    languages=("en", "de"),
+    datasets=("acme/purchases",),
+    evaluations=(
+        CardEvaluation(
+            "Next purchase, test split", 120, {"this model": {"HR@1": CardMetric(0.41, 0.33, 0.5)}, "base": {}}
+        ),
+    ),
+    prompt=CardPrompt("next-title", "You recommend.", "Bought: {history}\nChoose: {candidates}"),
+)
+
+
+def test_the_metadata_names_all_that_went_in():
+    data = ModelCard(render_card(KNOWN)).data
+    assert data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct", "acme/spirit", "acme/beauty-lora"]
+    assert (data.base_model_relation, data.language, data.datasets) == ("merge", ["en", "de"], ["acme/purchases"])
+
+
+def test_an_adapter_is_loaded_onto_its_base_alone():
+    mixed = ModelCard(render_card(replace(KNOWN, kind="adapter", rank=32)))
+    single = ModelCard(
+        render_card(replace(KNOWN, kind="adapter", mixed=False, coefficients={}, adaptive=None, inputs=KNOWN.inputs[:1],
+                            rank=8, alpha=16.0, target_modules=("q_proj",), note="warm | dry"))
+    )  # fmt: skip
+    for card in (mixed, single):
+        assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert (card.data.base_model_relation, card.data.library_name) == ("adapter", "peft")
+        assert "--lora-modules beauty=acme/beauty" in card.text
+        ast.parse(card.text.split("```python\n")[1].split("```")[0])
+    assert ("merge" in mixed.data.tags, "merge" in single.data.tags) == (True, False)
+    assert "--max-lora-rank 32" in mixed.text
+    assert "A base spirit" in single.text
+    assert "How it was mixed" not in single.text
+    assert "rank 8, alpha 16, on `q_proj`" in single.text
+
+
+def test_measurements_stand_with_their_intervals():
+    measured = tables(ModelCard(render_card(KNOWN)))[1]
+    assert measured == [["", "HR@1"], ["this model", "0.410 [0.330, 0.500]"], ["base", ""]]
+    assert "No measurement of it" not in render_card(KNOWN)
+    assert "No measurement of it" in render_card(FACTS)
+
+
+def test_the_lineage_goes_down_to_the_data_and_the_base_commit():
+    text = render_card(KNOWN)
+    assert "at `c0ffee`, digest `sha256:ba5e`, licence apache-2.0" in text
+    assert "trained by sft 0.1 with template `next-title`, licence mit" in text
+    assert "on data of `beauty` (`sha256:da7a`)" in text
+
+
+def test_the_prompt_is_that_of_the_template_and_stays_python_whatever_it_says():
+    evil = CardPrompt("x", "say \"```\" '''", "{history}\n```\n# heading {candidates}")
+    for facts in (KNOWN, replace(KNOWN, prompt=evil)):
+        snippet = render_card(facts).split("```python\n")[1].split("\n```\n")[0]
+        texts = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
+        assert facts.prompt
+        assert {facts.prompt.system, facts.prompt.user} <= set(texts)
+
+
+def test_what_is_not_known_of_the_licence_is_said():
+    assert "No licence is known" in render_card(replace(FACTS, license=None))
+    given = render_card(
+        replace(FACTS, license="other", license_name="acme", license_link="LICENSE", license_given=True)
+    )
+    data = ModelCard(given).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "acme", "LICENSE")
+    assert "named by whoever publishes it" in given

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 from reccocktail.registry import hub as hub_module
-from reccocktail.registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
-from reccocktail.registry.hub import HubUnreachableError, PlannedFile, fetch, plan, publish
+from reccocktail.registry.errors import HubError, InvalidArtifactError, UsageError
+from reccocktail.registry.hub import HubUnreachableError, fetch
+from reccocktail.registry.publishing import plan, publish
 
 BASE = {
     "config.json": b"{}",
@@ -50,11 +51,6 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def published_files(hub: Any, revision: str = "main") -> dict[str, bytes]:
-    """What lies in the repository, without the file that the Hub itself puts there."""
-    return {name: data for name, data in hub.files(REPO, revision).items() if name != ".gitattributes"}
 
 
 # fetching
@@ -142,166 +138,6 @@ def test_an_unreachable_hub_and_offline_mode_are_told_apart(hub, monkeypatch):
         fetch("maker/base", kind="base")
 
 
-# publishing
-
-
-def test_a_publication_is_a_private_repository_with_one_commit_and_a_tag(hub, result):
-    planned = plan(result, REPO, tag="v1")
-    assert (planned.repo_exists, planned.parent, planned.private) == (False, None, True)
-    assert planned.files == tuple(PlannedFile(name, len(data)) for name, data in sorted(RESULT.items()))
-    assert planned.bytes == sum(map(len, RESULT.values()))
-    assert planned.card == RESULT["README.md"].decode()
-    assert hub.repos == {}
-
-    published = publish(planned, result, message="beauty, build 7")
-
-    assert hub.private(REPO)
-    assert published_files(hub) == RESULT
-    assert hub.history(REPO) == ["beauty, build 7", "initial commit"]
-    assert hub.tags(REPO) == {"v1": published.commit} == {"v1": hub.head(REPO)}
-
-
-def test_a_public_repository_has_to_be_asked_for(hub, result):
-    publish(plan(result, REPO, private=False), result, message="open")
-    assert not hub.private(REPO)
-
-
-def test_publishing_the_same_content_again_makes_no_commit(hub, result):
-    first = publish(plan(result, REPO, tag="v1"), result, message="first")
-    again = publish(plan(result, REPO, tag="v1"), result, message="again")
-    assert again == first
-    assert hub.history(REPO) == ["first", "initial commit"]
-
-
-def test_a_publication_is_fetched_back_as_it_was(hub, result):
-    published = publish(plan(result, REPO, tag="v1"), result, message="first")
-    snapshot = fetch(REPO, revision="v1", kind="base")
-    assert snapshot.commit == published.commit
-    assert contents(snapshot.folder) == RESULT
-
-
-def test_shards_of_an_earlier_publication_go_and_other_files_stay(hub, result):
-    hub.add_repo(REPO, {"model-00001-of-00002.safetensors": b"old", "cover.png": b"art"}, private=True)
-    planned = plan(result, REPO)
-    assert planned.removed == ("model-00001-of-00002.safetensors",)
-    publish(planned, result, message="new")
-    assert published_files(hub) == RESULT | {"cover.png": b"art"}
-
-
-def test_a_head_that_moved_after_the_plan_is_refused_naming_both_commits(hub, result):
-    seen = hub.add_repo(REPO, {"README.md": b"# one\n"}, private=True)
-    planned = plan(result, REPO)
-    now = hub.add_repo(REPO, {"README.md": b"# two\n"}, private=True)
-    with pytest.raises(HubError, match=f"{seen}.*{now}"):
-        publish(planned, result, message="late")
-    assert hub.head(REPO) == now
-
-
-def test_a_head_that_moves_during_the_upload_is_refused_naming_both_commits(hub, result):
-    seen = hub.add_repo(REPO, {"README.md": b"# one\n"}, private=True)
-    planned = plan(result, REPO)
-    hub.before_commit = lambda: hub.add_repo(REPO, {"README.md": b"# two\n"}, private=True)
-    with pytest.raises(HubError) as caught:
-        publish(planned, result, message="late")
-    assert seen in str(caught.value)
-    assert hub.head(REPO) in str(caught.value)
-    assert hub.files(REPO) == {"README.md": b"# two\n"}
-
-
-def test_a_public_repository_is_not_filled_with_a_private_publication(hub, result):
-    hub.add_repo(REPO, {"README.md": b"# open\n"})
-    with pytest.raises(ConflictError, match="public"):
-        plan(result, REPO)
-    unseen = plan(result, REPO, offline=True)
-    with pytest.raises(ConflictError, match="public"):
-        publish(unseen, result, message="no")
-    assert hub.history(REPO) == ["add"]
-
-
-def test_a_tag_of_another_commit_is_never_moved(hub, result):
-    publish(plan(result, REPO, tag="v1"), result, message="first")
-    (result / "config.json").write_bytes(b'{"second": true}')
-    publish(plan(result, REPO, tag="v2"), result, message="second")
-    (result / "config.json").write_bytes(b'{"third": true}')
-    tags = hub.tags(REPO)
-    with pytest.raises(ConflictError, match=f"v1.*{tags['v1']}"):
-        publish(plan(result, REPO, tag="v1"), result, message="third")
-    assert hub.tags(REPO) == tags
-    assert hub.history(REPO)[0] == "second"
-
-
-def test_new_content_under_the_tag_of_the_head_says_where_both_are(hub, result):
-    first = publish(plan(result, REPO, tag="v1"), result, message="first")
-    (result / "config.json").write_bytes(b'{"second": true}')
-    with pytest.raises(ConflictError) as caught:
-        publish(plan(result, REPO, tag="v1"), result, message="second")
-    assert first.commit in str(caught.value)
-    assert hub.head(REPO) in str(caught.value)
-    assert hub.tags(REPO) == {"v1": first.commit}
-
-
-def test_a_folder_that_changed_after_the_plan_is_refused(hub, result):
-    planned = plan(result, REPO)
-    (result / "late.json").write_bytes(b"{}")
-    with pytest.raises(ConflictError, match="changed"):
-        publish(planned, result, message="no")
-    assert hub.repos == {}
-
-
-@pytest.mark.parametrize("target", ["/etc/hostname", "config.json", "."])
-def test_links_are_refused(hub, result, target):
-    (result / "link.json").symlink_to(target)
-    with pytest.raises(InvalidArtifactError, match=r"link\.json"):
-        plan(result, REPO)
-
-
-def test_a_folder_without_a_card_is_refused(hub, tmp_path):
-    with pytest.raises(InvalidArtifactError, match=r"README\.md"):
-        plan(tmp_path, REPO)
-
-
-@pytest.mark.parametrize("repo", ["beauty", "a/b/c", "a--b/c", "cellar/", "../x"])
-def test_a_name_that_is_not_org_and_name_is_refused(hub, result, repo):
-    with pytest.raises(UsageError):
-        plan(result, repo)
-    assert not hub.requests
-
-
-@pytest.mark.parametrize("tag", ["", "v 1", "-x", "a..b/c", "^"])
-def test_a_tag_that_git_would_refuse_is_refused_before_any_upload(hub, result, tag):
-    with pytest.raises(UsageError):
-        plan(result, REPO, tag=tag)
-
-
-def test_broken_metadata_is_refused_before_any_upload(hub, result):
-    (result / "README.md").write_bytes(b"---\na: [\n---\n")
-    with pytest.raises(HubError, match="Invalid metadata"):
-        publish(plan(result, REPO), result, message="no")
-    assert hub.history(REPO) == ["initial commit"]
-
-
-def test_a_namespace_without_the_right_to_write_is_refused_with_a_hint(hub, result):
-    hub.foreign.add("cellar")
-    with pytest.raises(HubError, match=REPO) as caught:
-        publish(plan(result, REPO), result, message="no")
-    assert "hf auth login" in str(caught.value.hint)
-
-
-def test_a_plan_without_a_reachable_hub_says_so(hub, result):
-    hub.close()
-    planned = plan(result, REPO)
-    assert planned.repo_exists is None
-    assert str(planned.unreached).startswith("Hub not reached: ")
-    assert planned.files
-    with pytest.raises(HubUnreachableError):
-        publish(planned, result, message="no")
-
-
-def test_an_offline_plan_asks_nothing(hub, result):
-    assert plan(result, REPO, offline=True).repo_exists is None
-    assert not hub.requests
-
-
 # tokens
 
 
@@ -314,7 +150,7 @@ def test_a_refused_token_is_an_error_that_does_not_show_it(hub, result, monkeypa
         monkeypatch.setenv("HF_TOKEN", token)
     for attempt in (
         lambda: fetch("maker/base", kind="base"),
-        lambda: publish(plan(result, REPO, offline=True), result, message="no"),
+        lambda: publish(plan(result, REPO, trailer="RecCocktail-Build: 7", offline=True), result, message="no"),
     ):
         with pytest.raises(HubError) as caught:
             attempt()
@@ -337,8 +173,9 @@ def test_no_request_carries_the_token_to_the_storage_host(hub):
 
 def test_a_process_that_knows_the_hub_from_its_environment_alone_shows_no_token(hub, result):
     program = (
-        "import sys; from pathlib import Path; from reccocktail.registry.hub import plan, publish, fetch\n"
-        "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', tag='v1'); print(planned)\n"
+        "import sys; from pathlib import Path; from reccocktail.registry.hub import fetch\n"
+        "from reccocktail.registry.publishing import plan, publish\n"
+        "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', trailer='RecCocktail-Build: 7', tag='v1'); print(planned)\n"
         "print(publish(planned, folder, message='child')); print(fetch('cellar/beauty', revision='v1', kind='base'))\n"
         "fetch('maker/nothing', kind='base')"
     )

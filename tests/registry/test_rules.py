@@ -30,6 +30,7 @@ def filled(registry: Registry, base: Base, add: Callable[..., Adapter], sql: Sql
     registry.builds.claim("w", build_id=done.id)
     done = registry.builds.succeed(done.id, "w", base.digest, {"spirit": 0.5}, {})
     registry.publications.add(done, "acme/beauty", "c0ffee")
+    registry.publications.withdraw("acme/beauty")
     registry.builds.request("beauty", base.name, "open", {}, inputs)
     return sql
 
@@ -47,6 +48,7 @@ def copied(table: str, where: str = "", **changes: str) -> str:
 TOYS = "WHERE domain_id = (SELECT id FROM domains WHERE name = 'toys')"
 DONE, OPEN = "WHERE key = 'done'", "WHERE key = 'open'"
 NEXT = {"version": "2", "digest": "'d'"}
+WITHDRAWN = "INSERT INTO withdrawals (publication_id, created_at, created_by) SELECT 1, '2026-01-01', 'eve'"
 
 REFUSED = {
     # the current spirit
@@ -127,6 +129,13 @@ REFUSED = {
     "a publication of no build": copied("publications", build_id="'x'"),
     "a publication changed": "UPDATE publications SET repo = 'eve/beauty'",
     "a publication removed": "DELETE FROM publications",
+    "a publication of nothing": copied("publications", build_id="NULL"),
+    "a publication of a build and an adapter": copied("publications", adapter_id="4"),
+    "a publication of no adapter": copied("publications", build_id="NULL", adapter_id="99"),
+    "a publication withdrawn twice": WITHDRAWN,
+    "no publication withdrawn": WITHDRAWN.replace("SELECT 1", "SELECT 99"),
+    "a withdrawal changed": "UPDATE withdrawals SET created_by = 'eve'",
+    "a withdrawal removed": "DELETE FROM withdrawals",
 }
 ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
     "a version replaced": copied("adapters", TOYS, **NEXT).replace("INSERT", "INSERT OR REPLACE").replace(
@@ -141,17 +150,19 @@ ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
     "words replaced": "INSERT OR REPLACE INTO adapter_words (adapter_id, words) VALUES (3, 'best')",
     "an alias's maker replaced": copied("aliases", created_by="'eve'").replace("INSERT", "INSERT OR REPLACE"),
     "a current spirit pushed out": "UPDATE OR REPLACE adapters SET is_current = true WHERE id = 1",
+    "a withdrawal replaced": WITHDRAWN.replace("INSERT", "INSERT OR REPLACE"),
     "a version moved by its rowid": "UPDATE adapters SET rowid = 99 WHERE id = 6",
     "an event far ahead": "INSERT INTO events (id, kind, subject, detail, created_at, created_by) VALUES (9223372036854775807, 'x', 'x', '{}', '2999-01-01', 'eve')",
     "an alias replaced": copied("aliases", adapter_id="5").replace("INSERT", "INSERT OR REPLACE"),
 }  # fmt: skip
 ONLY_BY_FOREIGN_KEYS = {
     "a spirit in a domain", "an adapter without a base", "an input of no build", "a publication of no build",
+    "a publication of no adapter", "no publication withdrawn",
 }  # fmt: skip
 ONLY_POSTGRESQL = {
     f"all {table} at once": f"TRUNCATE {table} CASCADE"
     for table in (
-        "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "publications",
+        "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "publications", "withdrawals",
         "base_models", "domains",
     )
 }  # fmt: skip
@@ -213,6 +224,11 @@ LAWFUL = {
         f"UPDATE builds SET status = 'cancelled' {OPEN}",
     ],
     "another publication": [copied("publications", revision="'d'")],
+    "a publication of an adapter": [copied("publications", build_id="NULL", adapter_id="4")],
+    "another publication withdrawn": [
+        copied("publications", revision="'d'"),
+        f"{WITHDRAWN.replace('SELECT 1', 'SELECT max(id)')} FROM publications",
+    ],
 }
 
 

@@ -1,0 +1,477 @@
+"""What goes to the Hub of a build or an adapter version: the bytes that are kept, a card that tells all that is known, the papers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Adapter, Base, Build, Publication, Registry
+from ..registry.card import (
+    CardAdaptation,
+    CardData,
+    CardEvaluation,
+    CardFacts,
+    CardInput,
+    CardMetric,
+    CardPrompt,
+    render_card,
+)
+from ..registry.digests import canonical_json, digest_of_json, file_digest
+from ..registry.errors import HubError, UsageError
+from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
+from ..registry.publications import SIGNATURE
+from ..registry.signing import alike
+from ..tasks import TaskError, load_template
+from .builds import card_facts, result_folder, standings
+from .provenance import adapter_statement
+from .recipes import SHIPPED
+
+if TYPE_CHECKING:  # the Hub's client is slow to import
+    from ..registry.publishing import PublicationPlan
+
+CONFIG = "adapter_config.json"
+METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM)."""
+
+    repo: str | None = None
+    licence: Licence | None = None
+    template: Path | None = None
+    key: Path | None = None
+
+    def going_on(self, last: Publication) -> Choices:
+        """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
+        options = last.options or {}
+        if options.get("template") and self.template is None:
+            raise UsageError(f"{last.repo} has a card by a template of its own", hint="--card-template FILE")
+        licence = self.licence or (parse(options["license"]) if options.get("license") else None)
+        return replace(self, repo=last.repo, licence=licence)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A folder as it goes to the Hub. `known` has the SHA-256 (hex) of files that need not be read for theirs."""
+
+    folder: Path
+    trailer: str
+    message: str
+    known: Mapping[str, str]
+    licence: Licence | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What is published, as it was packed and planned."""
+
+    subject: Build | Adapter
+    choices: Choices
+    parcel: Parcel
+    plan: PublicationPlan
+
+
+@contextmanager
+def planned(
+    registry: Registry,
+    subject: Build | Adapter,
+    choices: Choices,
+    *,
+    private: bool = True,
+    tag: str | None = None,
+    rebase: bool = False,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[Trip]:
+    """The trip that `send` makes, while its folder is there; `again` goes only where a repository is.
+
+    Raises what `publishable` and `registry.publishing.plan` do, and HubError where there is none to go to again.
+    """
+    from ..registry import publishing
+
+    assert choices.repo is not None
+    earlier = registry.publications.of_repo(choices.repo)
+    newest = earlier[0] if earlier else None
+    if newest and SIGNATURE in (newest.files or {}) and choices.key is None:
+        raise UsageError(
+            f"{choices.repo} is signed, and this publication would not be",
+            hint="--sign KEY; to leave the signature out, publish to another repository",
+        )
+    before = publishing.Before(
+        newest.revision if newest else None,
+        newest is not None and newest.of(subject),
+        publishing.paths_of([each.files for each in earlier]),
+    )
+    with publishable(registry, subject, choices) as parcel:
+        for note in parcel.notes:
+            tell(f"note: {note}")
+        plan = publishing.plan(
+            parcel.folder,
+            choices.repo,
+            trailer=parcel.trailer,
+            private=private,
+            tag=tag,
+            before=before,
+            rebase=rebase,
+            known=parcel.known,
+            volatile={SIGNATURE: alike} if choices.key else {},
+            tell=tell,
+        )
+        if again and not plan.repo_exists:
+            raise HubError(
+                plan.unreached or f"{plan.repo} is not on the Hub any more",
+                hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
+            )
+        yield Trip(subject, choices, parcel, plan)
+
+
+def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
+    """The commit, the tag, and the row, which is written once the Hub has the commit, whatever becomes of the tag.
+
+    Raises what `registry.publishing.publish` does.
+    """
+    from ..registry import publishing
+
+    options: dict[str, Any] = {}
+    if trip.choices.licence is not None:
+        options["license"] = trip.choices.licence.id
+    if trip.choices.template is not None:
+        options["template"] = True
+    files = {file.path: file.sha256 for file in trip.plan.files}
+
+    def record(commit: str, tag: str | None) -> Publication:
+        return registry.publications.add(trip.subject, trip.plan.repo, commit, tag, files=files, options=options)
+
+    commits: list[str] = []
+    try:
+        done = publishing.publish(
+            trip.plan, trip.parcel.folder, message=trip.parcel.message, committed=commits.append, tell=tell
+        )
+    except BaseException:
+        if commits and registry.publications.newest_revision(trip.plan.repo) != commits[0]:
+            record(commits[0], None)
+        raise
+    if done.tag is None and not done.made:  # what is there may have a tag already
+        last = next(iter(registry.publications.of_repo(done.repo)), None)
+        if last and last.revision == done.commit and last.of(trip.subject) and last.withdrawn_at is None:
+            return last
+    return record(done.commit, done.tag)
+
+
+def behind(registry: Registry) -> list[tuple[Build, Publication]]:
+    """Every domain's build that is not the one that was last published of it, with that publication."""
+    published = registry.publications.newest_by_domain()
+    return [
+        (state.build, published[name])
+        for name, state in standings(registry).items()
+        if name in published and state.build is not None and state.build.id != published[name].build
+    ]
+
+
+@contextmanager
+def publishable(registry: Registry, subject: Build | Adapter, choices: Choices | None = None) -> Iterator[Parcel]:
+    """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card that tells all that is known.
+
+    An adapter's config names its base as the Hub knows it, never a folder of this machine.
+    Raises ConflictError when the build has not succeeded or licences do not go together, UsageError for template and key.
+    """
+    choices = choices or Choices()
+    with registry.store.staging("publish") as staged:
+        # signatures name the folder that was signed
+        folder = staged / (choices.repo.rpartition("/")[2] if choices.repo else "model")
+        folder.mkdir()
+        if isinstance(subject, Build):
+            parcel = _build_parcel(registry, subject, folder, choices)
+        else:
+            parcel = _adapter_parcel(registry, subject, folder, choices)
+        if choices.key is not None:
+            from ..registry.signing import sign
+
+            sign(folder, folder / SIGNATURE, choices.key)
+        yield parcel
+
+
+def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choices) -> Parcel:
+    source = result_folder(registry, build)
+    assert build.digest is not None
+    for path in source.iterdir():
+        if path.name != "README.md":
+            registry.store.link(path, folder / path.name)
+    base = registry.bases.get(build.base)
+    adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
+    known = {
+        name: entry.sha256 for name, entry in registry.store.tree(build.digest).files.items() if name != "README.md"
+    }
+    if (folder / CONFIG).exists() and _rename_base(folder, base):
+        _correct_subject(folder, CONFIG)
+        known = {name: value for name, value in known.items() if name not in (CONFIG, "provenance.json")}
+    licence, notes = _licence(registry, base, adapters, choices)
+    card = replace(
+        card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
+        kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
+        evaluations=_evaluations(registry, {base.digest: base.name} | {_system(base, a): a.ref for a in adapters}
+                                 | {build.digest: "this model"}, build.digest),
+        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
+    )  # fmt: skip
+    (folder / "README.md").write_text(render_card(card, choices.template), encoding="utf-8")
+    return Parcel(
+        folder,
+        f"RecCocktail-Build: {build.id}",
+        f"RecCocktail build {build.id} of {build.domain}",
+        known,
+        licence,
+        notes,
+    )
+
+
+def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices: Choices) -> Parcel:
+    source = registry.adapters.folder(adapter)
+    for path in source.iterdir():
+        if path.name not in ("README.md", "provenance.json", SIGNATURE):
+            registry.store.link(path, folder / path.name)
+    base = registry.bases.get(adapter.base)
+    known = {name: entry.sha256 for name, entry in registry.store.tree(adapter.digest).files.items()}
+    known.pop("README.md", None)
+    if _rename_base(folder, base):
+        known.pop(CONFIG, None)
+    licence, notes = _licence(registry, base, [adapter], choices)
+    name = adapter.domain or "spirit"
+    title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
+    card = CardFacts(
+        kind="adapter",
+        mixed=False,
+        title=f"{adapter.ref}: a {'base spirit' if adapter.role == 'spirit' else 'RecCocktail ingredient'} for {base.name}",
+        domain=name,
+        domain_title=title,
+        base_name=base.name,
+        base_source=base.source,
+        dtype=base.dtype,
+        coefficients={},
+        adaptive=None,
+        recipe=None,
+        reccocktail_version=version("reccocktail"),
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        note=adapter.note,
+        evaluations=_evaluations(
+            registry, {base.digest: base.name, _system(base, adapter): "this adapter"}, _system(base, adapter)
+        ),
+        **_common(registry, base, [adapter], [adapter.role], licence, choices),
+    )
+    (folder / "README.md").write_text(render_card(card, choices.template), encoding="utf-8")
+    names = sorted(path.name for path in folder.iterdir() if path.name != "README.md")
+    subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
+    data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
+    content = adapter_statement(
+        adapter.ref, adapter.digest, subjects=subjects, dependencies={"base": base.digest} | data
+    )
+    (folder / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return Parcel(
+        folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
+        known, licence, notes,
+    )  # fmt: skip
+
+
+def _rename_base(folder: Path, base: Base) -> bool:
+    """Whether the adapter's config had to be written anew: it may name a folder of this machine, or a name of this registry."""
+    path = folder / CONFIG
+    content = json.loads(path.read_text(encoding="utf-8"))
+    name = base.source if _is_repo(base.source) else base.name
+    if content.get("base_model_name_or_path") == name:
+        return False
+    content["base_model_name_or_path"] = name
+    path.unlink()  # a link to what the store keeps
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def _correct_subject(folder: Path, name: str) -> None:
+    """The statement's digest of a file that was written anew."""
+    path = folder / "provenance.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for subject in content["subject"]:
+        if subject["name"] == name:
+            subject["digest"] = {"sha256": file_digest(folder / name).removeprefix("sha256:")}
+    path.unlink()
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_repo(source: str | None) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _recipe_name(build: Build) -> str | None:
+    return next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)
+
+
+def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptation | None:
+    """How the coefficients were found; the plots of it are put into the folder."""
+    report = build.report or {}
+    found = report.get("adaptation")
+    if not found or found.get("search", "line") == "none":
+        return None
+    kept = registry.store.folder(report["artifact"])
+    plots = tuple(sorted(path.name for path in kept.glob("*.png")))
+    for plot in plots:
+        shutil.copyfile(kept / plot, folder / plot)
+    start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
+    data = (build.inputs.get("data") or {}).get("digest")
+    return CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots, data)
+
+
+def _licence(
+    registry: Registry, base: Base, adapters: list[Adapter], choices: Choices
+) -> tuple[Licence | None, tuple[str, ...]]:
+    """The licence of the whole, and what whoever publishes should know about it."""
+    if choices.licence is not None:
+        return choices.licence, ()
+    known = {f"base model {base.name}": known_licence(registry.bases.folder(base))}
+    known |= {adapter.ref: known_licence(registry.adapters.folder(adapter)) for adapter in adapters}
+    found = strictest(known)
+    silent = [what for what, licence in known.items() if licence is None]
+    if found is None:
+        return None, (
+            "no licence is known for the base model or an adapter, and the card has none; --license ID names one",
+        )
+    if silent and f"base model {base.name}" in silent:
+        return found, (f"the licence is {found}; of {', '.join(silent)} none is known",)
+    return found, ()
+
+
+def _common(
+    registry: Registry, base: Base, adapters: list[Adapter], roles: list[str], licence: Licence | None, choices: Choices
+) -> dict[str, Any]:
+    """What cards of builds and adapters say in the same way."""
+    folders = {adapter.ref: registry.adapters.folder(adapter) for adapter in adapters}
+    about = {ref: metadata(folder) for ref, folder in folders.items()}
+    published = registry.publications.newest_by_adapter([adapter.digest for adapter in adapters])
+    base_folder = registry.bases.folder(base)
+    own, of_base = [texts(each, "language") for each in about.values()], texts(metadata(base_folder), "language")
+    base_licence = known_licence(base_folder)
+    inputs = []
+    for adapter, role in zip(adapters, roles, strict=True):
+        there = published.get(adapter.digest)
+        its = known_licence(folders[adapter.ref])
+        trained = [adapter.context.get("trainer"), adapter.context.get("trainer_version")]
+        template = _template(adapter)
+        inputs.append(
+            CardInput(
+                role,
+                adapter.ref,
+                adapter.digest,
+                repo=there.repo if there else _repo(adapter),
+                licence=str(its) if its else None,
+                trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
+                template=template.get("name") if template else None,
+                data=_data(adapter),
+            )
+        )
+    metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}
+    return {
+        "repo": choices.repo,
+        "license": licence.id if licence else None,
+        "license_name": licence.name if licence else None,
+        "license_link": licence.link if licence else None,
+        "license_given": choices.licence is not None,
+        "base_licence": str(base_licence) if base_licence else None,
+        "base_digest": base.digest,
+        "base_revision": base.revision,
+        "languages": tuple(dict.fromkeys(name for each in (own if any(own) else [of_base]) for name in each)),
+        "datasets": tuple(dict.fromkeys(name for each in about.values() for name in texts(each, "datasets"))),
+        "inputs": tuple(inputs),
+        "metrics": metrics or None,
+        "prompt": _prompt(adapters),
+    }
+
+
+def _repo(adapter: Adapter) -> str | None:
+    repo = adapter.context.get("hub_repo")
+    return repo if isinstance(repo, str) and _is_repo(repo) else None
+
+
+def _template(adapter: Adapter) -> dict[str, Any] | None:
+    template = adapter.context.get("template")
+    return template if isinstance(template, dict) else None
+
+
+def _prompt(adapters: list[Adapter]) -> CardPrompt | None:
+    """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it is still the same."""
+    for adapter in reversed(adapters):
+        told = _template(adapter)
+        if told is None or not isinstance(told.get("name"), str):
+            continue
+        try:
+            found = load_template(told["name"])
+        except TaskError:
+            continue
+        if found.digest == told.get("digest"):
+            return CardPrompt(found.name, found.system or "", found.user, found.separator)
+    return None
+
+
+def _data(adapter: Adapter) -> tuple[CardData, ...]:
+    """What its trainer kept of the data; other programs may have written something else."""
+    told = adapter.context.get("data")
+    entries = told if isinstance(told, list) else []
+    return tuple(
+        CardData(str(entry["domain"]), str(entry["digest"]))
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("domain") and entry.get("digest")
+    )
+
+
+def _system(base: Base, adapter: Adapter) -> str:
+    """How an evaluation names an adapter on its base."""
+    return digest_of_json([base.digest, adapter.digest])
+
+
+def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tuple[CardEvaluation, ...]:
+    """What was measured on this machine of the systems with these digests, where the one that is published was measured, too."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((registry.settings.home / "evaluations").glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["system"] in labels:
+                key = canonical_json([content["task"]["digest"], content["mode"], content["dtype"]]).decode()
+                found.setdefault(key, {})[content["system"]] = content
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # one that was cut off is measured again when it is asked for
+            continue
+    tables = []
+    for systems in found.values():
+        if own not in systems:
+            continue
+        about = systems[own]
+        rows = {
+            label: {name: CardMetric(m["mean"], m["low"], m["high"]) for name, m in systems[digest]["metrics"].items() if name in METRICS}
+            for digest, label in labels.items()
+            if digest in systems
+        }  # fmt: skip
+        task = about["task"]
+        how = "lists of titles" if about["mode"] == "generate" else f"ranking by {about['mode']}"
+        sentence = (
+            f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
+            f" {how}, data {task['data_digest']}, seed {task['seed']}"
+        )
+        tables.append(CardEvaluation(sentence, len(about["ranks"]), rows))
+    return tuple(sorted(tables, key=lambda table: table.task))

@@ -1,0 +1,412 @@
+"""Publishing by commands alone: adapters, licences, signatures, what comes after, and no token anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard, snapshot_download
+from peft import PeftModel
+from reccocktail.registry import publishing
+from transformers import AutoModelForCausalLM
+
+REPO = "acme/skin-care"
+NON_COMMERCIAL = "---\nlicense: cc-by-nc-4.0\nlanguage: de\ndatasets: [acme/purchases]\n---\n# a LoRA\n"
+
+
+@pytest.fixture
+def hub(loopback_hub: Any) -> Any:
+    return loopback_hub
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between attempts."""
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A private key, whose public half lies beside it as `.pub`."""
+    pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+    path = tmp_path / "key.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path], check=True)
+    public = ["openssl", "ec", "-in", path, "-pubout", "-out", path.with_suffix(".pub")]
+    subprocess.run(public, check=True, capture_output=True)
+    return path
+
+
+def fault(hub: Any, pattern: str, **what: Any) -> None:
+    hub.faults.append(type(hub).Fault(pattern, **what))
+
+
+def rows(shell: Any) -> list[dict[str, Any]]:
+    return shell("publication", "list", "--json").json
+
+
+def card_of(hub: Any, repo: str) -> ModelCard:
+    return ModelCard(hub.files(repo)["README.md"].decode())
+
+
+def builds(shell: Any) -> tuple[str, str]:
+    """The ids of the adaptive build and of the average."""
+    adaptive, average = shell("build", "list", "--json").json
+    return adaptive["id"], average["id"]
+
+
+def with_papers(lora: Path, folder: Path, readme: str) -> Path:
+    shutil.copytree(lora, folder)
+    (folder / "README.md").write_text(readme)
+    return folder
+
+
+# what is sent again, and what is not
+
+
+def test_another_build_of_the_domain_goes_on_top_and_what_both_have_is_not_sent_again(built: Any, hub: Any) -> None:
+    adaptive, average = builds(built)
+    first = built("publish", average, "--to", REPO, "--tag", "v1", "--json").json
+    before = hub.files(REPO)
+    sent = len(hub.uploads())
+    shown = built("publish", adaptive, "--to", REPO, "--dry-run", "--json").json
+    assert shown["parent"] == first["revision"]
+    assert {"tokenizer.json", "generation_config.json"} & set(shown["uploads"]) == set()
+    second = built("publish", adaptive, "--to", REPO, "--tag", "v2", "--json").json
+    assert len(hub.uploads()) == sent + sum(name.endswith(".safetensors") for name in shown["uploads"]) == sent + 1
+    assert hub.files(REPO, "v1") == before
+    assert hub.tags(REPO) == {"v1": first["revision"], "v2": second["revision"]}
+    assert "entropy.png" in hub.files(REPO)
+    back = built("publish", average, "--to", REPO)
+    assert "removing entropy.png, which this does not have" in back.err
+    assert hub.files(REPO) == before
+
+
+def test_publishing_twice_makes_one_commit_and_one_row(built: Any, hub: Any) -> None:
+    first = built("publish", "skin-care", "--to", REPO, "--tag", "v1", "--json").json
+    again = built("publish", "skin-care", "--to", REPO, "--tag", "v1")
+    assert "the Hub has it already" in again.err
+    assert [row["id"] for row in rows(built)] == [first["id"]]
+    assert len(hub.history(REPO)) == 2
+
+
+# faults: the row says where the repository is, and the same again completes
+
+
+def test_without_a_commit_there_is_no_row_and_the_same_again_completes(built: Any, hub: Any, waits: None) -> None:
+    fault(hub, r"PUT /lfs/", cut=1000, times=1000)
+    answer = built("publish", "skin-care", "--to", REPO, "--json", code=1)
+    assert answer.json["error"]["code"] == "hub"
+    assert rows(built) == []
+    assert built("status", "skin-care", "--json").json[0]["published"] is None
+    hub.faults.clear()
+    done = built("publish", "skin-care", "--to", REPO, "--json").json
+    assert [row["revision"] for row in rows(built)] == [done["revision"]] == [hub.head(REPO)]
+
+
+def test_a_commit_without_its_tag_has_a_row_and_the_same_again_sets_the_tag(built: Any, hub: Any, waits: None) -> None:
+    fault(hub, r"POST .*/tag/", status=500, times=1000)
+    built("publish", "skin-care", "--to", REPO, "--tag", "v1", code=1)
+    (row,) = rows(built)
+    assert (row["revision"], row["tag"]) == (hub.head(REPO), None)
+    hub.faults.clear()
+    done = built("publish", "skin-care", "--to", REPO, "--tag", "v1", "--json").json
+    assert (done["revision"], done["tag"]) == (row["revision"], "v1")
+    assert hub.tags(REPO) == {"v1": row["revision"]}
+    assert len(hub.history(REPO)) == 2
+
+
+def test_a_kill_between_commit_and_row_is_made_good_by_the_same_again(built: Any, hub: Any) -> None:
+    real = publishing.publish
+
+    def killed(*words: Any, **options: Any) -> Any:
+        real(*words, **options | {"committed": lambda commit: None})
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "publish", killed)
+        built("publish", "skin-care", "--to", REPO, "--tag", "v1", code=130)
+    assert rows(built) == []
+    head = hub.head(REPO)
+    done = built("publish", "skin-care", "--to", REPO, "--tag", "v1", "--json").json
+    assert [row["id"] for row in rows(built)] == [done["id"]]
+    assert (done["revision"], hub.head(REPO), hub.tags(REPO)) == (head, head, {"v1": head})
+
+
+def test_somebody_elses_commit_is_refused_until_rebase_is_said(built: Any, hub: Any) -> None:
+    adaptive, average = builds(built)
+    first = built("publish", average, "--to", REPO, "--json").json
+    theirs = hub.add_repo(REPO, hub.files(REPO) | {"cover.png": b"art"}, private=True, message="a cover")
+    answer = built("publish", adaptive, "--to", REPO, "--json", code=1)
+    assert first["revision"] in answer.json["error"]["message"]
+    assert theirs in answer.json["error"]["message"]
+    assert "--rebase" in answer.json["error"]["hint"]
+    done = built("publish", adaptive, "--to", REPO, "--rebase", "--json").json
+    assert done["revision"] == hub.head(REPO)
+    assert hub.files(REPO)["cover.png"] == b"art"
+
+
+# adapters
+
+
+def test_an_ingredient_and_a_spirit_are_published_as_adapters_that_peft_loads(
+    built: Any, hub: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    document = built("publish", "skin-care@v1", "--to", "acme/ingredient", "--json").json
+    assert (document["adapter"], document["build"], document["domain"]) == ("skin-care@v1", None, "skin-care")
+    built("publish", "spirit", "--to", "acme/spirit")
+    data = card_of(hub, "acme/ingredient").data
+    assert (data.library_name, data.pipeline_tag) == ("peft", "text-generation")
+    text = card_of(hub, "acme/ingredient").text
+    assert "An ingredient: a LoRA adapter" in text
+    assert "0.2500" in text  # the metric that it was registered with
+    assert "A base spirit" in card_of(hub, "acme/spirit").text
+    folder = Path(snapshot_download("acme/ingredient", cache_dir=tmp_path / "cache"))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), folder)
+    assert model.peft_config["default"].r == 4
+    shown = built("adapter", "show", "skin-care@v1", "--json").json
+    assert [each["repo"] for each in shown["publications"]] == ["acme/ingredient"]
+    assert built("verify", "acme/ingredient", "--json").json["known_as"] == "skin-care@v1"
+    # the cocktail's card then names what it was mixed of
+    built("publish", "skin-care", "--to", REPO)
+    assert card_of(hub, REPO).data.base_model == ["acme/spirit", "acme/ingredient"]
+    assert card_of(hub, REPO).data.base_model_relation == "merge"
+
+
+def test_an_adapters_config_names_the_base_as_the_hub_knows_it(
+    built: Any, hub: Any, tiny_base: Path, loras: Any
+) -> None:
+    lora = json.loads((loras["ingredient"] / "adapter_config.json").read_text())
+    assert lora["base_model_name_or_path"] == "tiny"
+    hub.add_repo("maker/tiny", {path.name: path.read_bytes() for path in tiny_base.iterdir()})
+    built("base", "add", "hub-tiny", "maker/tiny")
+    words = ("--base", "hub-tiny", "--domain", "kitchen", "--allow-base-mismatch")
+    built("adapter", "add", loras["ingredient"], *words)
+    built("publish", "kitchen@v1", "--to", "acme/kitchen")
+    files = hub.files("acme/kitchen")
+    assert json.loads(files["adapter_config.json"]) == lora | {"base_model_name_or_path": "maker/tiny"}
+    data = card_of(hub, "acme/kitchen").data
+    assert (data.base_model, data.base_model_relation) == ("maker/tiny", "adapter")
+    assert built("verify", "acme/kitchen", "--json").json["ok"]
+
+
+def test_a_build_whose_output_is_an_adapter_is_published_as_one(built: Any, hub: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text("method: linear\ncoefficients: {spirit: 0.5, ingredient: 0.5}\noutput: {format: adapter}\n")
+    (row,) = built("build", "request", "skin-care", "--recipe", recipe, "--wait", "--json").json
+    built("publish", row["id"], "--to", "acme/mixed")
+    card = card_of(hub, "acme/mixed")
+    assert (card.data.library_name, card.data.tags[0]) == ("peft", "merge")
+    assert "PeftModel.from_pretrained" in card.text
+    assert built("verify", "acme/mixed", "--json").json["known_as"] == f"build {row['id']}"
+
+
+# cards and licences
+
+
+def test_a_conflict_of_licences_stops_before_anything_is_sent_unless_one_is_named(
+    built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "licensed"
+    shutil.copytree(tiny_base, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n")
+    built("base", "add", "licensed", base)
+    lora = with_papers(loras["ingredient"], tmp_path / "nc", NON_COMMERCIAL)
+    built("adapter", "add", lora, "--base", "licensed", "--domain", "kitchen", "--allow-base-mismatch")
+    answer = built("publish", "kitchen@v1", "--to", "acme/kitchen", code=1)
+    assert "licensed is under apache-2.0, kitchen@v1 under cc-by-nc-4.0" in answer.err
+    assert "--license ID" in answer.err
+    assert hub.repos == {}
+    built("publish", "kitchen@v1", "--to", "acme/kitchen", "--license", "cc-by-nc-4.0")
+    card = card_of(hub, "acme/kitchen")
+    assert (card.data.license, card.data.language, card.data.datasets) == ("cc-by-nc-4.0", "de", ["acme/purchases"])
+    assert "licence apache-2.0" in card.text
+    assert "named by whoever publishes it" in card.text
+    assert "no licence that the Hub knows" in built("publish", "spirit", "--to", REPO, "--license", "own", code=2).err
+
+
+def test_a_card_has_what_was_measured_with_intervals(built: Any, hub: Any) -> None:
+    adaptive, _ = builds(built)
+    built("evaluate", "tiny", "skin-care", adaptive, "--domain", "skin-care", "--limit", "6")
+    built("publish", "skin-care", "--to", REPO)
+    text = card_of(hub, REPO).text
+    assert "6 users; means with 95 % bootstrap intervals" in text
+    measured = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ") and "[" in line]
+    assert measured == ["| tiny", "| skin-care@v1", "| this model"]
+
+
+def test_a_template_of_ones_own_may_replace_a_part_and_cannot_reach_further(
+    built: Any, hub: Any, tmp_path: Path
+) -> None:
+    template = tmp_path / "card.j2"
+    template.write_text('{% extends "card.jinja" %}{% block limits %}Ask {{ facts.domain | code }}.{% endblock %}')
+    shown = built("publish", "skin-care", "--to", REPO, "--card-template", template, "--dry-run", "--json").json
+    assert shown["card"].rstrip().endswith("Ask `skin-care`.")
+    assert "library_name: transformers" in shown["card"]
+    for wrong in (
+        "{{ facts.__class__.__mro__ }}",
+        "{% if %}",
+        "{{ nothing }}",
+        "{{ 1 / 0 }}",
+        '{% include "/etc/passwd" %}',
+    ):
+        template.write_text(wrong)
+        answer = built("publish", "skin-care", "--to", REPO, "--card-template", template, "--dry-run", code=2)
+        assert "card.j2" in answer.err
+    built("publish", "skin-care", "--to", REPO, "--card-template", tmp_path / "none", "--dry-run", code=2)
+
+
+# signatures and verification
+
+
+def test_a_signed_publication_is_verified_and_a_changed_one_is_not(
+    built: Any, hub: Any, key: Path, tmp_path: Path
+) -> None:
+    adaptive, _ = builds(built)
+    built("publish", "skin-care", "--to", REPO, "--sign", key)
+    again = built("publish", "skin-care", "--to", REPO, "--sign", key)
+    assert "the Hub has it already" in again.err
+    assert len(hub.history(REPO)) == 2
+    assert built("publish", "skin-care", "--to", REPO, code=2).err.startswith("error: acme/skin-care is signed")
+    public = key.with_suffix(".pub")
+    found = built("verify", REPO, "--key", public, "--json").json
+    assert (found["ok"], found["signature"], found["known_as"]) == (True, "sound", f"build {adaptive}")
+    assert found["recorded"]
+    assert built("verify", REPO, "--json").json["signature"] == "unchecked"
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name, data in hub.files(REPO).items():
+        (folder / name).write_bytes(data)
+    assert built("verify", folder, "--key", public, "--json").json["ok"]
+    (folder / "README.md").write_text("# mine now\n")
+    assert "README.md is not what was signed" in built("verify", folder, "--key", public, code=1).err
+    (folder / "extra.safetensors").write_bytes(b"x")
+    assert "extra.safetensors is in no paper, and would be loaded" in built("verify", folder, code=1).err
+    built("publish", "skin-care", "--to", "acme/other", "--sign", public, code=2)
+
+
+def test_verify_finds_what_changed_in_what_was_exported(built: Any) -> None:
+    adaptive, _ = builds(built)
+    built("build", "export", adaptive, "exported")
+    sound = built("verify", "./exported", "--json").json
+    assert (sound["ok"], sound["known_as"], sound["signature"]) == (True, f"build {adaptive}", "none")
+    weights = built.folder / "exported" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (built.folder / "exported" / "config.json").unlink()
+    err = built("verify", "./exported", code=1).err
+    assert "model.safetensors is not what provenance.json says" in err
+    assert "config.json is missing" in err
+    (built.folder / "exported" / "provenance.json").write_text("{}")
+    assert "no in-toto statement" in built("verify", "./exported", code=1).err
+
+
+# after publishing
+
+
+def test_a_newer_build_makes_the_publication_stale_and_publish_stale_brings_it_up_to_date(
+    built: Any, hub: Any, loras: dict[str, Path]
+) -> None:
+    def state() -> str | None:
+        return built("status", "skin-care", "--json").json[0]["publication"]
+
+    assert state() is None
+    built("publish", "skin-care", "--to", REPO, "--license", "mit")
+    assert state() == "fresh"
+    assert built("publish", "--stale", "--json").json == []
+    built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
+    (newer,) = built("build", "request", "--stale", "--wait", "--json").json
+    assert state() == "stale"
+    assert "(stale)" in built("status").out
+    assert "reccocktail publish --stale" in built("status").out
+    (done,) = built("publish", "--stale", "--json").json
+    assert (done["build"], done["repo"], done["revision"]) == (newer["id"], REPO, hub.head(REPO))
+    assert card_of(hub, REPO).data.license == "mit"
+    assert state() == "fresh"
+
+
+def test_publish_stale_makes_no_repository_and_leaves_the_others_their_turn(built: Any, hub: Any) -> None:
+    _, average = builds(built)
+    built("publish", average, "--to", REPO)
+    del hub.repos[REPO]
+    answer = built("publish", "--stale", code=1)
+    assert f"{REPO} is not on the Hub any more" in answer.err
+    assert hub.repos == {}
+
+
+def test_what_is_withdrawn_counts_no_more_and_is_still_there(built: Any, hub: Any) -> None:
+    done = built("publish", "skin-care", "--to", REPO, "--public", "--json").json
+    answer = built("unpublish", REPO, "--make-private", "--json").json
+    assert [row["id"] for row in answer["withdrawn"]] == [done["id"]]
+    assert hub.private(REPO)
+    assert hub.head(REPO) == done["revision"]
+    assert rows(built)[0]["withdrawn_at"]
+    assert "withdrawn" in built("publication", "list").out
+    assert built("status", "skin-care", "--json").json[0]["published"] is None
+    built("unpublish", REPO)
+    assert "nothing was published to 'acme/none'" in built("unpublish", "acme/none", code=1).err
+    again = built("publish", "skin-care", "--to", REPO, "--json").json
+    assert again["revision"] == done["revision"]
+    assert again["withdrawn_at"] is None
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
+
+
+def test_a_publication_is_shown_with_its_files(built: Any, hub: Any) -> None:
+    done = built("publish", "skin-care", "--to", REPO, "--json").json
+    shown = built("publication", "show", REPO, "--json").json
+    assert shown["id"] == done["id"]
+    assert {entry["path"] for entry in shown["files"]} == hub.files(REPO).keys() - {".gitattributes"}
+    assert "model.safetensors" in built("publication", "show", done["id"]).out
+
+
+# tokens
+
+
+@pytest.mark.slow
+def test_no_token_is_in_any_output_row_log_or_file(
+    built: Any, hub: Any, waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted in the environment and in the client's own file, and refused, dropped, answered by errors: it is nowhere."""
+    planted = "hf_PlantedTokenThatNobodyMaySee"
+    hub.token = planted
+    hub_home = tmp_path / "hf"
+    hub_home.mkdir()
+    (hub_home / "token").write_text(planted)
+    env = {"HF_TOKEN": planted, "HF_HOME": str(hub_home), "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug"}
+    (built.folder / "reccocktail.toml").write_text('device = "cpu"\n')
+    said = []
+
+    def run(*words: str, code: int = 0) -> None:
+        answer = built("--traceback", *words, code=code, **env)
+        said.append(answer.out + answer.err)
+
+    run("publish", "skin-care", "--to", REPO, "--dry-run")
+    fault(hub, r"PUT /lfs/", status=500, times=1000)
+    run("publish", "skin-care", "--to", REPO, code=1)
+    hub.faults.clear()
+    fault(hub, r"POST .*/commit/", status=403, message=f"Forbidden for {planted}", times=1000)
+    run("publish", "skin-care", "--to", REPO, code=1)
+    hub.faults.clear()
+    run("publish", "skin-care", "--to", REPO, "--tag", "v1")
+    run("verify", REPO)
+    run("publication", "show", REPO)
+    run("doctor")
+    run("unpublish", REPO)
+    hub.token = "hf_another"
+    run("publish", "skin-care", "--to", "acme/other", code=1)
+    hub.token = planted
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    debugged = built.process("publish", "skin-care", "--to", "acme/debugged")  # the client logs every request
+    said.append(debugged.out + debugged.err)
+    assert "curl" in debugged.err
+    assert not [text for text in said if "Planted" in text]
+    everything = [*built.home.rglob("*"), *built.folder.rglob("*")]
+    assert not [path for path in everything if path.is_file() and planted.encode() in path.read_bytes()]
+    assert not [name for name, data in hub.files(REPO).items() if planted.encode() in data]

@@ -1,0 +1,116 @@
+"""Which licence a mixture carries, and where a part's own is known from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from reccocktail.registry.errors import ConflictError, UsageError
+from reccocktail.registry.licences import KNOWN, Licence, known_licence, metadata, parse, strictest, texts
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def of(**parts: str | None) -> str | None:
+    found = strictest({name: id_ and Licence(id_) for name, id_ in parts.items()})
+    return found and found.id
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "carried"),
+    [
+        ("apache-2.0", None, "apache-2.0"),
+        (None, "mit", "mit"),
+        (None, None, None),
+        ("mit", "apache-2.0", "apache-2.0"),
+        ("apache-2.0", "cc-by-4.0", "cc-by-4.0"),
+        ("apache-2.0", "gpl-3.0", "gpl-3.0"),
+        ("llama3.1", "apache-2.0", "llama3.1"),
+        ("cc-by-4.0", "cc-by-sa-4.0", "cc-by-sa-4.0"),
+        ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
+        ("gpl-3.0", "agpl-3.0", "agpl-3.0"),
+        ("cc-by-nc-4.0", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+    ],
+)
+def test_the_strictest_is_carried_whatever_the_order(base, adapter, carried):
+    assert of(base=base, adapter=adapter) == of(adapter=adapter, base=base) == carried
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "why"),
+    [
+        ("apache-2.0", "cc-by-nc-4.0", "adapter may not be used commercially"),
+        ("llama3.1", "cc-by-nc-sa-4.0", "adapter may not be used commercially"),
+        ("apache-2.0", "gpl-2.0", "not compatible"),
+        ("llama3.1", "gemma", "licence of the whole"),
+        ("gpl-3.0", "cc-by-sa-4.0", "licence of the whole"),
+        ("other", "llama3.1", "licence of the whole"),
+        ("mit", "cc-by-nd-4.0", "forbids"),
+    ],
+)
+def test_what_does_not_go_together_is_said_naming_both(base, adapter, why):
+    with pytest.raises(ConflictError, match=why) as caught:
+        of(base=base, adapter=adapter)
+    assert adapter in str(caught.value)
+    assert "--license" in str(caught.value.hint)
+
+
+def test_three_parts_carry_what_the_strictest_wants():
+    assert of(base="mit", spirit="apache-2.0", ingredient="cc-by-sa-4.0") == "cc-by-sa-4.0"
+
+
+def test_two_other_licences_are_one_only_under_one_name():
+    a, b = Licence("other", "acme-1"), Licence("other", "acme-2")
+    assert strictest({"base": a, "adapter": Licence("other", "acme-1")}) == a
+    with pytest.raises(ConflictError, match=r"acme-1.*acme-2"):
+        strictest({"base": a, "adapter": b})
+
+
+def test_a_licence_is_named_as_the_hub_knows_it():
+    assert parse("Apache-2.0") == Licence("apache-2.0")
+    with pytest.raises(UsageError, match="my own"):
+        parse("my own")
+
+
+def test_the_readme_is_asked_first_then_the_licence_file(tmp_path):
+    (tmp_path / "LICENSE").write_bytes((REPOSITORY / "LICENSE").read_bytes())
+    assert known_licence(tmp_path) == Licence("apache-2.0")
+    (tmp_path / "README.md").write_text("---\nlicense: MIT\nlanguage: [en, de]\n---\n# x\n")
+    assert known_licence(tmp_path) == Licence("mit")
+    assert texts(metadata(tmp_path), "language") == ("en", "de")
+
+
+def test_other_keeps_its_name_and_link_and_a_name_that_the_hub_does_not_know_is_other(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: acme\nlicense_link: LICENSE\n---\n")
+    assert known_licence(tmp_path) == Licence("other", "acme", "LICENSE")
+    (tmp_path / "README.md").write_text("---\nlicense: Acme 1.0\n---\n")
+    assert known_licence(tmp_path) == Licence("other", "Acme 1.0")
+
+
+@pytest.mark.parametrize("text", ["", "# no metadata", "---\na: [\n---\n", "---\nlicense: [1, {}]\n---\n", "---\n- a\n---\n",
+                                  "---\na: &a [x]\nb: [*a, *a]\nlicense: mit\n---\n"])  # fmt: skip
+def test_metadata_that_cannot_be_read_says_nothing(tmp_path, text):
+    (tmp_path / "readme.md").write_text(text)
+    assert known_licence(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "id_"),
+    [
+        ("MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy", "mit"),
+        ("Attribution-NonCommercial 4.0 International", "cc-by-nc-4.0"),
+        ("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT", "llama3.1"),
+        ("All rights reserved.", "other"),
+    ],
+)
+def test_the_text_of_a_licence_is_known_by_what_only_it_says(tmp_path, text, id_):
+    (tmp_path / "LICENCE.txt").write_text(text)
+    found = known_licence(tmp_path)
+    assert found
+    assert found.id == id_
+
+
+def test_what_is_detected_is_what_the_hub_knows():
+    from reccocktail.registry.licences import _TEXTS
+
+    assert {id_ for _, id_ in _TEXTS} <= KNOWN

@@ -1,0 +1,454 @@
+"""`registry.publishing` through the real client against a Hub on the loopback, with faults on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import _http as client
+from reccocktail.registry import hub as hub_module
+from reccocktail.registry import publishing
+from reccocktail.registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
+from reccocktail.registry.hub import HubUnreachableError, fetch
+from reccocktail.registry.publishing import Before, PublicationPlan, Published
+
+RESULT = {
+    "README.md": b"---\nlibrary_name: transformers\n---\n\n# merged\n",
+    "config.json": b"{}",
+    "model-00001-of-00002.safetensors": b"merged weights " * 1000,
+    "model-00002-of-00002.safetensors": b"more weights " * 1000,
+    "recipe.json": b"{}",
+    "tokenizer.json": b"{} ",
+}
+SHARD = "model-00002-of-00002.safetensors"
+REPO = "cellar/beauty"
+TRAILER = "RecCocktail-Build: 7"
+
+
+@pytest.fixture
+def hub(loopback_hub: Any) -> Any:
+    return loopback_hub
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    folder = tmp_path / "result"
+    folder.mkdir()
+    for name, data in RESULT.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited between attempts, by the client or by us; nobody really waits."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        if seconds:  # the loopback Hub's own
+            waited.append(seconds)
+
+    monkeypatch.setattr(client.time, "sleep", sleep)
+    return waited
+
+
+def plan(folder: Path, repo: str = REPO, **options: Any) -> PublicationPlan:
+    return publishing.plan(folder, repo, **{"trailer": TRAILER} | options)
+
+
+def publish(folder: Path, *, message: str = "beauty, build 7", **options: Any) -> Published:
+    return publishing.publish(plan(folder, **options), folder, message=message)
+
+
+def before(published: Published, folder: Path) -> Before:
+    return Before(published.commit, False, frozenset(path.name for path in folder.iterdir()))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def published_files(hub: Any, revision: str = "main") -> dict[str, bytes]:
+    """What lies in the repository, without the file that the Hub itself puts there."""
+    return {name: data for name, data in hub.files(REPO, revision).items() if name != ".gitattributes"}
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fault(hub: Any, pattern: str, **what: Any) -> Any:
+    made = type(hub).Fault(pattern, **what)
+    hub.faults.append(made)
+    return made
+
+
+# what is sent
+
+
+def test_a_publication_is_a_private_repository_with_one_commit_and_a_tag(hub, result):
+    planned = plan(result, tag="v1")
+    assert (planned.repo_exists, planned.parent, planned.private) == (False, None, True)
+    assert [(f.path, f.bytes, f.sha256, f.change) for f in planned.files] == [
+        (name, len(data), sha(data), "new") for name, data in sorted(RESULT.items())
+    ]
+    assert planned.bytes == sum(map(len, RESULT.values()))
+    assert planned.card == RESULT["README.md"].decode()
+    assert hub.repos == {}
+
+    published = publishing.publish(planned, result, message="beauty, build 7")
+
+    assert published.made
+    assert hub.private(REPO)
+    assert published_files(hub) == RESULT
+    assert hub.history(REPO) == ["beauty, build 7", "initial commit"]
+    assert hub.descriptions(REPO)[0] == f"{TRAILER}\nRecCocktail-Content: {planned.digest}"
+    assert hub.tags(REPO) == {"v1": published.commit} == {"v1": hub.head(REPO)}
+
+
+def test_a_public_repository_has_to_be_asked_for(hub, result):
+    publish(result, private=False)
+    assert not hub.private(REPO)
+
+
+def test_publishing_the_same_content_again_makes_no_commit(hub, result):
+    first = publish(result, tag="v1")
+    again = publish(result, tag="v1")
+    assert (again.commit, again.tag, again.made) == (first.commit, "v1", False)
+    assert hub.history(REPO) == ["beauty, build 7", "initial commit"]
+
+
+def test_of_a_changed_result_only_the_changed_shard_is_uploaded(hub, result):
+    first = publish(result)
+    sent = len(hub.uploads())
+    changed = b"other weights " * 1000
+    (result / SHARD).write_bytes(changed)
+    planned = plan(result, before=before(first, result))
+    assert [file.path for file in planned.uploads] == [SHARD]
+    publishing.publish(planned, result, message="second")
+    assert hub.uploads()[sent:] == [sha(changed)]
+    assert published_files(hub) == RESULT | {SHARD: changed}
+    assert published_files(hub, first.commit) == RESULT
+
+
+def test_a_publication_is_fetched_back_as_it_was(hub, result):
+    published = publish(result, tag="v1")
+    snapshot = fetch(REPO, revision="v1", kind="base")
+    assert snapshot.commit == published.commit
+    assert contents(snapshot.folder) == RESULT
+
+
+def test_files_of_an_earlier_publication_go_and_other_peoples_stay(hub, result):
+    first = publish(result)
+    hub.add_repo(REPO, hub.files(REPO) | {"cover.png": b"art"}, private=True)
+    known = before(first, result)
+    (result / SHARD).unlink()
+    planned = plan(result, before=known, rebase=True)
+    assert (planned.removed, planned.kept) == ((SHARD,), ("cover.png",))
+    publishing.publish(planned, result, message="new")
+    assert published_files(hub) == {k: v for k, v in RESULT.items() if k != SHARD} | {"cover.png": b"art"}
+
+
+def test_a_file_that_others_have_removed_already_is_not_removed_again(hub, result):
+    first = publish(result)
+    known = before(first, result)
+    hub.add_repo(REPO, {k: v for k, v in hub.files(REPO).items() if k != "recipe.json"}, private=True)
+    (result / "recipe.json").unlink()
+    (result / "config.json").write_bytes(b'{"a": 1}')
+    assert plan(result, before=known, rebase=True).removed == ()
+    publish(result, before=known, rebase=True)
+    assert "recipe.json" not in hub.files(REPO)
+
+
+def test_weights_of_somebody_else_are_neither_removed_nor_served_with_ours(hub, result):
+    hub.add_repo(REPO, {"model.safetensors": b"theirs"}, private=True)
+    for rebase in (False, True):
+        with pytest.raises(ConflictError, match=r"weights .* model\.safetensors; a serving engine"):
+            plan(result, rebase=rebase)
+    assert hub.files(REPO) == {"model.safetensors": b"theirs"}
+
+
+def test_what_somebody_else_put_there_is_replaced_only_when_asked(hub, result):
+    head = hub.add_repo(REPO, {"README.md": b"# made by hand\n", "LICENSE": b"mine"}, private=True)
+    with pytest.raises(ConflictError, match=rf"{head}.*replaced: README\.md") as caught:
+        plan(result)
+    assert "--rebase" in str(caught.value.hint)
+    planned = plan(result, rebase=True)
+    assert (planned.replaced, planned.kept) == (("README.md",), ("LICENSE",))
+    publishing.publish(planned, result, message="on top")
+    assert published_files(hub) == RESULT | {"LICENSE": b"mine"}
+
+
+def test_a_gitignore_in_the_repository_leaves_nothing_of_ours_out(hub, result):
+    hub.add_repo(REPO, {".gitignore": b"*.json\n*.safetensors\n"}, private=True)
+    publish(result)
+    assert published_files(hub) == RESULT | {".gitignore": b"*.json\n*.safetensors\n"}
+
+
+# who else was there
+
+
+def test_a_commit_by_somebody_else_since_ours_is_refused_naming_both(hub, result):
+    first = publish(result)
+    known = before(first, result)
+    theirs = hub.add_repo(REPO, hub.files(REPO) | {"config.json": b'{"theirs": 1}'}, private=True, message="hotfix")
+    (result / SHARD).write_bytes(b"newer")
+    with pytest.raises(ConflictError) as caught:
+        plan(result, before=known)
+    assert first.commit in str(caught.value)
+    assert theirs in str(caught.value)
+    assert "'hotfix'" in str(caught.value)
+    assert "--rebase" in str(caught.value.hint)
+    assert hub.head(REPO) == theirs
+    publish(result, before=known, rebase=True)
+    assert published_files(hub) == RESULT | {SHARD: b"newer"}
+    assert hub.history(REPO)[:2] == ["beauty, build 7", "hotfix"]
+
+
+def test_a_head_that_moved_after_the_plan_is_refused_naming_both_commits(hub, result):
+    first = publish(result)
+    (result / SHARD).write_bytes(b"newer")
+    planned = plan(result, before=before(first, result))
+    now = hub.add_repo(REPO, hub.files(REPO) | {"cover.png": b"art"}, private=True)
+    with pytest.raises(HubError, match=f"{first.commit}.*{now}"):
+        publishing.publish(planned, result, message="late")
+    assert hub.head(REPO) == now
+
+
+def test_a_head_that_moves_during_the_upload_is_refused_naming_both_commits(hub, result):
+    first = publish(result)
+    (result / SHARD).write_bytes(b"newer")
+    planned = plan(result, before=before(first, result))
+    hub.before_commit = lambda: hub.add_repo(REPO, hub.files(REPO) | {"cover.png": b"art"}, private=True)
+    with pytest.raises(HubError) as caught:
+        publishing.publish(planned, result, message="late")
+    assert first.commit in str(caught.value)
+    assert hub.head(REPO) in str(caught.value)
+    assert published_files(hub) == RESULT | {"cover.png": b"art"}
+
+
+def test_a_publication_whose_row_was_never_written_is_recognised(hub, result):
+    """As after a kill between the commit and the row: the repository has a commit of ours that no row knows."""
+    lost = publish(result)
+    again = publish(result, tag="v1")
+    assert (again.commit, again.made) == (lost.commit, False)
+    assert hub.tags(REPO) == {"v1": lost.commit}
+
+
+def test_a_commit_of_the_same_build_with_an_older_card_counts_as_ours(hub, result):
+    publish(result)
+    (result / "README.md").write_bytes(b"# measured meanwhile\n")
+    assert publish(result).made
+    other = {"trailer": "RecCocktail-Build: 8"}
+    (result / "README.md").write_bytes(b"# of another build\n")
+    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'"):
+        publish(result, **other)
+
+
+def test_a_public_repository_is_not_filled_with_a_private_publication(hub, result):
+    hub.add_repo(REPO, {"NOTES.md": b"# open\n"})
+    with pytest.raises(ConflictError, match="public"):
+        plan(result)
+    unseen = plan(result, offline=True)
+    with pytest.raises(ConflictError, match="public"):
+        publishing.publish(unseen, result, message="no")
+    assert hub.history(REPO) == ["add"]
+
+
+# tags
+
+
+def test_a_tag_of_another_commit_is_never_moved(hub, result):
+    first = publish(result, tag="v1")
+    (result / "config.json").write_bytes(b'{"second": true}')
+    with pytest.raises(ConflictError, match=f"v1.*{first.commit}"):
+        publish(result, tag="v1", before=before(first, result))
+    assert hub.tags(REPO) == {"v1": first.commit}
+    assert hub.head(REPO) == first.commit
+
+
+@pytest.mark.parametrize("tag", ["", "v 1", "-x", "a..b/c", "^"])
+def test_a_tag_that_git_would_refuse_is_refused_before_any_upload(hub, result, tag):
+    with pytest.raises(UsageError):
+        plan(result, tag=tag)
+
+
+# what is refused before anything is sent
+
+
+def test_a_folder_that_changed_after_the_plan_is_refused(hub, result):
+    planned = plan(result)
+    (result / "late.json").write_bytes(b"{}")
+    with pytest.raises(ConflictError, match="changed"):
+        publishing.publish(planned, result, message="no")
+    assert hub.repos == {}
+
+
+def test_bytes_that_are_not_those_of_the_plan_are_never_committed(hub, result):
+    planned = plan(result, known={SHARD: sha(b"what the registry knows")})
+    with pytest.raises(ConflictError, match=SHARD) as caught:
+        publishing.publish(planned, result, message="no")
+    assert "store verify" in str(caught.value.hint)
+    assert hub.history(REPO) == ["initial commit"]
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "config.json", "."])
+def test_links_are_refused(hub, result, target):
+    (result / "link.json").symlink_to(target)
+    with pytest.raises(InvalidArtifactError, match=r"link\.json"):
+        plan(result)
+
+
+def test_a_folder_without_a_card_is_refused(hub, tmp_path):
+    with pytest.raises(InvalidArtifactError, match=r"README\.md"):
+        plan(tmp_path)
+
+
+@pytest.mark.parametrize("repo", ["beauty", "a/b/c", "a--b/c", "cellar/", "../x"])
+def test_a_name_that_is_not_org_and_name_is_refused(hub, result, repo):
+    with pytest.raises(UsageError):
+        plan(result, repo)
+    assert not hub.requests
+
+
+def test_broken_metadata_is_refused_before_any_commit(hub, result):
+    (result / "README.md").write_bytes(b"---\na: [\n---\n")
+    with pytest.raises(HubError, match="Invalid metadata"):
+        publish(result)
+    assert hub.history(REPO) == ["initial commit"]
+
+
+def test_a_plan_without_a_reachable_hub_says_so(hub, result, waits):
+    hub.close()
+    planned = plan(result)
+    assert planned.repo_exists is None
+    assert str(planned.unreached).startswith("Hub not reached: ")
+    assert planned.files
+    with pytest.raises(HubUnreachableError):
+        publishing.publish(planned, result, message="no")
+
+
+def test_an_offline_plan_asks_nothing_and_is_compared_when_it_is_carried_out(hub, result):
+    first = publish(result)
+    asked = len(hub.requests)
+    planned = plan(result, offline=True)
+    assert planned.repo_exists is None
+    assert len(hub.requests) == asked
+    assert publishing.publish(planned, result, message="again").commit == first.commit
+
+
+# faults: the repository is at the old commit or at the new one, and the same again completes
+
+UPLOAD, COMMIT = r"PUT /lfs/", r"POST .*/commit/"
+HEALS = {
+    "a connection dropped in the middle of a shard": (UPLOAD, {"cut": 5000}),
+    "an upload that fails three times": (UPLOAD, {"status": 500, "times": 3}),
+    "a commit that fails three times": (COMMIT, {"status": 500, "times": 3}),
+    "a connection dropped before the commit": (COMMIT, {"cut": 0}),
+    "a commit whose answer is lost": (COMMIT, {"lost": True}),
+    "an upload whose answer is lost": (UPLOAD, {"lost": True}),
+    "a tag whose answer is lost": (r"POST .*/tag/", {"lost": True}),
+    "a tag that fails once": (r"POST .*/tag/", {"status": 503}),
+    "a repository whose answer is lost": (r"POST /api/repos/create", {"lost": True}),
+    "a repository that fails once": (r"POST /api/repos/create", {"status": 502}),
+    "a listing that fails once": (r"GET .*/tree/", {"status": 500}),
+    "too many uploads": (UPLOAD, {"status": 429, "headers": {"Retry-After": "7"}}),
+    "too many commits": (COMMIT, {"status": 429, "headers": {"Retry-After": "7"}}),
+}
+
+
+@pytest.mark.parametrize("name", HEALS)
+def test_what_heals_by_itself_is_waited_for(hub, result, waits, name):
+    pattern, what = HEALS[name]
+    made = fault(hub, pattern, **what)
+    published = publish(result, tag="v1")
+    assert made.seen == made.times
+    assert published_files(hub) == RESULT
+    assert hub.history(REPO) == ["beauty, build 7", "initial commit"]
+    assert hub.tags(REPO) == {"v1": published.commit} == {"v1": hub.head(REPO)}
+    if "headers" in what:
+        assert 7 <= max(waits) <= 9
+
+
+def test_a_slow_server_is_waited_for(hub, result):
+    fault(hub, r"/", delay=0.05, times=100)
+    assert publish(result, tag="v1").commit == hub.head(REPO)
+
+
+LASTS = {
+    "uploads fail": (UPLOAD, {"status": 500}, "answered 500", "later"),
+    "commits fail": (COMMIT, {"status": 503}, "answered 503", "later"),
+    "connections drop in the middle of a shard": (UPLOAD, {"cut": 5000}, "no answer from", "network"),
+    "the token may not write": (COMMIT, {"status": 403, "message": "Forbidden"}, "may not", "hf auth login"),
+    "the token is not known": (COMMIT, {"status": 401, "message": "Invalid username or password."}, "login", "hf auth login"),
+    "too many requests for an hour": (COMMIT, {"status": 429, "headers": {"Retry-After": "3600"}}, "429", "3600 seconds"),
+    "the storage host is full": (UPLOAD, {"status": 507, "message": "Insufficient Storage"}, "no room", "free storage"),
+    "a storage limit is reached": (
+        UPLOAD, {"status": 403, "message": "Private repository storage limit reached"}, "no room", "free storage",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LASTS)
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+def test_what_lasts_leaves_the_old_commit_and_the_same_again_completes(hub, result, waits, name, second):
+    pattern, what, said, hint = LASTS[name]
+    known = Before()
+    if second:
+        known = before(publish(result, message="first"), result)
+        (result / SHARD).write_bytes(b"newer " * 2000)
+    old = published_files(hub) if second else {}
+    fault(hub, pattern, times=1000, **what)
+    told: list[str] = []
+    with pytest.raises(HubError, match=said) as caught:
+        publishing.publish(plan(result, before=known), result, message="new", committed=told.append)
+    assert hint in str(caught.value.hint)
+    assert told == []
+    assert published_files(hub) == old
+    assert len(waits) < 12
+    hub.faults.clear()
+    published = publish(result, before=known, tag="v2", message="new")
+    assert published_files(hub) == contents(result)
+    assert hub.history(REPO) == ["new", *(["first"] if second else []), "initial commit"]
+    assert hub.tags(REPO) == {"v2": published.commit}
+
+
+def test_a_tag_that_cannot_be_set_leaves_the_commit_known_and_is_set_by_the_next_run(hub, result, waits):
+    fault(hub, r"POST .*/tag/", status=500, times=1000)
+    told: list[str] = []
+    with pytest.raises(HubError, match="answered 500"):
+        publishing.publish(plan(result, tag="v1"), result, message="new", committed=told.append)
+    assert told == [hub.head(REPO)]
+    hub.faults.clear()
+    again = publish(result, tag="v1", before=Before(told[0], True, frozenset(RESULT)))
+    assert (again.commit, again.made, hub.tags(REPO)) == (told[0], False, {"v1": told[0]})
+
+
+def test_shards_that_had_arrived_before_a_failure_are_not_sent_again(hub, result, waits):
+    fault(hub, COMMIT, status=500, times=1000)
+    with pytest.raises(HubError):
+        publish(result)
+    hub.faults.clear()
+    sent = len(hub.uploads())
+    publish(result)
+    assert hub.uploads()[sent:] == []
+
+
+def test_the_keys_in_a_storage_hosts_urls_are_not_logged(hub, result, waits, caplog):
+    logging.getLogger("huggingface_hub").propagate = True
+    fault(hub, UPLOAD, status=500, times=2)
+    with caplog.at_level(logging.WARNING, logger="huggingface_hub"):
+        publish(result)
+    assert "HTTP Error 500" in caplog.text
+    assert "Amz-Signature" not in caplog.text
+    assert hub.token not in caplog.text
+
+
+def test_a_connection_that_stays_silent_is_given_up(hub):
+    with hub_module.patient_and_discreet():
+        timeout = client.get_session().timeout
+        assert None not in (timeout.connect, timeout.read, timeout.write)
+    assert client.get_session().timeout.read is None
