@@ -233,11 +233,13 @@ def large(place: Path) -> bool:
         ended = inline(registry, device="cpu", once=True, group=LARGE)
         built = time.perf_counter() - began
         good = [build for build in ended if build.status == "succeeded"]
+        said = [line.text for line in registry.builds.logs(ended[-1].id)]
         together = {(build.report or {}).get("together") for build in good}
     print(
         f"\n{LARGE} builds over a base of {facts.parameters / 1e9:.2f}B parameters, {LARGE * facts.bytes / 1e9:.0f} GB of results"
     )
     print(f"  one pass of the engine: {alone:.1f} s; the builds, one worker: {built:.1f} s; in passes of {together}")
+    print(f"  the last one's log: {'; '.join(said[1:])}")
     print(f"  ratio {built / alone:.2f} (wanted: <= {PASS_LIMIT}); succeeded {len(good)} of {LARGE}")
     return len(good) == LARGE and built / alone <= PASS_LIMIT
 
