@@ -11,6 +11,7 @@ from .evaluation import evaluate
 from .merging import merge
 from .publishing import publish
 from .recipes import recipe
+from .serving import resolve
 from .setup import db, doctor, init, store
 from .training import train, trainers
 
@@ -27,6 +28,7 @@ ALL = (
     build,
     worker,
     publish,
+    resolve,
     merge,
     trainers,
     store,
