@@ -63,7 +63,7 @@ def find(registry: Registry, ref: str | Reference, *, base: str | None = None) -
     try:
         adapter = registry.adapters.resolve(ref, base=base)
     except NotFoundError:
-        if base is None or not (other := _for_other_bases(registry, ref)):
+        if base is None or not (other := _for_other_bases(registry, ref, base)):
             raise
         raise BaseMismatchError(f"{ref} was made for the base model {other}, not for {base!r}") from None
     if adapter.archived_at is not None:
@@ -173,15 +173,16 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     return base
 
 
-def _for_other_bases(registry: Registry, ref: str | Reference) -> str | None:
-    bases = []
-    for base in registry.bases.list():
+def _for_other_bases(registry: Registry, ref: str | Reference, base: str) -> str | None:
+    registry.bases.get(base)  # one that is not there is the mistake to be told
+    having = []
+    for other in registry.bases.list():
         try:
-            registry.adapters.resolve(ref, base=base.name)
+            registry.adapters.resolve(ref, base=other.name)
         except NotFoundError:
             continue
-        bases.append(repr(base.name))
-    return " and ".join(bases) or None
+        having.append(repr(other.name))
+    return " and ".join(having) or None
 
 
 def _beyond_vllm(found: Servable) -> Iterator[str]:
