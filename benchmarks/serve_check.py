@@ -209,7 +209,7 @@ def check(folder: Path, dtype: str) -> None:
     ):
         tell(f"a server that is to be refused: {label}")
         line = ended(folder, ["--model", *changed, "--enable-lora", "--dtype", dtype], plugin | settings, part)
-        print(f"| {label} | {line or 'it started'} |")
+        print(f"| {label} | {line or 'it was not refused so'} |", flush=True)
         if not line:
             failed.append(f"{label}: was not refused")
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
@@ -342,7 +342,7 @@ def served(folder: Path, words: Sequence[str], environment: Mapping[str, str]) -
 
 
 def ended(folder: Path, words: Sequence[str], environment: Mapping[str, str], part: str) -> str | None:
-    """The line with `part` in the log of a server that ended by itself, before it answered to anything."""
+    """The error with `part` that ended a server before it answered to anything, as its log has it; None if it did not end."""
     log = folder / f"vllm-{time.time_ns()}.log"
     process, port = _started(log, words, environment)
     try:
@@ -354,7 +354,7 @@ def ended(folder: Path, words: Sequence[str], environment: Mapping[str, str], pa
     finally:
         _stop(process)
     lines = [line for line in log.read_text(errors="replace").splitlines() if part in line]
-    return lines[-1].partition(") ")[2] if lines and process.returncode else None
+    return lines[-1].partition("Error: ")[2] if lines and process.returncode else None
 
 
 def _started(log: Path, words: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:

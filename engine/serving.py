@@ -55,7 +55,14 @@ class Servable:
 
 
 def find(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Servable:
-    """The version that a reference means now, fetched where it is not on this machine.
+    """The version that a reference means now, fetched where it is not on this machine. Raises as `meant`, and StoreError."""
+    adapter = meant(registry, ref, base=base)
+    folder = registry.store.folder(adapter.digest)
+    return Servable(adapter, folder, inspect_adapter(folder, None, scan=False))
+
+
+def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Adapter:
+    """The version that a reference means now, if it may be served.
 
     Raises NotFoundError, UsageError where it means versions for several bases, ConflictError for one that is archived,
     BaseMismatchError where there is none for `base` and there is one for another.
@@ -71,8 +78,7 @@ def find(registry: Registry, ref: str | Reference, *, base: str | None = None) -
             f"{adapter.ref} is archived",
             hint=f"take it into use again: `reccocktail adapter archive {adapter.ref} --base {adapter.base} --undo`",
         )
-    folder = registry.store.folder(adapter.digest)
-    return Servable(adapter, folder, inspect_adapter(folder, None, scan=False))
+    return adapter
 
 
 def served_base(registry: Registry, model: str, revision: str | None, named: str | None = None) -> Base:

@@ -52,7 +52,7 @@ class Resolver(LoRAResolver):
         self._base: Base | None = None
         self._limits: Any = None
         self._digests: dict[str, str] = {}
-        """By name, the digest of the version that is served under it, where another could be meant one day."""
+        """By name, the digest of the version that is served under it."""
 
     def introduce(self, registry: Registry, base: Base, limits: Any) -> None:
         """Tells what is served: from now on it answers. `limits` is vLLM's LoRAConfig."""
@@ -92,8 +92,7 @@ class Resolver(LoRAResolver):
             PEFTHelper.from_local_dir(str(found.folder), None).validate_legal(self._limits)
         except (ValueError, TypeError, KeyError) as error:
             raise UnsupportedAdapterError(f"{found.adapter.ref} cannot be served: {error}") from error
-        if ref.version is None:
-            self._digests[name] = found.adapter.digest
+        self._digests[name] = found.adapter.digest
         logger.info("%s is %s, %s", name, found.adapter.ref, found.adapter.digest)
         # vLLM counts its adapters itself and writes its own number over this one
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=str(found.folder), base_model_name=self._base.name)
@@ -107,8 +106,8 @@ class Resolver(LoRAResolver):
         assert self._registry is not None
         assert self._base is not None
         try:
-            return serving.find(self._registry, name, base=self._base.name).adapter.digest
-        except (NotFoundError, ConflictError):
+            return serving.meant(self._registry, name, base=self._base.name).digest
+        except (NotFoundError, ConflictError, BaseMismatchError):
             return None
 
 
@@ -126,16 +125,16 @@ class Introduction:
         if engine_client is None:  # a server that renders prompts, and answers none
             return
         config, models = engine_client.vllm_config, state.openai_serving_models
-        registry = Registry.open(Settings.load())
         try:
+            seconds, registry = _refresh_seconds(), Registry.open(Settings.load())
             names = [path.name for path in models.base_model_paths]
             base = await asyncio.to_thread(_checked, registry, config, names)
-        except BaseException:
-            registry.close()
+        except RecCocktailError as error:
+            if error.hint:
+                logger.error("what to do: %s", error.hint)  # a traceback has the message alone
             raise
         RESOLVER.introduce(registry, base, config.lora_config)
         logger.info("adapters for the base model %s come from RecCocktail's registry", base.name)
-        seconds = _refresh_seconds()
         if seconds:
             state.reccocktail_following = asyncio.create_task(_follow(models, seconds))
 

@@ -345,19 +345,26 @@ def test_troubles_of_the_registry_are_told_without_their_details(
     assert str(error.value) == "skin-care cannot be fetched from the registry now"
 
 
-def test_a_name_that_means_another_version_is_forgotten(
-    plugin: ModuleType, stocked: Registry, base, make_adapter
+def test_names_that_mean_another_version_or_none_are_told(
+    plugin: ModuleType, stocked: Registry, base, make_base, make_adapter
 ) -> None:
     tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
+    other = stocked.bases.add("other", make_base(seed=7), source="elsewhere")
+    stocked.adapters.add(
+        make_adapter(base, 3), base=other, role="ingredient", domain="skin-care", allow_base_mismatch=True
+    )
+    for row in (tiny, other):
+        stocked.adapters.alias("skin-care@v1", "candidate", base=row.name)
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
-    for name in ("skin-care", "skin-care@v1", "spirit"):
+    for name in ("skin-care", "skin-care@v1", "skin-care@candidate", "spirit", "spirit@v1"):
         asyncio.run(resolver.resolve_lora("/models/tiny", name))
     assert asyncio.run(resolver.moved()) == []
-    stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+    stocked.adapters.add(make_adapter(base, 4), base=tiny, role="ingredient", domain="skin-care")
+    stocked.adapters.remove_alias("skin-care@candidate", base="tiny")  # that of the other base stays
     stocked.adapters.archive("spirit@v1", force=True)
-    assert asyncio.run(resolver.moved()) == ["skin-care", "spirit"]
+    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit", "spirit@v1"]
     resolver.forget("spirit")
-    assert asyncio.run(resolver.moved()) == ["skin-care"]
+    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
 
 
 @pytest.mark.parametrize(
