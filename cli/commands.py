@@ -11,6 +11,7 @@ from .evaluation import evaluate
 from .merging import merge
 from .publishing import publication, publish, unpublish, verify
 from .recipes import recipe
+from .serving import resolve
 from .setup import db, doctor, init, store
 from .training import train, trainers
 
@@ -30,6 +31,7 @@ ALL = (
     unpublish,
     publication,
     verify,
+    resolve,
     merge,
     trainers,
     store,

@@ -1,0 +1,130 @@
+"""`resolve`: what a name stands for, in the form that a serving engine takes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import ConflictError, NotFoundError, UsageError
+from .app import App, base_option, example, json_option, pass_app
+from .builds import new_folder
+from .console import answer, printable, say
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+
+@click.command(
+    epilog=example(
+        "reccocktail resolve beauty@champion --format path",
+        "reccocktail resolve beauty@champion --format vllm",
+        "reccocktail resolve spirit@v2 --format peft -o ./spirit",
+        'vllm serve "$(reccocktail resolve beauty --merged)" --served-model-name beauty',
+    )
+)
+@click.argument("ref", metavar="DOMAIN[@ALIAS]")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["vllm", "peft", "path"]),
+    default="path",
+    show_default=True,
+    help="A command for vLLM, a folder for PEFT, or the path of what the store has.",
+)
+@click.option("--merged", is_flag=True, help="The merged checkpoint of the domain, not its adapter.")
+@click.option("-o", "out", metavar="DIR", type=click.Path(path_type=Path), help="New folder for --format peft.")
+@base_option
+@json_option
+@pass_app
+def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, base: str | None, as_json: bool) -> None:
+    """Say where the adapter behind a name lies, or the merged checkpoint of a domain, for a serving engine.
+
+    What is in an object store is fetched to this machine. The files at a path are the store's own, and must not be changed.
+    """
+    if (format_ == "peft") != (out is not None):
+        raise UsageError(
+            "--format peft writes a folder, the other formats none", hint="-o DIR belongs to --format peft"
+        )
+    with app.registry() as registry:
+        if merged:
+            document, lines = _merged(registry, ref, format_, base)
+        else:
+            document, lines = _adapter(registry, ref, format_, out, base)
+
+    def show() -> None:
+        for line in lines:
+            click.echo(printable(line))
+
+    answer(as_json, {"ref": ref, "format": format_} | document, show)
+
+
+def _adapter(
+    registry: Registry, ref: str, format_: str, out: Path | None, base: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    from ..engine import serving
+
+    target = None if out is None else new_folder(out)
+    found = serving.find(registry, ref, base=base)
+    about = {
+        "kind": "adapter",
+        "adapter": found.adapter.ref,
+        "base": found.adapter.base,
+        "digest": found.adapter.digest,
+    }
+    if target is not None:
+        model = serving.write_for_peft(registry, found, target)
+        say(f"{found.adapter.ref} is in {target}, for the base model in {model}")
+        return about | {"path": str(target), "base_model_name_or_path": str(model)}, [str(target)]
+    about["path"] = str(found.folder)
+    if format_ == "path":
+        return about, [str(found.folder)]
+    module, command = serving.vllm_command(registry, found, ref)
+    return about | {"lora_module": module, "command": command}, [shlex.join(command)]
+
+
+def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The build that `publish` would take: that of the domain's present inputs, else its newest."""
+    from ..engine.builds import result_folder, standing
+    from ..registry.references import SPIRIT, Reference
+
+    ref = Reference.parse(domain)
+    if ref.name == SPIRIT or ref != Reference(ref.name):
+        raise UsageError(
+            f"{domain!r} names an adapter, and --merged belongs to a domain", hint="leave out what follows the @"
+        )
+    if format_ == "peft":
+        raise UsageError(
+            "a merged checkpoint is no adapter", hint="--format path, for transformers and any other engine"
+        )
+    found = standing(registry, domain, base=base)
+    build = found.build
+    if build is None:
+        raise NotFoundError(
+            f"domain {domain!r} has no succeeded build", hint=f"reccocktail build request {domain} --wait"
+        )
+    if base is not None and build.base != base:
+        raise NotFoundError(f"the build of {domain!r} is on the base model {build.base!r}, not on {base!r}")
+    if build.recipe.get("output", {}).get("format") == "adapter":
+        raise ConflictError(
+            f"build {build.id} of {domain!r} made an adapter, not a checkpoint",
+            hint=f"reccocktail build export {build.id} DIR",
+        )
+    folder = result_folder(registry, build)
+    if found.state != "fresh":
+        say(f"build {build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
+    about = {
+        "kind": "checkpoint",
+        "build": build.id,
+        "base": build.base,
+        "digest": build.digest,
+        "state": found.state,
+        "reasons": list(found.reasons),
+        "path": str(folder),
+    }
+    if format_ == "path":
+        return about, [str(folder)]
+    command = ["vllm", "serve", str(folder), "--served-model-name", domain]
+    return about | {"command": command}, [shlex.join(command)]

@@ -1,0 +1,408 @@
+"""Names for serving engines: which version, where, and nothing that would be served as something else."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from reccocktail.engine import serving
+from reccocktail.registry import Registry
+from reccocktail.registry.errors import (
+    BaseMismatchError,
+    ConflictError,
+    NotFoundError,
+    RecCocktailError,
+    UnsupportedAdapterError,
+    UsageError,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def copied_base(base: Path, tmp_path: Path) -> Path:
+    """The folder of `tiny` once more, for a test to change."""
+    return shutil.copytree(base, tmp_path / "copied")
+
+
+def test_a_name_leads_to_the_bytes_that_were_registered(stocked: Registry, base, make_adapter) -> None:
+    found = serving.find(stocked, "skin-care")
+    assert (found.adapter.ref, found.rank) == ("skin-care@v1", 4)
+    name = "adapter_model.safetensors"
+    assert (found.folder / name).read_bytes() == (make_adapter(base, 2) / name).read_bytes()
+
+
+def test_an_alias_is_what_it_means_now(stocked: Registry, base, make_adapter) -> None:
+    tiny = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+    stocked.adapters.alias("skin-care@v1", "champion")
+    before = serving.find(stocked, "skin-care@champion", base="tiny")
+    stocked.adapters.alias("skin-care@v2", "champion")
+    after = serving.find(stocked, "skin-care@champion", base="tiny")
+    assert [found.adapter.ref for found in (before, after)] == ["skin-care@v1", "skin-care@v2"]
+    assert before.folder != after.folder
+
+
+def test_an_archived_version_is_not_served(stocked: Registry) -> None:
+    stocked.adapters.archive("skin-care@v1", force=True)
+    with pytest.raises(ConflictError, match="skin-care@v1 is archived") as error:
+        serving.find(stocked, "skin-care@v1")
+    assert "--undo" in str(error.value.hint)
+
+
+def test_an_adapter_of_another_base_is_refused_by_both_names(stocked: Registry, make_base) -> None:
+    stocked.bases.add("other", make_base(seed=7), source="elsewhere")
+    with pytest.raises(BaseMismatchError, match="skin-care was made for the base model 'tiny', not for 'other'"):
+        serving.find(stocked, "skin-care", base="other")
+
+
+def test_what_nobody_has_is_not_found(stocked: Registry) -> None:
+    for ref in ("skin-care@absent", "skin-care@v9", "nothing"):
+        with pytest.raises(NotFoundError):
+            serving.find(stocked, ref, base="tiny")
+
+
+# --- which base model a server serves --------------------------------------------------------------------------------
+
+
+def test_the_stored_base_and_a_copy_of_it_are_the_base(stocked: Registry, copied_base: Path) -> None:
+    (copied_base / "generation_config.json").unlink(missing_ok=True)
+    (copied_base / "notes.txt").write_text("of no account")
+    for folder in (stocked.bases.folder(stocked.bases.get("tiny")), copied_base):
+        assert serving.served_base(stocked, str(folder), None).name == "tiny"
+        assert serving.served_base(stocked, str(folder), None, "tiny").name == "tiny"
+
+
+def _other_value(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _other_setting(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+
+
+def _more_weights(folder: Path) -> None:
+    save_file({"x": torch.ones(1)}, folder / "more.safetensors")
+
+
+def _an_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_other_value, "the content of model.safetensors"),
+        (_other_setting, "config.json"),
+        (_more_weights, "more.safetensors, which the base does not have"),
+        (_an_index, "model.safetensors.index.json, which the base does not have"),
+        (_no_weights, "model.safetensors, which is not there"),
+    ],
+)
+@pytest.mark.parametrize("named", [None, "tiny"])
+def test_a_folder_that_differs_is_not_the_base_whatever_is_said(
+    stocked: Registry, copied_base: Path, change: Callable[[Path], None], what: str, named: str | None
+) -> None:
+    change(copied_base)
+    with pytest.raises(BaseMismatchError, match=f"is no base model of the registry: it differs from tiny in {what}"):
+        serving.served_base(stocked, str(copied_base), None, named)
+
+
+def test_a_hub_repo_is_the_base_at_its_commit_or_at_somebodys_word(stocked: Registry, make_base) -> None:
+    stocked.bases.add("hubs", make_base(seed=7), source="acme/model", revision=COMMIT)
+    assert serving.served_base(stocked, "acme/model", COMMIT).name == "hubs"
+    for model, revision in (("acme/model", None), ("acme/model", "main"), ("acme/other", COMMIT)):
+        with pytest.raises(BaseMismatchError, match="not shown to be") as error:
+            serving.served_base(stocked, model, revision)
+        assert "RECCOCKTAIL_SERVE_BASE" in str(error.value.hint)
+        assert (f"--revision {COMMIT}" in str(error.value.hint)) == (model == "acme/model")
+        assert serving.served_base(stocked, model, revision, "hubs").name == "hubs"
+
+
+def test_of_two_names_for_the_same_bytes_one_has_to_be_said(stocked: Registry, base: Path) -> None:
+    stocked.bases.add("again", base, source="elsewhere")
+    with pytest.raises(UsageError, match="several base models: again, tiny"):
+        serving.served_base(stocked, str(base), None)
+    assert serving.served_base(stocked, str(base), None, "again").name == "again"
+
+
+def test_without_any_base_none_is_served(registry: Registry, base: Path) -> None:
+    with pytest.raises(NotFoundError, match="no base model yet"):
+        serving.served_base(registry, str(base), None)
+    with pytest.raises(NotFoundError, match="no base model 'absent'"):
+        serving.served_base(registry, str(base), None, "absent")
+
+
+@pytest.mark.parametrize("name", ["skin-care", "skin-care@champion", "skin-care@v3", "spirit", "spirit@v1"])
+def test_the_base_is_not_served_under_a_name_of_adapters(stocked: Registry, name: str) -> None:
+    with pytest.raises(ConflictError, match=f"served as '{name}', which is the name of adapters"):
+        serving.refuse_taken_names(stocked, ["tiny", name])
+    serving.refuse_taken_names(stocked, ["tiny", "/models/tiny", "acme/model", "Skin-Care", "kitchen"])
+
+
+# --- what vLLM does with an adapter ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "it is DoRA"),
+        ({"lora_bias": True, "target_modules": ["c_attn"]}, "it has biases"),
+        ({"bias": "lora_only", "target_modules": ["c_attn"]}, "it has biases"),
+        ({"modules_to_save": ["lm_head"]}, "it holds lm_head.weight as trained"),
+        ({"trainable_token_indices": [3, 5]}, "it holds model.embed_tokens.weight as trained"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it adapts model.embed_tokens.weight, an embedding or head"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "it adapts lm_head.weight, an embedding or head"),
+        ({"r": 2, "rank_pattern": {"q_proj": 600}}, "its rank is 600"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_refused_with_the_reason(
+    stocked: Registry, make_base, make_adapter, options: dict[str, Any], reason: str
+) -> None:
+    gpt2 = "c_attn" in options.get("target_modules", ())
+    folder = make_base("gpt2") if gpt2 else make_base()
+    row = stocked.bases.add("gpt2", folder, source=str(folder)) if gpt2 else stocked.bases.get("tiny")
+    stocked.domains.add("kitchen")
+    stocked.adapters.add(make_adapter(folder, 5, **options), base=row, role="ingredient", domain="kitchen")
+    found = serving.find(stocked, "kitchen")
+    with pytest.raises(UnsupportedAdapterError, match="kitchen@v1 cannot be served as a LoRA by vLLM: ") as error:
+        serving.vllm_command(stocked, found, "kitchen")
+    assert reason in str(error.value)
+    assert "--merged" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(("ranks", "limit"), [({"r": 4}, "8"), ({"r": 2, "rank_pattern": {"v_proj": 9}}, "16")])
+def test_the_command_serves_base_and_adapter_with_room_for_its_rank(
+    stocked: Registry, base, make_adapter, ranks: dict[str, Any], limit: str
+) -> None:
+    stocked.domains.add("kitchen")
+    tiny = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 5, **ranks), base=tiny, role="ingredient", domain="kitchen")
+    found = serving.find(stocked, "kitchen@v1")
+    module, command = serving.vllm_command(stocked, found, "kitchen@v1")
+    assert module == {"name": "kitchen@v1", "path": str(found.folder), "base_model_name": "tiny"}
+    assert command[:3] == ["vllm", "serve", str(stocked.bases.folder(tiny))]
+    assert command[3:8] == ["--served-model-name", "tiny", "--enable-lora", "--max-lora-rank", limit]
+    assert json.loads(shlex.split(shlex.join(command))[-1]) == module
+
+
+def test_a_base_with_a_domains_name_is_served_under_its_path(stocked: Registry) -> None:
+    stocked.domains.add("tiny")
+    module, command = serving.vllm_command(stocked, serving.find(stocked, "spirit"), "spirit")
+    assert "--served-model-name" not in command
+    assert module["base_model_name"] == command[2]
+
+
+def test_peft_loads_the_written_folder_with_its_base_and_answers_as_before(
+    stocked: Registry, base, make_adapter, tmp_path: Path
+) -> None:
+    target = tmp_path / "for-peft"
+    serving.write_for_peft(stocked, serving.find(stocked, "skin-care"), target)
+    loaded = AutoPeftModelForCausalLM.from_pretrained(target)
+    before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), make_adapter(base, 2))
+    tokens = torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, before(tokens).logits, rtol=0, atol=0)
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+# --- the plugin, as far as it can be seen without vLLM; `make serve-check` sees the rest -----------------------------
+
+
+def test_nothing_but_vllm_imports_its_plugin() -> None:
+    code = (
+        "import sys, reccocktail.cli.commands, reccocktail.engine.serving, reccocktail.engine.builds\n"
+        "print([name for name in sys.modules if 'vllm' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The plugin's module over a stand-in with the names and signatures of vLLM 0.32 that it uses."""
+
+    class LoRAResolver:
+        pass
+
+    class LoRARequest(SimpleNamespace):
+        pass
+
+    class GracefulHTTPError(Exception):
+        def __init__(self, message: str, http_status: int) -> None:
+            super().__init__(message)
+            self.http_status = http_status
+
+    class PEFTHelper:
+        @classmethod
+        def from_local_dir(cls, lora_path: str, max_position_embeddings: int | None) -> PEFTHelper:
+            helper = cls()
+            helper.rank = json.loads((Path(lora_path) / "adapter_config.json").read_text())["r"]
+            return helper
+
+        def validate_legal(self, lora_config: Any) -> None:
+            if self.rank > lora_config.max_lora_rank:
+                raise ValueError(f"LoRA rank {self.rank} is greater than max_lora_rank {lora_config.max_lora_rank}.")
+
+    entered: dict[str, object] = {}
+    contents: dict[str, dict[str, object]] = {
+        "vllm": {},
+        "vllm.envs": {"VLLM_SKIP_MODEL_NAME_VALIDATION": False, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": True},
+        "vllm.entrypoints.serve.lora.protocol": {"UnloadLoRAAdapterRequest": SimpleNamespace},
+        "vllm.exceptions": {"GracefulHTTPError": GracefulHTTPError},
+        "vllm.logger": {"init_logger": logging.getLogger},
+        "vllm.lora.peft_helper": {"PEFTHelper": PEFTHelper},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
+        "vllm.lora.resolver": {
+            "LoRAResolver": LoRAResolver,
+            "LoRAResolverRegistry": SimpleNamespace(register_resolver=entered.__setitem__, entered=entered),
+        },
+    }
+    for name, values in contents.items():
+        module = ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    vars(sys.modules["vllm"])["envs"] = sys.modules["vllm.envs"]
+    monkeypatch.delitem(sys.modules, "reccocktail.engine.vllm_plugin", raising=False)
+    module = importlib.import_module("reccocktail.engine.vllm_plugin")
+    monkeypatch.delitem(sys.modules, "reccocktail.engine.vllm_plugin")
+    return module
+
+
+def test_the_entry_points_name_what_is_there(plugin: ModuleType) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for group, kind in (("vllm.general_plugins", "register"), ("vllm.endpoint_plugins", "Introduction")):
+        module, _, name = project["entry-points"][group]["reccocktail"].partition(":")
+        assert (module, name) == (plugin.__name__, kind)
+    plugin.register()
+    assert plugin.LoRAResolverRegistry.entered == {"reccocktail": plugin.RESOLVER}
+    assert plugin.Introduction().name == "reccocktail"
+
+
+def test_a_resolver_that_was_told_nothing_knows_no_name(plugin: ModuleType) -> None:
+    assert asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
+
+
+def test_names_become_adapters_or_errors_to_the_client(
+    plugin: ModuleType, stocked: Registry, base, make_adapter
+) -> None:
+    tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
+    for name, options in (("dora", {"use_dora": True}), ("wide", {"r": 16})):
+        stocked.domains.add(name)
+        stocked.adapters.add(make_adapter(base, 5, **options), base=tiny, role="ingredient", domain=name)
+    resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+
+    def ask(name: str) -> Any:
+        return asyncio.run(resolver.resolve_lora("/models/tiny", name))
+
+    found = ask("skin-care@v1")
+    assert (found.lora_name, found.base_model_name) == ("skin-care@v1", "tiny")
+    assert found.lora_path == str(serving.find(stocked, "skin-care").folder)
+    assert [ask(name) for name in ("gpt-4", "acme/model", "Skin-Care", "")] == [
+        None
+    ] * 4  # another resolver's, or nobody's
+    for name, status, part in (
+        ("skin-care@absent", 404, "there is no 'skin-care@absent'"),
+        ("dora", 400, "it is DoRA"),
+        ("wide", 400, "LoRA rank 16 is greater than max_lora_rank 8"),
+    ):
+        with pytest.raises(plugin.GracefulHTTPError, match=part) as error:
+            ask(name)
+        assert error.value.http_status == status
+
+
+def test_troubles_of_the_registry_are_told_without_their_details(
+    plugin: ModuleType, stocked: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+    shutil.rmtree(stocked.settings.home / "store" / "trees")
+    with pytest.raises(plugin.GracefulHTTPError) as error:
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+    assert error.value.http_status == 503
+    assert str(error.value) == "skin-care cannot be fetched from the registry now"
+
+
+def test_names_that_mean_another_version_or_none_are_told(
+    plugin: ModuleType, stocked: Registry, base, make_base, make_adapter
+) -> None:
+    tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
+    other = stocked.bases.add("other", make_base(seed=7), source="elsewhere")
+    stocked.adapters.add(
+        make_adapter(base, 3), base=other, role="ingredient", domain="skin-care", allow_base_mismatch=True
+    )
+    for row in (tiny, other):
+        stocked.adapters.alias("skin-care@v1", "candidate", base=row.name)
+    resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+    for name in ("skin-care", "skin-care@v1", "skin-care@candidate", "spirit", "spirit@v1"):
+        asyncio.run(resolver.resolve_lora("/models/tiny", name))
+    assert asyncio.run(resolver.moved()) == []
+    stocked.adapters.add(make_adapter(base, 4), base=tiny, role="ingredient", domain="skin-care")
+    stocked.adapters.remove_alias("skin-care@candidate", base="tiny")  # that of the other base stays
+    stocked.adapters.archive("spirit@v1", force=True)
+    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit", "spirit@v1"]
+    resolver.forget("spirit")
+    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ({"VLLM_SKIP_MODEL_NAME_VALIDATION": True}, "answers to every name"),
+        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": False}, "asks no resolver"),
+        ({"lora_config": None}, "was started without adapters"),
+        ({"target_modules": ["q_proj"]}, "leaves parts of adapters out"),
+        ({"load_format": "dummy"}, "not known which weights are served"),
+        ({"names": ["tiny", "skin-care"]}, "which is the name of adapters"),
+        ({"model": "acme/model"}, "is not shown to be a base model"),
+    ],
+)
+def test_settings_with_which_the_base_could_answer_are_refused(
+    plugin: ModuleType,
+    stocked: Registry,
+    base: Path,
+    setting: dict[str, Any],
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RECCOCKTAIL_SERVE_BASE", raising=False)
+
+    def checked(model: str, load_format: str = "auto", names: tuple[str, ...] = ("tiny",), **lora: Any) -> Any:
+        limits = (
+            lora["lora_config"] if "lora_config" in lora else SimpleNamespace(target_modules=lora.get("target_modules"))
+        )
+        config = SimpleNamespace(
+            model_config=SimpleNamespace(model=model, revision=None),
+            load_config=SimpleNamespace(load_format=load_format),
+            lora_config=limits,
+        )
+        return plugin._checked(stocked, config, list(names))
+
+    assert checked(str(base)).name == "tiny"
+    environment = {name: value for name, value in setting.items() if name.isupper()}
+    for name, value in environment.items():
+        monkeypatch.setattr(plugin.vllm_envs, name, value)
+    with pytest.raises(RecCocktailError, match=part):
+        checked(**{"model": str(base)} | {name: value for name, value in setting.items() if not name.isupper()})
