@@ -154,6 +154,8 @@ class _Run:
         self._folder, self._base, self._results = base_folder, base, results
         self._device, self._threads, self._progress = torch.device(device), threads, progress
         self._threads_own = threading.local()
+        self._counting = threading.Lock()
+        self._unread = {tensor.info.name: tensor.info.nbytes for tensor in base.tensors.values()}
 
     def make(self, clock: dict[str, float]) -> None:
         """All shards of all results. `clock` is given the seconds of each stage."""
@@ -250,8 +252,12 @@ class _Run:
         return [finishing.submit(_finish, result, shard, *found[id(result)]) for result, shard in writing]
 
     def _read(self, target: Target, count: int) -> None:
-        """Progress counts the base's bytes once, also where an untied head reads the embedding's again."""
-        if target.info.name == target.source.info.name:
+        """Progress counts the base's bytes once, whichever results they are read for, and also where an untied head reads the
+        embedding's again."""
+        with self._counting:
+            count = min(count, self._unread[target.source.info.name])
+            self._unread[target.source.info.name] -= count
+        if count:
             self._progress(count)
 
     def _is_plain(self, result: Result, target: Target) -> bool:

@@ -196,6 +196,8 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
     assert begun == ["attempt 1, in one pass with 3 more"] * 4 + ["attempt 1"]
     assert any("is made alone, since 3 builds in one pass failed" in str(happening) for happening in told)
     made = stocked.builds.get(asked["good"].id)
+    said = [line.text for line in stocked.builds.logs(made.id)]
+    assert any(re.fullmatch(r"merge: [\d,]+ bytes in [\d.]+ s", text) for text in said)  # counted once for all
     again = request(stocked, "good", share(0.5), force=True).build
     inline(stocked, device="cpu", once=True, group=1)
     assert stocked.builds.get(again.id).digest == made.digest
