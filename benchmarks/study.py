@@ -104,6 +104,8 @@ def main() -> None:
             name = f"{target}-mixes-{asked.seed}" if asked.mixes else target
             (home / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(report(target, found))
+            if asked.mixes:
+                print(across_seeds(target, home))
 
 
 def prepare(run: Command, data: Path, home: Path, dry: bool) -> None:
@@ -202,6 +204,31 @@ def report(target: str, found: Mapping[str, Any]) -> str:
             cells.append(interval(difference["NDCG@3"], "+") if difference else "")
             lines.append(f"| {result['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def across_seeds(target: str, home: Path) -> str:
+    """NDCG@3 of every system by training seed, of all seeds that are finished in this home."""
+    found = {
+        path.stem.rpartition("-")[2]: json.loads(path.read_text())
+        for path in sorted(home.glob(f"{target}-mixes-*.json"))
+    }
+    lines = []
+    for split in MIXED_SAMPLE:
+        by_seed = {seed: [_row(result) for result in study[split]["systems"]] for seed, study in found.items()}
+        lines += [f"\n{target}, {split}, NDCG@3 and its difference to the ingredient, by training seed\n"]
+        lines += [f"| | {' | '.join(by_seed)} |", "|---|" + "---|" * len(by_seed)]
+        lines += [
+            f"| {rows[0][0]} | {' | '.join(cell for _, cell in rows)} |" for rows in zip(*by_seed.values(), strict=True)
+        ]
+    return "\n".join(lines)
+
+
+def _row(result: Mapping[str, Any]) -> tuple[str, str]:
+    """(the system's name, whatever the version; its NDCG@3 with the paired interval)."""
+    name, version, _ = result["label"].partition("@v")
+    name = "oracle" if name.startswith("oracle") else "ingredient" if name in TARGETS and version else name
+    difference = f", {interval(result['against']['NDCG@3'], '+')}" if result.get("against") else ""
+    return name, format(result["metrics"]["NDCG@3"]["mean"], ".3f").replace("0.", ".", 1) + difference
 
 
 def interval(found: Mapping[str, float], sign: str = "") -> str:
