@@ -43,7 +43,7 @@ class Plan:
     base: float = option(15.23, "GB of the base and of each result (Qwen2.5-7B: 7,615,616,512 weights of 2 bytes)")
     shards: int = option(4, "files of the base")
     adapter: float = option(0.16, "GB of an adapter")
-    group: int = option(5, "builds made in one pass over the base")
+    group: int = option(5, "builds made in one pass over the base; the worker's own default is 8")
     threads: int = option(8, "threads that merge and digest: the cores, up to 8")
     merge: float = option(0.61, "GB of results that one thread makes: reads, adds, rounds, writes into the page cache")
     sha: float = option(1.4, "GB that one thread digests by SHA-256")
@@ -60,7 +60,7 @@ class Plan:
     folder: bool = option(
         False, "the store is a folder: nothing is fetched or uploaded, read and write are a machine's share of it"
     )
-    digest_once: bool = option(False, "what if: the digest that the merge finds is used again")
+    digest_twice: bool = option(False, "what if: the store digests what it is given again, with one thread")
     upload_beside: bool = option(False, "what if: a group is stored beside the next one's pass")
     adapters: bool = option(False, "what if: results are adapters, as large as spirit and ingredient together")
 
@@ -72,6 +72,11 @@ class Plan:
     @property
     def files(self) -> int:
         return 1 if self.adapters else self.shards
+
+    @property
+    def digested_again(self) -> bool:
+        """Whether the store finds digests itself: the merge gives it those of a checkpoint, and none of an adapter."""
+        return self.digest_twice or self.adapters
 
     @property
     def held(self) -> int:
@@ -163,12 +168,12 @@ def group_stages(plan: Plan, count: int, machines: float) -> list[Stage]:
     )
     stages.append(Stage("sync and digest", results, rest, binds))
 
-    # One build after the other from here: one thread digests, then up to four upload.
-    if not plan.digest_once:
+    # One build after the other from here: one thread digests what has to be digested again, then up to four upload.
+    if plan.digested_again:
         again, binds = slowest(one_core=results / plan.sha, disk_read=from_disk)
         stages.append(Stage("digest again", results, again, binds))
     if not plan.folder:
-        just_digested = not plan.digest_once and plan.result <= plan.memory
+        just_digested = plan.digested_again and plan.result <= plan.memory
         took, binds = slowest(
             network=results / plan.up,
             client=results / plan.client,
@@ -185,7 +190,8 @@ class Paper:
     """`spread` is the least it can take when machines are out of step, and some upload while others merge. `binds` is what most of
     the time is spent on; `claims` whether the seconds are the simulation's ("equal") or no less ("at most").
 
-    `disk` is a machine's in GB where results go from the cache when they are stored, `disk_kept` where they stay.
+    `disk` is what a machine cannot do without, in GB: the base and what is being made. `disk_kept` is what it has in the end where
+    nothing limits the cache.
     """
 
     seconds: float
@@ -554,7 +560,7 @@ class Machine:
     def _store_all(self, builds: Sequence[int]) -> Steps:
         plan = self._plan
         for build in builds:
-            if not plan.digest_once:
+            if plan.digested_again:
                 yield from self._digest(build, range(PIECES))
             if not plan.folder:
                 for piece in range(PIECES):
@@ -665,7 +671,7 @@ def duration(seconds: float) -> str:
 
 HEAD = (
     f"{'machines':>8} {'paper':>10} {'simulated':>10} {'apart':>8} {'spread':>10}  {'binds':<11} {'down TB':>8} {'up TB':>6}"
-    f" {'written TB':>10} {'read TB':>8} {'disk GB':>8} {'if kept':>8}"
+    f" {'written TB':>10} {'read TB':>8} {'in use GB':>9} {'if kept':>8}"
 )
 
 
@@ -680,7 +686,7 @@ def line(found: Compared) -> str:
     return (
         f"{found.machines:>8} {duration(paper.seconds):>10} {duration(played.seconds):>10} {found.differences['seconds']:+8.1%}"
         f" {duration(paper.spread):>10}  {paper.binds:<11} {played.fetched / 1e3:8.2f} {played.uploaded / 1e3:6.2f}"
-        f" {played.written / 1e3:10.2f} {played.read / 1e3:8.2f} {paper.disk:8,.0f} {paper.disk_kept:8,.0f}{verdict}"
+        f" {played.written / 1e3:10.2f} {played.read / 1e3:8.2f} {paper.disk:9,.0f} {paper.disk_kept:8,.0f}{verdict}"
     )
 
 
