@@ -514,6 +514,7 @@ def worker(
                 group=group,
                 beside=int(os.environ.get(placing.BESIDE, "1")) if token else 1,
                 token=token,
+                parent=int(os.environ[placing.PARENT]) if token else None,
                 tell=tell,
                 progress=show_progress,
             )
@@ -543,6 +544,9 @@ def worker(
                 actor=app.actor,
                 tell=tell,
             )
+    if again := [row for row in done if row.status == "queued" and row.retry_at is not None]:
+        first = min(row.retry_at for row in again if row.retry_at is not None)
+        say(f"builds to be tried again, the first from {first:%H:%M:%S} UTC on: {len(again)}")
     if log_json:
         tell(placing.Happening("ended"))
     _show_builds(done, as_json, empty="no build was waiting")

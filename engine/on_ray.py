@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from ..registry import Build, Registry, Settings
 from ..registry.errors import ConflictError, UnavailableError, UsageError
 from .needs import Needs, needs_of
 from .running import PATIENCE_SECONDS, patiently, worker_name
-from .workers import GROUP, Happening, Outage, Tell, Watch, work_off
+from .workers import BROKEN_AFTER, GROUP, Happening, Outage, Tell, Watch, given_back, work_off
 
 if TYPE_CHECKING:
     import ray
@@ -51,13 +52,19 @@ def on_ray(
     """Have builds carried out by tasks with `cpus` cores and `gpus` GPUs each; up to `group` builds over one base are a task.
 
     Without an address, RAY_ADDRESS or a cluster of this machine alone. A build that no machine of the cluster could ever hold is
-    failed at once. Otherwise as `workers.processes`. Raises UsageError without Ray, for a cluster that cannot be reached, and for
-    an SQLite database or a folder as store on a cluster of several machines, which the others cannot see.
+    failed at once. Otherwise as `workers.processes`. Raises UsageError without Ray, for a cluster that cannot be reached, is lost or has no
+    machine with so many cores and GPUs, and for an SQLite database where there are other machines, which cannot see it; ChildProcessError
+    when tasks end before they have begun anything, because a machine cannot see the store, say.
     """
     ray = _connected(address)
     try:
         driver = _Driver(ray, registry, device, cpus, gpus, group, actor, tell)
         return driver.work(once=once, watch=watch)
+    except ray.exceptions.RayError as error:
+        raise UsageError(
+            f"the Ray cluster was lost: {_cause(error)}",
+            hint="start it again, then the worker; what was being built is taken up again",
+        ) from error
     finally:
         ray.shutdown()
 
@@ -74,7 +81,7 @@ def _connected(address: str | None) -> Any:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _expect_an_answer(wanted)
-        ray.init(wanted, log_to_driver=False, logging_level=logging.ERROR, **({} if wanted else alone))
+        ray.init(wanted or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if wanted else alone))
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no Ray cluster can be reached{f' at {wanted}' if wanted else ''}: {error}",
@@ -114,19 +121,21 @@ class _Driver:
         actor: str | None,
         tell: Tell,
     ) -> None:
-        from ray.util.queue import Queue
-
         self._ray, self._registry, self._group, self._tell = ray, registry, group, tell
         self._cpus, self._gpus = cpus, gpus
         self._expect_shared(registry.settings)
         # By value: what a task is told is in its arguments, which Ray shows nowhere; an environment it would show.
         self._about = _Job(registry.settings, device, cpus, actor)
-        self._ear: Queue = Queue(actor_options={"num_cpus": 0})
+        self._ear = _ear()
         self._tasks: list[_Task] = []
         self._ended: dict[str, None] = {}
         self._gone: list[tuple[str, str]] = []  # (token of a task whose builds are to be freed, why)
+        self._in_vain = 0  # tasks one after the other that ended before they had begun anything
+        self._told: set[str] = set()
+        self._placed: dict[str, None] = {}  # what was heard of them may have been lost
 
     def work(self, *, once: bool, watch: bool) -> list[Build]:
+        self._once = once
         outage = Outage(self._hear, PATIENCE_SECONDS if once else None)
         watching = Watch(self._registry, watch, self._hear)
         try:
@@ -150,10 +159,11 @@ class _Driver:
         finally:
             self._stop()
         self._listen()
-        return [self._registry.builds.get(build) for build in self._ended]
+        rows = [self._registry.builds.get(build) for build in {**self._ended, **self._placed}]
+        return [row for row in rows if row.id in self._ended or row.finished_at is not None]
 
     def _expect_shared(self, settings: Settings) -> None:
-        hosts = {node["NodeManagerHostname"] for node in self._ray.nodes() if node["Alive"]}
+        hosts = {node["NodeManagerHostname"] for node in self._ray.nodes() if node["Alive"]} | {socket.gethostname()}
         if len(hosts) < 2:
             return
         if settings.database_url.startswith("sqlite"):
@@ -168,9 +178,12 @@ class _Driver:
         self._tell(happening)
 
     def _listen(self) -> None:
-        while waiting := self._ear.qsize():
-            for said in self._ear.get_nowait_batch(waiting):
-                self._hear(Happening.from_json(said))
+        try:
+            while waiting := self._ear.qsize():
+                for said in self._ear.get_nowait_batch(waiting):
+                    self._hear(Happening.from_json(said))
+        except self._ray.exceptions.RayActorError:  # the machine that it was on is gone; tasks go on without it
+            self._ear = _ear()
 
     def _see_to_ended_tasks(self) -> None:
         if not self._tasks:
@@ -180,20 +193,22 @@ class _Driver:
             self._tasks.remove(task)
             try:
                 self._ray.get(task.answer)
+                self._in_vain = 0
             except Exception as error:  # noqa: BLE001  a machine that is lost, memory that ran out, whatever Ray raises
-                why = str(error).strip().splitlines()
-                self._hear(
-                    Happening("died", detail=f"task {task.token}: {type(error).__name__}: {why[0] if why else ''}")
-                )
-                self._gone.append((task.token, type(error).__name__))
+                self._hear(Happening("died", detail=f"task {task.token}: {_cause(error)}"))
+                self._gone.append((task.token, _cause(error)))
 
     def _free(self) -> None:
         while self._gone:
             token, why = self._gone[0]
-            for build in self._registry.builds.free(token, f"task {token} died ({why})"):
+            freed = self._registry.builds.free(token, f"task {token} died ({why})")
+            self._in_vain = 0 if freed else self._in_vain + 1
+            for build in freed:
                 what = "postponed" if build.status == "queued" else build.status
                 self._hear(Happening(what, build.id, build.domain, "its task died"))
             self._gone.pop(0)
+            if self._in_vain >= BROKEN_AFTER:
+                raise ChildProcessError(f"{self._in_vain} tasks ended before they had begun a build: {why}")
 
     def _waiting(self) -> list[Build]:
         """The builds that could be claimed and are with no task of ours, the oldest first."""
@@ -203,6 +218,8 @@ class _Driver:
     def _place(self, waiting: Sequence[Build]) -> None:
         """Tasks for all that waits, as many as the cluster has room for now and one more, so that none of it is idle."""
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if waiting and not self._has_room(machines):
+            return
         slots = max(1, sum(int(m.get("CPU", 0)) // self._cpus for m in machines))
         left = [*waiting]
         while left and len(self._tasks) <= slots:
@@ -223,8 +240,22 @@ class _Driver:
                 continue
             self._submit(mates, needs, machines)
 
+    def _has_room(self, machines: Sequence[Mapping[str, float]]) -> bool:
+        """Whether a machine has the cores and GPUs that are asked for. Raises UsageError if none has and only once is worked."""
+        if any(m.get("CPU", 0) >= self._cpus and m.get("GPU", 0) >= self._gpus for m in machines):
+            self._told.discard("room")
+            return True
+        why = f"no machine of the cluster has {self._cpus} CPU and {self._gpus:g} GPU, which each task asks for"
+        if self._once:
+            raise UsageError(why, hint="ask for less by --cpus and --gpus, or add machines")
+        if "room" not in self._told:
+            self._told.add("room")
+            self._hear(Happening("blocked", detail=why))
+        return False
+
     def _submit(self, builds: Sequence[Build], needs: Needs, machines: Sequence[Mapping[str, float]]) -> None:
         token = secrets.token_hex(8)
+        self._placed |= dict.fromkeys(build.id for build in builds)
         disk = {DISK: needs.disk / 1e9} if any(DISK in machine for machine in machines) else {}
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": needs.memory, "resources": disk}
         task = self._ray.remote(max_retries=0, **options)(_carry_out)  # SQL owns the truth, and we place it again
@@ -256,19 +287,38 @@ class _Driver:
 
     def _stop(self) -> None:
         """Tasks are told to give their builds back; what they did not in time is freed."""
-        for task in self._tasks:
-            self._ray.cancel(task.answer)
-        if self._tasks:
-            answers = [task.answer for task in self._tasks]
-            self._ray.wait(answers, num_returns=len(answers), timeout=STOP_SECONDS)
-            for task in self._tasks:
-                self._ray.cancel(task.answer, force=True)
-            self._gone += [(task.token, "stopped") for task in self._tasks]
-            try:
-                self._free()
-            except UnavailableError:
-                return  # their leases run out
-        self._tasks.clear()
+        answers = [task.answer for task in self._tasks]
+        try:
+            for answer in answers:
+                self._ray.cancel(answer)
+            if answers:
+                self._ray.wait(answers, num_returns=len(answers), timeout=STOP_SECONDS)
+            for answer in answers:
+                self._ray.cancel(answer, force=True)
+        except self._ray.exceptions.RayError:
+            pass  # a cluster that is gone has stopped, too
+        finally:
+            tokens = [task.token for task in self._tasks] + [token for token, _ in self._gone]
+            with suppress(UnavailableError):  # otherwise their leases run out
+                for token in tokens:
+                    self._registry.builds.free(token, f"task {token} was stopped")
+
+
+def _ear() -> Queue:
+    """What tasks tell us by, on this machine if it is one of the cluster."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a task, in a line: Ray wraps it in its own words, with colours."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
 def _amount(resource: str, value: float) -> str:
@@ -290,6 +340,7 @@ class _Job:
 def _carry_out(job: _Job, ear: Queue) -> None:
     """On a machine of the cluster: claim the builds that still wait, and make them in one pass."""
     import torch
+    from ray.exceptions import RayError
 
     from .models import pick_device
 
@@ -297,8 +348,11 @@ def _carry_out(job: _Job, ear: Queue) -> None:
     me = worker_name(job.token)
     settings = _here(job.settings)
 
+    device = pick_device(job.device)  # before anything is claimed
+
     def tell(happening: Happening) -> None:
-        ear.put(happening.to_json())
+        with suppress(RayError):  # a driver that is gone, or its machine
+            ear.put(happening.to_json())
 
     with patiently(lambda: Registry.open(settings, actor=job.actor)) as registry:
         claimed = []
@@ -309,8 +363,8 @@ def _carry_out(job: _Job, ear: Queue) -> None:
                 continue
             if build is not None:  # another worker may have been quicker
                 claimed.append(build)
-        if claimed:
-            work_off(registry, claimed, me, pick_device(job.device), tell, threads=job.cpus)
+        with given_back(registry, me):
+            work_off(registry, claimed, me, device, tell, threads=job.cpus)
 
 
 def _here(settings: Settings) -> Settings:

@@ -192,8 +192,15 @@ class _Job:
     used: Sequence[Part]
 
     def say(self, text: str) -> None:
-        self._tell(self.build, text)
+        self._safely(lambda: self._tell(self.build, text))
         self._note(text)
+
+    def _safely(self, tell: Callable[[], None]) -> None:
+        """Who listens, and whether they still do, is nothing to the build."""
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001  a pipe that broke, an actor that died
+            self._note(f"could not be told: {type(error).__name__}: {error}")
 
     def _note(self, text: str) -> None:
         with suppress(RecCocktailError):  # a line that could not be kept is no reason to stop
@@ -264,7 +271,7 @@ class _Job:
 
     def _end(self, ended: Ended) -> None:
         self.ended = ended
-        self._on_end(ended)
+        self._safely(lambda: self._on_end(ended))
 
     @contextmanager
     def own_failure(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from ..registry import Build, Registry
 from ..registry.errors import RecCocktailError, UnavailableError
 from ..tasks import TaskError
-from .builds import request, standings
+from .builds import plan, request, standings
 from .recipes import load_recipe
 from .running import PATIENCE_SECONDS, Ended, Progress, run_together, worker_name
 
@@ -31,11 +31,11 @@ POLL_SECONDS = 2.0
 WATCH_SECONDS = 30.0
 AWAY_SECONDS = 1.0  # between attempts to reach a database
 END_SECONDS = 30.0  # for a worker process to give its builds back
-QUICK = 5.0  # a process that dies so soon is broken, not unlucky
-BROKEN_AFTER = 3
+BROKEN_AFTER = 3  # processes or tasks one after the other that ended before they had begun a build
 GROUP = 8  # builds over one base in one pass: each is a result on the disk until all are done
 TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  by which whoever started a worker process frees its builds
 BESIDE = "RECCOCKTAIL_WORKERS"  # how many such processes there are
+PARENT = "RECCOCKTAIL_WORKER_PARENT"  # the process that started it, with which it ends
 
 Tell = Callable[["Happening"], None]
 Silent: Progress = lambda stage, done, total: None  # noqa: E731
@@ -43,7 +43,7 @@ Silent: Progress = lambda stage, done, total: None  # noqa: E731
 
 @dataclass(frozen=True)
 class Happening:
-    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, blocked;
+    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, lost, blocked;
     of worker processes started, died, ended; of the database waiting, back. `seconds` is what a build took."""
 
     what: str
@@ -69,6 +69,8 @@ class Happening:
             return Happening(
                 "succeeded", build.id, build.domain, build.digest, worker, (build.report or {}).get("seconds")
             )
+        if build.worker not in (worker, None):
+            return Happening("lost", build.id, build.domain, f"{build.worker} has it now", worker)
         what = "postponed" if build.status == "queued" else build.status
         return Happening(what, build.id, build.domain, str(error) or type(error).__name__, worker)
 
@@ -127,11 +129,21 @@ class Watch:
     def __init__(self, registry: Registry, wanted: bool, tell: Tell) -> None:
         self._registry, self._wanted, self._tell = registry, wanted, tell
         self._looked = float("-inf")
+        self._told: set[str] = set()
 
     def look(self) -> None:
-        if self._wanted and time.monotonic() - self._looked >= WATCH_SECONDS:
-            request_what_is_stale(self._registry, self._tell)
-            self._looked = time.monotonic()
+        """Raises UnavailableError; a store that does not answer is told, and looked at again."""
+        if not self._wanted or time.monotonic() - self._looked < WATCH_SECONDS:
+            return
+        try:
+            request_what_is_stale(self._registry, self._tell, self._told)
+        except UnavailableError:
+            raise
+        except RecCocktailError as error:
+            if not error.heals:
+                raise
+            self._tell(Happening("blocked", detail=f"what is stale cannot be told now: {error}"))
+        self._looked = time.monotonic()
 
 
 def inline(
@@ -143,21 +155,22 @@ def inline(
     group: int = GROUP,
     beside: int = 1,
     token: str | None = None,
+    parent: int | None = None,
     tell: Tell = lambda happening: None,
     progress: Callable[[Sequence[Build]], Progress] = lambda builds: Silent,
 ) -> list[Build]:
     """Work in this process. With `once` until no build waits that could be claimed now; the builds it ended, in order.
 
     Up to `group` builds over one base are made in one pass, and of `beside` workers each takes its share only. With `watch`, domains
-    that are stale or were never built are requested as their inputs move. KeyboardInterrupt gives the builds at hand back to the
+    that are stale or were never built are requested as their inputs move. It ends when its `parent` process is gone. KeyboardInterrupt gives the builds at hand back to the
     queue and is raised on.
     """
     me, done = worker_name(token), []
     outage = Outage(tell, PATIENCE_SECONDS if once else None)
     watching = Watch(registry, watch, tell)
-    while True:
+    while parent is None or os.getppid() == parent:
         builds: list[Build] | None = None
-        with outage.waited_out():
+        with outage.waited_out(), given_back(registry, me):
             if outage.is_on:  # a claim may have been made though its answer was lost
                 registry.builds.free(me, f"worker {me} did not hear that it has the build")
             watching.look()
@@ -169,7 +182,22 @@ def inline(
                 return done
             time.sleep(POLL_SECONDS)
             continue
-        done += work_off(registry, builds, me, device, tell, progress(builds))
+        with given_back(registry, me):
+            done += work_off(registry, builds, me, device, tell, progress(builds))
+    return done
+
+
+@contextmanager
+def given_back(registry: Registry, me: str) -> Iterator[None]:
+    """What was claimed and could not even be begun is not left to its lease."""
+    try:
+        yield
+    except UnavailableError:
+        raise  # `inline` frees it when the database is back
+    except BaseException:
+        with suppress(RecCocktailError):
+            registry.builds.free(me, f"worker {me} was stopped")
+        raise
 
 
 def work_off(
@@ -200,15 +228,30 @@ def work_off(
     return [each.build for each in ended]
 
 
-def request_what_is_stale(registry: Registry, tell: Tell = lambda happening: None) -> list[Build]:
-    """Builds of all domains whose inputs moved, or that were never built though there is something to mix."""
+def request_what_is_stale(
+    registry: Registry, tell: Tell = lambda happening: None, told: set[str] | None = None
+) -> list[Build]:
+    """Builds of all domains whose inputs moved, or that were never built though there is something to mix.
+
+    What has failed or was cancelled with these very inputs is not asked for again, but told, once for what is in `told`.
+    """
     asked = []
+    told = set() if told is None else told
     for domain, state in standings(registry).items():
         if state.state not in ("stale", "unbuilt"):
             continue
         try:
             recipe = load_recipe(registry.domains.get(domain).recipe or "default")
+            last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
+            if last is not None and last.status in ("failed", "cancelled"):
+                if last.id not in told:
+                    told.add(last.id)
+                    why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
+                    tell(Happening("blocked", None, domain, why))
+                continue
             answered = request(registry, domain, recipe)
+        except UnavailableError:
+            raise
         except (RecCocktailError, TaskError) as error:  # it moved meanwhile
             tell(Happening("blocked", None, domain, f"{domain}: {error}"))
             continue
@@ -259,7 +302,7 @@ def processes(
                     continue
                 gone.append(child)
                 # a signal came from outside, and without a database none can start
-                is_broken = (child.code or 0) > 0 and child.age < QUICK and not outage.is_on
+                is_broken = (child.code or 0) > 0 and not child.has_begun and not outage.is_on
                 quick = quick + 1 if is_broken else 0
                 heard(Happening("died", None, None, f"worker process {child.pid}: {child.ending}"))
                 if quick >= BROKEN_AFTER:
@@ -306,6 +349,7 @@ def _environment(registry: Registry, device: str, actor: str | None, count: int)
         "RECCOCKTAIL_DEVICE": device,
         "RECCOCKTAIL_CACHE_LIMIT": f"{settings.cache_limit}B",
         BESIDE: str(count),
+        PARENT: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     return os.environ | own | ({"RECCOCKTAIL_AS": actor} if actor else {})
@@ -325,10 +369,9 @@ class _Child:
             text=True,
             start_new_session=True,  # Ctrl-C is passed on by us, once
         )
-        self._started = time.monotonic()
         self.pid = self._process.pid
         self.last_words = ""
-        self.has_ended = False
+        self.has_begun = self.has_ended = False
         self._reader = threading.Thread(target=self._read, args=(tell,), name=f"worker-{self.pid}", daemon=True)
         self._reader.start()
 
@@ -340,6 +383,7 @@ class _Child:
             except (ValueError, TypeError, KeyError):
                 self.last_words = line.strip() or self.last_words
                 continue
+            self.has_begun |= happening.what == "begins"
             if happening.what == "ended":
                 self.has_ended = True
             else:
@@ -355,10 +399,6 @@ class _Child:
     @property
     def code(self) -> int | None:
         return self._process.returncode
-
-    @property
-    def age(self) -> float:
-        return time.monotonic() - self._started
 
     @property
     def ending(self) -> str:

@@ -352,6 +352,12 @@ class Builds:
                 query = query.where(BuildRow.id < _find(session, after).id)
             return [self._build(row) for row in session.scalars(query)]
 
+    def newest_of_key(self, key: str) -> Build | None:
+        """The one of that key that was asked for last, whatever became of it."""
+        with self._database.reading() as session:
+            row = session.scalar(select(BuildRow).where(BuildRow.key == key).order_by(BuildRow.id.desc()).limit(1))
+            return None if row is None else self._build(row)
+
     def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
         """The one that finished last, of that key if one is given."""
         query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)

@@ -324,7 +324,10 @@ def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = No
             waits = "" if migrating else f"-c lock_timeout={BUSY_SECONDS}s "
             given = parsed.query.get("options", ())
             wanted = waits + (given if isinstance(given, str) else " ".join(given))
-            options = {"connect_args": {"connect_timeout": 10, "options": wanted}, "pool_pre_ping": True}
+            # a network that swallows packets is noticed within half a minute, which is less than a lease
+            alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+            given_alive = {name: value for name, value in alive.items() if name not in parsed.query}
+            options = {"connect_args": {"connect_timeout": 10, "options": wanted} | given_alive, "pool_pre_ping": True}
             options["isolation_level"] = postgresql_isolation
         elif parsed.get_backend_name() == "sqlite":
             if parsed.database in (None, "", ":memory:"):

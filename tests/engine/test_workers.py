@@ -6,22 +6,28 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reccocktail.engine import on_ray as placing_on_ray
 from reccocktail.engine import workers
 from reccocktail.engine.builds import request, standing
 from reccocktail.engine.counters import Counters
+from reccocktail.engine.needs import Needs
 from reccocktail.engine.on_ray import on_ray
 from reccocktail.engine.recipes import Recipe
+from reccocktail.engine.running import Ended
 from reccocktail.engine.workers import Happening, inline, processes, stopped_by_signals
 from reccocktail.registry import Build, Registry
-from reccocktail.registry.errors import UnavailableError, UsageError
+from reccocktail.registry.errors import StoreError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -320,6 +326,88 @@ def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_begins(total,
     assert not any("merge begins" in line.text for line in stocked.builds.logs(asked.id))
 
 
+def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocked, base, make_adapter, monkeypatch):
+    file = stocked.settings.home / "bad.yaml"
+    file.write_text("coefficients: {spirit: [0.1, 0.2, 0.3], ingredient: 1.0}\n")  # the base has two layers
+    stocked.domains.add("skin-care", recipe=str(file))
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
+    told: list[Happening] = []
+    watch = workers.Watch(stocked, True, told.append)
+    for _ in range(3):
+        watch.look()
+        inline(stocked, device="cpu", once=True)
+    assert [build.status for build in stocked.builds.list()] == ["failed"]
+    assert [happening.what for happening in told] == ["requested", "blocked"]
+    assert f"`reccocktail build retry {stocked.builds.list()[0].id}`" in str(told[1])
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 9), base=row, role="ingredient", domain="skin-care")
+    watch.look()
+    assert stocked.builds.counts() == {"failed": 1, "queued": 1}
+
+
+def test_watching_goes_on_where_the_store_does_not_answer(stocked, monkeypatch):
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
+    told: list[Happening] = []
+
+    def away() -> set[str]:
+        raise StoreError("the bucket does not answer")
+
+    monkeypatch.setattr(workers, "standings", lambda registry: away())
+    workers.Watch(stocked, True, told.append).look()
+    assert str(told[0]) == "blocked: what is stale cannot be told now: the bucket does not answer"
+
+
+def test_who_listens_is_nothing_to_the_builds(stocked):
+    asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
+
+    def deaf(happening: Happening) -> None:
+        if happening.what in ("says", "succeeded"):
+            raise BrokenPipeError("nobody listens any more")
+
+    inline(stocked, device="cpu", once=True, tell=deaf)
+    assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
+    assert "could not be told: BrokenPipeError" in stocked.builds.logs(asked[0].id)[-1].text
+
+
+def test_what_was_claimed_and_not_begun_is_given_back(stocked):
+    asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
+
+    def stopped(happening: Happening) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inline(stocked, device="cpu", once=True, tell=stopped)
+    assert {stocked.builds.get(build.id).status for build in asked} == {"queued"}
+
+
+def test_worker_processes_end_with_the_one_that_started_them(stocked):
+    settings = stocked.settings
+    own = {"RECCOCKTAIL_HOME": str(settings.home), "OMP_NUM_THREADS": "1"}
+    words = ["worker", "--executor", "process", "--workers", "2"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", "from reccocktail.cli import main; main()", *words],
+        env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert driver.stderr is not None
+    pids = [int(driver.stderr.readline().rpartition(" ")[2]) for _ in range(2)]
+    time.sleep(6)  # until they wait for builds
+    driver.kill()
+    driver.wait()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    asked = request(stocked, "skin-care", share(0.5)).build
+    assert stocked.builds.get(asked.id).status == "queued"
+
+
+def test_a_build_that_another_worker_has_by_now_is_told_as_lost(stocked):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    row = stocked.builds.claim("another", build_id=asked.id)
+    said = Happening.of(Ended(row, RuntimeError("it is not mine")), "me")
+    assert str(said) == f"build {asked.id} of skin-care lost: another has it now"
+
+
 def test_a_happening_goes_through_json_unharmed():
     import json
     from datetime import datetime
@@ -372,16 +460,37 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
     assert stocked.builds.get(first.build).attempts == 2
 
 
-def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster):
+def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster, monkeypatch):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(2)]
-    ended = on_ray(stocked, address=cluster, device="cpu", gpus=1, once=True)
+    monkeypatch.setattr(placing_on_ray, "needs_of", lambda *_, **__: Needs(disk=9 * 10**12, memory=10**9))
+    ended = on_ray(stocked, address=cluster, device="cpu", once=True)
     assert [build.status for build in ended] == ["failed", "failed"]
     row = stocked.builds.get(asked[0].id)
     assert row.error["code"] == "no_room"
     assert re.fullmatch(
-        r"no machine of the cluster has 1 CPU \(the most is 1 CPU\), 1 GPU \(the most is 0 GPU\), .* of memory \(.*\), .* disk_gb .*",
+        r"no machine of the cluster has 1 CPU \(the most is 1 CPU\), 1\.0 GB of memory \(.*\), 9000 disk_gb \(the most is 5 disk_gb\)",
         row.error["message"],
     )
+
+
+@pytest.mark.parametrize("asked_for", [{"gpus": 1}, {"cpus": 64}])
+def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s(asked_for, stocked, cluster):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    with pytest.raises(UsageError, match=r"no machine of the cluster has (1 CPU and 1 GPU|64 CPU and 0 GPU)"):
+        on_ray(stocked, address=cluster, device="cpu", once=True, **asked_for)
+    assert stocked.builds.get(asked.id).status == "queued"
+
+
+@pytest.mark.parametrize("wrong", ["a device", "a store"])
+def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cluster, tmp_path):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    if wrong == "a store":  # as on a machine that does not see the folder
+        stocked.settings = replace(stocked.settings, store_url=str(tmp_path / "nowhere"))
+    cause = "there is no device 'cuda'|cuda" if wrong == "a device" else "is not an artifact store"
+    with pytest.raises(ChildProcessError, match=rf"3 tasks ended before they had begun a build: \w+Error: .*({cause})"):
+        on_ray(stocked, address=cluster, device="cuda" if wrong == "a device" else "cpu", once=True)
+    left = stocked.builds.get(asked.id)
+    assert (left.status, left.attempts) == ("queued", 0)
 
 
 def test_a_cluster_that_is_not_there_is_told(stocked, monkeypatch):
