@@ -494,8 +494,9 @@ def worker(
         nonlocal bars
         if log_json:
             return placing.Silent
-        what = builds[0].domain if len(builds) == 1 else f"{len(builds)} builds over {builds[0].base}"
-        bars = _Bars(f"build {what}")
+        alone = f"build {builds[0].domain}"
+        what = alone if len(builds) == 1 else f"{len(builds)} builds over {builds[0].base}"
+        bars = _Bars(what)
         return bars.update
 
     # a worker process that was started by another is not to give up where that one waits
