@@ -32,6 +32,11 @@ postgres = _postgres.postgres
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray comes last: once it has been in a process, that one must not fork any more, as other tests do."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
 @pytest.fixture
 def loopback_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A `LoopbackHub` (tests/hub_server.py). The client in this process and in every child process talks to it alone."""

@@ -31,7 +31,7 @@ from reccocktail.registry.errors import StoreError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.slow
 
-EXECUTORS = ("inline", "process", "ray")
+EXECUTORS = ("inline", "process", pytest.param("ray", marks=pytest.mark.ray))
 
 
 @pytest.fixture(scope="session")
@@ -428,6 +428,7 @@ def process_of(happening: Happening) -> int:
     return int(happening.worker.split(":")[1])
 
 
+@pytest.mark.ray
 def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(6)]
     nodes: set[int] = set()
@@ -442,6 +443,7 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
     assert len(nodes) == 2  # each node's own process has started the workers
 
 
+@pytest.mark.ray
 def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
     told: list[Happening] = []
@@ -460,6 +462,7 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
     assert stocked.builds.get(first.build).attempts == 2
 
 
+@pytest.mark.ray
 def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster, monkeypatch):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(2)]
     monkeypatch.setattr(placing_on_ray, "needs_of", lambda *_, **__: Needs(disk=9 * 10**12, memory=10**9))
@@ -473,6 +476,7 @@ def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, clus
     )
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("asked_for", [{"gpus": 1}, {"cpus": 64}])
 def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s(asked_for, stocked, cluster):
     asked = request(stocked, "skin-care", share(0.5)).build
@@ -481,6 +485,7 @@ def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s
     assert stocked.builds.get(asked.id).status == "queued"
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("wrong", ["a device", "a store"])
 def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cluster, tmp_path):
     asked = request(stocked, "skin-care", share(0.5)).build
@@ -493,6 +498,7 @@ def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cl
     assert (left.status, left.attempts) == ("queued", 0)
 
 
+@pytest.mark.ray
 def test_a_cluster_that_is_not_there_is_told(stocked, monkeypatch):
     with pytest.raises(UsageError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:9"):
         on_ray(stocked, address="127.0.0.1:9", device="cpu", once=True)
