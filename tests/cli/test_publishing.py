@@ -390,6 +390,10 @@ def test_no_token_is_in_any_output_row_log_or_file(
     fault(hub, r"PUT /lfs/", status=500, times=1000)
     run("publish", "skin-care", "--to", REPO, code=1)
     hub.faults.clear()
+    for status in (400, 507):
+        fault(hub, r"PUT /lfs/", status=status, message="", times=1000)
+        run("publish", "skin-care", "--to", REPO, code=1)
+        hub.faults.clear()
     fault(hub, r"POST .*/commit/", status=403, message=f"Forbidden for {planted}", times=1000)
     run("publish", "skin-care", "--to", REPO, code=1)
     hub.faults.clear()
@@ -407,6 +411,7 @@ def test_no_token_is_in_any_output_row_log_or_file(
     said.append(debugged.out + debugged.err)
     assert "curl" in debugged.err
     assert not [text for text in said if "Planted" in text]
+    assert not [text for text in said[:-1] if "Amz-Signature" in text]
     everything = [*built.home.rglob("*"), *built.folder.rglob("*")]
     assert not [path for path in everything if path.is_file() and planted.encode() in path.read_bytes()]
     assert not [name for name, data in hub.files(REPO).items() if planted.encode() in data]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,25 @@ def test_the_keys_in_a_storage_hosts_urls_are_not_logged(hub, result, waits, cap
     assert "HTTP Error 500" in caplog.text
     assert "Amz-Signature" not in caplog.text
     assert hub.token not in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 507])
+def test_the_keys_in_a_storage_hosts_urls_are_in_no_error_and_no_traceback(hub, result, waits, status):
+    """Where the storage host answers without a word of its own, the client's error is its URL."""
+    fault(hub, UPLOAD, status=status, message="", times=1000)
+    with pytest.raises(HubError) as caught:
+        publish(result)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f"{status}" in shown or "no room" in shown
+    assert "Amz" not in shown
+
+
+def test_a_password_in_a_url_is_in_no_error(hub):
+    with pytest.raises(HubError) as caught, hub_module.explained("look at", REPO):
+        raise OSError("no proxy at http://me:secret@proxy:3128/ for http://store/x?X-Amz-Signature=abc now")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "no proxy at http://proxy:3128/ for http://store/x?… now" in str(caught.value)
+    assert not [secret for secret in ("secret", "abc") if secret in shown.partition("HubError")[2]]
 
 
 def test_a_connection_that_stays_silent_is_given_up(hub):
