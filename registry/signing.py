@@ -80,7 +80,8 @@ def _essence(signature: bytes) -> Any:
 def _payload(signature: bytes) -> dict[str, Any]:
     try:
         found = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-        found["predicate"]["resources"][0]["name"]
+        if not [str(each["name"]) for each in found["predicate"]["resources"]]:
+            raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InvalidArtifactError(f"{SIGNATURE} is no signature of a model: {error!r}") from error
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 from peft import PeftModel
 from reccocktail.registry import publishing
+from reccocktail.registry.signing import sign
 from transformers import AutoModelForCausalLM
 
 REPO = "acme/skin-care"
@@ -305,6 +308,96 @@ def test_verify_finds_what_changed_in_what_was_exported(built: Any) -> None:
     assert "config.json is missing" in err
     (built.folder / "exported" / "provenance.json").write_text("{}")
     assert "no in-toto statement" in built("verify", "./exported", code=1).err
+
+
+def forge(folder: Path, change: Any) -> None:
+    """What is written of the folder's files is made true of what they are now."""
+    change()
+    path = folder / "provenance.json"
+    content = json.loads(path.read_text())
+    names = sorted(each.name for each in folder.iterdir() if each.name not in ("README.md", "provenance.json"))
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    content["subject"] = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()]
+    path.write_text(json.dumps(content))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def copied(hub: Any, repo: str, folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in hub.files(repo).items():
+        if name != ".gitattributes":
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def test_weights_that_only_their_own_papers_know_are_not_known_to_the_registry(
+    built: Any, hub: Any, tmp_path: Path
+) -> None:
+    adaptive, _ = builds(built)
+    built("publish", "skin-care@v1", "--to", "acme/ingredient")
+    lora = copied(hub, "acme/ingredient", tmp_path / "lora")
+    assert built("verify", lora, "--json").json["known_as"] == "skin-care@v1"
+    forge(lora, lambda: flip(lora / "adapter_model.safetensors"))
+    found = built("verify", lora, "--json").json
+    assert (found["ok"], found["known_as"]) == (True, None)
+
+    built("build", "export", adaptive, "exported")
+    folder = built.folder / "exported"
+    assert built("verify", folder, "--json").json["known_as"] == f"build {adaptive}"
+    forge(folder, lambda: (folder / "generation_config.json").write_text('{"max_new_tokens": 1}'))
+    assert built("verify", folder, "--json").json["known_as"] is None
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    forge(folder, lambda: (folder / "pytorch_model.bin").write_bytes(b"anything"))
+    assert built("verify", folder, "--json").json["known_as"] is None
+
+
+def test_a_sound_signature_of_something_else_does_not_stand_for_the_folder(
+    built: Any, hub: Any, key: Path, tmp_path: Path
+) -> None:
+    built("publish", "skin-care", "--to", REPO, "--sign", key)
+    folder = copied(hub, REPO, tmp_path / "copy")
+    public = ("--key", key.with_suffix(".pub"), "--json")
+    (folder / "notes.md").write_text("of whoever downloaded it")
+    found = built("verify", folder, *public).json
+    assert (found["ok"], found["signature"], found["notes"]) == (True, "sound", ["notes.md is not signed"])
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.md").write_text("of whoever downloaded it")
+    sign(other, other / "model.sig", key)
+    shutil.copyfile(other / "model.sig", folder / "model.sig")
+    found = built("verify", folder, *public, code=1).json
+    assert (found["ok"], found["signature"]) == (False, "partial")
+    for name in ("provenance.json", "model.safetensors", "config.json"):
+        assert f"the signature: {name} is not signed" in found["problems"]
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "model.gguf", "chat_templates/tools.jinja"])
+def test_code_and_pickles_that_are_in_no_paper_are_no_mere_note(built: Any, name: str) -> None:
+    built("build", "export", builds(built)[0], "exported")
+    path = built.folder / "exported" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    assert f"{name} is in no paper, and would be loaded" in built("verify", "./exported", code=1).err
+
+
+def test_papers_that_name_what_no_file_can_be_called_are_told_as_a_problem(built: Any) -> None:
+    built("build", "export", builds(built)[0], "exported")
+    path = built.folder / "exported" / "provenance.json"
+    content = json.loads(path.read_text())
+    content["subject"].append({"name": "x" * 300, "digest": {"sha256": "0" * 64}})
+    path.write_text(json.dumps(content))
+    assert "which is no file of the folder" in built("verify", "./exported", code=1).err
+    payload = {"predicate": {"resources": [{"name": "config.json"}, {"digest": "0"}]}}
+    envelope = {"dsseEnvelope": {"payload": base64.b64encode(json.dumps(payload).encode()).decode()}}
+    (built.folder / "exported" / "model.sig").write_text(json.dumps(envelope))
+    assert "model.sig is no signature" in built("verify", "./exported", code=1).err
 
 
 # after publishing
