@@ -166,14 +166,48 @@ def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda
     return record(done.commit, done.tag)
 
 
-def behind(registry: Registry) -> list[tuple[Build, Publication]]:
-    """Every domain's build that is not the one that was last published of it, with that publication."""
-    published = registry.publications.newest_by_domain()
-    return [
-        (state.build, published[name])
-        for name, state in standings(registry).items()
-        if name in published and state.build is not None and state.build.id != published[name].build
-    ]
+@dataclass(frozen=True)
+class Behind:
+    """A repository whose publication, `last`, is not of the build that stands for its domain; `skipped` is why that may not go there."""
+
+    build: Build
+    last: Publication
+    skipped: str | None = None
+
+
+def behind(registry: Registry) -> list[Behind]:
+    """Every repository whose domain has another build for its base model than the one that is there.
+
+    A build of the present inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
+    base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
+    """
+    published = registry.publications.standing()
+    states = {base: standings(registry, base=base) for base in {last.base for last in published}}
+    found = []
+    for last in sorted(published, key=lambda each: (each.domain, each.repo)):
+        state = states[last.base][last.domain]
+        if state.build is not None and state.build.id != last.build:
+            found.append(
+                Behind(state.build, last, _not_to_go(registry, state.build, last, fresh=state.state == "fresh"))
+            )
+    return found
+
+
+def _not_to_go(registry: Registry, build: Build, last: Publication, *, fresh: bool) -> str | None:
+    """Why a build may not take the place of a publication unless somebody says so; None if it may."""
+    assert last.build is not None
+    if any(each.withdrawn_at for each in registry.publications.of_repo(last.repo) if each.of(build)):
+        return f"build {build.id} was withdrawn there"
+    if build.base != last.base:
+        return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
+    if fresh:
+        return None
+    there = registry.builds.get(last.build)
+    if build.recipe != there.recipe:
+        return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
+    if build.finished_at is None or there.finished_at is None or build.finished_at <= there.finished_at:
+        return f"build {build.id} is older than what is there, and not of the present inputs"
+    return None
 
 
 @contextmanager

@@ -433,6 +433,57 @@ def test_publish_stale_makes_no_repository_and_leaves_the_others_their_turn(buil
     assert hub.repos == {}
 
 
+def test_what_was_withdrawn_is_not_published_again_by_stale(built: Any, hub: Any) -> None:
+    adaptive, average = builds(built)
+    built("publish", average, "--to", REPO)
+    withdrawn = built("publish", adaptive, "--to", REPO, "--json").json
+    built("unpublish", withdrawn["id"])
+    (shown,) = built("status", "skin-care", "--json").json
+    assert (shown["published"], shown["publication"]) == (None, None)
+    assert built("publish", "--stale", "--json").json == []
+    built("publish", average, "--to", REPO)  # and the build that was withdrawn still stands for the domain
+    head = hub.head(REPO)
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
+    answer = built("publish", "--stale")
+    assert f"{REPO} is left as it is: build {adaptive} was withdrawn there" in answer.err
+    assert hub.head(REPO) == head
+
+
+def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict[str, Path], tiny_base: Path) -> None:
+    adaptive, _ = builds(built)
+    built("publish", "skin-care", "--to", REPO)
+    built("publish", "skin-care", "--to", "acme/second")
+    head = hub.head(REPO)
+    # the domain waits for its build, and what was built last is by another recipe
+    built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
+    (trial,) = built("build", "request", "skin-care", "--recipe", "average", "--wait", "--json").json
+    answer = built("publish", "--stale")
+    assert f"{REPO} is left as it is: build {trial['id']} is by another recipe" in answer.err
+    assert hub.head(REPO) == head
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
+    # or of another base model
+    built("base", "add", "other", tiny_base)
+    for which, where in (("spirit", "--spirit"), ("ingredient", "--domain=skin-care")):
+        built("adapter", "add", loras[which], "--base", "other", where, "--allow-base-mismatch")
+    words = ("build", "request", "skin-care", "--base", "other", "--wait", "--json")
+    (other,) = built(*words).json
+    answer = built("publish", "--stale")
+    assert f"build {other['id']} is of base model other" in answer.err
+    assert hub.head(REPO) == head
+    # what is of the present inputs goes to every repository that the domain is in
+    (newer,) = built("build", "request", "skin-care", "--base", "tiny", "--wait", "--json").json
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "stale"
+    del hub.repos["acme/second"]
+    failed, done = built("publish", "--stale", "--json", code=1).json
+    assert (failed["repo"], failed["error"]["code"]) == ("acme/second", "hub")
+    assert (done["repo"], done["build"]) == (REPO, newer["id"]) != (REPO, adaptive)
+
+
+def test_what_stale_would_not_heed_is_refused(built: Any) -> None:
+    for words in (("--base", "tiny"), ("--public",), ("--private",)):
+        assert "stay what they are there" in built("publish", "--stale", *words, code=2).err
+
+
 def test_what_is_withdrawn_counts_no_more_and_is_still_there(built: Any, hub: Any) -> None:
     done = built("publish", "skin-care", "--to", REPO, "--public", "--json").json
     answer = built("unpublish", REPO, "--make-private", "--json").json
