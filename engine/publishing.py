@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from ..registry.digests import canonical_json, digest_of_json, file_digest
 from ..registry.errors import HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
-from ..registry.signing import alike
+from ..registry.signing import alike, holds
 from ..tasks import TaskError, load_template
 from .builds import card_facts, result_folder, standings
 from .provenance import adapter_statement
@@ -108,8 +109,17 @@ def planned(
     before = publishing.Before(
         newest.revision if newest else None,
         newest is not None and newest.of(subject),
-        publishing.paths_of([each.files for each in earlier]),
+        (newest.files if newest else None) or {},
+        publishing.ever_published([each.files for each in earlier]),
     )
+    known_signature = before.files.get(SIGNATURE)
+
+    def keeps(theirs: bytes, ours: bytes) -> bool:
+        """Whether the Hub's signature is one of ours that still holds, so that it need not be sent anew."""
+        if not alike(theirs, ours):
+            return False
+        return hashlib.sha256(theirs).hexdigest() == known_signature or holds(theirs, parcel.folder, choices.key)
+
     with publishable(registry, subject, choices) as parcel:
         for note in parcel.notes:
             tell(f"note: {note}")
@@ -122,7 +132,7 @@ def planned(
             before=before,
             rebase=rebase,
             known=parcel.known,
-            volatile={SIGNATURE: alike} if choices.key else {},
+            volatile={SIGNATURE: keeps} if choices.key else {},
             tell=tell,
         )
         if again and not plan.repo_exists:

@@ -152,10 +152,11 @@ def _discreet(record: logging.LogRecord) -> bool:
     return True
 
 
-def existing(repo: str) -> ModelInfo | None:
+def existing(repo: str, tell: Callable[[str], None] = lambda text: None) -> ModelInfo | None:
+    """What the Hub shows of a repository, None where there is none; a Hub that stumbles is asked again. Raises HubError."""
     with explained("look at", repo):
         try:
-            return info(repo)
+            return retried(lambda: info(repo), tell)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:

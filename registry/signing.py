@@ -72,6 +72,26 @@ def alike(one: bytes, other: bytes) -> bool:
         return False
 
 
+def holds(signature: bytes, folder: Path, key: Path | None) -> bool:
+    """Whether a signature is by the public half of this private key, and of the folder's files as they are."""
+    if key is None:
+        return False
+    from importlib import import_module
+
+    _library()
+    serialization = import_module("cryptography.hazmat.primitives.serialization")
+    private = _loaded(key, lambda: serialization.load_pem_private_key(key.read_bytes(), None))
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with tempfile.TemporaryDirectory(prefix="reccocktail-verify-") as temporary:
+        plain = _plain(folder, Path(temporary) / folder.name)
+        (plain / SIGNATURE).unlink(missing_ok=True)  # a link, perhaps
+        (plain / SIGNATURE).write_bytes(signature)
+        (half := Path(temporary) / "key.pub").write_bytes(public)
+        return not verify(plain, half)
+
+
 def _essence(signature: bytes) -> Any:
     resources = _payload(signature)["predicate"]["resources"]
     return json.loads(signature)["verificationMaterial"].get("publicKey"), resources

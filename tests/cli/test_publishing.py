@@ -357,6 +357,25 @@ def test_weights_that_only_their_own_papers_know_are_not_known_to_the_registry(
     assert built("verify", folder, "--json").json["known_as"] is None
 
 
+def test_a_broken_signature_on_the_hub_is_not_kept_for_its_likeness(built: Any, hub: Any, key: Path) -> None:
+    built("publish", "skin-care", "--to", REPO, "--sign", key)
+    good = hub.files(REPO)["model.sig"]
+    spoilt = json.loads(good)
+    (signed,) = spoilt["dsseEnvelope"]["signatures"]
+    raw = bytearray(base64.b64decode(signed["sig"]))
+    raw[-1] ^= 1
+    signed["sig"] = base64.b64encode(raw).decode()
+    hub.add_repo(REPO, hub.files(REPO) | {"model.sig": json.dumps(spoilt).encode()}, private=True)
+    built("verify", REPO, "--key", key.with_suffix(".pub"), code=1)
+    built("publish", "skin-care", "--to", REPO, "--sign", key, "--rebase")
+    assert built("verify", REPO, "--key", key.with_suffix(".pub"), "--json").json["signature"] == "sound"
+    # one that is sound though no row knows it, as after a kill before the row, is kept
+    hub.add_repo(REPO, hub.files(REPO) | {"model.sig": good}, private=True)
+    answer = built("publish", "skin-care", "--to", REPO, "--sign", key, "--rebase")
+    assert "the Hub has it already" in answer.err
+    assert hub.files(REPO)["model.sig"] == good
+
+
 def test_a_sound_signature_of_something_else_does_not_stand_for_the_folder(
     built: Any, hub: Any, key: Path, tmp_path: Path
 ) -> None:
