@@ -24,7 +24,7 @@ from ..registry.card import (
     render_card,
 )
 from ..registry.digests import canonical_json, digest_of_json, file_digest
-from ..registry.errors import HubError, UsageError
+from ..registry.errors import ConflictError, HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
@@ -42,20 +42,26 @@ METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
 
 @dataclass(frozen=True)
 class Choices:
-    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM)."""
+    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
+
+    A licence that was named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    """
 
     repo: str | None = None
     licence: Licence | None = None
     template: Path | None = None
     key: Path | None = None
+    named_for: frozenset[str] | None = None
 
     def going_on(self, last: Publication) -> Choices:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
         options = last.options or {}
         if options.get("template") and self.template is None:
             raise UsageError(f"{last.repo} has a card by a template of its own", hint="--card-template FILE")
-        licence = self.licence or (parse(options["license"]) if options.get("license") else None)
-        return replace(self, repo=last.repo, licence=licence)
+        if self.licence is not None or not options.get("license"):
+            return replace(self, repo=last.repo)
+        named_for = frozenset(map(str, options.get("parts", ())))
+        return replace(self, repo=last.repo, licence=parse(options["license"]), named_for=named_for)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Parcel:
     message: str
     known: Mapping[str, str]
     licence: Licence | None
+    parts: frozenset[str]  # the licences of what it is made of, `none` where none is known
     notes: tuple[str, ...] = ()
 
 
@@ -153,6 +160,7 @@ def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda
     options: dict[str, Any] = {}
     if trip.choices.licence is not None:
         options["license"] = trip.choices.licence.id
+        options["parts"] = sorted(trip.parcel.parts)
     if trip.choices.template is not None:
         options["template"] = True
     files = {file.path: file.sha256 for file in trip.plan.files}
@@ -257,7 +265,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
     if (folder / CONFIG).exists() and _rename_base(folder, base):
         _correct_subject(folder, CONFIG)
         known = {name: value for name, value in known.items() if name not in (CONFIG, "provenance.json")}
-    licence, notes = _licence(registry, base, adapters, choices)
+    licence, parts, notes = _licence(registry, base, adapters, choices)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
@@ -272,6 +280,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
         f"RecCocktail build {build.id} of {build.domain}",
         known,
         licence,
+        parts,
         notes,
     )
 
@@ -286,7 +295,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     known.pop("README.md", None)
     if _rename_base(folder, base):
         known.pop(CONFIG, None)
-    licence, notes = _licence(registry, base, [adapter], choices)
+    licence, parts, notes = _licence(registry, base, [adapter], choices)
     name = adapter.domain or "spirit"
     title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
@@ -321,7 +330,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     (folder / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Parcel(
         folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
-        known, licence, notes,
+        known, licence, parts, notes,
     )  # fmt: skip
 
 
@@ -381,21 +390,28 @@ def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptatio
 
 def _licence(
     registry: Registry, base: Base, adapters: list[Adapter], choices: Choices
-) -> tuple[Licence | None, tuple[str, ...]]:
-    """The licence of the whole, and what whoever publishes should know about it."""
-    if choices.licence is not None:
-        return choices.licence, ()
+) -> tuple[Licence | None, frozenset[str], tuple[str, ...]]:
+    """The licence of the whole, those of its parts, and what whoever publishes should know about it. Raises ConflictError."""
     known = {f"base model {base.name}": known_licence(registry.bases.folder(base))}
     known |= {adapter.ref: known_licence(registry.adapters.folder(adapter)) for adapter in adapters}
+    parts = frozenset(str(licence) if licence else "none" for licence in known.values())
+    if choices.licence is not None:
+        if choices.named_for is not None and not parts <= choices.named_for:
+            new = ", ".join(f"{what} is under {licence or 'none that is known'}" for what, licence in known.items())
+            had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
+            raise ConflictError(
+                f"{choices.repo} was published under {choices.licence}, which was named for {had}; now {new}",
+                hint="look at the licences; --license ID names one anew",
+            )
+        return choices.licence, parts, ()
     found = strictest(known)
     silent = [what for what, licence in known.items() if licence is None]
     if found is None:
-        return None, (
-            "no licence is known for the base model or an adapter, and the card has none; --license ID names one",
-        )
-    if silent and f"base model {base.name}" in silent:
-        return found, (f"the licence is {found}; of {', '.join(silent)} none is known",)
-    return found, ()
+        note = "no licence is known for the base model or an adapter, and the card has none; --license ID names one"
+        return None, parts, (note,)
+    if silent:
+        return found, parts, (f"the licence is {found}; of {', '.join(silent)} none is known",)
+    return found, parts, ()
 
 
 def _common(

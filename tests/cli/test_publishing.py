@@ -233,6 +233,36 @@ def test_a_conflict_of_licences_stops_before_anything_is_sent_unless_one_is_name
     assert "no licence that the Hub knows" in built("publish", "spirit", "--to", REPO, "--license", "own", code=2).err
 
 
+def test_stale_takes_a_licence_that_was_named_for_other_parts_no_further(
+    built: Any, hub: Any, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    built("publish", "skin-care", "--to", REPO, "--license", "mit")
+    head = hub.head(REPO)
+    lora = with_papers(loras["newer"], tmp_path / "nc", NON_COMMERCIAL)
+    built("adapter", "add", lora, "--base", "tiny", "--domain", "skin-care")
+    built("build", "request", "--stale", "--wait")
+    answer = built("publish", "--stale", code=1)
+    assert f"{REPO} was published under mit, which was named for none" in answer.err
+    assert "skin-care@v2 is under cc-by-nc-4.0" in answer.err
+    assert "--license ID" in answer.err
+    assert hub.head(REPO) == head
+    built("publish", "--stale", "--license", "cc-by-nc-4.0")
+    assert card_of(hub, REPO).data.license == "cc-by-nc-4.0"
+
+
+def test_every_part_without_a_licence_is_noted(
+    built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "licensed"
+    shutil.copytree(tiny_base, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    built("base", "add", "licensed", base)
+    words = ("--base", "licensed", "--domain", "kitchen", "--allow-base-mismatch")
+    built("adapter", "add", loras["ingredient"], *words)
+    answer = built("publish", "kitchen@v1", "--to", "acme/kitchen", "--dry-run")
+    assert "the licence is apache-2.0; of kitchen@v1 none is known" in answer.err
+
+
 def test_a_card_has_what_was_measured_with_intervals(built: Any, hub: Any) -> None:
     adaptive, _ = builds(built)
     built("evaluate", "tiny", "skin-care", adaptive, "--domain", "skin-care", "--limit", "6")
