@@ -503,35 +503,37 @@ def _system(base: Base, adapter: Adapter) -> str:
 
 def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tuple[CardEvaluation, ...]:
     """What was measured on this machine of the systems with these digests, where the one that is published was measured, too."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, CardEvaluation]] = {}
     for path in sorted((registry.settings.home / "evaluations").glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["system"] in labels:
+            if (system := content["system"]) in labels:
                 key = canonical_json([content["task"]["digest"], content["mode"], content["dtype"]]).decode()
-                found.setdefault(key, {})[content["system"]] = content
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # one that was cut off is measured again when it is asked for
-            continue
-    tables = []
-    for systems in found.values():
-        if own not in systems:
-            continue
-        about = systems[own]
-        rows = {
-            label: {name: CardMetric(m["mean"], m["low"], m["high"]) for name, m in systems[digest]["metrics"].items() if name in METRICS}
-            for digest, label in labels.items()
-            if digest in systems
-        }  # fmt: skip
-        task = about["task"]
-        how = "lists of titles" if about["mode"] == "generate" else f"ranking by {about['mode']}"
-        sentence = (
-            f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
-            f" {how}, data {task['data_digest']}, seed {task['seed']}"
+                found.setdefault(key, {})[system] = _evaluation(content, labels[system])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # one that was cut off or damaged is measured again when it is asked for
+    tables = [
+        replace(
+            systems[own],
+            rows={label: systems[digest].rows[label] for digest, label in labels.items() if digest in systems},
         )
-        tables.append(CardEvaluation(sentence, len(about["ranks"]), rows))
+        for systems in found.values()
+        if own in systems
+    ]
     return tuple(sorted(tables, key=lambda table: table.task))
+
+
+def _evaluation(content: Mapping[str, Any], label: str) -> CardEvaluation:
+    """Of one system, as it was kept. Raises KeyError, TypeError, ValueError or AttributeError where that is damaged."""
+    metrics = {
+        name: CardMetric(float(m["mean"]), float(m["low"]), float(m["high"]))
+        for name, m in content["metrics"].items()
+        if name in METRICS
+    }
+    task = content["task"]
+    how = "lists of titles" if content["mode"] == "generate" else f"ranking by {content['mode']}"
+    sentence = (
+        f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
+        f" {how}, data {task['data_digest']}, seed {task['seed']}"
+    )
+    return CardEvaluation(sentence, len(content["ranks"]), {label: metrics})

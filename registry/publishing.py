@@ -314,9 +314,14 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
             f"somebody else has committed to {plan.repo}: it is at commit {head} ({newest.title!r:.80}),"
             f" and our last publication is commit {plan.before.revision}"
         )
+    hint = "look at what came in; --rebase goes on top of it"
     if said:
         message += f"; that commit says of itself {said!r}"
-    raise ConflictError(message, hint="look at what came in; --rebase goes on top of it")
+        what = said.removeprefix("RecCocktail-").split()[:2]  # a publication that was cut off, perhaps
+        hint = (
+            f"if it is of this registry, publish {' '.join(what).replace(':', '').lower():.80} again first; else {hint}"
+        )
+    raise ConflictError(message, hint=hint)
 
 
 def _change(file: PlannedFile, folder: Path, there: Mapping[str, RepoFile]) -> Change:
@@ -416,7 +421,14 @@ def _has_arrived(plan: PublicationPlan, folder: Path, commit: str) -> bool:
 
 
 def _check_arrived(plan: PublicationPlan, folder: Path, commit: str) -> None:
-    if not _has_arrived(plan, folder, commit):
+    try:
+        arrived = _has_arrived(plan, folder, commit)
+    except HubError as error:
+        raise HubError(
+            f"{plan.repo} took commit {commit}, but whether all of it has arrived could not be looked at: {error}",
+            hint="publish again: the commit is recognised",
+        ) from error
+    if not arrived:
         raise HubError(
             f"{plan.repo} took commit {commit}, but its files are not those that were sent",
             hint="look at the commit on the Hub, then publish again",

@@ -286,8 +286,9 @@ def test_a_commit_of_the_same_build_with_an_older_card_counts_as_ours(hub, resul
     assert publish(result).made
     other = {"trailer": "RecCocktail-Build: 8"}
     (result / "README.md").write_bytes(b"# of another build\n")
-    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'"):
+    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'") as caught:
         publish(result, **other)
+    assert "publish build 7 again first" in str(caught.value.hint)
 
 
 def test_a_public_repository_is_not_filled_with_a_private_publication(hub, result):
@@ -469,6 +470,18 @@ def test_a_tag_that_cannot_be_set_leaves_the_commit_known_and_is_set_by_the_next
     hub.faults.clear()
     again = publish(result, tag="v1", before=replace(before(Published(REPO, told[0], None, True), result), same=True))
     assert (again.commit, again.made, hub.tags(REPO)) == (told[0], False, {"v1": told[0]})
+
+
+def test_a_commit_that_cannot_be_looked_at_afterwards_is_named_and_recognised_by_the_next_run(hub, result, waits):
+    planned = plan(result)
+    hub.before_commit = lambda: fault(hub, r"GET .*/tree/", status=500, times=1000)
+    with pytest.raises(HubError) as caught:
+        publishing.publish(planned, result, message="new")
+    assert f"took commit {hub.head(REPO)}" in str(caught.value)
+    hub.faults.clear()
+    hub.before_commit = None
+    assert publish(result).commit == hub.head(REPO)
+    assert hub.history(REPO) == ["new", "initial commit"]
 
 
 def test_shards_that_had_arrived_before_a_failure_are_not_sent_again(hub, result, waits):
