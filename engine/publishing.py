@@ -214,7 +214,8 @@ def behind(registry: Registry) -> list[Behind]:
 def _not_to_go(registry: Registry, build: Build, last: Publication, *, fresh: bool) -> str | None:
     """Why a build may not take the place of a publication unless somebody says so; None if it may."""
     assert last.build is not None
-    if any(each.withdrawn_at for each in registry.publications.of_repo(last.repo) if each.of(build)):
+    here = next((each for each in registry.publications.of_repo(last.repo) if each.of(build)), None)
+    if here is not None and here.withdrawn_at is not None:
         return f"build {build.id} was withdrawn there"
     if build.base != last.base:
         return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"

@@ -503,6 +503,9 @@ def test_what_was_withdrawn_is_not_published_again_by_stale(built: Any, hub: Any
     answer = built("publish", "--stale")
     assert f"{REPO} is left as it is: build {adaptive} was withdrawn there" in answer.err
     assert hub.head(REPO) == head
+    built("publish", adaptive, "--to", REPO)  # said by name, it counts again
+    built("publish", average, "--to", REPO)
+    assert [row["build"] for row in built("publish", "--stale", "--json").json] == [adaptive]
 
 
 def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict[str, Path], tiny_base: Path) -> None:
