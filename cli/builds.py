@@ -20,7 +20,7 @@ from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
     from ..engine.running import Progress
-    from ..registry import Build, Publication, Registry
+    from ..registry import Build, Registry
     from ..registry.builds import LogLine
 
 
@@ -562,10 +562,12 @@ def worker(
 def status(app: App, domain: str | None, as_json: bool) -> None:
     """Per domain: what is current, what is built and published, and whether the build is fresh."""
     from ..engine.builds import standing, standings
+    from ..engine.publishing import behind
 
     with app.registry() as registry:
         states = standings(registry) if domain is None else {domain: standing(registry, domain)}
         published = registry.publications.newest_by_domain()
+        late = {each.last.domain: each for each in reversed(behind(registry)) if not each.skipped}
     document = [
         {
             "domain": name,
@@ -575,7 +577,8 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             "state": state.state,
             "reasons": list(state.reasons),
             "published": f"{published[name].repo}@{published[name].revision[:12]}" if name in published else None,
-            "publication": _publication_state(state.build, published.get(name)),
+            # of all repositories that the domain was published to
+            "publication": None if name not in published else "stale" if name in late else "fresh",
         }
         for name, state in states.items()
     ]
@@ -592,18 +595,11 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             if entry["reasons"]:
                 click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
             if entry["publication"] == "stale":
-                had = published[entry["domain"]].build
-                told = f"{entry['domain']} was published as build {had}, and build {entry['build']} stands for it now"
+                build, last = late[entry["domain"]].build, late[entry["domain"]].last
+                told = f"{last.domain} was published to {last.repo} as build {last.build}, and build {build.id} stands for it now"
                 click.echo(printable(f"{told}; `reccocktail publish --stale`"))
 
     answer(as_json, document, show)
-
-
-def _publication_state(build: Build | None, published: Publication | None) -> str | None:
-    """`fresh` if what is on the Hub is the build that stands for the domain, else `stale`; None where nothing is."""
-    if published is None:
-        return None
-    return "fresh" if build is None or published.build == build.id else "stale"
 
 
 def _version_alone(ref: str | None) -> str | None:

@@ -65,6 +65,8 @@ def publish(
         raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
     if stale and tag is not None:
         raise UsageError("--stale publishes to several repositories, and one tag would stand in all of them")
+    if stale and (base is not None or _is_said("private")):
+        raise UsageError("--stale goes where something is: base model and visibility stay what they are there")
     from ..engine.publishing import Choices, planned
     from ..registry.licences import parse
     from ..registry.publishing import check_names
@@ -85,6 +87,11 @@ def publish(
                 return
             done = _send(registry, trip)
     answer(as_json, done.to_json(), lambda: None)
+
+
+def _is_said(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def _subject(registry: Registry, text: str, base: str | None) -> Build | Adapter:
@@ -132,8 +139,13 @@ def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_ru
     from ..engine.publishing import behind, planned
 
     done: list[dict[str, Any]] = []
-    failed = False
-    for build, last in behind(registry):
+    failed = skipped = False
+    for each in behind(registry):
+        build, last = each.build, each.last
+        if each.skipped:
+            say(f"{last.repo} is left as it is: {each.skipped}")
+            skipped = True
+            continue
         try:
             mine = choices.going_on(last)
             with planned(registry, build, mine, private=False, rebase=rebase, again=True, tell=say) as trip:
@@ -142,12 +154,13 @@ def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_ru
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
                 else:
                     done.append(_send(registry, trip).to_json())
-        except RecCocktailError as error:  # the others are to have their turn
-            say(
-                f"{build.domain} was not published to {last.repo}: {error}" + (f" ({error.hint})" if error.hint else "")
-            )
+        except (RecCocktailError, OSError) as error:  # the others are to have their turn
+            code, hint = ("os", None) if isinstance(error, OSError) else (error.code, error.hint)
+            said = {"code": code, "message": str(error), "hint": hint}
+            say(f"{build.domain} was not published to {last.repo}: {error}" + (f" ({hint})" if hint else ""))
+            done.append({"repo": last.repo, "build": build.id, "error": said})
             failed = True
-    answer(as_json, done, lambda: None if done or failed else say("nothing is stale"))
+    answer(as_json, done, lambda: None if done or skipped else say("nothing is stale"))
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,10 @@ from ..registry.card import (
     render_card,
 )
 from ..registry.digests import canonical_json, digest_of_json, file_digest
-from ..registry.errors import HubError, UsageError
+from ..registry.errors import ConflictError, HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
-from ..registry.signing import alike
+from ..registry.signing import alike, holds
 from ..tasks import TaskError, load_template
 from .builds import card_facts, result_folder, standings
 from .provenance import adapter_statement
@@ -41,20 +42,26 @@ METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
 
 @dataclass(frozen=True)
 class Choices:
-    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM)."""
+    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
+
+    A licence that was named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    """
 
     repo: str | None = None
     licence: Licence | None = None
     template: Path | None = None
     key: Path | None = None
+    named_for: frozenset[str] | None = None
 
     def going_on(self, last: Publication) -> Choices:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
         options = last.options or {}
         if options.get("template") and self.template is None:
             raise UsageError(f"{last.repo} has a card by a template of its own", hint="--card-template FILE")
-        licence = self.licence or (parse(options["license"]) if options.get("license") else None)
-        return replace(self, repo=last.repo, licence=licence)
+        if self.licence is not None or not options.get("license"):
+            return replace(self, repo=last.repo)
+        named_for = frozenset(map(str, options.get("parts", ())))
+        return replace(self, repo=last.repo, licence=parse(options["license"]), named_for=named_for)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Parcel:
     message: str
     known: Mapping[str, str]
     licence: Licence | None
+    parts: frozenset[str]  # the licences of what it is made of, `none` where none is known
     notes: tuple[str, ...] = ()
 
 
@@ -108,8 +116,17 @@ def planned(
     before = publishing.Before(
         newest.revision if newest else None,
         newest is not None and newest.of(subject),
-        publishing.paths_of([each.files for each in earlier]),
+        (newest.files if newest else None) or {},
+        publishing.ever_published([each.files for each in earlier]),
     )
+    known_signature = before.files.get(SIGNATURE)
+
+    def keeps(theirs: bytes, ours: bytes) -> bool:
+        """Whether the Hub's signature is one of ours that still holds, so that it need not be sent anew."""
+        if not alike(theirs, ours):
+            return False
+        return hashlib.sha256(theirs).hexdigest() == known_signature or holds(theirs, parcel.folder, choices.key)
+
     with publishable(registry, subject, choices) as parcel:
         for note in parcel.notes:
             tell(f"note: {note}")
@@ -122,7 +139,7 @@ def planned(
             before=before,
             rebase=rebase,
             known=parcel.known,
-            volatile={SIGNATURE: alike} if choices.key else {},
+            volatile={SIGNATURE: keeps} if choices.key else {},
             tell=tell,
         )
         if again and not plan.repo_exists:
@@ -143,6 +160,7 @@ def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda
     options: dict[str, Any] = {}
     if trip.choices.licence is not None:
         options["license"] = trip.choices.licence.id
+        options["parts"] = sorted(trip.parcel.parts)
     if trip.choices.template is not None:
         options["template"] = True
     files = {file.path: file.sha256 for file in trip.plan.files}
@@ -166,14 +184,49 @@ def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda
     return record(done.commit, done.tag)
 
 
-def behind(registry: Registry) -> list[tuple[Build, Publication]]:
-    """Every domain's build that is not the one that was last published of it, with that publication."""
-    published = registry.publications.newest_by_domain()
-    return [
-        (state.build, published[name])
-        for name, state in standings(registry).items()
-        if name in published and state.build is not None and state.build.id != published[name].build
-    ]
+@dataclass(frozen=True)
+class Behind:
+    """A repository whose publication, `last`, is not of the build that stands for its domain; `skipped` is why that may not go there."""
+
+    build: Build
+    last: Publication
+    skipped: str | None = None
+
+
+def behind(registry: Registry) -> list[Behind]:
+    """Every repository whose domain has another build for its base model than the one that is there.
+
+    A build of the present inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
+    base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
+    """
+    published = registry.publications.standing()
+    states = {base: standings(registry, base=base) for base in {last.base for last in published}}
+    found = []
+    for last in sorted(published, key=lambda each: (each.domain, each.repo)):
+        state = states[last.base][last.domain]
+        if state.build is not None and state.build.id != last.build:
+            found.append(
+                Behind(state.build, last, _not_to_go(registry, state.build, last, fresh=state.state == "fresh"))
+            )
+    return found
+
+
+def _not_to_go(registry: Registry, build: Build, last: Publication, *, fresh: bool) -> str | None:
+    """Why a build may not take the place of a publication unless somebody says so; None if it may."""
+    assert last.build is not None
+    here = next((each for each in registry.publications.of_repo(last.repo) if each.of(build)), None)
+    if here is not None and here.withdrawn_at is not None:
+        return f"build {build.id} was withdrawn there"
+    if build.base != last.base:
+        return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
+    if fresh:
+        return None
+    there = registry.builds.get(last.build)
+    if build.recipe != there.recipe:
+        return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
+    if build.finished_at is None or there.finished_at is None or build.finished_at <= there.finished_at:
+        return f"build {build.id} is older than what is there, and not of the present inputs"
+    return None
 
 
 @contextmanager
@@ -213,7 +266,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
     if (folder / CONFIG).exists() and _rename_base(folder, base):
         _correct_subject(folder, CONFIG)
         known = {name: value for name, value in known.items() if name not in (CONFIG, "provenance.json")}
-    licence, notes = _licence(registry, base, adapters, choices)
+    licence, parts, notes = _licence(registry, base, adapters, choices)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
@@ -228,6 +281,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
         f"RecCocktail build {build.id} of {build.domain}",
         known,
         licence,
+        parts,
         notes,
     )
 
@@ -242,7 +296,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     known.pop("README.md", None)
     if _rename_base(folder, base):
         known.pop(CONFIG, None)
-    licence, notes = _licence(registry, base, [adapter], choices)
+    licence, parts, notes = _licence(registry, base, [adapter], choices)
     name = adapter.domain or "spirit"
     title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
@@ -277,7 +331,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     (folder / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Parcel(
         folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
-        known, licence, notes,
+        known, licence, parts, notes,
     )  # fmt: skip
 
 
@@ -337,21 +391,28 @@ def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptatio
 
 def _licence(
     registry: Registry, base: Base, adapters: list[Adapter], choices: Choices
-) -> tuple[Licence | None, tuple[str, ...]]:
-    """The licence of the whole, and what whoever publishes should know about it."""
-    if choices.licence is not None:
-        return choices.licence, ()
+) -> tuple[Licence | None, frozenset[str], tuple[str, ...]]:
+    """The licence of the whole, those of its parts, and what whoever publishes should know about it. Raises ConflictError."""
     known = {f"base model {base.name}": known_licence(registry.bases.folder(base))}
     known |= {adapter.ref: known_licence(registry.adapters.folder(adapter)) for adapter in adapters}
+    parts = frozenset(str(licence) if licence else "none" for licence in known.values())
+    if choices.licence is not None:
+        if choices.named_for is not None and not parts <= choices.named_for:
+            new = ", ".join(f"{what} is under {licence or 'none that is known'}" for what, licence in known.items())
+            had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
+            raise ConflictError(
+                f"{choices.repo} was published under {choices.licence}, which was named for {had}; now {new}",
+                hint="look at the licences; --license ID names one anew",
+            )
+        return choices.licence, parts, ()
     found = strictest(known)
     silent = [what for what, licence in known.items() if licence is None]
     if found is None:
-        return None, (
-            "no licence is known for the base model or an adapter, and the card has none; --license ID names one",
-        )
-    if silent and f"base model {base.name}" in silent:
-        return found, (f"the licence is {found}; of {', '.join(silent)} none is known",)
-    return found, ()
+        note = "no licence is known for the base model or an adapter, and the card has none; --license ID names one"
+        return None, parts, (note,)
+    if silent:
+        return found, parts, (f"the licence is {found}; of {', '.join(silent)} none is known",)
+    return found, parts, ()
 
 
 def _common(
@@ -443,35 +504,37 @@ def _system(base: Base, adapter: Adapter) -> str:
 
 def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tuple[CardEvaluation, ...]:
     """What was measured on this machine of the systems with these digests, where the one that is published was measured, too."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, CardEvaluation]] = {}
     for path in sorted((registry.settings.home / "evaluations").glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["system"] in labels:
+            if (system := content["system"]) in labels:
                 key = canonical_json([content["task"]["digest"], content["mode"], content["dtype"]]).decode()
-                found.setdefault(key, {})[content["system"]] = content
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # one that was cut off is measured again when it is asked for
-            continue
-    tables = []
-    for systems in found.values():
-        if own not in systems:
-            continue
-        about = systems[own]
-        rows = {
-            label: {name: CardMetric(m["mean"], m["low"], m["high"]) for name, m in systems[digest]["metrics"].items() if name in METRICS}
-            for digest, label in labels.items()
-            if digest in systems
-        }  # fmt: skip
-        task = about["task"]
-        how = "lists of titles" if about["mode"] == "generate" else f"ranking by {about['mode']}"
-        sentence = (
-            f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
-            f" {how}, data {task['data_digest']}, seed {task['seed']}"
+                found.setdefault(key, {})[system] = _evaluation(content, labels[system])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # one that was cut off or damaged is measured again when it is asked for
+    tables = [
+        replace(
+            systems[own],
+            rows={label: systems[digest].rows[label] for digest, label in labels.items() if digest in systems},
         )
-        tables.append(CardEvaluation(sentence, len(about["ranks"]), rows))
+        for systems in found.values()
+        if own in systems
+    ]
     return tuple(sorted(tables, key=lambda table: table.task))
+
+
+def _evaluation(content: Mapping[str, Any], label: str) -> CardEvaluation:
+    """Of one system, as it was kept. Raises KeyError, TypeError, ValueError or AttributeError where that is damaged."""
+    metrics = {
+        name: CardMetric(float(m["mean"]), float(m["low"]), float(m["high"]))
+        for name, m in content["metrics"].items()
+        if name in METRICS
+    }
+    task = content["task"]
+    how = "lists of titles" if content["mode"] == "generate" else f"ranking by {content['mode']}"
+    sentence = (
+        f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
+        f" {how}, data {task['data_digest']}, seed {task['seed']}"
+    )
+    return CardEvaluation(sentence, len(content["ranks"]), {label: metrics})

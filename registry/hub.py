@@ -43,6 +43,8 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 ATTEMPTS = 5  # of a request that may heal
 LONGEST_WAIT = 330.0  # seconds; the Hub counts requests in windows of five minutes
 TIMEOUT = Timeout(connect=10, read=300, write=60, pool=None)  # the client's own is to wait for ever
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"]+")  # storage hosts' URLs are signed in theirs
+_USER = re.compile(r"//[^\s/@'\"]+@")
 _SECRET = re.compile(r"hf_\w+|eyJ[\w.-]{20,}|bearer\s+\S+", re.IGNORECASE)
 
 
@@ -146,14 +148,15 @@ def patient_and_discreet() -> Iterator[None]:
 
 
 def _discreet(record: logging.LogRecord) -> bool:
-    record.msg, record.args = _line(re.sub(r"\?\S+", "?…", record.getMessage())), ()
+    record.msg, record.args = _line(record.getMessage()), ()
     return True
 
 
-def existing(repo: str) -> ModelInfo | None:
+def existing(repo: str, tell: Callable[[str], None] = lambda text: None) -> ModelInfo | None:
+    """What the Hub shows of a repository, None where there is none; a Hub that stumbles is asked again. Raises HubError."""
     with explained("look at", repo):
         try:
-            return info(repo)
+            return retried(lambda: info(repo), tell)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -172,7 +175,9 @@ def explained(doing: str, repo: str, revision: str | None = None) -> Iterator[No
     except (HTTPError, OSError, ValueError, RuntimeError, CachedRepoTreeNotFoundError) as error:
         wrapped = isinstance(error, LocalEntryNotFoundError | RuntimeError)
         cause = error.__cause__ if wrapped and error.__cause__ else error
-        raise _explanation(f"cannot {doing} {repo}", repo, revision, cause) from error
+        explanation = _explanation(f"cannot {doing} {repo}", repo, revision, cause)
+        # A traceback would show what the line of the explanation leaves out.
+        raise explanation from (None if _has_keys(error) else error)
 
 
 def _explanation(what: str, repo: str, revision: str | None, error: BaseException) -> RecCocktailError:
@@ -229,5 +234,16 @@ def _is_full(error: HfHubHTTPError) -> bool:
 
 
 def _line(text: object) -> str:
-    """The text on one line, without anything that looks like a token."""
-    return _SECRET.sub("[secret]", " ".join(str(text).split()))
+    """The text on one line, without anything that looks like a token, a password in a URL, or a URL's signature."""
+    line = _USER.sub("//", _QUERY.sub("?…", " ".join(str(text).split())))
+    return _SECRET.sub("[secret]", line)
+
+
+def _has_keys(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came of, tells a URL with a query or a password."""
+    while error is not None:
+        text = str(error)
+        if re.search(r"https?://\S+\?\S", text) or _USER.search(text):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ NON_COMMERCIAL = (
 )  # fmt: skip
 NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 RESEARCH = ("fair-noncommercial-research-license", "apple-amlr", "intel-research", "h-research")
-KNOWN = frozenset((*FREE, *SHARED, *BOUND, *NON_COMMERCIAL, *NO_DERIVATIVES, "cc", "unknown"))
+VAGUE = ("cc", "unknown")  # which one is not said
+KNOWN = frozenset((*FREE, *SHARED, *BOUND, *NON_COMMERCIAL, *NO_DERIVATIVES, *VAGUE))
 STRICTER = {  # pairs that are in order although neither is free
     ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"), ("cc-by-nc-3.0", "cc-by-nc-sa-3.0"), ("gpl-3.0", "agpl-3.0"), ("lgpl-3.0", "gpl-3.0"),
     ("lgpl-3.0", "agpl-3.0"), ("lgpl-2.1", "gpl-2.0"), ("mpl-2.0", "gpl-3.0"), ("mpl-2.0", "agpl-3.0"),
@@ -46,10 +49,11 @@ APART = {("apache-2.0", "gpl-2.0")}  # free, and still not compatible
 _HEAD = 64 << 10  # bytes of a README that are looked at for its metadata
 _TEXTS = (  # how well-known licences begin, or what only they say
     (r"Apache License\s+Version 2\.0", "apache-2.0"),
-    (r"Creative Commons Attribution-?NonCommercial-?NoDerivatives 4\.0", "cc-by-nc-nd-4.0"),
-    (r"Creative Commons Attribution-?NonCommercial-?ShareAlike 4\.0", "cc-by-nc-sa-4.0"),
-    (r"Creative Commons Attribution-?NonCommercial 4\.0|Attribution-NonCommercial 4\.0 International", "cc-by-nc-4.0"),
-    (r"Creative Commons Attribution-?ShareAlike 4\.0|Attribution-ShareAlike 4\.0 International", "cc-by-sa-4.0"),
+    (r"Attribution[- ]?NonCommercial[- ]?NoDerivatives 4\.0", "cc-by-nc-nd-4.0"),
+    (r"Attribution[- ]?NonCommercial[- ]?ShareAlike 4\.0", "cc-by-nc-sa-4.0"),
+    (r"Attribution[- ]?NonCommercial 4\.0", "cc-by-nc-4.0"),
+    (r"Attribution[- ]?NoDerivatives 4\.0", "cc-by-nd-4.0"),
+    (r"Attribution[- ]?ShareAlike 4\.0", "cc-by-sa-4.0"),
     (r"Creative Commons Attribution 4\.0|Attribution 4\.0 International", "cc-by-4.0"),
     (r"GNU AFFERO GENERAL PUBLIC LICENSE\s+Version 3", "agpl-3.0"),
     (r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 3", "lgpl-3.0"),
@@ -63,8 +67,12 @@ _TEXTS = (  # how well-known licences begin, or what only they say
     (r"LLAMA 2 COMMUNITY LICENSE", "llama2"),
     (r"Gemma Terms of Use", "gemma"),
     (r"Permission is hereby granted, free of charge, to any person obtaining a copy", "mit"),
-    (r"Redistribution and use in source and binary forms[\s\S]*Neither the name", "bsd-3-clause"),
-    (r"Redistribution and use in source and binary forms", "bsd-2-clause"),
+    (r"Redistribution and use in source and binary forms(?=[\s\S]*Neither the name)", "bsd-3-clause"),
+    (r"Redistribution and use in source and binary forms(?![\s\S]*Neither the name)", "bsd-2-clause"),
+)
+_BEGINS = 500  # characters within which a text says which licence it is; further down it speaks of others
+_LIMITED = (
+    r"Commons Clause|non-?commercial|research (use|purposes) only"  # in a free licence's text, it is not that any more
 )
 
 
@@ -118,23 +126,57 @@ def texts(found: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def known_licence(folder: Path) -> Licence | None:
-    """What a base model's or an adapter's folder says of its licence: the README's metadata, else the text of a LICENSE file."""
+    """What a base model's or an adapter's folder says of its licence: the README's metadata, else the texts of its LICENSE files.
+
+    Of several, the strictest.
+    """
     about = metadata(folder)
     if named := texts(about, "license"):
         name, link = texts(about, "license_name"), texts(about, "license_link")
-        id_ = named[0].lower()
-        if id_ in KNOWN:
-            return Licence(id_, name[0] if name else None, link[0] if link else None)
-        return Licence("other", name[0] if name else named[0], link[0] if link else None)
+        own, there = name[0] if name else None, link[0] if link else None
+        ids = {each: _id(each) for each in named}
+        return _together(
+            [Licence(id_, own, there) if id_ else Licence("other", own or each, there) for each, id_ in ids.items()]
+        )
+    found = []
     for path in sorted(folder.iterdir()):
         if re.match(r"licen[cs]e", path.name, re.IGNORECASE) and path.is_file():
             with path.open("rb") as file:
                 text = " ".join(file.read(_HEAD).decode("utf-8", "replace").split())
-            for pattern, id_ in _TEXTS:
-                if re.search(pattern, text, re.IGNORECASE):
-                    return Licence(id_)
-            return Licence("other", f"see {path.name}")
-    return None
+            id_ = _id_of_text(text)
+            found.append(Licence(id_) if id_ else Licence("other", f"see {path.name}"))
+    return _together(found) if found else None
+
+
+def _id(name: str) -> str | None:
+    """The Hub's name for what somebody has written: `CC BY-NC 4.0` is `cc-by-nc-4.0`."""
+    id_ = re.sub(r"[\s_-]+", "-", name.strip().lower())
+    return next((each for each in (id_, id_.removesuffix("-license")) if each in KNOWN), None)
+
+
+def _id_of_text(text: str) -> str | None:
+    found = set()
+    for pattern, id_ in _TEXTS:
+        match = re.search(pattern, text, re.IGNORECASE)
+        if match and match.start() < _BEGINS:
+            found.add(id_)
+    if len(found) != 1:
+        return None
+    (id_,) = found
+    return None if id_ in FREE and re.search(_LIMITED, text, re.IGNORECASE) else id_
+
+
+def _together(licences: list[Licence]) -> Licence:
+    """The strictest of those that one folder names, `other` where none is. What forbids most is never lost in that."""
+    for group in (VAGUE, NO_DERIVATIVES, (*NON_COMMERCIAL, *RESEARCH)):
+        if its := [each for each in licences if each.id in group]:
+            return max(its, key=lambda each: group.index(each.id))
+    try:
+        found = strictest({f"{number}": each for number, each in enumerate(licences)})
+    except ConflictError:
+        return Licence("other", ", ".join(dict.fromkeys(each.name or each.id for each in licences)))
+    assert found is not None
+    return found
 
 
 def strictest(known: Mapping[str, Licence | None]) -> Licence | None:
@@ -142,22 +184,21 @@ def strictest(known: Mapping[str, Licence | None]) -> Licence | None:
 
     Raises ConflictError where the parts' licences do not go together, or cannot be put in order.
     """
-    carried: tuple[str, Licence] | None = None
-    for what, licence in known.items():
-        if licence is None:
-            continue
+    parts = [(what, licence) for what, licence in known.items() if licence is not None]
+    for what, licence in parts:
         if licence.id in NO_DERIVATIVES:
             raise _conflict(f"{what} is under {licence}, which forbids to publish what is made from it")
-        if carried is None or carried[1] == licence:
-            carried = carried or (what, licence)
-            continue
-        carried = _stricter(carried, (what, licence))
-    return carried[1] if carried else None
+        if licence.id in VAGUE:
+            raise _conflict(f"{what} says of its licence only {licence.id!r}, and so nobody can tell what it allows")
+    # Every two of them: what one carried so far would hide a conflict with what it took the place of.
+    for one, other in combinations(parts, 2):
+        _stricter(one, other)
+    return reduce(_stricter, parts)[1] if parts else None
 
 
 def _stricter(one: tuple[str, Licence], other: tuple[str, Licence]) -> tuple[str, Licence]:
     (first, a), (second, b) = one, other
-    if a.id == b.id != "other":
+    if a == b or a.id == b.id != "other":
         return one
     said = f"{first} is under {a}, {second} under {b}"
     if (a.id, b.id) in STRICTER or (b.id, a.id) in STRICTER:

@@ -144,18 +144,24 @@ class Publications:
                 query = query.where(PublicationRow.id < after)
             return [_publication(row) for row in session.scalars(query)]
 
-    def newest_by_domain(self) -> dict[str, Publication]:
-        """The newest publication of a build of every domain that has one which was not withdrawn, in one query."""
-        newest = (
-            select(func.max(PublicationRow.id))
-            .join(BuildRow, BuildRow.id == PublicationRow.build_id)
+    def standing(self) -> builtins.list[Publication]:
+        """The newest of every repository that has a build and was not withdrawn, newest first, in one query.
+
+        Where the newest was withdrawn, what was there before it does not stand again: the repository's head is not that.
+        """
+        newest = select(func.max(PublicationRow.id)).group_by(PublicationRow.repo)
+        query = (
+            select(PublicationRow)
+            .where(PublicationRow.id.in_(newest), PublicationRow.build_id.is_not(None))
             .where(PublicationRow.id.not_in(select(WithdrawalRow.publication_id)))
-            .group_by(BuildRow.domain_id)
+            .order_by(PublicationRow.id.desc())
         )
-        query = select(PublicationRow).where(PublicationRow.id.in_(newest))
         with self._database.reading() as session:
-            found = [_publication(row) for row in session.scalars(query)]
-        return {publication.domain: publication for publication in found}
+            return [_publication(row) for row in session.scalars(query)]
+
+    def newest_by_domain(self) -> dict[str, Publication]:
+        """The newest publication of a build of every domain that has one which stands."""
+        return {publication.domain: publication for publication in reversed(self.standing())}
 
     def newest_by_adapter(self, digests: builtins.list[str]) -> dict[str, Publication]:
         """By digest, where these adapter versions were last published, unless that was withdrawn."""

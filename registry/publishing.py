@@ -42,11 +42,12 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Before:
-    """What this registry has published to the repository: the newest commit, and every path that was ever ours there."""
+    """What this registry has published to the repository: the newest commit, and every file that was ever ours there."""
 
     revision: str | None = None
     same: bool = False  # whether the newest commit carries the very thing that is to be published
-    files: frozenset[str] = frozenset()
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 (hex) by path, of the newest commit
+    ever: Mapping[str, frozenset[str]] = field(default_factory=dict)  # the same, of all commits
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def plan(
         return replace(found, unreached="Hub not reached: not asked")
     try:
         with hub.patient_and_discreet():
-            info = retried(lambda: hub.existing(repo), tell)
+            info = hub.existing(repo, tell)
             if info is None:
                 fresh = tuple(replace(file, change="new") for file in files)
                 return replace(found, files=fresh, repo_exists=False)
@@ -157,11 +158,13 @@ def publish(
     api = HfApi()
     with hub.patient_and_discreet(), explained("publish to", plan.repo):
         if plan.repo_exists is None:
-            info = retried(lambda: hub.existing(plan.repo), tell)
+            info = hub.existing(plan.repo, tell)
             if info is not None:
                 plan = _compared(plan, folder, info, {}, tell)
         if not plan.repo_exists:
             retried(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), tell)
+            # One that we published to and that was deleted since has nothing of ours any more.
+            plan = replace(plan, before=Before())
             plan = _compared(plan, folder, retried(lambda: hub.info(plan.repo), tell), {}, tell)
         if plan.commit is not None:
             tagged = _commit_of_tag(api, plan, tell)
@@ -249,7 +252,8 @@ def _compared(
                 (folder / path).write_bytes(theirs)
                 kept = PlannedFile(path, len(theirs), hashlib.sha256(theirs).hexdigest(), "same")
                 files = tuple(kept if file.path == path else file for file in files)
-    ours, wanted = plan.before.files, {file.path for file in files}
+    wanted = {file.path for file in files}
+    ours = _ours(plan, info.sha, there, {file.path for file in files if file.change == "same"})
     strangers = there.keys() - ours - wanted - set(OF_THE_HUB)
     found = replace(
         plan,
@@ -262,7 +266,9 @@ def _compared(
         replaced=tuple(file.path for file in files if file.change == "changed" and file.path not in ours),
     )
     if not found.uploads and not found.removed:
-        at = plan.before.revision if plan.before.same else None
+        # The newest row's commit, if it is that of these very bytes: one that was made after it may have no row.
+        as_before = plan.before.same and plan.before.files == {file.path: file.sha256 for file in files}
+        at = plan.before.revision if as_before else None
         return replace(found, commit=at or info.sha, replaced=())
     if not plan.rebase:
         _check_owner(found, info.sha, tell)
@@ -274,6 +280,18 @@ def _compared(
             hint="remove them on the Hub, or choose another repository",
         )
     return found
+
+
+def _ours(plan: PublicationPlan, head: str, there: Mapping[str, RepoFile], same: Collection[str]) -> set[str]:
+    """The paths of the repository that have bytes of a publication of ours: whatever else has come to a path is somebody's work."""
+    ours = plan.before.ever.keys() & there.keys()
+    if head == plan.before.revision:
+        return ours
+    return {path for path in ours if path in same or _sha256(plan.repo, there[path], head) in plan.before.ever[path]}
+
+
+def _sha256(repo: str, file: RepoFile, commit: str) -> str:
+    return file.lfs.sha256 if file.lfs is not None else hashlib.sha256(_read(repo, file.path, commit)).hexdigest()
 
 
 def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
@@ -296,9 +314,14 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
             f"somebody else has committed to {plan.repo}: it is at commit {head} ({newest.title!r:.80}),"
             f" and our last publication is commit {plan.before.revision}"
         )
+    hint = "look at what came in; --rebase goes on top of it"
     if said:
         message += f"; that commit says of itself {said!r}"
-    raise ConflictError(message, hint="look at what came in; --rebase goes on top of it")
+        what = said.removeprefix("RecCocktail-").split()[:2]  # a publication that was cut off, perhaps
+        hint = (
+            f"if it is of this registry, publish {' '.join(what).replace(':', '').lower():.80} again first; else {hint}"
+        )
+    raise ConflictError(message, hint=hint)
 
 
 def _change(file: PlannedFile, folder: Path, there: Mapping[str, RepoFile]) -> Change:
@@ -398,7 +421,14 @@ def _has_arrived(plan: PublicationPlan, folder: Path, commit: str) -> bool:
 
 
 def _check_arrived(plan: PublicationPlan, folder: Path, commit: str) -> None:
-    if not _has_arrived(plan, folder, commit):
+    try:
+        arrived = _has_arrived(plan, folder, commit)
+    except HubError as error:
+        raise HubError(
+            f"{plan.repo} took commit {commit}, but whether all of it has arrived could not be looked at: {error}",
+            hint="publish again: the commit is recognised",
+        ) from error
+    if not arrived:
         raise HubError(
             f"{plan.repo} took commit {commit}, but its files are not those that were sent",
             hint="look at the commit on the Hub, then publish again",
@@ -440,6 +470,10 @@ def _tag_taken(plan: PublicationPlan, commit: str, note: str = "") -> ConflictEr
     )
 
 
-def paths_of(publications: Collection[Mapping[str, str] | None]) -> frozenset[str]:
-    """Every path that one of these publications has put there."""
-    return frozenset(path for files in publications for path in files or ())
+def ever_published(publications: Collection[Mapping[str, str] | None]) -> dict[str, frozenset[str]]:
+    """By path, the SHA-256 (hex) of whatever these publications have put there."""
+    found: dict[str, set[str]] = {}
+    for files in publications:
+        for path, digest in (files or {}).items():
+            found.setdefault(path, set()).add(digest)
+    return {path: frozenset(digests) for path, digests in found.items()}

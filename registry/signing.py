@@ -72,6 +72,26 @@ def alike(one: bytes, other: bytes) -> bool:
         return False
 
 
+def holds(signature: bytes, folder: Path, key: Path | None) -> bool:
+    """Whether a signature is by the public half of this private key, and of the folder's files as they are."""
+    if key is None:
+        return False
+    from importlib import import_module
+
+    _library()
+    serialization = import_module("cryptography.hazmat.primitives.serialization")
+    private = _loaded(key, lambda: serialization.load_pem_private_key(key.read_bytes(), None))
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with tempfile.TemporaryDirectory(prefix="reccocktail-verify-") as temporary:
+        plain = _plain(folder, Path(temporary) / folder.name)
+        (plain / SIGNATURE).unlink(missing_ok=True)  # a link, perhaps
+        (plain / SIGNATURE).write_bytes(signature)
+        (half := Path(temporary) / "key.pub").write_bytes(public)
+        return not verify(plain, half)
+
+
 def _essence(signature: bytes) -> Any:
     resources = _payload(signature)["predicate"]["resources"]
     return json.loads(signature)["verificationMaterial"].get("publicKey"), resources
@@ -80,7 +100,8 @@ def _essence(signature: bytes) -> Any:
 def _payload(signature: bytes) -> dict[str, Any]:
     try:
         found = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-        found["predicate"]["resources"][0]["name"]
+        if not [str(each["name"]) for each in found["predicate"]["resources"]]:
+            raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InvalidArtifactError(f"{SIGNATURE} is no signature of a model: {error!r}") from error
     return found

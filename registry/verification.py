@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from .publishing import is_loaded
 from .registry import Registry
 
 PROVENANCE = "provenance.json"
+CARD = "README.md"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+CODE = ("*.py", "*.so", "*.jinja")  # what runs, in whatever folder it lies
+_WRITTEN_ANEW = (CARD, PROVENANCE, SIGNATURE, "adapter_config.json")  # when something is published
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found: `problems` make it unsound, `notes` a reader should know. `signature` is none, unchecked, sound or broken."""
+    """What was found: `problems` make it unsound, `notes` a reader should know.
+
+    `signature` is none, unchecked, sound, partial (sound, of less than what would be used) or broken.
+    """
 
     files: int
     problems: tuple[str, ...]
@@ -42,25 +50,32 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
             problems.append(f"{name} is not what provenance.json says: {found}, there {digest}")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     there -= {".gitattributes", SIGNATURE}
-    covered = set(subjects) | {PROVENANCE}
+    covered = {*subjects, PROVENANCE, CARD}
     signature = "none"
     if (folder / SIGNATURE).is_file():
         from . import signing
 
-        covered |= signing.signed_files(folder)
+        signed = signing.signed_files(folder)
         signature = "unchecked"
         if key is not None:
             wrong = signing.verify(folder, key)
-            signature = "broken" if wrong else "sound"
             problems += [f"the signature: {each}" for each in wrong]
+            # A sound signature says nothing of what it does not name, be it of another folder or of a part of this one.
+            unsigned = sorted(there - signed)
+            open_ = [path for path in unsigned if path in subjects or path == PROVENANCE or _is_used(path)]
+            problems += [f"the signature: {path} is not signed" for path in open_]
+            notes += [f"{path} is not signed" for path in unsigned if path not in open_]
+            covered |= set(unsigned)  # and told of already
+            signature = "broken" if wrong else "partial" if open_ else "sound"
         else:
             notes.append("it is signed; --key PUBLIC_KEY checks the signature")
+        covered |= signed
     elif key is not None:
         problems.append("it is not signed")
     for path in sorted(there - covered):
-        if is_loaded(path) and path != "README.md":
+        if _is_used(path):
             problems.append(f"{path} is in no paper, and would be loaded")
-        elif path != "README.md":
+        else:
             notes.append(f"{path} is in no paper")
     return Verification(len(there), tuple(problems), tuple(notes), signature, statement)
 
@@ -75,23 +90,44 @@ def known_as(registry: Registry, statement: Mapping[str, Any]) -> str | None:
                 adapter = registry.adapters.resolve(str(about.get("ref")), base=base.name)
             except RecCocktailError:
                 continue
-            if adapter.digest == about.get("digest") and base.digest == made_of.get("base"):
+            same = adapter.digest == about.get("digest") and base.digest == made_of.get("base")
+            if same and _is_of(registry, statement, adapter.digest):
                 return adapter.ref
         return None
-    weights = {n: d for n, d in _digests(statement["subject"]).items() if n.endswith(".safetensors")}
     after = None
     try:
         while page := registry.builds.list(domain=str(given.get("domain")), status="succeeded", limit=200, after=after):
             for build in page:
                 its = {entry["digest"] for entry in build.inputs["adapters"]} | {build.inputs["base"]["digest"]}
-                if its == set(made_of.values()) and build.digest and registry.store.has(build.digest):
-                    files = registry.store.tree(build.digest).files
-                    if all(name in files and f"sha256:{files[name].sha256}" == d for name, d in weights.items()):
-                        return f"build {build.id}"
+                if its == set(made_of.values()) and build.digest and _is_of(registry, statement, build.digest):
+                    return f"build {build.id}"
             after = page[-1].id
     except NotFoundError:  # no such domain
         return None
     return None
+
+
+def _is_of(registry: Registry, statement: Mapping[str, Any], digest: str) -> bool:
+    """Whether the statement's subjects are, file by file, what the store keeps under a digest, weights among them."""
+    if not registry.store.has(digest):
+        return False
+    subjects = _digests(statement["subject"])
+    kept = {name: f"sha256:{entry.sha256}" for name, entry in registry.store.tree(digest).files.items()}
+    mine, its = (
+        {name: each for name, each in files.items() if name not in _WRITTEN_ANEW} for files in (subjects, kept)
+    )
+    return mine == its and any(_is_like(name, WEIGHTS) for name in its)
+
+
+def _is_used(path: str) -> bool:
+    """Whether a loader would take the file for a part of the model, or could run it."""
+    if path == CARD:
+        return False
+    return is_loaded(path) or _is_like(path, WEIGHTS) or _is_like(path, CODE)
+
+
+def _is_like(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(path.lower(), pattern) for pattern in patterns)
 
 
 def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -104,6 +140,8 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
         if found["_type"] != "https://in-toto.io/Statement/v1":
             raise ValueError(f"of type {found['_type']!r:.80}")
         definition = found["predicate"]["buildDefinition"]
+        if not found["subject"]:
+            raise ValueError("it is about no file")
         for entries in (found["subject"], definition["resolvedDependencies"]):
             _digests(entries)
         dict(definition["externalParameters"])
@@ -116,8 +154,10 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
 def _subjects(statement: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     found = {}
     for name, digest in _digests(statement["subject"]).items():
-        if name.startswith("/") or ".." in Path(name).parts:
-            problems.append(f"provenance.json names {name!r}, which is no file of the folder")
+        parts = Path(name).parts
+        too_long = any(len(part.encode("utf-8", "replace")) > 255 for part in parts) or len(name) > 1000
+        if name.startswith("/") or ".." in parts or "\0" in name or too_long:
+            problems.append(f"provenance.json names {name[:80]!r}, which is no file of the folder")
         else:
             found[name] = digest
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 from peft import PeftModel
 from reccocktail.registry import publishing
+from reccocktail.registry.signing import sign
 from transformers import AutoModelForCausalLM
 
 REPO = "acme/skin-care"
@@ -230,12 +233,49 @@ def test_a_conflict_of_licences_stops_before_anything_is_sent_unless_one_is_name
     assert "no licence that the Hub knows" in built("publish", "spirit", "--to", REPO, "--license", "own", code=2).err
 
 
+def test_stale_takes_a_licence_that_was_named_for_other_parts_no_further(
+    built: Any, hub: Any, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    built("publish", "skin-care", "--to", REPO, "--license", "mit")
+    head = hub.head(REPO)
+    lora = with_papers(loras["newer"], tmp_path / "nc", NON_COMMERCIAL)
+    built("adapter", "add", lora, "--base", "tiny", "--domain", "skin-care")
+    built("build", "request", "--stale", "--wait")
+    answer = built("publish", "--stale", code=1)
+    assert f"{REPO} was published under mit, which was named for none" in answer.err
+    assert "skin-care@v2 is under cc-by-nc-4.0" in answer.err
+    assert "--license ID" in answer.err
+    assert hub.head(REPO) == head
+    built("publish", "--stale", "--license", "cc-by-nc-4.0")
+    assert card_of(hub, REPO).data.license == "cc-by-nc-4.0"
+
+
+def test_every_part_without_a_licence_is_noted(
+    built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "licensed"
+    shutil.copytree(tiny_base, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    built("base", "add", "licensed", base)
+    words = ("--base", "licensed", "--domain", "kitchen", "--allow-base-mismatch")
+    built("adapter", "add", loras["ingredient"], *words)
+    answer = built("publish", "kitchen@v1", "--to", "acme/kitchen", "--dry-run")
+    assert "the licence is apache-2.0; of kitchen@v1 none is known" in answer.err
+
+
 def test_a_card_has_what_was_measured_with_intervals(built: Any, hub: Any) -> None:
     adaptive, _ = builds(built)
     built("evaluate", "tiny", "skin-care", adaptive, "--domain", "skin-care", "--limit", "6")
     built("publish", "skin-care", "--to", REPO)
     text = card_of(hub, REPO).text
     assert "6 users; means with 95 % bootstrap intervals" in text
+    for kept in [*(built.home / "evaluations").glob("*.json")]:
+        for key in ("metrics", "ranks", "task"):
+            content = json.loads(kept.read_text())
+            del content[key]
+            (kept.parent / f"z-without-{key}-{kept.name}").write_text(json.dumps(content))
+    built("publish", "skin-care", "--to", "acme/second")
+    assert "bootstrap intervals" in card_of(hub, "acme/second").text
     measured = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ") and "[" in line]
     assert measured == ["| tiny", "| skin-care@v1", "| this model"]
 
@@ -307,6 +347,115 @@ def test_verify_finds_what_changed_in_what_was_exported(built: Any) -> None:
     assert "no in-toto statement" in built("verify", "./exported", code=1).err
 
 
+def forge(folder: Path, change: Any) -> None:
+    """What is written of the folder's files is made true of what they are now."""
+    change()
+    path = folder / "provenance.json"
+    content = json.loads(path.read_text())
+    names = sorted(each.name for each in folder.iterdir() if each.name not in ("README.md", "provenance.json"))
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    content["subject"] = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()]
+    path.write_text(json.dumps(content))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def copied(hub: Any, repo: str, folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in hub.files(repo).items():
+        if name != ".gitattributes":
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def test_weights_that_only_their_own_papers_know_are_not_known_to_the_registry(
+    built: Any, hub: Any, tmp_path: Path
+) -> None:
+    adaptive, _ = builds(built)
+    built("publish", "skin-care@v1", "--to", "acme/ingredient")
+    lora = copied(hub, "acme/ingredient", tmp_path / "lora")
+    assert built("verify", lora, "--json").json["known_as"] == "skin-care@v1"
+    forge(lora, lambda: flip(lora / "adapter_model.safetensors"))
+    found = built("verify", lora, "--json").json
+    assert (found["ok"], found["known_as"]) == (True, None)
+
+    built("build", "export", adaptive, "exported")
+    folder = built.folder / "exported"
+    assert built("verify", folder, "--json").json["known_as"] == f"build {adaptive}"
+    forge(folder, lambda: (folder / "generation_config.json").write_text('{"max_new_tokens": 1}'))
+    assert built("verify", folder, "--json").json["known_as"] is None
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    forge(folder, lambda: (folder / "pytorch_model.bin").write_bytes(b"anything"))
+    assert built("verify", folder, "--json").json["known_as"] is None
+
+
+def test_a_broken_signature_on_the_hub_is_not_kept_for_its_likeness(built: Any, hub: Any, key: Path) -> None:
+    built("publish", "skin-care", "--to", REPO, "--sign", key)
+    good = hub.files(REPO)["model.sig"]
+    spoilt = json.loads(good)
+    (signed,) = spoilt["dsseEnvelope"]["signatures"]
+    raw = bytearray(base64.b64decode(signed["sig"]))
+    raw[-1] ^= 1
+    signed["sig"] = base64.b64encode(raw).decode()
+    hub.add_repo(REPO, hub.files(REPO) | {"model.sig": json.dumps(spoilt).encode()}, private=True)
+    built("verify", REPO, "--key", key.with_suffix(".pub"), code=1)
+    built("publish", "skin-care", "--to", REPO, "--sign", key, "--rebase")
+    assert built("verify", REPO, "--key", key.with_suffix(".pub"), "--json").json["signature"] == "sound"
+    # one that is sound though no row knows it, as after a kill before the row, is kept
+    hub.add_repo(REPO, hub.files(REPO) | {"model.sig": good}, private=True)
+    answer = built("publish", "skin-care", "--to", REPO, "--sign", key, "--rebase")
+    assert "the Hub has it already" in answer.err
+    assert hub.files(REPO)["model.sig"] == good
+
+
+def test_a_sound_signature_of_something_else_does_not_stand_for_the_folder(
+    built: Any, hub: Any, key: Path, tmp_path: Path
+) -> None:
+    built("publish", "skin-care", "--to", REPO, "--sign", key)
+    folder = copied(hub, REPO, tmp_path / "copy")
+    public = ("--key", key.with_suffix(".pub"), "--json")
+    (folder / "notes.md").write_text("of whoever downloaded it")
+    found = built("verify", folder, *public).json
+    assert (found["ok"], found["signature"], found["notes"]) == (True, "sound", ["notes.md is not signed"])
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.md").write_text("of whoever downloaded it")
+    sign(other, other / "model.sig", key)
+    shutil.copyfile(other / "model.sig", folder / "model.sig")
+    found = built("verify", folder, *public, code=1).json
+    assert (found["ok"], found["signature"]) == (False, "partial")
+    for name in ("provenance.json", "model.safetensors", "config.json"):
+        assert f"the signature: {name} is not signed" in found["problems"]
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "model.gguf", "chat_templates/tools.jinja"])
+def test_code_and_pickles_that_are_in_no_paper_are_no_mere_note(built: Any, name: str) -> None:
+    built("build", "export", builds(built)[0], "exported")
+    path = built.folder / "exported" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    assert f"{name} is in no paper, and would be loaded" in built("verify", "./exported", code=1).err
+
+
+def test_papers_that_name_what_no_file_can_be_called_are_told_as_a_problem(built: Any) -> None:
+    built("build", "export", builds(built)[0], "exported")
+    path = built.folder / "exported" / "provenance.json"
+    content = json.loads(path.read_text())
+    content["subject"].append({"name": "x" * 300, "digest": {"sha256": "0" * 64}})
+    path.write_text(json.dumps(content))
+    assert "which is no file of the folder" in built("verify", "./exported", code=1).err
+    payload = {"predicate": {"resources": [{"name": "config.json"}, {"digest": "0"}]}}
+    envelope = {"dsseEnvelope": {"payload": base64.b64encode(json.dumps(payload).encode()).decode()}}
+    (built.folder / "exported" / "model.sig").write_text(json.dumps(envelope))
+    assert "model.sig is no signature" in built("verify", "./exported", code=1).err
+
+
 # after publishing
 
 
@@ -338,6 +487,60 @@ def test_publish_stale_makes_no_repository_and_leaves_the_others_their_turn(buil
     answer = built("publish", "--stale", code=1)
     assert f"{REPO} is not on the Hub any more" in answer.err
     assert hub.repos == {}
+
+
+def test_what_was_withdrawn_is_not_published_again_by_stale(built: Any, hub: Any) -> None:
+    adaptive, average = builds(built)
+    built("publish", average, "--to", REPO)
+    withdrawn = built("publish", adaptive, "--to", REPO, "--json").json
+    built("unpublish", withdrawn["id"])
+    (shown,) = built("status", "skin-care", "--json").json
+    assert (shown["published"], shown["publication"]) == (None, None)
+    assert built("publish", "--stale", "--json").json == []
+    built("publish", average, "--to", REPO)  # and the build that was withdrawn still stands for the domain
+    head = hub.head(REPO)
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
+    answer = built("publish", "--stale")
+    assert f"{REPO} is left as it is: build {adaptive} was withdrawn there" in answer.err
+    assert hub.head(REPO) == head
+    built("publish", adaptive, "--to", REPO)  # said by name, it counts again
+    built("publish", average, "--to", REPO)
+    assert [row["build"] for row in built("publish", "--stale", "--json").json] == [adaptive]
+
+
+def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict[str, Path], tiny_base: Path) -> None:
+    adaptive, _ = builds(built)
+    built("publish", "skin-care", "--to", REPO)
+    built("publish", "skin-care", "--to", "acme/second")
+    head = hub.head(REPO)
+    # the domain waits for its build, and what was built last is by another recipe
+    built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
+    (trial,) = built("build", "request", "skin-care", "--recipe", "average", "--wait", "--json").json
+    answer = built("publish", "--stale")
+    assert f"{REPO} is left as it is: build {trial['id']} is by another recipe" in answer.err
+    assert hub.head(REPO) == head
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
+    # or of another base model
+    built("base", "add", "other", tiny_base)
+    for which, where in (("spirit", "--spirit"), ("ingredient", "--domain=skin-care")):
+        built("adapter", "add", loras[which], "--base", "other", where, "--allow-base-mismatch")
+    words = ("build", "request", "skin-care", "--base", "other", "--wait", "--json")
+    (other,) = built(*words).json
+    answer = built("publish", "--stale")
+    assert f"build {other['id']} is of base model other" in answer.err
+    assert hub.head(REPO) == head
+    # what is of the present inputs goes to every repository that the domain is in
+    (newer,) = built("build", "request", "skin-care", "--base", "tiny", "--wait", "--json").json
+    assert built("status", "skin-care", "--json").json[0]["publication"] == "stale"
+    del hub.repos["acme/second"]
+    failed, done = built("publish", "--stale", "--json", code=1).json
+    assert (failed["repo"], failed["error"]["code"]) == ("acme/second", "hub")
+    assert (done["repo"], done["build"]) == (REPO, newer["id"]) != (REPO, adaptive)
+
+
+def test_what_stale_would_not_heed_is_refused(built: Any) -> None:
+    for words in (("--base", "tiny"), ("--public",), ("--private",)):
+        assert "stay what they are there" in built("publish", "--stale", *words, code=2).err
 
 
 def test_what_is_withdrawn_counts_no_more_and_is_still_there(built: Any, hub: Any) -> None:
@@ -390,6 +593,10 @@ def test_no_token_is_in_any_output_row_log_or_file(
     fault(hub, r"PUT /lfs/", status=500, times=1000)
     run("publish", "skin-care", "--to", REPO, code=1)
     hub.faults.clear()
+    for status in (400, 507):
+        fault(hub, r"PUT /lfs/", status=status, message="", times=1000)
+        run("publish", "skin-care", "--to", REPO, code=1)
+        hub.faults.clear()
     fault(hub, r"POST .*/commit/", status=403, message=f"Forbidden for {planted}", times=1000)
     run("publish", "skin-care", "--to", REPO, code=1)
     hub.faults.clear()
@@ -407,6 +614,7 @@ def test_no_token_is_in_any_output_row_log_or_file(
     said.append(debugged.out + debugged.err)
     assert "curl" in debugged.err
     assert not [text for text in said if "Planted" in text]
+    assert not [text for text in said[:-1] if "Amz-Signature" in text]
     everything = [*built.home.rglob("*"), *built.folder.rglob("*")]
     assert not [path for path in everything if path.is_file() and planted.encode() in path.read_bytes()]
     assert not [name for name, data in hub.files(REPO).items() if planted.encode() in data]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,53 @@ def test_what_is_detected_is_what_the_hub_knows():
     from reccocktail.registry.licences import _TEXTS
 
     assert {id_ for _, id_ in _TEXTS} <= KNOWN
+
+
+@pytest.mark.parametrize("hidden", ["cc-by-4.0", "lgpl-2.1", "bsd-3-clause"])
+def test_a_third_part_hides_no_conflict_whatever_the_order(hidden):
+    for names in permutations(("apache-2.0", hidden, "gpl-2.0")):
+        with pytest.raises(ConflictError, match="not compatible"):
+            of(**dict(zip("abc", names, strict=True)))
+
+
+@pytest.mark.parametrize("vague", ["unknown", "cc"])
+def test_a_licence_that_says_nothing_is_refused(vague):
+    with pytest.raises(ConflictError, match=f"adapter says of its licence only '{vague}'") as caught:
+        of(base="mit", adapter=vague)
+    assert "--license" in str(caught.value.hint)
+
+
+MIT = "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy of it."
+APACHE = "Apache License\nVersion 2.0, January 2004"
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"LICENSE-CODE": MIT, "LICENSE-MODEL": "Terms of our own."}, Licence("other", "see LICENSE-MODEL")),
+        ({"LICENSE-MIT": MIT, "LICENSE-APACHE": APACHE}, Licence("apache-2.0")),
+        ({"LICENSE": MIT, "LICENSE-DATA": "Attribution-NonCommercial 4.0 International"}, Licence("cc-by-nc-4.0")),
+        ({"LICENSE": '"Commons Clause" License Condition v1.0\n\n' + MIT}, Licence("other", "see LICENSE")),
+        ({"LICENSE": MIT + "\n\nCommons Clause: the right to sell is not granted."}, Licence("other", "see LICENSE")),
+        ({"LICENSE": "For research, non-commercial.\n" + "Terms. " * 100 + "Notices:\n" + APACHE}, Licence("other", "see LICENSE")),
+        ({"LICENSE": "Attribution-NoDerivatives 4.0 International"}, Licence("cc-by-nd-4.0")),
+        ({"LICENSE": "Creative Commons Attribution-NonCommercial-ShareAlike 4.0"}, Licence("cc-by-nc-sa-4.0")),
+        ({"README.md": "---\nlicense: [mit, cc-by-nc-4.0]\n---\n"}, Licence("cc-by-nc-4.0")),
+        ({"README.md": "---\nlicense: [mit, acme]\n---\n"}, Licence("other", "acme")),
+        ({"README.md": "---\nlicense: [mit, cc-by-nd-4.0, unknown]\n---\n"}, Licence("unknown")),
+        ({"README.md": "---\nlicense: CC BY-NC 4.0\n---\n"}, Licence("cc-by-nc-4.0")),
+        ({"README.md": "---\nlicense: Apache 2.0\n---\n"}, Licence("apache-2.0")),
+        ({"README.md": "---\nlicense: MIT License\n---\n"}, Licence("mit")),
+    ],
+)  # fmt: skip
+def test_no_licence_is_read_as_a_freer_one(tmp_path, files, found):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert known_licence(tmp_path) == found
+
+
+def test_the_licences_that_are_in_full_are_known(tmp_path):
+    bsd = "Copyright (c) A\n\nRedistribution and use in source and binary forms, with or without modification, "
+    for text, id_ in ((bsd + "x" * 900, "bsd-2-clause"), (bsd + "x" * 900 + " Neither the name of", "bsd-3-clause")):
+        (tmp_path / "LICENSE").write_text(text)
+        assert known_licence(tmp_path) == Licence(id_)

@@ -69,14 +69,17 @@ def test_what_is_withdrawn_stays_and_counts_no_more(registry: Registry, parts: A
     lora = publications.add(ingredient, "acme/lora", "c3")
     (gone,) = publications.withdraw(str(second.id))
     assert gone.withdrawn_at
-    assert publications.newest_by_domain() == {"beauty": first}
+    assert publications.newest_by_domain() == {}  # the repository's head is not the first
+    elsewhere = publications.add(build, "acme/second", "c4")
+    assert publications.newest_by_domain() == {"beauty": elsewhere}
+    publications.withdraw("acme/second")
     assert [row.withdrawn_at is not None for row in publications.withdraw(REPO)] == [True, True]
     assert publications.newest_by_domain() == {}
     publications.withdraw("acme/lora")
     assert publications.newest_by_adapter([ingredient.digest]) == {}
     kinds = [(event.kind, event.subject) for event in registry.events.list(limit=3)]
     assert kinds == [("adapter.withdrawn", "beauty@v1"), *[("build.withdrawn", build.id)] * 2]
-    assert {row.id for row in publications.list()} == {first.id, second.id, lora.id}
+    assert {row.id for row in publications.list()} == {first.id, second.id, lora.id, elsewhere.id}
     again = publications.add(build, REPO, "c2")
     assert isinstance(again, Publication)
     assert again.withdrawn_at is None

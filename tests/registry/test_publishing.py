@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ def publish(folder: Path, *, message: str = "beauty, build 7", **options: Any) -
 
 
 def before(published: Published, folder: Path) -> Before:
-    return Before(published.commit, False, frozenset(path.name for path in folder.iterdir()))
+    files = {path.name: sha(path.read_bytes()) for path in folder.iterdir()}
+    return Before(published.commit, False, files, publishing.ever_published([files]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -238,14 +241,54 @@ def test_a_publication_whose_row_was_never_written_is_recognised(hub, result):
     assert hub.tags(REPO) == {"v1": lost.commit}
 
 
+def test_a_tag_stands_at_the_commit_that_has_the_files_not_at_the_newest_that_has_a_row(hub, result):
+    """A card that changed was published again, and killed before the row: the newest row is of the commit before."""
+    known = replace(before(publish(result), result), same=True)
+    (result / "README.md").write_bytes(b"# measured meanwhile\n")
+    lost = publish(result, before=known)
+    assert lost.commit != known.revision
+    again = publish(result, before=known, tag="v2")
+    assert (again.commit, again.made) == (lost.commit, False)
+    assert hub.tags(REPO) == {"v2": lost.commit}
+    assert hub.files(REPO, "v2")["README.md"] == b"# measured meanwhile\n"
+
+
+def test_a_path_of_ours_with_bytes_of_somebody_else_is_theirs(hub, result):
+    first = publish(result)
+    known = before(first, result)
+    theirs = {"recipe.json": b"rewritten by hand", "config.json": b'{"theirs": 1}'}
+    hub.add_repo(REPO, hub.files(REPO) | theirs, private=True)
+    (result / "recipe.json").unlink()
+    (result / "config.json").write_bytes(b'{"newer": true}')
+    (result / "tokenizer.json").unlink()
+    planned = plan(result, before=known, rebase=True)
+    assert (planned.removed, planned.kept, planned.replaced) == (
+        ("tokenizer.json",),
+        ("recipe.json",),
+        ("config.json",),
+    )
+    publishing.publish(planned, result, message="on top")
+    assert hub.files(REPO)["recipe.json"] == b"rewritten by hand"
+
+
+def test_a_repository_that_was_deleted_on_the_hub_is_made_and_filled_again(hub, result):
+    known = before(publish(result), result)
+    del hub.repos[REPO]
+    (result / "config.json").write_bytes(b'{"newer": true}')
+    published = publish(result, before=known, tag="v2")
+    assert published_files(hub) == contents(result)
+    assert hub.tags(REPO) == {"v2": published.commit}
+
+
 def test_a_commit_of_the_same_build_with_an_older_card_counts_as_ours(hub, result):
     publish(result)
     (result / "README.md").write_bytes(b"# measured meanwhile\n")
     assert publish(result).made
     other = {"trailer": "RecCocktail-Build: 8"}
     (result / "README.md").write_bytes(b"# of another build\n")
-    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'"):
+    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'") as caught:
         publish(result, **other)
+    assert "publish build 7 again first" in str(caught.value.hint)
 
 
 def test_a_public_repository_is_not_filled_with_a_private_publication(hub, result):
@@ -354,6 +397,8 @@ HEALS = {
     "a tag that fails once": (r"POST .*/tag/", {"status": 503}),
     "a repository whose answer is lost": (r"POST /api/repos/create", {"lost": True}),
     "a repository that fails once": (r"POST /api/repos/create", {"status": 502}),
+    "a first look that fails twice": (r"GET /api/models/cellar/beauty", {"status": 503, "times": 2}),
+    "a first look that is dropped": (r"GET /api/models/cellar/beauty", {"cut": 0}),
     "a listing that fails once": (r"GET .*/tree/", {"status": 500}),
     "too many uploads": (UPLOAD, {"status": 429, "headers": {"Retry-After": "7"}}),
     "too many commits": (COMMIT, {"status": 429, "headers": {"Retry-After": "7"}}),
@@ -423,8 +468,20 @@ def test_a_tag_that_cannot_be_set_leaves_the_commit_known_and_is_set_by_the_next
         publishing.publish(plan(result, tag="v1"), result, message="new", committed=told.append)
     assert told == [hub.head(REPO)]
     hub.faults.clear()
-    again = publish(result, tag="v1", before=Before(told[0], True, frozenset(RESULT)))
+    again = publish(result, tag="v1", before=replace(before(Published(REPO, told[0], None, True), result), same=True))
     assert (again.commit, again.made, hub.tags(REPO)) == (told[0], False, {"v1": told[0]})
+
+
+def test_a_commit_that_cannot_be_looked_at_afterwards_is_named_and_recognised_by_the_next_run(hub, result, waits):
+    planned = plan(result)
+    hub.before_commit = lambda: fault(hub, r"GET .*/tree/", status=500, times=1000)
+    with pytest.raises(HubError) as caught:
+        publishing.publish(planned, result, message="new")
+    assert f"took commit {hub.head(REPO)}" in str(caught.value)
+    hub.faults.clear()
+    hub.before_commit = None
+    assert publish(result).commit == hub.head(REPO)
+    assert hub.history(REPO) == ["new", "initial commit"]
 
 
 def test_shards_that_had_arrived_before_a_failure_are_not_sent_again(hub, result, waits):
@@ -445,6 +502,25 @@ def test_the_keys_in_a_storage_hosts_urls_are_not_logged(hub, result, waits, cap
     assert "HTTP Error 500" in caplog.text
     assert "Amz-Signature" not in caplog.text
     assert hub.token not in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 507])
+def test_the_keys_in_a_storage_hosts_urls_are_in_no_error_and_no_traceback(hub, result, waits, status):
+    """Where the storage host answers without a word of its own, the client's error is its URL."""
+    fault(hub, UPLOAD, status=status, message="", times=1000)
+    with pytest.raises(HubError) as caught:
+        publish(result)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f"{status}" in shown or "no room" in shown
+    assert "Amz" not in shown
+
+
+def test_a_password_in_a_url_is_in_no_error(hub):
+    with pytest.raises(HubError) as caught, hub_module.explained("look at", REPO):
+        raise OSError("no proxy at http://me:secret@proxy:3128/ for http://store/x?X-Amz-Signature=abc now")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "no proxy at http://proxy:3128/ for http://store/x?… now" in str(caught.value)
+    assert not [secret for secret in ("secret", "abc") if secret in shown.partition("HubError")[2]]
 
 
 def test_a_connection_that_stays_silent_is_given_up(hub):
