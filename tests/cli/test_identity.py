@@ -131,4 +131,6 @@ def test_registries_are_opened_in_one_place_alone() -> None:
     root = Path(__file__).parents[2]
     sources = [path for room in ("cli", "engine", "trainers") for path in (root / room).glob("*.py")]
     opening = {path.name for path in sources if re.search(r"Registry\.(open|create)\b", path.read_text())}
-    assert opening == {"app.py"}
+    # beside the command: a task on another machine, which is told in whose name, and a serving engine, which only reads
+    assert opening == {"app.py", "on_ray.py", "vllm_plugin.py"}
+    assert "Registry.open(settings, actor=job.actor)" in (root / "engine" / "on_ray.py").read_text()
