@@ -407,9 +407,15 @@ def _translated(url: str) -> Iterator[None]:
         raise UsageError(f"that is nothing a database can look for or keep: {error}") from error
     except (SQLAlchemyError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error
-        passing = isinstance(error, (OperationalError, InterfaceError, sqlite3.OperationalError))
-        kind = UnavailableError if passing else DatabaseError
+        kind = UnavailableError if _passes(error, cause) else DatabaseError
         raise kind(f"{url}: {str(cause).strip()}", hint=_hint(cause)) from error
+
+
+def _passes(error: Exception, cause: BaseException | None) -> bool:
+    """Whether the database may answer in a while. SQLite's own errors are all of one class, and most of them stay."""
+    if (code := getattr(cause, "sqlite_errorcode", None)) is not None:
+        return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return isinstance(error, (OperationalError, InterfaceError))
 
 
 _BUSY = "try again; if it stays like this, look for a command that hangs"
