@@ -302,6 +302,8 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
         from ..registry.hub import download
         from ..registry.publishing import check_names
 
+        if source.startswith((".", "/", "~")):
+            raise UsageError(f"{folder} is no folder", hint="a folder, or ORG/NAME on the Hub")
         check_names(without_secrets(source))
         snapshot = download(source, revision=revision)
         folder, commit = snapshot.folder, snapshot.commit

@@ -106,7 +106,6 @@ class _Task:
     token: str
     builds: Sequence[Build]
     answer: ray.ObjectRef
-    placed: float = field(default_factory=time.monotonic)
 
 
 class _Driver:

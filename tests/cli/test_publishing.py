@@ -618,3 +618,8 @@ def test_no_token_is_in_any_output_row_log_or_file(
     everything = [*built.home.rglob("*"), *built.folder.rglob("*")]
     assert not [path for path in everything if path.is_file() and planted.encode() in path.read_bytes()]
     assert not [name for name, data in hub.files(REPO).items() if planted.encode() in data]
+
+
+def test_a_folder_to_verify_that_is_not_there_is_told_as_one(bare):
+    answer = bare("verify", "/nowhere/at/all", code=2)
+    assert "error: /nowhere/at/all is no folder" in answer.err
