@@ -561,13 +561,11 @@ def worker(
 @pass_app
 def status(app: App, domain: str | None, as_json: bool) -> None:
     """Per domain: what is current, what is built and published, and whether the build is fresh."""
-    from ..engine.builds import standing, standings
-    from ..engine.publishing import behind
+    from ..engine.publishing import overview
 
     with app.registry() as registry:
-        states = standings(registry) if domain is None else {domain: standing(registry, domain)}
-        published = registry.publications.newest_by_domain()
-        late = {each.last.domain: each for each in reversed(behind(registry)) if not each.skipped}
+        found = overview(registry, domain)
+    published, late = found.published, found.behind
     document = [
         {
             "domain": name,
@@ -580,7 +578,7 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             # of all repositories that the domain was published to
             "publication": None if name not in published else "stale" if name in late else "fresh",
         }
-        for name, state in states.items()
+        for name, state in found.states.items()
     ]
 
     def show() -> None:

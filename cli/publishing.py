@@ -111,7 +111,13 @@ def _subject(registry: Registry, text: str, base: str | None) -> Build | Adapter
         return row
     if text == "spirit" or "@" in text:
         return registry.adapters.resolve(text, base=base)
-    return registry.builds.get(text)
+    try:
+        return registry.builds.get(text)
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no domain and no build {text!r}",
+            hint="`reccocktail domain list` and `reccocktail build list` show them; an adapter is named NAME@v1 or NAME@ALIAS",
+        ) from None
 
 
 def _send(registry: Registry, trip: Trip) -> Publication:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -238,28 +238,46 @@ def standing(registry: Registry, domain: str, *, base: str | None = None) -> Sta
 
 def standings(registry: Registry, *, base: str | None = None) -> dict[str, Standing]:
     """Where every domain stands, by name: `standing` for all at once, in as many queries for many domains as for few."""
-    domains = registry.domains.list()
-    newest = registry.builds.newest_succeeded_by_domain()
-    look = _knowing(registry)
-    plans = {row.name: _now(look, row, base) for row in domains}
-    keys = {name: now.key for name, now in plans.items() if isinstance(now, Plan)}
-    found = {build.key: build for name, build in newest.items() if build.key == keys.get(name)}
-    found |= registry.builds.succeeded_with_keys(
-        key for name, key in keys.items() if name in newest and key not in found
-    )
-    stored = cache(registry.store.digests)
-    return {
-        row.name: _judged(
-            look,
-            row,
-            base,
-            plans[row.name],
-            newest.get(row.name),
-            found.get(keys.get(row.name, "")),
-            lambda digest: digest in stored(),
-        )
-        for row in domains
-    }
+    every = Standings(registry)
+    return {name: state for (name, _), state in every.among((name, base) for name in every.domains).items()}
+
+
+class Standings:
+    """Where domains stand, for one base model or another, all by what was in the registry at the beginning."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.domains = {row.name: row for row in registry.domains.list()}
+        self._newest = registry.builds.newest_succeeded_by_domain()
+        self._look = _knowing(registry)
+        self._succeeded_with_keys = registry.builds.succeeded_with_keys
+        self._stored = cache(registry.store.digests)
+        self._plans: dict[tuple[str, str | None], Plan | str] = {}
+        self._current: dict[str, Build | None] = {build.key: build for build in self._newest.values()}
+        """By key, the newest succeeded build of it."""
+
+    def among(self, places: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], Standing]:
+        """`standing` for each (domain, base), at one query for all that is not known yet."""
+        plans = {place: self._plan(*place) for place in places}
+        asked = {
+            now.key for (name, _), now in plans.items() if isinstance(now, Plan) and name in self._newest
+        } - self._current.keys()
+        self._current |= dict.fromkeys(asked) | self._succeeded_with_keys(asked)
+        return {place: self._judge(*place, now) for place, now in plans.items()}
+
+    def _plan(self, name: str, base: str | None) -> Plan | str:
+        if base is not None:
+            # where bare names mean versions for one base only, naming it changes nothing
+            freely = self._plan(name, None)
+            if isinstance(freely, Plan) and freely.base.name == base:
+                return freely
+        if (name, base) not in self._plans:
+            self._plans[name, base] = _now(self._look, self.domains[name], base)
+        return self._plans[name, base]
+
+    def _judge(self, name: str, base: str | None, now: Plan | str) -> Standing:
+        current = self._current.get(now.key) if isinstance(now, Plan) else None
+        stored = lambda digest: digest in self._stored()  # noqa: E731
+        return _judged(self._look, self.domains[name], base, now, self._newest.get(name), current, stored)
 
 
 def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:

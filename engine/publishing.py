@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from ..registry.licences import Licence, known_licence, metadata, parse, stricte
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
 from ..tasks import TaskError, load_template
-from .builds import card_facts, result_folder, standings
+from .builds import Standing, Standings, card_facts, result_folder, standing
 from .provenance import adapter_statement
 from .recipes import SHIPPED
 
@@ -200,33 +200,66 @@ def behind(registry: Registry) -> list[Behind]:
     base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
     """
     published = registry.publications.standing()
-    states = {base: standings(registry, base=base) for base in {last.base for last in published}}
-    found = []
-    for last in sorted(published, key=lambda each: (each.domain, each.repo)):
-        state = states[last.base][last.domain]
-        if state.build is not None and state.build.id != last.build:
-            found.append(
-                Behind(state.build, last, _not_to_go(registry, state.build, last, fresh=state.state == "fresh"))
-            )
-    return found
+    return _behind(registry, Standings(registry).among(_places(published)), published)
 
 
-def _not_to_go(registry: Registry, build: Build, last: Publication, *, fresh: bool) -> str | None:
-    """Why a build may not take the place of a publication unless somebody says so; None if it may."""
-    assert last.build is not None
-    here = next((each for each in registry.publications.of_repo(last.repo) if each.of(build)), None)
-    if here is not None and here.withdrawn_at is not None:
-        return f"build {build.id} was withdrawn there"
-    if build.base != last.base:
-        return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
-    if fresh:
+@dataclass(frozen=True)
+class Overview:
+    """By domain where it stands, the newest of its publications that stand, and the newest one that is behind, if any."""
+
+    states: Mapping[str, Standing]
+    published: Mapping[str, Publication]
+    behind: Mapping[str, Behind]
+
+
+def overview(registry: Registry, domain: str | None = None) -> Overview:
+    """Of all domains, in as many queries for many domains and publications as for few; or of one. Raises NotFoundError."""
+    published = registry.publications.standing(domain)
+    if domain is None:
+        every = Standings(registry)
+        states = every.among([*((name, None) for name in every.domains), *_places(published)])
+    else:
+        places = {(domain, None), *_places(published)}
+        states = {(name, base): standing(registry, name, base=base) for name, base in places}
+    late = [each for each in _behind(registry, states, published) if not each.skipped]
+    return Overview(
+        {name: state for (name, base), state in states.items() if base is None},
+        {last.domain: last for last in reversed(published)},
+        {each.last.domain: each for each in sorted(late, key=lambda each: each.last.id)},
+    )
+
+
+def _places(published: Iterable[Publication]) -> set[tuple[str, str | None]]:
+    return {(last.domain, last.base) for last in published}
+
+
+def _behind(
+    registry: Registry, states: Mapping[tuple[str, str | None], Standing], published: list[Publication]
+) -> list[Behind]:
+    late = [
+        (build, last)
+        for last in sorted(published, key=lambda each: (each.domain, each.repo))
+        if (build := states[last.domain, last.base].build) is not None and build.id != last.build
+    ]
+    there = registry.builds.with_ids(last.build for _, last in late if last.build is not None)
+    withdrawn = registry.publications.withdrawn_builds() if late else frozenset()
+
+    def skipped(build: Build, last: Publication) -> str | None:
+        if (last.repo, build.id) in withdrawn:
+            return f"build {build.id} was withdrawn there"
+        if build.base != last.base:
+            return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
+        if states[last.domain, last.base].state == "fresh":
+            return None
+        assert last.build is not None
+        before = there[last.build]
+        if build.recipe != before.recipe:
+            return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
+        if build.finished_at is None or before.finished_at is None or build.finished_at <= before.finished_at:
+            return f"build {build.id} is older than what is there, and not of the present inputs"
         return None
-    there = registry.builds.get(last.build)
-    if build.recipe != there.recipe:
-        return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
-    if build.finished_at is None or there.finished_at is None or build.finished_at <= there.finished_at:
-        return f"build {build.id} is older than what is there, and not of the present inputs"
-    return None
+
+    return [Behind(build, last, skipped(build, last)) for build, last in late]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .adapters import Adapter, find_adapter
 from .bases import find_base
 from .database import Database
 from .domains import find_domain
-from .errors import ConflictError, NotFoundError, StoreError
+from .errors import ConflictError, NotFoundError, StoreError, UsageError
 from .records import Record
 from .store import Store
 from .tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, now
@@ -324,7 +324,7 @@ class Builds:
             return {row.status: row[1] for row in rows}
 
     def get(self, build_id: str) -> Build:
-        """By id, or by the beginning of one if it is unique."""
+        """By id, or by the beginning of one if it is unique. Raises NotFoundError, UsageError where several begin so."""
         with self._database.reading() as session:
             return self._build(_find(session, build_id))
 
@@ -395,6 +395,16 @@ class Builds:
                 for row in session.scalars(query):
                     if row.key not in found:
                         found[row.key] = self._build(row)
+        return found
+
+    def with_ids(self, ids: Iterable[str]) -> dict[str, Build]:
+        """By id, those builds that there are."""
+        wanted = [*dict.fromkeys(ids)]
+        found: dict[str, Build] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                query = select(BuildRow).where(BuildRow.id.in_(wanted[start : start + KEYS_AT_ONCE]))
+                found |= {row.id: self._build(row) for row in session.scalars(query)}
         return found
 
     def _standing(self, session: Session, key: str, statuses: tuple[str, ...]) -> BuildRow | None:
@@ -481,7 +491,7 @@ def _find(session: Session, build_id: str) -> BuildRow:
     if not rows or not build_id:
         raise NotFoundError(f"there is no build {build_id!r}", hint="`reccocktail build list` shows them")
     if len(rows) > 1:
-        raise NotFoundError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
+        raise UsageError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
     return rows[0]
 
 

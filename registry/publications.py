@@ -144,7 +144,7 @@ class Publications:
                 query = query.where(PublicationRow.id < after)
             return [_publication(row) for row in session.scalars(query)]
 
-    def standing(self) -> builtins.list[Publication]:
+    def standing(self, domain: str | None = None) -> builtins.list[Publication]:
         """The newest of every repository that has a build and was not withdrawn, newest first, in one query.
 
         Where the newest was withdrawn, what was there before it does not stand again: the repository's head is not that.
@@ -157,11 +157,21 @@ class Publications:
             .order_by(PublicationRow.id.desc())
         )
         with self._database.reading() as session:
+            if domain is not None:
+                builds = select(BuildRow.id).where(BuildRow.domain_id == find_domain(session, domain).id)
+                query = query.where(PublicationRow.build_id.in_(builds))
             return [_publication(row) for row in session.scalars(query)]
 
-    def newest_by_domain(self) -> dict[str, Publication]:
-        """The newest publication of a build of every domain that has one which stands."""
-        return {publication.domain: publication for publication in reversed(self.standing())}
+    def withdrawn_builds(self) -> frozenset[tuple[str, str]]:
+        """(repository, build) where a build was published, for the last time, and withdrawn."""
+        newest = select(func.max(PublicationRow.id)).group_by(PublicationRow.repo, PublicationRow.build_id)
+        query = (
+            select(PublicationRow.repo, PublicationRow.build_id)
+            .where(PublicationRow.id.in_(newest))
+            .where(PublicationRow.id.in_(select(WithdrawalRow.publication_id)))
+        )
+        with self._database.reading() as session:
+            return frozenset((repo, build) for repo, build in session.execute(query) if build is not None)
 
     def newest_by_adapter(self, digests: builtins.list[str]) -> dict[str, Publication]:
         """By digest, where these adapter versions were last published, unless that was withdrawn."""

@@ -325,6 +325,12 @@ def test_publishing_a_domain_without_a_build(refused: Refused) -> None:
     assert "reccocktail build request skin-care --wait" in message
 
 
+def test_publishing_what_is_neither_a_domain_nor_a_build(refused: Refused) -> None:
+    message = refused("publish", "skin-car", "--to", "acme/skin-care")
+    assert "there is no domain and no build 'skin-car'" in message
+    assert "NAME@v1" in message
+
+
 def test_exporting_over_a_folder_that_holds_something(built: Any, data: Path) -> None:
     newest = built("build", "list", "--json").json[0]["id"]
     assert f"{data} exists and is not an empty folder" in _refusal(built, ("build", "export", newest, data), 1)

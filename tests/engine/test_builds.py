@@ -15,7 +15,7 @@ import torch
 from reccocktail.engine import builds, running
 from reccocktail.engine.builds import plan, request, standing, standings
 from reccocktail.engine.errors import AdaptationError, MergeError, NoRoomError
-from reccocktail.engine.publishing import publishable
+from reccocktail.engine.publishing import overview, publishable
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.engine.running import run
 from reccocktail.registry import Build, RecCocktailError, Registry
@@ -520,6 +520,38 @@ def test_many_domains_are_told_in_as_many_queries_as_few(stocked, statements):
     assert {found[f"shop-{number}"].state for number in range(30)} == {"unbuilt"}
 
 
+def test_many_publications_are_told_in_as_many_queries_as_few_and_as_each_domain_is_alone(stocked, statements):
+    shops = [f"shop-{number}" for number in range(12)]
+    publish = stocked.publications.add
+    late = {}
+
+    def set_up(names) -> None:
+        for name in names:
+            stocked.domains.add(name, recipe="spirit-only")
+            first = work(stocked, request(stocked, name, load_recipe("spirit-only")).build)
+            publish(first, f"acme/{name}", "a")
+            publish(first, f"acme/{name}-second", "b")
+            second = work(stocked, request(stocked, name, load_recipe("spirit-only"), force=True).build)
+            late[name] = publish(first, f"acme/{name}-third", "c"), second
+
+    def count() -> int:
+        statements.clear()
+        overview(stocked)
+        return len(statements)
+
+    set_up(shops[:2])
+    few = count()
+    set_up(shops[2:])
+    assert count() == few
+    found = overview(stocked)
+    assert set(found.published) == set(found.behind) == set(shops) < set(found.states)
+    for name, (last, build) in late.items():
+        assert (found.published[name], found.behind[name].last, found.behind[name].build) == (last, last, build)
+        alone = overview(stocked, name)
+        assert alone.states == {name: found.states[name]} == {name: standing(stocked, name)}
+        assert (alone.published, alone.behind) == ({name: last}, {name: found.behind[name]})
+
+
 def test_domains_of_every_kind_stand_as_each_of_them_does_alone(stocked, make_base, make_adapter, base):
     for name, recipe in (
         ("toys", "spirit-only"),
@@ -642,16 +674,17 @@ def test_the_newest_of_every_domain_and_of_every_key(stocked):
     assert stocked.builds.list(adapter=ingredient, domain="toys") == []
 
 
-def test_the_newest_publication_of_every_domain_and_those_of_one_build(stocked):
+def test_the_newest_publication_of_every_repository_and_those_of_one_build(stocked):
     stocked.domains.add("toys")
     build = made(stocked, AVERAGE)
-    assert stocked.publications.newest_by_domain() == {}
+    assert stocked.publications.standing() == []
     one = stocked.publications.add(build, "acme/one", "c" * 40)
     two = stocked.publications.add(build, "acme/two", "d" * 40)
     other = stocked.publications.add(
         work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build), "a/b", "e"
     )
-    assert stocked.publications.newest_by_domain() == {"skin-care": two, "toys": other}
+    assert stocked.publications.standing() == [other, two, one]
+    assert stocked.publications.standing("skin-care") == [two, one]
     assert stocked.publications.list(build=build.id) == [two, one]
 
 

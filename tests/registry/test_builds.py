@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from reccocktail.registry import Adapter, Base, Build, Registry
 from reccocktail.registry.builds import MAX_ATTEMPTS
-from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError
+from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError, UsageError
 
 
 @pytest.fixture
@@ -192,9 +192,11 @@ def test_a_unique_beginning_of_an_id_is_enough(registry: Registry, ask: Callable
     assert first.id < second.id
     assert registry.builds.get(first.id).id == first.id
     assert registry.builds.get(first.id[:15]).id == first.id
-    for unknown in (first.id[:3], "", "%", "zz"):
+    for unknown in ("", "%", "zz"):
         with pytest.raises(NotFoundError):
             registry.builds.get(unknown)
+    with pytest.raises(UsageError, match=f"several builds .* {second.id} and {first.id}"):
+        registry.builds.get(first.id[:3])
 
 
 def test_builds_are_listed_newest_first_by_status_and_page(registry: Registry, ask: Callable[..., Build]) -> None:

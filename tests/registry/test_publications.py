@@ -42,7 +42,7 @@ def test_builds_and_adapters_have_rows_that_tell_which(registry: Registry, parts
     assert publications.list("beauty") == [rows[1], rows[0]]
     assert publications.list("spirit") == [rows[2]]
     assert publications.list(repo=REPO) == publications.of_repo(REPO) == publications.list(build=build.id) == [rows[0]]
-    assert publications.newest_by_domain() == {"beauty": rows[0]}
+    assert publications.standing() == [rows[0]]
     assert publications.newest_by_adapter([ingredient.digest, spirit.digest]) == {
         ingredient.digest: rows[1], spirit.digest: rows[2]
     }  # fmt: skip
@@ -69,12 +69,13 @@ def test_what_is_withdrawn_stays_and_counts_no_more(registry: Registry, parts: A
     lora = publications.add(ingredient, "acme/lora", "c3")
     (gone,) = publications.withdraw(str(second.id))
     assert gone.withdrawn_at
-    assert publications.newest_by_domain() == {}  # the repository's head is not the first
+    assert publications.standing() == []  # the repository's head is not the first
+    assert publications.withdrawn_builds() == {(REPO, build.id)}
     elsewhere = publications.add(build, "acme/second", "c4")
-    assert publications.newest_by_domain() == {"beauty": elsewhere}
+    assert publications.standing() == [elsewhere]
     publications.withdraw("acme/second")
     assert [row.withdrawn_at is not None for row in publications.withdraw(REPO)] == [True, True]
-    assert publications.newest_by_domain() == {}
+    assert publications.standing() == []
     publications.withdraw("acme/lora")
     assert publications.newest_by_adapter([ingredient.digest]) == {}
     kinds = [(event.kind, event.subject) for event in registry.events.list(limit=3)]
@@ -83,7 +84,8 @@ def test_what_is_withdrawn_stays_and_counts_no_more(registry: Registry, parts: A
     again = publications.add(build, REPO, "c2")
     assert isinstance(again, Publication)
     assert again.withdrawn_at is None
-    assert publications.newest_by_domain() == {"beauty": again}
+    assert publications.standing() == publications.standing("beauty") == [again]
+    assert publications.withdrawn_builds() == {("acme/second", build.id)}
 
 
 @pytest.mark.parametrize("what", ["acme/none", "99", "9" * 30, "-1"])
