@@ -139,3 +139,24 @@ def test_the_base_is_listed_where_there_are_several(
 
 def _plain(out: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", out)
+
+
+# how two versions differ
+
+
+def test_two_versions_are_told_apart_by_what_is_known_and_by_their_deltas(
+    found: Callable[..., list[str]], prepared: Any
+) -> None:
+    assert found()
+    answer = prepared("adapter", "diff", "skin-care@v1", "skin-care").out
+    assert re.search(r"what +skin-care@v1 +skin-care@v2", answer)
+    assert re.search(r"metrics\.HR@1 +0\.25 +0\.5", answer)
+    assert re.search(r'tags +\[\] +\["nightly", "warm"\]', answer)
+    assert re.search(r"deltas: norms [\d.]+ and [\d.]+, [\d.]+ apart, cosine -?[\d.]+", answer)
+    document = prepared("adapter", "diff", "skin-care@v1", "skin-care", "--json").json
+    assert [document[side]["ref"] for side in ("one", "other")] == ["skin-care@v1", "skin-care@v2"]
+    assert not document["weights"]["total"]["equal"]
+    assert all(each["distance"] > 0 for each in document["weights"]["deltas"])
+    answer = prepared("adapter", "diff", "spirit", "spirit@v1")
+    assert "nothing that is told of them differs" in answer.err
+    assert "their weights are the same" in answer.out

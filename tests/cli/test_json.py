@@ -34,6 +34,7 @@ ASKED: list[Words] = [
     ("adapter", "add", "{newer}", "--base", "tiny", "--domain", "skin-care"),
     ("adapter", "list"),
     ("adapter", "show", "spirit"),
+    ("adapter", "diff", "spirit", "skin-care"),
     ("adapter", "log", "skin-care"),
     ("adapter", "alias", "skin-care@v1", "candidate"),
     ("adapter", "archive", "skin-care@v1", "--force"),

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from reccocktail.engine.comparing import compare_weights
 from reccocktail.engine.errors import MergeError
 from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.registry import inspect_base
 from reccocktail.registry.errors import InvalidArtifactError
 
 
@@ -37,6 +39,8 @@ BOTH_TIES = [name for name, architecture in ARCHITECTURES.items() if architectur
 TIED_KINDS = ("plain", "saved head", "embedding", "head", "DoRA embedding", "tokens", "resized", "bias all")
 # the kinds that go through different arithmetic, dealt out over the architectures
 DEALT = ("plain", "rsLoRA", "DoRA", "saved norm", "tokens", "resized", "bias all", "embedding", "lora_bias", "mixed")
+# the kinds whose deltas are low-rank products and nothing else
+COMPARED = ("plain", "rsLoRA", "patterns", "mixed", "embedding", "layers", "exclude", "regex", "experts")
 STEP = {"bfloat16": 8, "float16": 11}  # bits of the significand
 SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-14}
 
@@ -83,6 +87,23 @@ def test_shards_answer_as_peft_does(name: str, kind: str, catalogue: Any, tmp_pa
     assert len(list(base.glob("*.safetensors"))) > 2
     cell = catalogue.measure(name, kind, tmp_path, shard="20KB")
     assert cell.holds, cell
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "kind"), cells(COMPARED, [name for name in ARCHITECTURES if name != "BERT classifier"])
+)  # adapters of a classifier hold its head whole
+def test_two_adapters_are_as_far_apart_as_what_peft_makes_of_each(name: str, kind: str, catalogue: Any) -> None:
+    base = catalogue.base(name)
+    adapters = [catalogue.adapter(name, kind, which, base) for which in (0, 1)]
+    old = {tensor: value.double() for tensor, value in catalogue.model(name, base).state_dict().items()}
+    made = [catalogue.alone(name, kind, base, adapter)[0] for adapter in adapters]
+    deltas = [torch.cat([(state[t].double() - value).flatten() for t, value in old.items()]) for state in made]
+    found = compare_weights(*adapters, inspect_base(base)).total
+    assert found.one == pytest.approx(float(deltas[0].norm()), rel=1e-6)
+    assert found.other == pytest.approx(float(deltas[1].norm()), rel=1e-6)
+    assert found.distance == pytest.approx(float((deltas[0] - deltas[1]).norm()), rel=1e-6)
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(*deltas, dim=0)), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
