@@ -5,7 +5,7 @@ SmolLM2 and random LoRAs, greedy answers, one vLLM server after the other on loo
 - our merged checkpoint against PEFT's merge of the same mix;
 - `beauty@champion` by the resolver plugin against the same adapter given by its path at the start;
 - what must be an error to the client, or end the server at its start;
-- an alias that moves while the server runs.
+- an alias that moves while the server runs, and while it answers.
 
 Fails where answers differ other than from a tie of the best two tokens on, or where something is served that must not be.
 """
@@ -24,6 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ QUESTIONS = (
     "Say good morning in Italian.",
 )
 TOKENS = 16
+LONG = 450  # tokens of an answer that goes on while other things happen
 TIE = 1e-3  # how near in log-probability the best two tokens are where either may be chosen
 START_SECONDS = 600
 REFRESH_SECONDS = 2
@@ -80,6 +82,8 @@ class Server:
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}"
+        self.answered_by = ""
+        """What the last answer came from, as the server calls it."""
 
     def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         request = urllib.request.Request(
@@ -99,6 +103,12 @@ class Server:
         status, body = self.post("/v1/completions", {"model": model, "prompt": "The sea is", "max_tokens": 1})
         return status, "" if status == 200 else body["error"]["message"]
 
+    def long_answer(self, model: str) -> str:
+        """What it came from, or the error."""
+        options = {"temperature": 0, "max_tokens": LONG, "ignore_eos": True}
+        status, body = self.post("/v1/completions", {"model": model, "prompt": "The sea is"} | options)
+        return body["model"] if status == 200 else f"HTTP {status}: {body['error']['message']}"
+
     def _answer(self, model: str, question: str) -> Greedy:
         options = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "logprobs": 2}
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -107,8 +117,9 @@ class Server:
         )
         if status != 200:
             sys.exit(f"{model}: HTTP {status}: {body}")
-        if body["model"] != model:
-            sys.exit(f"{model}: was answered by {body['model']}")
+        self.answered_by = body["model"]
+        if self.answered_by.partition("=")[0] != model:  # after it the version, where the name may come to mean another
+            sys.exit(f"{model}: was answered by {self.answered_by}")
         found = body["choices"][0]["logprobs"]
         best = [sorted(each.values(), reverse=True) for each in found["top_logprobs"]]
         return Greedy(
@@ -177,9 +188,16 @@ def check(folder: Path, dtype: str) -> None:
         while server.answers("beauty@champion") == by_name and time.monotonic() < deadline:
             time.sleep(REFRESH_SECONDS)
         after = server.answers("beauty@champion")  # once more: the alias may have moved between two answers
+        if server.answered_by != "beauty@champion=v2":
+            failed.append(f"beauty@champion is answered by {server.answered_by} and not by v2")
         table["beauty@champion moved / beauty@v2"] = compared(after, newer, base_answers)
         if [a.tokens for a in server.answers("smollm2")] != [a.tokens for a in base_answers]:
             failed.append("the base model's own name answers otherwise after adapters were served")
+
+    tell("the champion moves while it answers, and other adapters come in")
+    with serve(*words, "--max-loras", "2", environment=plugin) as server:
+        if (found := while_it_moves(server, run)) != ["beauty@champion=v2", "beauty@champion=v1"]:
+            failed.append(f"beauty@champion moved to v1 while it answered, and the answers come from {found}")
 
     columns = ("compared", "same answers", "same tokens", "from a tie on", "logprobs apart by", "unlike the base")
     print(f"\nvLLM {vllm_version()}, {dtype}, {len(QUESTIONS)} questions, {TOKENS} greedy tokens each:\n")
@@ -309,6 +327,23 @@ def merge_by_peft(folder: Path, base: Path, dtype: str) -> Path:
     mixed.merge_and_unload().to(getattr(torch, dtype)).save_pretrained(out)
     AutoTokenizer.from_pretrained(base).save_pretrained(out)
     return out
+
+
+def while_it_moves(server: Server, run: Callable[..., Any]) -> list[str]:
+    """What answers of the older and of the newer champion came from that were made together, in one batch."""
+    with ThreadPoolExecutor() as threads:
+        older = threads.submit(server.long_answer, "beauty@champion")
+        time.sleep(REFRESH_SECONDS)
+        run("adapter", "alias", "beauty@v1", "champion")
+        time.sleep(2 * REFRESH_SECONDS)
+        newer = threads.submit(server.long_answer, "beauty@champion")
+        time.sleep(1)
+        for name in ("spirit", "beauty@v2"):  # there is no room for them: those in use have to stay
+            threads.submit(server.refusal, name)
+            time.sleep(1)
+        if older.done():
+            tell("  the older one had answered before the others came in, so little is shown")
+        return [older.result(), newer.result()]
 
 
 def compared(found: Sequence[Greedy], expected: Sequence[Greedy], base: Sequence[Greedy]) -> Compared:

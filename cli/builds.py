@@ -388,18 +388,14 @@ def retry(app: App, id_: str, as_json: bool) -> None:
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     """Copy a build's merged checkpoint into the new folder DIR."""
     from ..engine.builds import result_folder
+    from ..registry.files import whole_folder
 
     with app.registry() as registry:
         row = registry.builds.get(id_)
         source = result_folder(registry, row)
         target = new_folder(folder)
-        staged = target.with_name(f".{target.name}.part")
-        shutil.rmtree(staged, ignore_errors=True)
-        try:
+        with whole_folder(target) as staged:
             shutil.copytree(source, staged, copy_function=shutil.copyfile)
-            staged.rename(target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
     answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
 
 

@@ -82,6 +82,8 @@ def _adapter(
     if format_ == "path":
         return about, [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
+    if found.is_uneven:
+        say(f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 heeds it, an older one may not")
     return about | {"lora_module": module, "command": command}, [shlex.join(command)]
 
 

@@ -18,11 +18,14 @@ from ..registry.digests import DigestMemory
 from ..registry.errors import (
     BaseMismatchError,
     ConflictError,
+    InvalidArtifactError,
     InvalidReferenceError,
     NotFoundError,
+    StoreError,
     UnsupportedAdapterError,
     UsageError,
 )
+from ..registry.files import whole_folder
 from ..registry.inspect import ADAPTER_CONFIG, CONFIG, INDEX
 from ..registry.lora import is_vocabulary
 from ..registry.references import SPIRIT, Reference
@@ -45,6 +48,11 @@ class Servable:
         """The highest rank that its configuration names, which is what vLLM goes by."""
         return max(self.facts.config.r, *self.facts.config.rank_pattern.values.values(), 1)
 
+    @property
+    def is_uneven(self) -> bool:
+        """Whether modules have ranks or alphas of their own, which an older vLLM passes over without a word."""
+        return bool(self.facts.config.rank_pattern.values or self.facts.config.alpha_pattern.values)
+
     def refuse_unless_plain(self) -> None:
         """Raises UnsupportedAdapterError for what vLLM refuses, and for what it would leave out without a word."""
         if reasons := "; ".join(_beyond_vllm(self)):
@@ -58,7 +66,11 @@ def find(registry: Registry, ref: str | Reference, *, base: str | None = None) -
     """The version that a reference means now, fetched where it is not on this machine. Raises as `meant`, and StoreError."""
     adapter = meant(registry, ref, base=base)
     folder = registry.store.folder(adapter.digest)
-    return Servable(adapter, folder, inspect_adapter(folder, None, scan=False))
+    try:
+        facts = inspect_adapter(folder, None, scan=False)
+    except InvalidArtifactError as error:  # it was sound when it was registered: this is no matter of the adapter's
+        raise StoreError(f"{adapter.ref} cannot be read as it was registered: {error}", hint=error.hint) from error
+    return Servable(adapter, folder, facts)
 
 
 def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Adapter:
@@ -162,20 +174,16 @@ def vllm_command(registry: Registry, found: Servable, name: str) -> tuple[dict[s
 def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     """A copy of the adapter that PEFT loads as it is: its configuration names the base's folder on this machine.
 
-    `target` must not exist, and does not afterwards if this fails. Answers with the base's folder. Raises StoreError.
+    `target` must not exist, and does not afterwards if this fails. Answers with the base's folder.
+    Raises StoreError, ConflictError if somebody made `target` meanwhile, OSError.
     """
     base = registry.bases.folder(registry.bases.get(found.adapter.base))
-    staged = target.with_name(f".{target.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
+    with whole_folder(target) as staged:
         shutil.copytree(found.folder, staged, copy_function=shutil.copyfile)
         path = staged / ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": str(base), "revision": None}  # of a Hub repo, which a folder is not
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        staged.rename(target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # in ASCII: a path may not be UTF-8
     return base
 
 

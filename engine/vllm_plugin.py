@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +24,7 @@ from vllm.lora.peft_helper import PEFTHelper  # pyright: ignore[reportMissingImp
 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # pyright: ignore[reportMissingImports]
 
-from ..registry import Base, Registry, Settings
+from ..registry import Adapter, Base, Registry, Settings
 from ..registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -59,26 +60,41 @@ class Resolver(LoRAResolver):
         self._registry, self._base, self._limits = registry, base, limits
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Raises GracefulHTTPError, which the client gets: 404, 400 or 503, and what is wrong with the name."""
+        """Raises GracefulHTTPError and nothing else, which the client gets: 404, 400 or 503, and what is wrong with the name."""
         if self._registry is None:
             logger.warning(
                 "%r is not looked up in RecCocktail's registry: VLLM_PLUGINS does not name %s", lora_name, NAME
             )
             return None
         try:
-            return await asyncio.to_thread(self._find, self._registry, lora_name)
+            found = await asyncio.to_thread(self._find, self._registry, lora_name)
         except RecCocktailError as error:
             logger.warning("%s is not served: %s%s", lora_name, error, f" ({error.hint})" if error.hint else "")
             raise _told(lora_name, error) from error
+        except Exception as error:
+            logger.exception("%s is not served", lora_name)
+            raise _told(lora_name, error) from error
+        if found is None:
+            return None
+        # here and not in the thread, which goes on when the client has left and nothing is loaded
+        self._digests[lora_name] = found.adapter.digest
+        logger.info("%s is %s, %s", lora_name, found.adapter.ref, found.adapter.digest)
+        # vLLM counts its adapters itself and writes its own number over this one
+        return LoRARequest(
+            lora_name=_shown(lora_name, found.adapter),
+            lora_int_id=1,
+            lora_path=str(found.folder),
+            base_model_name=found.adapter.base,
+        )
 
     async def moved(self) -> list[str]:
         """The names that mean another version now than the one served, or none. Raises RecCocktailError."""
-        return await asyncio.to_thread(self._moved)
+        return await asyncio.to_thread(self._moved, dict(self._digests))
 
     def forget(self, name: str) -> None:
         self._digests.pop(name, None)
 
-    def _find(self, registry: Registry, name: str) -> LoRARequest | None:
+    def _find(self, registry: Registry, name: str) -> serving.Servable | None:
         try:
             ref = Reference.parse(name)
         except InvalidReferenceError:
@@ -89,18 +105,19 @@ class Resolver(LoRAResolver):
         found = serving.find(registry, ref, base=self._base.name)
         found.refuse_unless_plain()
         try:  # what vLLM itself refuses, which it tells its log alone
-            PEFTHelper.from_local_dir(str(found.folder), None).validate_legal(self._limits)
+            helper = PEFTHelper.from_local_dir(str(found.folder), None)
+            helper.validate_legal(self._limits)
         except (ValueError, TypeError, KeyError) as error:
             raise UnsupportedAdapterError(f"{found.adapter.ref} cannot be served: {error}") from error
-        self._digests[name] = found.adapter.digest
-        logger.info("%s is %s, %s", name, found.adapter.ref, found.adapter.digest)
-        # vLLM counts its adapters itself and writes its own number over this one
-        return LoRARequest(lora_name=name, lora_int_id=1, lora_path=str(found.folder), base_model_name=self._base.name)
+        if found.is_uneven and not hasattr(helper, "rank_pattern"):
+            raise UnsupportedAdapterError(
+                f"{found.adapter.ref} cannot be served: this vLLM gives all of its modules one scale",
+                hint="serve it with vLLM 0.32, or serve a merged checkpoint",
+            )
+        return found
 
-    def _moved(self) -> list[str]:
-        assert self._registry is not None
-        assert self._base is not None
-        return [name for name, digest in tuple(self._digests.items()) if self._meaning(name) != digest]
+    def _moved(self, digests: Mapping[str, str]) -> list[str]:
+        return [name for name, digest in digests.items() if self._meaning(name) != digest]
 
     def _meaning(self, name: str) -> str | None:
         assert self._registry is not None
@@ -187,24 +204,41 @@ def _refresh_seconds() -> float:
 
 async def _follow(models: Any, seconds: float) -> None:
     """Has vLLM forget names whose version has changed, so that the next request for them asks the resolver again."""
-    reachable = True
+    following = True
     while True:
         await asyncio.sleep(seconds)
         try:
-            moved = await RESOLVER.moved()
+            for name in await RESOLVER.moved():
+                await _unload(models, name)
         except Exception as error:  # noqa: BLE001  whatever it is, the next look may go well
-            if reachable:
-                logger.warning("aliases are not followed while the registry cannot be read: %s", error)
-            reachable = False
-            continue
-        reachable = True
-        for name in moved:
-            RESOLVER.forget(name)
-            await models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
-            logger.info("%s means another version now, or none", name)
+            if following:
+                logger.warning("aliases are not followed for now: %s: %s", type(error).__name__, error)
+            following = False
+        else:
+            if not following:
+                logger.info("aliases are followed again")
+            following = True
 
 
-def _told(name: str, error: RecCocktailError) -> GracefulHTTPError:
+async def _unload(models: Any, name: str) -> None:
+    told = await models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+    if name in models.lora_requests:  # then it has to be tried again
+        logger.warning("%s means another version now, or none, but vLLM keeps the one it has: %s", name, told)
+        return
+    RESOLVER.forget(name)
+    logger.info("%s means another version now, or none", name)
+
+
+def _shown(name: str, adapter: Adapter) -> str:
+    """What vLLM calls what it answers with: the name, and the version that it means where it may come to mean another.
+
+    In a batch vLLM tells adapters apart by what they are called. Were two versions called the same while requests for the
+    older one go on, it would load one of them alone, and end for want of the other.
+    """
+    return name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
+
+
+def _told(name: str, error: Exception) -> GracefulHTTPError:
     """What the client gets. Of the registry's own troubles it is told no more than that there are some."""
     if isinstance(error, NotFoundError):
         return GracefulHTTPError(str(error), HTTPStatus.NOT_FOUND)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from .errors import InvalidArtifactError
+from .errors import ConflictError, InvalidArtifactError
 from .trees import FileEntry
 
 CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than larger ones
@@ -119,6 +120,27 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A name beside `target` for a folder that is made in the block; at its end the folder is durable, and is `target`.
+
+    It is gone if the block fails. Raises ConflictError if `target` is there by then, OSError.
+    """
+    staged = target.with_name(f".{uuid.uuid4().hex}.part")  # nobody else's, whoever makes the same folder
+    try:
+        yield staged
+        sync_all([Path(place, name) for place, _, names in os.walk(staged) for name in [*names, ""]])
+        try:
+            staged.rename(target)
+        except OSError as error:
+            if not os.path.lexists(target):
+                raise
+            raise ConflictError(f"{target} was made by another meanwhile", hint="name a new folder") from error
+        sync_all([target.parent])
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def link_file(source: Path, target: Path) -> None:

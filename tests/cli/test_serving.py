@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_the_command_for_vllm_can_be_pasted_and_is_the_documents(built: Any) -> 
     module = json.loads(words[words.index("--lora-modules") + 1])
     assert module == document["lora_module"]
     assert module == {"name": "spirit", "path": document["path"], "base_model_name": "tiny"}
+
+
+def test_what_an_older_vllm_would_pass_over_is_told(prepared: Any, loras: dict[str, Path], tmp_path: Path) -> None:
+    assert prepared("resolve", "skin-care", "--format", "vllm").err == ""
+    folder = shutil.copytree(loras["newer"], tmp_path / "uneven")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 2}}))
+    prepared("adapter", "add", folder, "--base", "tiny", "--domain", "kitchen")
+    answer = prepared("resolve", "kitchen", "--format", "vllm")
+    assert "kitchen@v1 has a rank_pattern or an alpha_pattern" in answer.err
+    assert shlex.split(answer.out)[:2] == ["vllm", "serve"]
 
 
 def test_the_folder_for_peft_names_a_base_that_is_there(built: Any) -> None:

@@ -122,6 +122,16 @@ def test_an_exported_average_is_the_exact_mean_of_both_and_generates(
     assert model.generate(**asked, max_new_tokens=3, do_sample=False).shape[1] > asked["input_ids"].shape[1]
 
 
+def test_an_export_takes_nobodys_place(built: Any) -> None:
+    newest = built("build", "list", "--json").json[0]["id"]
+    theirs = built.folder / ".exported.part" / "notes"
+    theirs.parent.mkdir()
+    theirs.write_text("of somebody who has a folder of that name")
+    built("build", "export", newest, "exported")
+    assert theirs.exists()
+    assert [path.name for path in built.folder.glob(".*")] == [".exported.part"]
+
+
 def test_an_export_holds_the_papers(built: Any) -> None:
     newest = _newest(built)
     built("build", "export", newest["id"], "exported")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
 import logging
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from reccocktail.registry.errors import (
     ConflictError,
     NotFoundError,
     RecCocktailError,
+    StoreError,
     UnsupportedAdapterError,
     UsageError,
 )
@@ -76,6 +79,17 @@ def test_what_nobody_has_is_not_found(stocked: Registry) -> None:
     for ref in ("skin-care@absent", "skin-care@v9", "nothing"):
         with pytest.raises(NotFoundError):
             serving.find(stocked, ref, base="tiny")
+
+
+def test_an_adapter_that_cannot_be_read_any_more_is_the_stores_trouble(
+    stocked: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newer(folder: Path, *_: Any, **__: Any) -> None:
+        raise UnsupportedAdapterError(f"{folder}: tensor 'x' has a name from a newer version")
+
+    monkeypatch.setattr(serving, "inspect_adapter", newer)
+    with pytest.raises(StoreError, match=r"skin-care@v1 cannot be read as it was registered: .*from a newer version"):
+        serving.find(stocked, "skin-care")
 
 
 # --- which base model a server serves --------------------------------------------------------------------------------
@@ -229,6 +243,35 @@ def test_peft_loads_the_written_folder_with_its_base_and_answers_as_before(
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_the_folder_for_peft_is_made_whole_and_takes_nobodys_place(
+    stocked: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, target = serving.find(stocked, "skin-care"), tmp_path / "mine"
+    theirs = tmp_path / ".mine.part" / "notes"
+    theirs.parent.mkdir()
+    theirs.write_text("of somebody who has a folder of that name")
+    real, names = shutil.copytree, set[str]()
+
+    def copytree(source: Path, folder: Path, **options: Any) -> Path:
+        names.add(folder.name)
+        assert not target.exists()
+        return real(source, folder, **options)
+
+    monkeypatch.setattr(serving.shutil, "copytree", copytree)
+    serving.write_for_peft(stocked, found, target)
+    before = sorted(path.read_bytes() for path in target.iterdir())
+    target.rename(away := tmp_path / "away")
+    monkeypatch.setattr(
+        serving.shutil, "copytree", lambda *given, **how: (copytree(*given, **how), away.rename(target))
+    )
+    with pytest.raises(ConflictError, match="mine was made by another meanwhile"):
+        serving.write_for_peft(stocked, found, target)
+    assert len(names) == 2  # nobody is in the other's way
+    assert sorted(path.read_bytes() for path in target.iterdir()) == before
+    assert theirs.exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [".mine.part"]
+
+
 # --- the plugin, as far as it can be seen without vLLM; `make serve-check` sees the rest -----------------------------
 
 
@@ -310,7 +353,8 @@ def test_names_become_adapters_or_errors_to_the_client(
     plugin: ModuleType, stocked: Registry, base, make_adapter
 ) -> None:
     tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
-    for name, options in (("dora", {"use_dora": True}), ("wide", {"r": 16})):
+    uneven = {"rank_pattern": {"v_proj": 2}}
+    for name, options in (("dora", {"use_dora": True}), ("wide", {"r": 16}), ("uneven", uneven)):
         stocked.domains.add(name)
         stocked.adapters.add(make_adapter(base, 5, **options), base=tiny, role="ingredient", domain=name)
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
@@ -320,6 +364,7 @@ def test_names_become_adapters_or_errors_to_the_client(
 
     found = ask("skin-care@v1")
     assert (found.lora_name, found.base_model_name) == ("skin-care@v1", "tiny")
+    assert (ask("skin-care").lora_name, ask("spirit").lora_name) == ("skin-care=v1", "spirit=v1")
     assert found.lora_path == str(serving.find(stocked, "skin-care").folder)
     assert [ask(name) for name in ("gpt-4", "acme/model", "Skin-Care", "")] == [
         None
@@ -328,10 +373,13 @@ def test_names_become_adapters_or_errors_to_the_client(
         ("skin-care@absent", 404, "there is no 'skin-care@absent'"),
         ("dora", 400, "it is DoRA"),
         ("wide", 400, "LoRA rank 16 is greater than max_lora_rank 8"),
+        ("uneven", 400, "uneven@v1 cannot be served: this vLLM gives all of its modules one scale"),
     ):
         with pytest.raises(plugin.GracefulHTTPError, match=part) as error:
             ask(name)
         assert error.value.http_status == status
+    plugin.PEFTHelper.rank_pattern = None  # as that of vLLM 0.32 has one
+    assert ask("uneven").lora_name == "uneven=v1"
 
 
 def test_troubles_of_the_registry_are_told_without_their_details(
@@ -343,6 +391,166 @@ def test_troubles_of_the_registry_are_told_without_their_details(
         asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
     assert error.value.http_status == 503
     assert str(error.value) == "skin-care cannot be fetched from the registry now"
+
+
+@pytest.mark.parametrize(
+    "trouble", [OSError(24, "Too many open files", "/srv/pins/x"), ValueError("/data/x"), KeyError()]
+)
+def test_whatever_goes_wrong_the_client_is_told_without_paths(
+    plugin: ModuleType, stocked: Registry, trouble: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: str) -> Path:
+        raise trouble
+
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+    monkeypatch.setattr(stocked.store, "folder", fails)
+    with pytest.raises(plugin.GracefulHTTPError) as error:
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+    assert (error.value.http_status, str(error.value)) == (503, "skin-care cannot be fetched from the registry now")
+
+
+def test_two_versions_are_never_called_the_same_while_a_name_moves(
+    plugin: ModuleType, stocked: Registry, base, make_adapter
+) -> None:
+    tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
+    stocked.adapters.alias("skin-care@v1", "champion")
+    resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+    names = ("skin-care", "skin-care@champion", "skin-care@v1")
+    before = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in names]
+    stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+    stocked.adapters.alias("skin-care@v2", "champion")
+    after = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v2")]
+    called: dict[str, str] = {}
+    for request in (*before, *after):
+        assert called.setdefault(request.lora_name, request.lora_path) == request.lora_path
+        assert request.lora_name.partition("=")[0] in (*names, "skin-care@v2")
+    assert len(called) == 6
+
+
+def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
+    plugin: ModuleType, stocked: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetching, go_on, real = threading.Event(), threading.Event(), serving.find
+
+    def slow(*given: Any, **options: Any) -> serving.Servable:
+        fetching.set()
+        assert go_on.wait(10)
+        return real(*given, **options)
+
+    monkeypatch.setattr(plugin.serving, "find", slow)
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+
+    async def leave() -> None:
+        task = asyncio.create_task(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+        await asyncio.to_thread(fetching.wait, 10)
+        task.cancel()
+        await asyncio.wait([task])
+
+    try:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+    finally:
+        go_on.set()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    stocked.adapters.archive("skin-care@v1", force=True)
+    assert asyncio.run(plugin.RESOLVER.moved()) == []
+
+
+class Models:
+    """What vLLM keeps of the adapters it has loaded; `unload_lora_adapter` does what it is told, one call after the other."""
+
+    def __init__(self, *does: Exception | str | None) -> None:
+        self.base_model_paths = [SimpleNamespace(name="tiny")]
+        self.lora_requests: dict[str, Any] = {}
+        self.asked: list[str] = []
+        self._does = itertools.chain(does, itertools.repeat(None))
+
+    async def ask(self, plugin: ModuleType, name: str) -> None:
+        self.lora_requests[name] = await plugin.RESOLVER.resolve_lora("/models/tiny", name)
+
+    async def unload_lora_adapter(self, request: Any) -> object:
+        self.asked.append(request.lora_name)
+        does = next(self._does)
+        if isinstance(does, Exception):
+            raise does
+        if does is None:
+            del self.lora_requests[request.lora_name]
+        return does or "Success"
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("the engine is busy"), "Failed to remove lora adapter"])
+def test_an_alias_is_followed_however_often_vllm_fails_to_forget_it(
+    plugin: ModuleType, stocked: Registry, trouble: Exception | str
+) -> None:
+    models = Models(trouble, trouble)
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+
+    async def serve() -> None:
+        await models.ask(plugin, "spirit")
+        await models.ask(plugin, "skin-care")
+        stocked.adapters.archive("skin-care@v1", force=True)
+        task = asyncio.create_task(plugin._follow(models, 0.001))
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if "skin-care" not in models.lora_requests or task.done():
+                break
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(serve())
+    assert (models.asked, [*models.lora_requests]) == (["skin-care"] * 3, ["spirit"])
+
+
+def test_the_server_is_told_of_the_registry_of_the_settings_and_follows_it(
+    plugin: ModuleType, stocked: Registry, base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RECCOCKTAIL_DATABASE_URL", "RECCOCKTAIL_STORE_URL", "RECCOCKTAIL_SERVE_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RECCOCKTAIL_HOME", str(stocked.settings.home))
+    monkeypatch.setenv("RECCOCKTAIL_SERVE_REFRESH", "0.01")
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model=str(base), revision=None),
+        load_config=SimpleNamespace(load_format="auto"),
+        lora_config=SimpleNamespace(target_modules=None, max_lora_rank=8),
+    )
+    models = Models()
+    state = SimpleNamespace(openai_serving_models=models)
+
+    async def serve() -> None:
+        introduction = plugin.Introduction()
+        await introduction.init_state(None, state, None)  # that of a server which only renders prompts
+        assert not hasattr(state, "reccocktail_following")
+        await introduction.init_state(SimpleNamespace(vllm_config=config), state, None)
+        await models.ask(plugin, "skin-care")
+        stocked.adapters.archive("skin-care@v1", force=True)
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if not models.lora_requests:
+                break
+        state.reccocktail_following.cancel()
+
+    asyncio.run(serve())
+    assert models.asked == ["skin-care"]
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])
+def test_a_server_without_a_registry_or_with_a_bad_setting_ends(
+    plugin: ModuleType, tmp_path: Path, seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        config = SimpleNamespace(vllm_config=SimpleNamespace(lora_config=None))
+        state = SimpleNamespace(openai_serving_models=Models())
+        asyncio.run(plugin.Introduction().init_state(config, state, None))
+
+    monkeypatch.setenv("RECCOCKTAIL_HOME", str(tmp_path / "absent"))
+    with pytest.raises(RecCocktailError, match="there is no database"):
+        start()
+    monkeypatch.setenv("RECCOCKTAIL_SERVE_REFRESH", seconds)
+    with pytest.raises(UsageError, match=f"RECCOCKTAIL_SERVE_REFRESH='{seconds}' is no number of seconds"):
+        start()
+    assert asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
 
 
 def test_names_that_mean_another_version_or_none_are_told(
