@@ -108,11 +108,23 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif by_domain := _by_domain(value):
+        yield from _flat(by_domain, name)
     elif isinstance(value, list | tuple):
         # targets and tags are sets; PEFT writes them in any order
         yield name, sorted(value, key=lambda each: json.dumps(each, sort_keys=True, default=str))
     else:
         yield name, value
+
+
+def _by_domain(value: Any) -> dict[str, Any] | None:
+    """A list of objects that each tell of one domain, as trainers write them, under the domains' names."""
+    if not isinstance(value, list) or not value:
+        return None
+    if not all(isinstance(each, Mapping) and isinstance(each.get("domain"), str) for each in value):
+        return None
+    named = {each["domain"]: {key: inner for key, inner in each.items() if key != "domain"} for each in value}
+    return named if len(named) == len(value) else None
 
 
 def _weights(files: Sequence[AdapterFile], facts: Sequence[AdapterFacts]) -> Weights:

@@ -75,8 +75,9 @@ def test_what_is_told_of_two_versions_is_compared_by_name(stocked, make_adapter,
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"target_modules": config["target_modules"][::-1], "lora_dropout": 0.25}))
     other = stocked.adapters.add(
-        folder, base=row, role="ingredient", domain="skin-care", metrics={"HR@1": 0.5}, tags=["nightly"], note="new"
-    )
+        folder, base=row, role="ingredient", domain="skin-care", metrics={"HR@1": 0.5}, tags=["nightly"], note="new",
+        context={"data": [{"domain": "toys", "rows": 3}, {"domain": "books", "rows": 4}]},
+    )  # fmt: skip
     found = {field.name: (field.one, field.other) for field in compare(stocked, one, other).fields}
     assert found.pop("bytes") == (one.bytes, other.bytes)
     assert found == {
@@ -84,6 +85,8 @@ def test_what_is_told_of_two_versions_is_compared_by_name(stocked, make_adapter,
         "metrics.HR@1": (None, 0.5),
         "tags": ([], ["nightly"]),
         "note": (None, "new"),
+        "context.data.toys.rows": (None, 3),
+        "context.data.books.rows": (None, 4),
         "config.r": (4, 2),
         "config.lora_dropout": (0.0, 0.25),
     }
