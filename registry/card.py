@@ -207,7 +207,9 @@ def _code(value: object) -> str:
 def _value(value: object) -> str:
     if isinstance(value, CardMetric):
         return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value:.4f}" if isinstance(value, float) else _text(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"  # shares and losses; seconds and rates
+    return _text(value)
 
 
 def _python(value: object) -> str:

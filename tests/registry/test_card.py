@@ -90,6 +90,22 @@ def test_every_input_stands_in_the_table_with_its_coefficient_and_digest():
     assert measured == [["", "HR@1", "users"], ["cocktail", "0.4132", "300"], ["average", "0.3722", ""]]
 
 
+def test_figures_have_the_digits_that_their_size_bears():
+    _, measured = tables(ModelCard(render_card(replace(FACTS, metrics={"spirit@v1": {"loss": 2.80072, "s": 2286.6}}))))
+    assert measured[1] == ["spirit@v1", "2.8007", "2286.6"]
+
+
+def test_the_example_has_candidates_where_the_wording_has_them():
+    wordings = {"Bought: {history}\nNext?": False, "Bought: {history}\nChoose: {candidates}": True}
+    for user, lists in wordings.items():
+        text = render_card(replace(FACTS, prompt=CardPrompt("mine", "", user)))
+        assert ("candidates=" in text) is lists
+        code = text.partition("messages = ")[2].partition("\ninputs")[0]
+        (message,) = eval(code)
+        assert message["content"].startswith("Bought: FIRST TITLE || SECOND TITLE")
+        assert ("TITLE A || TITLE B" in message["content"]) is lists
+
+
 def test_an_input_without_a_coefficient_is_not_passed_over():
     with pytest.raises(KeyError, match="ingredient"):
         render_card(replace(FACTS, coefficients={"spirit": 1.0}))
