@@ -276,8 +276,9 @@ class Standings:
 
     def _judge(self, name: str, base: str | None, now: Plan | str) -> Standing:
         current = self._current.get(now.key) if isinstance(now, Plan) else None
-        stored = lambda digest: digest in self._stored()  # noqa: E731
-        return _judged(self._look, self.domains[name], base, now, self._newest.get(name), current, stored)
+        return _judged(
+            self._look, self.domains[name], base, now, self._newest.get(name), current, lambda d: d in self._stored()
+        )
 
 
 def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:
