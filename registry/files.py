@@ -144,19 +144,32 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """A second name for the file, or a durable copy where there can be no hard link. Raises OSError: FileExistsError."""
+    """A second name for the file, or a durable copy where there can be no hard link.
+
+    Raises OSError: FileExistsError, and FileNotFoundError also when the source goes meanwhile.
+    """
     try:
         os.link(source, target)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError:  # other file systems, too many links, or a kernel that protects others' files
         if os.path.lexists(target):
             raise FileExistsError(target) from None
         half = target.with_name(f".{uuid.uuid4().hex}")
         try:
-            copy_file(source, half)
+            _copy_own(source, half)
             sync_all([half])
             half.rename(target)
         finally:
             with suppress(FileNotFoundError):
                 half.unlink()
+
+
+def _copy_own(source: Path, target: Path) -> None:
+    """As `copy_file`, for what is our own: no artifact of anybody's is invalid when it cannot be read."""
+    try:
+        copy_file(source, target)
+    except InvalidArtifactError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise

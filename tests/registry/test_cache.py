@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -525,6 +527,35 @@ def test_a_thread_holds_what_it_was_given_although_the_one_that_fetched_it_first
         assert two.result(30).exists()
     fetch(store, b, c)
     assert kept(store, a, b, c) == [True, False, True]
+
+
+@pytest.mark.parametrize("linkable", [True, False], ids=["links", "copies"])
+def test_a_file_that_is_dropped_just_before_it_is_linked_is_fetched(
+    add: Callable[..., StoredTree],
+    here: Callable[..., Store],
+    gets: Callable[[], Counter[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    linkable: bool,
+) -> None:
+    a, ab = add("a"), add("ab")
+    shared = a.files["a"].sha256
+    store = here()
+    fetch(store, a)
+    link, dropped = os.link, list[Path]()
+
+    def drop_first(source: Path, target: Path) -> None:
+        if source.name == shared and not dropped:  # as another process does that makes room
+            source.unlink()
+            dropped.append(source)
+        if not linkable:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", drop_first)
+    fetch(store, ab)
+    assert dropped
+    assert gets() == {shared: 2, ab.files["b"].sha256: 1}
+    store.verify_tree(ab.digest)
 
 
 @pytest.mark.slow
