@@ -49,8 +49,9 @@ class Cache(LocalStore):
         """Of all files here, each once, and of what is being fetched; not of what is being built. Raises StoreError."""
         with self.translated("read"):
             blobs = sum(_size(path) for path in self._blobs.glob("*/*"))
-            fetched = (path for folder in self._fetches() for path in folder.rglob("*"))
-            return blobs + sum(_size(path, alone=True) for path in fetched)
+            # a folder may go while it is walked through: its fetch is done
+            walks = (walk for folder in self._fetches() for walk in os.walk(folder))
+            return blobs + sum(_size(Path(place, name), alone=True) for place, _, names in walks for name in names)
 
     # in use
 

@@ -558,6 +558,32 @@ def test_a_file_that_is_dropped_just_before_it_is_linked_is_fetched(
     store.verify_tree(ab.digest)
 
 
+@pytest.mark.parametrize("gone", ["fetch-done", "fetch-begun/deep"])
+def test_a_fetch_that_ends_while_the_cache_is_measured_is_not_missed(
+    add: Callable[..., StoredTree],
+    here: Callable[..., Store],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gone: str,
+) -> None:
+    a, b, c = map(add, "abc")
+    store, scan, ended = here(TWO), os.scandir, list[str]()
+    fetch(store, a)
+    folder = place / "staging" / gone
+    folder.mkdir(parents=True)
+
+    def end_first(path: Any = ".") -> Any:
+        if str(path) == str(folder):
+            shutil.rmtree(folder)
+            ended.append(gone)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", end_first)
+    fetch(store, b, c)
+    assert ended
+    assert kept(store, a, b, c) == [False, True, True]
+
+
 @pytest.mark.slow
 def test_crowds_that_want_more_than_fits_always_read_what_they_were_given(
     add: Callable[..., StoredTree], here: Callable[..., Store], place: Path
