@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -54,6 +55,8 @@ class Resolver(LoRAResolver):
         self._limits: Any = None
         self._digests: dict[str, str] = {}
         """By name, the digest of the version that is served under it."""
+        self._called: Counter[str] = Counter()
+        """How often a version was given to vLLM under a name."""
 
     def introduce(self, registry: Registry, base: Base, limits: Any) -> None:
         """Tells what is served: from now on it answers. `limits` is vLLM's LoRAConfig."""
@@ -81,7 +84,7 @@ class Resolver(LoRAResolver):
         logger.info("%s is %s, %s", lora_name, found.adapter.ref, found.adapter.digest)
         # vLLM counts its adapters itself and writes its own number over this one
         return LoRARequest(
-            lora_name=_shown(lora_name, found.adapter),
+            lora_name=self._new_name(lora_name, found.adapter),
             lora_int_id=1,
             lora_path=str(found.folder),
             base_model_name=found.adapter.base,
@@ -115,6 +118,17 @@ class Resolver(LoRAResolver):
                 hint="serve it with vLLM 0.32, or serve a merged checkpoint",
             )
         return found
+
+    def _new_name(self, name: str, adapter: Adapter) -> str:
+        """What vLLM calls what it answers with: the name, the version where it may come to mean another, never the same twice.
+
+        In a batch vLLM tells adapters apart by what they are called, and numbers each one anew that it is given. Were two of
+        them called the same while requests for the older one go on, it would load one alone, and end for want of the other.
+        """
+        shown = name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
+        self._called[shown] += 1
+        times = self._called[shown]
+        return shown if times == 1 else f"{shown}#{times}"
 
     def _moved(self, digests: Mapping[str, str]) -> list[str]:
         return [name for name, digest in digests.items() if self._meaning(name) != digest]
@@ -227,15 +241,6 @@ async def _unload(models: Any, name: str) -> None:
         return
     RESOLVER.forget(name)
     logger.info("%s means another version now, or none", name)
-
-
-def _shown(name: str, adapter: Adapter) -> str:
-    """What vLLM calls what it answers with: the name, and the version that it means where it may come to mean another.
-
-    In a batch vLLM tells adapters apart by what they are called. Were two versions called the same while requests for the
-    older one go on, it would load one of them alone, and end for want of the other.
-    """
-    return name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
 
 
 def _told(name: str, error: Exception) -> GracefulHTTPError:
