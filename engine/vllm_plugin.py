@@ -131,15 +131,11 @@ class Resolver(LoRAResolver):
         return shown if times == 1 else f"{shown}#{times}"
 
     def _moved(self, digests: Mapping[str, str]) -> list[str]:
-        return [name for name, digest in digests.items() if self._meaning(name) != digest]
-
-    def _meaning(self, name: str) -> str | None:
         assert self._registry is not None
         assert self._base is not None
-        try:
-            return serving.meant(self._registry, name, base=self._base.name).digest
-        except (NotFoundError, ConflictError, BaseMismatchError):
-            return None
+        refs = {name: Reference.parse(name) for name in digests}
+        now = self._registry.adapters.digests(refs.values(), base=self._base.name)
+        return [name for name, digest in digests.items() if now.get(refs[name]) != digest]
 
 
 class Introduction:

@@ -618,6 +618,17 @@ def test_names_that_mean_another_version_or_none_are_told(
     assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
 
 
+def test_all_names_are_looked_at_in_one_query(plugin: ModuleType, stocked: Registry, statements: list[str]) -> None:
+    stocked.adapters.alias("skin-care@v1", "champion")
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+    for name in ("skin-care", "skin-care@v1", "skin-care@champion", "spirit", "spirit@v1"):
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", name))
+    stocked.adapters.archive("spirit@v1", force=True)
+    statements.clear()
+    assert asyncio.run(plugin.RESOLVER.moved()) == ["spirit", "spirit@v1"]
+    assert len([statement for statement in statements if "SELECT" in statement]) == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
