@@ -14,7 +14,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -292,7 +292,13 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     class LoRAResolver:
         pass
 
-    class LoRARequest(SimpleNamespace):
+    class Struct(type):
+        """As msgspec's: a class lets its objects be watched where it says so."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], *, weakref: bool = False) -> Struct:
+            return super().__new__(cls, name, bases, body | {"__slots__": ("__weakref__",) if weakref else ()})
+
+    class LoRARequest(SimpleNamespace, metaclass=Struct):
         def __eq__(self, other: object) -> bool:
             return isinstance(other, type(self)) and self.lora_name == other.lora_name
 
@@ -404,7 +410,7 @@ def test_troubles_of_the_registry_are_told_without_their_details(
 def test_whatever_goes_wrong_the_client_is_told_without_paths(
     plugin: ModuleType, stocked: Registry, trouble: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: str) -> Path:
+    def fails(_: str, **__: object) -> Path:
         raise trouble
 
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
@@ -431,7 +437,7 @@ def test_two_versions_are_never_called_the_same_while_a_name_moves(
 
 
 def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
-    plugin: ModuleType, stocked: Registry, monkeypatch: pytest.MonkeyPatch
+    plugin: ModuleType, stocked: Registry, held: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetching, go_on, real = threading.Event(), threading.Event(), serving.find
 
@@ -458,6 +464,10 @@ def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
         loop.close()
     stocked.adapters.archive("skin-care@v1", force=True)
     assert asyncio.run(plugin.RESOLVER.moved()) == []
+    assert len(held) == 1
+    for _ in range(2):
+        asyncio.run(plugin.RESOLVER.release())
+    assert held == []
 
 
 class Models:
@@ -520,6 +530,64 @@ def test_a_version_that_comes_back_is_an_adapter_of_its_own(
     assert [request.lora_name for request in under_way] == [shown for shown in called if shown]
     batch = {request.lora_int_id: request for request in under_way}
     assert len(set(batch.values())) == len(batch) == len(under_way)  # vLLM loads as many as differ by name
+
+
+@pytest.fixture
+def held(stocked: Registry, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of adapters that are in use, each as often as it is."""
+    found, folder = list[Path](), stocked.store.folder
+
+    def watched(digest: str, *, until: ExitStack | None = None) -> Path:
+        place = folder(digest)
+        if (place / "adapter_config.json").exists():
+            found.append(place)
+            if until is not None:
+                until.callback(found.remove, place)
+        return place
+
+    monkeypatch.setattr(stocked.store, "folder", watched)
+    return found
+
+
+def test_a_tree_is_let_go_when_its_name_has_moved_on_and_the_last_answer_made_with_it_has_ended(
+    plugin: ModuleType, stocked: Registry, base, make_adapter, held: list[Path]
+) -> None:
+    tiny, models = stocked.bases.get("tiny"), Models()
+    plugin.RESOLVER.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+
+    async def looks() -> list[Path]:
+        for _ in range(3):
+            for moved in await plugin.RESOLVER.moved():
+                await plugin._unload(models, moved)
+            await plugin.RESOLVER.release()
+        return [*held]
+
+    async def serve() -> None:
+        answers = [await models.ask(plugin, "skin-care"), await models.ask(plugin, "skin-care")]
+        await models.ask(plugin, "skin-care@v1")
+        older = Path(answers[0].lora_path)
+        assert await looks() == [older, older]  # by two names
+        stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+        assert await looks() == [older, older]
+        assert [*models.lora_requests] == ["skin-care@v1"]
+        newer = Path((await models.ask(plugin, "skin-care")).lora_path)
+        answers.pop()
+        assert await looks() == [older, older, newer]
+        answers.pop()
+        await plugin.RESOLVER.release()
+        assert held == [older, older, newer]  # the engine may not have heard yet
+        assert await looks() == [older, newer]
+        stocked.adapters.archive("skin-care@v1", force=True)
+        assert await looks() == [newer]
+
+    asyncio.run(serve())
+
+
+def test_a_tree_that_is_refused_is_not_held(plugin: ModuleType, stocked: Registry, held: list[Path]) -> None:
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=2))
+    with pytest.raises(plugin.GracefulHTTPError, match="greater than max_lora_rank 2"):
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+    assert held == []
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError("the engine is busy"), "Failed to remove lora adapter"])
