@@ -196,8 +196,12 @@ def check(folder: Path, dtype: str) -> None:
 
     tell("the champion moves while it answers, and other adapters come in")
     with serve(*words, "--max-loras", "2", environment=plugin) as server:
-        if (found := while_it_moves(server, run)) != ["beauty@champion=v2", "beauty@champion=v1"]:
-            failed.append(f"beauty@champion moved to v1 while it answered, and the answers come from {found}")
+        for moves, expected in (
+            (["beauty@v1"], ["beauty@champion=v2", "beauty@champion=v1"]),
+            (["beauty@v2", "beauty@v1"], ["beauty@champion=v1", "beauty@champion=v1#2"]),
+        ):
+            if (found := while_it_moves(server, run, moves)) != expected:
+                failed.append(f"beauty@champion moved to {moves} while it answered, and the answers come from {found}")
 
     columns = ("compared", "same answers", "same tokens", "from a tie on", "logprobs apart by", "unlike the base")
     print(f"\nvLLM {vllm_version()}, {dtype}, {len(QUESTIONS)} questions, {TOKENS} greedy tokens each:\n")
@@ -329,13 +333,14 @@ def merge_by_peft(folder: Path, base: Path, dtype: str) -> Path:
     return out
 
 
-def while_it_moves(server: Server, run: Callable[..., Any]) -> list[str]:
-    """What answers of the older and of the newer champion came from that were made together, in one batch."""
+def while_it_moves(server: Server, run: Callable[..., Any], moves: Sequence[str]) -> list[str]:
+    """What an answer came from that had begun before the moves, and one that began after them, in one batch with it."""
     with ThreadPoolExecutor() as threads:
         older = threads.submit(server.long_answer, "beauty@champion")
         time.sleep(REFRESH_SECONDS)
-        run("adapter", "alias", "beauty@v1", "champion")
-        time.sleep(2 * REFRESH_SECONDS)
+        for version in moves:
+            run("adapter", "alias", version, "champion")
+            time.sleep(2 * REFRESH_SECONDS)
         newer = threads.submit(server.long_answer, "beauty@champion")
         time.sleep(1)
         for name in ("spirit", "beauty@v2"):  # there is no room for them: those in use have to stay

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +63,15 @@ class Servable:
             )
 
 
-def find(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Servable:
-    """The version that a reference means now, fetched where it is not on this machine. Raises as `meant`, and StoreError."""
+def find(
+    registry: Registry, ref: str | Reference, *, base: str | None = None, until: ExitStack | None = None
+) -> Servable:
+    """The version that a reference means now, fetched where it is not on this machine; it stays there as `Store.folder` says.
+
+    Raises as `meant`, and StoreError.
+    """
     adapter = meant(registry, ref, base=base)
-    folder = registry.store.folder(adapter.digest)
+    folder = registry.store.folder(adapter.digest, until=until)
     try:
         facts = inspect_adapter(folder, None, scan=False)
     except InvalidArtifactError as error:  # it was sound when it was registered: this is no matter of the adapter's

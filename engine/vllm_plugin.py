@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from argparse import Namespace
+from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -45,6 +48,10 @@ READ_BY_VLLM = ("auto", "safetensors")  # formats of loading that read the weigh
 logger = init_logger(f"vllm.plugins.{NAME}")
 
 
+class _Request(LoRARequest, weakref=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]  a msgspec struct
+    """One that tells when vLLM has let it go: it is held while the name is loaded, and by each answer that is made with it."""
+
+
 class Resolver(LoRAResolver):
     """Names that the registry knows become LoRA requests or errors; of other names it says that it does not know them."""
 
@@ -54,6 +61,12 @@ class Resolver(LoRAResolver):
         self._limits: Any = None
         self._digests: dict[str, str] = {}
         """By name, the digest of the version that is served under it."""
+        self._called: Counter[str] = Counter()
+        """How often a version was given to vLLM under a name."""
+        self._ended: deque[ExitStack] = deque()
+        """What lets the tree go of each request that vLLM has let go since the last look."""
+        self._due: list[ExitStack] = []
+        """And of those before it."""
 
     def introduce(self, registry: Registry, base: Base, limits: Any) -> None:
         """Tells what is served: from now on it answers. `limits` is vLLM's LoRAConfig."""
@@ -76,16 +89,12 @@ class Resolver(LoRAResolver):
             raise _told(lora_name, error) from error
         if found is None:
             return None
+        adapter, request = found
         # here and not in the thread, which goes on when the client has left and nothing is loaded
-        self._digests[lora_name] = found.adapter.digest
-        logger.info("%s is %s, %s", lora_name, found.adapter.ref, found.adapter.digest)
-        # vLLM counts its adapters itself and writes its own number over this one
-        return LoRARequest(
-            lora_name=_shown(lora_name, found.adapter),
-            lora_int_id=1,
-            lora_path=str(found.folder),
-            base_model_name=found.adapter.base,
-        )
+        self._digests[lora_name] = adapter.digest
+        request.lora_name = self._new_name(lora_name, adapter)
+        logger.info("%s is %s, %s", lora_name, adapter.ref, adapter.digest)
+        return request
 
     async def moved(self) -> list[str]:
         """The names that mean another version now than the one served, or none. Raises RecCocktailError."""
@@ -94,7 +103,14 @@ class Resolver(LoRAResolver):
     def forget(self, name: str) -> None:
         self._digests.pop(name, None)
 
-    def _find(self, registry: Registry, name: str) -> serving.Servable | None:
+    async def release(self) -> None:
+        """Ends the use of trees with which nothing was answered any more at the look before.
+
+        Not at once: vLLM's engine hears of a request that was given up a moment later than whoever gave it up.
+        """
+        await asyncio.to_thread(self._release)
+
+    def _find(self, registry: Registry, name: str) -> tuple[Adapter, _Request] | None:
         try:
             ref = Reference.parse(name)
         except InvalidReferenceError:
@@ -102,7 +118,19 @@ class Resolver(LoRAResolver):
         if not serving.is_known(registry, ref):
             return None
         assert self._base is not None
-        found = serving.find(registry, ref, base=self._base.name)
+        with ExitStack() as until:
+            found = serving.find(registry, ref, base=self._base.name, until=until)
+            self._refuse_unless_fit(found)
+            # vLLM counts its adapters itself and writes its own number over this one
+            request = _Request(
+                lora_name=name, lora_int_id=1, lora_path=str(found.folder), base_model_name=found.adapter.base
+            )
+            # until then the engine may read the folder again at any time. No more is done here than to note it: this is
+            # called wherever the request ends, be it in a thread that holds the cache's locks
+            weakref.finalize(request, self._ended.append, until.pop_all())
+        return found.adapter, request
+
+    def _refuse_unless_fit(self, found: serving.Servable) -> None:
         found.refuse_unless_plain()
         try:  # what vLLM itself refuses, which it tells its log alone
             helper = PEFTHelper.from_local_dir(str(found.folder), None)
@@ -114,18 +142,29 @@ class Resolver(LoRAResolver):
                 f"{found.adapter.ref} cannot be served: this vLLM gives all of its modules one scale",
                 hint="serve it with vLLM 0.32, or serve a merged checkpoint",
             )
-        return found
+
+    def _release(self) -> None:
+        for until in self._due:
+            until.close()
+        self._due = [self._ended.popleft() for _ in range(len(self._ended))]
+
+    def _new_name(self, name: str, adapter: Adapter) -> str:
+        """What vLLM calls what it answers with: the name, the version where it may come to mean another, never the same twice.
+
+        In a batch vLLM tells adapters apart by what they are called, and numbers each one anew that it is given. Were two of
+        them called the same while requests for the older one go on, it would load one alone, and end for want of the other.
+        """
+        shown = name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
+        self._called[shown] += 1
+        times = self._called[shown]
+        return shown if times == 1 else f"{shown}#{times}"
 
     def _moved(self, digests: Mapping[str, str]) -> list[str]:
-        return [name for name, digest in digests.items() if self._meaning(name) != digest]
-
-    def _meaning(self, name: str) -> str | None:
         assert self._registry is not None
         assert self._base is not None
-        try:
-            return serving.meant(self._registry, name, base=self._base.name).digest
-        except (NotFoundError, ConflictError, BaseMismatchError):
-            return None
+        refs = {name: Reference.parse(name) for name in digests}
+        now = self._registry.adapters.digests(refs.values(), base=self._base.name)
+        return [name for name, digest in digests.items() if now.get(refs[name]) != digest]
 
 
 class Introduction:
@@ -210,6 +249,7 @@ async def _follow(models: Any, seconds: float) -> None:
         try:
             for name in await RESOLVER.moved():
                 await _unload(models, name)
+            await RESOLVER.release()
         except Exception as error:  # noqa: BLE001  whatever it is, the next look may go well
             if following:
                 logger.warning("aliases are not followed for now: %s: %s", type(error).__name__, error)
@@ -227,15 +267,6 @@ async def _unload(models: Any, name: str) -> None:
         return
     RESOLVER.forget(name)
     logger.info("%s means another version now, or none", name)
-
-
-def _shown(name: str, adapter: Adapter) -> str:
-    """What vLLM calls what it answers with: the name, and the version that it means where it may come to mean another.
-
-    In a batch vLLM tells adapters apart by what they are called. Were two versions called the same while requests for the
-    older one go on, it would load one of them alone, and end for want of the other.
-    """
-    return name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
 
 
 def _told(name: str, error: Exception) -> GracefulHTTPError:

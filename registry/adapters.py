@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Select, bindparam, func, select, true, update
+from sqlalchemy import Integer, Select, String, bindparam, cast, func, select, true, tuple_, union_all, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -183,6 +183,35 @@ class Adapters:
         query = select(AdapterRow).where(AdapterRow.id.in_(_preferred())).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
             return [_adapter(row) for row in session.scalars(query).unique()]
+
+    def digests(self, refs: Iterable[Reference], *, base: str) -> dict[Reference, str]:
+        """The digests of what the references mean now for one base, in one query.
+
+        What means no version, or an archived one, is left out.
+        """
+        refs = {*refs}
+        if not refs:
+            return {}
+        bare = {ref.name for ref in refs if ref.version is None and ref.alias is None}
+        versions = {(ref.name, ref.version) for ref in refs if ref.version is not None}
+        aliases = {(ref.name, ref.alias) for ref in refs if ref.alias is not None}
+
+        def active(version: Any = None, alias: Any = None) -> Select[str, int, str, str]:
+            suffix = cast(version, Integer), cast(alias, String)  # without types PostgreSQL takes all columns for text
+            query = select(DomainRow.name, *suffix, AdapterRow.digest).join(AdapterRow.domain).join(AdapterRow.base)
+            return query.where(BaseModelRow.name == base, AdapterRow.archived_at.is_(None))
+
+        by_name = AdapterRow.id.in_(_preferred().where(DomainRow.name.in_(bare)))
+        by_version = tuple_(DomainRow.name, AdapterRow.version).in_(versions)
+        by_alias = tuple_(DomainRow.name, AliasRow.name).in_(aliases)
+        query = union_all(
+            active().where(by_name),
+            active(version=AdapterRow.version).where(by_version),
+            active(alias=AliasRow.name).join(AdapterRow.aliases).where(by_alias),
+        )
+        with self._database.reading() as session:
+            rows = session.execute(query)
+            return {Reference(name, version, alias): digest for name, version, alias, digest in rows}
 
     def placed(self) -> set[tuple[str, str]]:
         """The (base, domain) pairs that have versions, archived ones included; `spirit` stands for the spirits' domain."""

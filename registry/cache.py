@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from math import inf
 from pathlib import Path
@@ -70,6 +70,14 @@ class Cache(LocalStore):
         """In use from now on, unless the block fails. Raises StoreError."""
         with self.translated(), self._pins.pinned(hex_of(digest)):
             yield
+
+    def hold(self, digest: str, until: ExitStack) -> None:
+        """In use until `until` closes, in whatever thread, whatever blocks end before. Raises StoreError."""
+        name = hex_of(digest)
+        with self.translated():
+            self._pins.hold(name)
+        until.callback(self._trim)
+        until.callback(self._pins.let_go, name)
 
     def take(self, digest: str) -> Path | None:
         """The tree's folder, in use from now on; None if it is not here. Raises StoreError."""

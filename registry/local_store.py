@@ -255,7 +255,7 @@ class LocalStore(Store):
 
     # looking up
 
-    def folder(self, digest: str) -> Path:
+    def folder(self, digest: str, *, until: ExitStack | None = None) -> Path:
         folder = self.local(digest)
         if folder is None:
             raise StoreError(f"{self.root} holds nothing under {digest}", hint="run `reccocktail store verify`")

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -126,7 +126,12 @@ class ObjectStore(Store):
 
     # looking up
 
-    def folder(self, digest: str) -> Path:
+    def folder(self, digest: str, *, until: ExitStack | None = None) -> Path:
+        if until is not None:
+            with self.using():
+                folder = self.folder(digest)
+                self._cache.hold(digest, until)
+            return folder
         cached = self._cache.take(digest)
         if cached is not None:
             return cached

@@ -25,7 +25,7 @@ os.register_at_fork(before=_table.acquire, after_in_parent=_table.release, after
 @dataclass
 class _Pin:
     handle: int
-    users: int  # blocks, and one for what is held until the process ends
+    users: int  # blocks, holds, and one for what is in use until the process ends
 
 
 class Pins:
@@ -54,7 +54,7 @@ class Pins:
     @contextmanager
     def pinned(self, name: str) -> Iterator[None]:
         """From now on, also when the block ends, but not when it fails. Raises OSError."""
-        new = self._pin(name)
+        new = self._pin(name, self._scope())
         try:
             yield
         except BaseException:
@@ -62,7 +62,15 @@ class Pins:
                 self._scope().discard(name)
                 self._release(name)
             raise
-        self._pin(name)  # again: another thread that had pinned it for both may have failed
+        self._pin(name, self._scope())  # again: another thread that had pinned it for both may have failed
+
+    def hold(self, name: str) -> None:
+        """One use more, which `let_go` ends, in whatever thread, and no block. Raises OSError."""
+        self._pin(name, set())
+
+    def let_go(self, name: str) -> None:
+        """Ends one hold; others who use the tree have it still."""
+        self._release(name)
 
     def last_use(self, name: str) -> int | None:
         """In nanoseconds since 1970; None if it never was in use."""
@@ -91,15 +99,15 @@ class Pins:
         block = self._block()
         return self._until_the_end if block is None else block
 
-    def _pin(self, name: str) -> bool:
+    def _pin(self, name: str, scope: set[str]) -> bool:
         """Whether it was not yet pinned in this scope."""
         while True:
             with _table:
                 pin = self._pins.get(name)
                 if pin and is_named(pin.handle, self._folder / name):
-                    new = name not in self._scope()
+                    new = name not in scope
                     pin.users += new
-                    self._scope().add(name)
+                    scope.add(name)
                     self._touch(pin.handle)
                     return new
             self._folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -121,11 +121,12 @@ class Store(ABC):
         """Gives the file a second name, or copies it where the file system has no hard links. Raises StoreError."""
 
     @abstractmethod
-    def folder(self, digest: str) -> Path:
+    def folder(self, digest: str, *, until: ExitStack | None = None) -> Path:
         """The tree's folder on this machine, fetched and checked where it is not here yet; its files are read-only.
 
-        It stays there until the process ends, or the outermost `using` block of this thread. Fetched once for all processes
-        of the machine. Raises StoreError if the store has no such tree.
+        It stays there until the process ends, or the outermost `using` block of this thread; with `until`, until that closes,
+        in whatever thread, and whatever others do who use the tree. Fetched once for all processes of the machine.
+        Raises StoreError if the store has no such tree.
         """
 
     def using(self) -> AbstractContextManager[None]:

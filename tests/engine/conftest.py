@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import Question
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sqlalchemy import Engine, event
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
@@ -48,6 +49,19 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """Every statement that a database is asked from here on."""
+    asked: list[str] = []
+
+    def note(connection, cursor, statement, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield asked
+    event.remove(Engine, "before_cursor_execute", note)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
-from sqlalchemy import Engine, event
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 AVERAGE = load_recipe("average")
@@ -487,19 +486,6 @@ def test_a_result_that_is_missing_from_the_store_is_stale_and_says_so(stocked):
 
 
 # --- all domains at once --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def statements(monkeypatch):
-    """Every statement that a database is asked from here on."""
-    asked: list[str] = []
-
-    def note(connection, cursor, statement, *_: object) -> None:
-        asked.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield asked
-    event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_many_domains_are_told_in_as_many_queries_as_few(stocked, statements):

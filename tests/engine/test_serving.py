@@ -14,6 +14,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -291,8 +292,18 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     class LoRAResolver:
         pass
 
-    class LoRARequest(SimpleNamespace):
-        pass
+    class Struct(type):
+        """As msgspec's: a class lets its objects be watched where it says so."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], *, weakref: bool = False) -> Struct:
+            return super().__new__(cls, name, bases, body | {"__slots__": ("__weakref__",) if weakref else ()})
+
+    class LoRARequest(SimpleNamespace, metaclass=Struct):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, type(self)) and self.lora_name == other.lora_name
+
+        def __hash__(self) -> int:
+            return hash(self.lora_name)
 
     class GracefulHTTPError(Exception):
         def __init__(self, message: str, http_status: int) -> None:
@@ -399,7 +410,7 @@ def test_troubles_of_the_registry_are_told_without_their_details(
 def test_whatever_goes_wrong_the_client_is_told_without_paths(
     plugin: ModuleType, stocked: Registry, trouble: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: str) -> Path:
+    def fails(_: str, **__: object) -> Path:
         raise trouble
 
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
@@ -415,20 +426,18 @@ def test_two_versions_are_never_called_the_same_while_a_name_moves(
     tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
     stocked.adapters.alias("skin-care@v1", "champion")
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
-    names = ("skin-care", "skin-care@champion", "skin-care@v1")
-    before = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in names]
+    names = ("skin-care", "skin-care@champion")
+    before = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v1")]
     stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
     stocked.adapters.alias("skin-care@v2", "champion")
     after = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v2")]
-    called: dict[str, str] = {}
-    for request in (*before, *after):
-        assert called.setdefault(request.lora_name, request.lora_path) == request.lora_path
-        assert request.lora_name.partition("=")[0] in (*names, "skin-care@v2")
-    assert len(called) == 6
+    called = [request.lora_name for request in (*before, *after)]
+    assert len(set(called)) == 6
+    assert [name.partition("=")[0] for name in called] == [*names, "skin-care@v1", *names, "skin-care@v2"]
 
 
 def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
-    plugin: ModuleType, stocked: Registry, monkeypatch: pytest.MonkeyPatch
+    plugin: ModuleType, stocked: Registry, held: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetching, go_on, real = threading.Event(), threading.Event(), serving.find
 
@@ -455,6 +464,10 @@ def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
         loop.close()
     stocked.adapters.archive("skin-care@v1", force=True)
     assert asyncio.run(plugin.RESOLVER.moved()) == []
+    assert len(held) == 1
+    for _ in range(2):
+        asyncio.run(plugin.RESOLVER.release())
+    assert held == []
 
 
 class Models:
@@ -465,9 +478,15 @@ class Models:
         self.lora_requests: dict[str, Any] = {}
         self.asked: list[str] = []
         self._does = itertools.chain(does, itertools.repeat(None))
+        self._numbers = itertools.count(1)
 
-    async def ask(self, plugin: ModuleType, name: str) -> None:
-        self.lora_requests[name] = await plugin.RESOLVER.resolve_lora("/models/tiny", name)
+    async def ask(self, plugin: ModuleType, name: str) -> Any:
+        """What vLLM answers the request with; it asks the resolver for what it has not loaded."""
+        if name not in self.lora_requests:
+            found = await plugin.RESOLVER.resolve_lora("/models/tiny", name)
+            found.lora_int_id = next(self._numbers)
+            self.lora_requests[name] = found
+        return self.lora_requests[name]
 
     async def unload_lora_adapter(self, request: Any) -> object:
         self.asked.append(request.lora_name)
@@ -477,6 +496,98 @@ class Models:
         if does is None:
             del self.lora_requests[request.lora_name]
         return does or "Success"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("skin-care", ["skin-care=v1", "skin-care=v2", "skin-care=v1#2", "skin-care=v2#2"]),
+        ("skin-care@mine", ["skin-care@mine=v1", "skin-care@mine=v2", "skin-care@mine=v1#2", "skin-care@mine=v2#2"]),
+        ("skin-care@v1", ["skin-care@v1", None, "skin-care@v1#2", None]),
+    ],
+)
+def test_a_version_that_comes_back_is_an_adapter_of_its_own(
+    plugin: ModuleType, stocked: Registry, base, make_adapter, name: str, called: list[str | None]
+) -> None:
+    tiny, models = stocked.bases.get("tiny"), Models()
+    stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+    plugin.RESOLVER.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+
+    async def serve() -> list[Any]:
+        """What requests began with that all go on."""
+        found = []
+        for version in (1, 2, 1, 2):
+            stocked.adapters.restore(f"skin-care@v{version}")
+            stocked.adapters.alias(f"skin-care@v{version}", "mine")
+            stocked.adapters.archive(f"skin-care@v{3 - version}", force=True)
+            for moved in await plugin.RESOLVER.moved():
+                await plugin._unload(models, moved)
+            with suppress(plugin.GracefulHTTPError):
+                found.append(await models.ask(plugin, name))
+        return found
+
+    under_way = asyncio.run(serve())
+    assert [request.lora_name for request in under_way] == [shown for shown in called if shown]
+    batch = {request.lora_int_id: request for request in under_way}
+    assert len(set(batch.values())) == len(batch) == len(under_way)  # vLLM loads as many as differ by name
+
+
+@pytest.fixture
+def held(stocked: Registry, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of adapters that are in use, each as often as it is."""
+    found, folder = list[Path](), stocked.store.folder
+
+    def watched(digest: str, *, until: ExitStack | None = None) -> Path:
+        place = folder(digest)
+        if (place / "adapter_config.json").exists():
+            found.append(place)
+            if until is not None:
+                until.callback(found.remove, place)
+        return place
+
+    monkeypatch.setattr(stocked.store, "folder", watched)
+    return found
+
+
+def test_a_tree_is_let_go_when_its_name_has_moved_on_and_the_last_answer_made_with_it_has_ended(
+    plugin: ModuleType, stocked: Registry, base, make_adapter, held: list[Path]
+) -> None:
+    tiny, models = stocked.bases.get("tiny"), Models()
+    plugin.RESOLVER.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
+
+    async def looks() -> list[Path]:
+        for _ in range(3):
+            for moved in await plugin.RESOLVER.moved():
+                await plugin._unload(models, moved)
+            await plugin.RESOLVER.release()
+        return [*held]
+
+    async def serve() -> None:
+        answers = [await models.ask(plugin, "skin-care"), await models.ask(plugin, "skin-care")]
+        await models.ask(plugin, "skin-care@v1")
+        older = Path(answers[0].lora_path)
+        assert await looks() == [older, older]  # by two names
+        stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
+        assert await looks() == [older, older]
+        assert [*models.lora_requests] == ["skin-care@v1"]
+        newer = Path((await models.ask(plugin, "skin-care")).lora_path)
+        answers.pop()
+        assert await looks() == [older, older, newer]
+        answers.pop()
+        await plugin.RESOLVER.release()
+        assert held == [older, older, newer]  # the engine may not have heard yet
+        assert await looks() == [older, newer]
+        stocked.adapters.archive("skin-care@v1", force=True)
+        assert await looks() == [newer]
+
+    asyncio.run(serve())
+
+
+def test_a_tree_that_is_refused_is_not_held(plugin: ModuleType, stocked: Registry, held: list[Path]) -> None:
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=2))
+    with pytest.raises(plugin.GracefulHTTPError, match="greater than max_lora_rank 2"):
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+    assert held == []
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError("the engine is busy"), "Failed to remove lora adapter"])
@@ -573,6 +684,17 @@ def test_names_that_mean_another_version_or_none_are_told(
     assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit", "spirit@v1"]
     resolver.forget("spirit")
     assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
+
+
+def test_all_names_are_looked_at_in_one_query(plugin: ModuleType, stocked: Registry, statements: list[str]) -> None:
+    stocked.adapters.alias("skin-care@v1", "champion")
+    plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+    for name in ("skin-care", "skin-care@v1", "skin-care@champion", "spirit", "spirit@v1"):
+        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", name))
+    stocked.adapters.archive("spirit@v1", force=True)
+    statements.clear()
+    assert asyncio.run(plugin.RESOLVER.moved()) == ["spirit", "spirit@v1"]
+    assert len([statement for statement in statements if "SELECT" in statement]) == 1
 
 
 @pytest.mark.parametrize(

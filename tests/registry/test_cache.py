@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -395,6 +395,49 @@ def test_a_block_ends_for_its_own_thread_only(add: Callable[..., StoredTree], he
         thread.submit(fetch, store, a, b, c, d).result()
         assert kept(store, a, d) == [True, True]
         assert kept(store, b, c) == [False, False]
+
+
+def test_what_is_held_goes_when_it_is_let_go_in_whatever_thread(
+    add: Callable[..., StoredTree], here: Callable[..., Store], place: Path
+) -> None:
+    a, b, c = map(add, "abc")
+    store, until = here(TWO), ExitStack()
+    with store.using(), ThreadPoolExecutor(1) as thread:
+        thread.submit(store.folder, a.digest, until=until).result()
+    fetch(store, b, c)
+    assert kept(store, a, b, c) == [True, False, True]
+    store.folder(b.digest)
+    assert kept(store, a, b, c) == [True, True, False]
+    store.folder(c.digest)  # more is in use than fits
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(until.close).result()
+    assert kept(store, a, b, c) == [False, True, True]
+    assert blobs(place) < TWO
+
+
+def test_who_lets_a_tree_go_takes_it_from_nobody_else(
+    add: Callable[..., StoredTree], here: Callable[..., Store]
+) -> None:
+    a, b, c = map(add, "abc")
+    store, first, second = here(TWO), ExitStack(), ExitStack()
+    for until in (first, second):
+        store.folder(a.digest, until=until)
+    first.close()
+    first.close()
+    fetch(store, b, c)
+    assert kept(store, a) == [True]
+    with store.using():
+        store.folder(a.digest)
+        second.close()
+        fetch(store, b, c)
+        assert kept(store, a) == [True]
+    fetch(store, b, c)
+    assert kept(store, a) == [False]
+    with first:
+        store.folder(a.digest, until=first)
+        store.folder(a.digest)  # until the process ends
+    fetch(store, b, c)
+    assert kept(store, a) == [True]
 
 
 def test_what_another_process_uses_stays_until_it_ends(

@@ -14,6 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from reccocktail.registry import Adapter, Base, Build, Registry, Settings
 from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
+from reccocktail.registry.references import Reference
 from reccocktail.registry.search import MetricBound
 
 Add = Callable[..., Adapter]
@@ -364,3 +365,37 @@ def test_what_bare_names_mean_is_known_in_one_query(
     searched.adapters.alias("beauty@v1", "champion", base="tiny")
     found = {(a.base, a.ref) for a in searched.adapters.current()}
     assert found == {("tiny", "beauty@v1"), ("tiny", "toys@v1"), ("other", "beauty@v1")}
+
+
+def test_the_digests_of_what_references_mean_are_those_of_active_versions_for_the_base(
+    searched: Registry, add: Add, make_base: Make, tmp_path: Path
+) -> None:
+    other = searched.bases.add("other", make_base(tmp_path / "other", seed=1), source="org/other")
+    spirit, newest = add("spirit", 5), add("beauty", 4)
+    one, two, three = (searched.adapters.resolve(ref) for ref in ("beauty@v1", "beauty@v2", "toys@v1"))
+    elsewhere = add("beauty", 6, base=other)
+    for row, name in ((one, "champion"), (two, "candidate"), (newest, "mine"), (elsewhere, "theirs")):
+        searched.adapters.alias(row.ref, name, base=row.base)
+    searched.adapters.archive("beauty@v2", base="tiny", force=True)
+    expected = {
+        "spirit": spirit,
+        "beauty": one,
+        "beauty@champion": one,
+        "beauty@mine": newest,
+        "beauty@v3": newest,
+        "toys": three,
+        "toys@v1": three,
+    }
+    nothing = ["beauty@v2", "beauty@candidate", "beauty@theirs", "beauty@v4", "toys@champion", "toys@mine", "nobody"]
+    asked = [Reference.parse(name) for name in (*expected, *nothing)]
+    found = searched.adapters.digests(asked, base="tiny")
+    assert found == {Reference.parse(name): row.digest for name, row in expected.items()}
+    assert searched.adapters.digests(asked[1:2], base="other") == {asked[1]: elsewhere.digest}
+    assert searched.adapters.digests(asked, base="absent") == searched.adapters.digests([], base="tiny") == {}
+
+
+def test_many_references_are_looked_up_at_once(searched: Registry) -> None:
+    many = [Reference("toys", version=number) for number in range(1, 2000)]
+    many += [Reference(f"toys-{number}", alias="champion") for number in range(2000)]
+    many += [Reference(f"toys-{number}") for number in range(2000)]
+    assert [*searched.adapters.digests(many, base="tiny")] == many[:1]
