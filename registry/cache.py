@@ -24,7 +24,7 @@ from pathlib import Path
 from .errors import StoreError
 from .files import hash_file, link_file
 from .local_store import LocalStore, is_waste, lock_of
-from .locks import abandoned, held_when_free
+from .locks import abandoned, held
 from .pins import Pins
 from .store import GRACE, WAIT_SECONDS, GcReport
 from .trees import FileEntry, StoredTree, hex_of, write_manifest
@@ -130,7 +130,7 @@ class Cache(LocalStore):
         if not self.limit or not self.exists():
             return
         # one at a time: what one takes away must not look as if it were in use to another
-        with self.translated(), held_when_free(self.root / "room"):
+        with self.translated(), held(self.root / "room"):
             if self._excess(missing) <= 0:
                 return
             self._drop_fetches()
@@ -156,7 +156,7 @@ class Cache(LocalStore):
         if dry_run:
             return report
         limit = time.time() - grace.total_seconds()
-        with self.translated(), held_when_free(self.root / "room"):
+        with self.translated(), held(self.root / "room"):
             dropped = tuple(digest for digest in report.trees if self._drop(hex_of(digest)))
             for name in self._pins.names() - self._names():
                 with self._pins.free(name):  # of a tree that never came, or went otherwise

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
 from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
-from .locks import FileLock, StoreLock, abandoned, held, held_if_free, held_when_free, shared_if_possible
+from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 
@@ -242,7 +242,7 @@ class LocalStore(Store):
         folder = self._staging / f"{prefix}-{work}"
         with ExitStack() as owned:
             with self.translated():
-                owned.enter_context(held_when_free(lock_of(folder)))
+                owned.enter_context(held(lock_of(folder)))
                 folder.mkdir(exist_ok=True)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)

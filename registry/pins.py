@@ -25,7 +25,7 @@ os.register_at_fork(before=_table.acquire, after_in_parent=_table.release, after
 @dataclass
 class _Pin:
     handle: int
-    users: int  # blocks, and one for what is held until the process ends
+    users: int  # blocks of each kind, and one for what is in use until the process ends
 
 
 class Pins:
@@ -54,15 +54,18 @@ class Pins:
     @contextmanager
     def pinned(self, name: str) -> Iterator[None]:
         """From now on, also when the block ends, but not when it fails. Raises OSError."""
-        new = self._pin(name)
+        with self.held(name):  # by each for itself: another thread that pins it too may fail
+            yield
+            self._use(name)
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Until the block ends nobody takes it away; it is not given out for that. Raises OSError."""
+        self._hold(name)
         try:
             yield
-        except BaseException:
-            if new:
-                self._scope().discard(name)
-                self._release(name)
-            raise
-        self._pin(name)  # again: another thread that had pinned it for both may have failed
+        finally:
+            self._release(name)
 
     def last_use(self, name: str) -> int | None:
         """In nanoseconds since 1970; None if it never was in use."""
@@ -91,17 +94,20 @@ class Pins:
         block = self._block()
         return self._until_the_end if block is None else block
 
-    def _pin(self, name: str) -> bool:
-        """Whether it was not yet pinned in this scope."""
+    def _use(self, name: str) -> None:
+        with _table:
+            pin = self._pins[name]
+            pin.users += name not in self._scope()
+            self._scope().add(name)
+            self._touch(pin.handle)
+
+    def _hold(self, name: str) -> None:
         while True:
             with _table:
                 pin = self._pins.get(name)
                 if pin and is_named(pin.handle, self._folder / name):
-                    new = name not in self._scope()
-                    pin.users += new
-                    self._scope().add(name)
-                    self._touch(pin.handle)
-                    return new
+                    pin.users += 1
+                    return
             self._folder.mkdir(exist_ok=True)
             handle = locked_handle(self._folder / name, fcntl.LOCK_SH)
             with _table:

@@ -23,6 +23,7 @@ import pytest
 from reccocktail.registry import bucket as buckets
 from reccocktail.registry import cache as caches
 from reccocktail.registry.errors import StoreError
+from reccocktail.registry.pins import Pins
 from reccocktail.registry.store import Store
 from reccocktail.registry.trees import StoredTree
 
@@ -582,6 +583,19 @@ def test_a_fetch_that_ends_while_the_cache_is_measured_is_not_missed(
     fetch(store, b, c)
     assert ended
     assert kept(store, a, b, c) == [False, True, True]
+
+
+def test_a_pin_is_not_lost_when_another_thread_that_wants_it_too_fails(tmp_path: Path) -> None:
+    pins, others = Pins(tmp_path / "pins"), Pins(tmp_path / "pins")
+    first, second = pins.pinned("tree"), pins.pinned("tree")
+    first.__enter__()
+    second.__enter__()
+    assert not first.__exit__(StoreError, StoreError("the line is cut"), None)
+    with others.free("tree") as free:
+        assert not free
+    second.__exit__(None, None, None)
+    with others.free("tree") as free:
+        assert not free
 
 
 @pytest.mark.slow

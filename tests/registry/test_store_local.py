@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -11,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reccocktail.registry.digests import file_digest
 from reccocktail.registry.errors import InvalidArtifactError, StoreError
 from reccocktail.registry.local_store import LocalStore
+from reccocktail.registry.locks import held
 from reccocktail.registry.store import Store
 
 AT_ONCE = timedelta(seconds=-1)
@@ -303,3 +306,37 @@ def test_what_is_no_tree_is_neither_listed_nor_collected(store: LocalStore, fold
     assert store.digests() == {tree.digest}
     store.gc(set(), grace=AT_ONCE)
     assert stray.exists()
+
+
+# what others do meanwhile
+
+
+def test_a_lock_that_another_user_removes_just_then_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, opened, refused = tmp_path / "lock", os.open, list[int]()
+    lock.touch()
+
+    def foreign(path: Path, flags: int, mode: int = 0o777, **rest: Any) -> int:
+        if path == lock and not refused:
+            refused.append(flags)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if path == lock and not flags & os.O_CREAT:
+            lock.unlink()
+        return opened(path, flags, mode, **rest)
+
+    monkeypatch.setattr(os, "open", foreign)
+    with held(lock):
+        assert refused
+        assert lock.exists()
+
+
+def test_a_lock_that_is_refused_leaves_no_handle(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before = len(list(Path("/dev/fd").iterdir()))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match="No locks available"), store.staging("build"):
+        pass
+    assert len(list(Path("/dev/fd").iterdir())) == before
