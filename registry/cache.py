@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from math import inf
 from pathlib import Path
 
 from .errors import StoreError
 from .files import hash_file, link_file
-from .local_store import LocalStore, is_waste, lock_of
-from .locks import abandoned, held_when_free
+from .local_store import DISCARD, LocalStore, is_still, is_waste, lock_of, size_of
+from .locks import abandoned, held
 from .pins import Pins
 from .store import GRACE, WAIT_SECONDS, GcReport
 from .trees import FileEntry, StoredTree, hex_of, write_manifest
@@ -46,12 +47,17 @@ class Cache(LocalStore):
         self._pins = Pins(root / "pins")
 
     def bytes(self) -> int:
-        """Of all files here, each once, and of what is being fetched; not of what is being built. Raises StoreError."""
+        """Of all files here, each once, and of what comes or goes; not of what is being built. Raises StoreError."""
         with self.translated("read"):
-            blobs = sum(_size(path) for path in self._blobs.glob("*/*"))
             # a folder may go while it is walked through: its fetch is done
-            walks = (walk for folder in self._fetches() for walk in os.walk(folder))
-            return blobs + sum(_size(Path(place, name), alone=True) for place, _, names in walks for name in names)
+            walks = (walk for folder in self._moving() for walk in os.walk(folder))
+            moving = (Path(place, name) for place, _, names in walks for name in names)
+            sizes: dict[tuple[int, int], int] = {}
+            for path in chain(self._blobs.glob("*/*"), moving):
+                with suppress(FileNotFoundError):
+                    status = path.lstat()
+                    sizes[status.st_dev, status.st_ino] = status.st_size
+            return sum(sizes.values())
 
     # in use
 
@@ -130,6 +136,16 @@ class Cache(LocalStore):
 
     # what goes
 
+    def discard_damaged(self, digest: str) -> None:
+        """Takes the tree away if it is damaged, even from those who use it; not what came in its place. Raises StoreError."""
+        folder = self._trees / hex_of(digest)
+        with self.translated(), self._pins.held(folder.name), suppress(FileNotFoundError):
+            before = folder.lstat()
+            if self._damages_of(folder, set()):
+                with self._repair.exclusive(WAIT_SECONDS):
+                    if is_still(folder, before):
+                        self.discard(digest)
+
     def make_room(self, wanted: Collection[FileEntry] = (), *, missing: int = 0) -> None:
         """Drops what was used longest ago until `missing` more bytes fit, or all the rest is in use. Raises StoreError.
 
@@ -138,10 +154,10 @@ class Cache(LocalStore):
         if not self.limit or not self.exists():
             return
         # one at a time: what one takes away must not look as if it were in use to another
-        with self.translated(), held_when_free(self.root / "room"):
+        with self.translated(), held(self.root / "room"):
             if self._excess(missing) <= 0:
                 return
-            self._drop_fetches()
+            self._drop_abandoned()
             needs = {name: self._needs(name) for name in self._names()}
             for name in [name for name, needed in needs.items() if not needed]:
                 del needs[name]
@@ -164,7 +180,7 @@ class Cache(LocalStore):
         if dry_run:
             return report
         limit = time.time() - grace.total_seconds()
-        with self.translated(), held_when_free(self.root / "room"):
+        with self.translated(), held(self.root / "room"):
             dropped = tuple(digest for digest in report.trees if self._drop(hex_of(digest)))
             for name in self._pins.names() - self._names():
                 with self._pins.free(name):  # of a tree that never came, or went otherwise
@@ -190,9 +206,9 @@ class Cache(LocalStore):
                     raise
             return free
 
-    def _drop_fetches(self) -> None:
-        """What was being fetched by processes that gave up; it would go on from there, but room is wanted."""
-        for folder in self._fetches():
+    def _drop_abandoned(self) -> None:
+        """What processes left that died or gave up: a fetch would go on from there, but room is wanted."""
+        for folder in self._moving():
             lock = lock_of(folder)
             with suppress(FileNotFoundError), abandoned(lock) as free:
                 if free:
@@ -208,7 +224,7 @@ class Cache(LocalStore):
             needed = {entry.sha256 for name in self._names() for entry in self._needs(name)}
             needed |= {entry.sha256 for entry in wanted}
             waste = [blob for blob in self._blobs.glob("*/*") if is_waste(blob, needed, older)]
-            swept = {blob.name: _size(blob) for blob in waste}
+            swept = {blob.name: size_of(blob) for blob in waste}
             for blob in waste:
                 blob.unlink()
         return swept
@@ -216,8 +232,9 @@ class Cache(LocalStore):
     def _excess(self, missing: int) -> int:
         return self.bytes() + missing - self.limit
 
-    def _fetches(self) -> list[Path]:
-        return [path for path in self._staging.glob(f"{_FETCH}-*") if path.suffix != ".lock"]
+    def _moving(self) -> list[Path]:
+        """The folders of trees that come or go."""
+        return [path for way in (_FETCH, DISCARD) for path in self._staging.glob(f"{way}-*") if path.suffix != ".lock"]
 
     def _names(self) -> set[str]:
         return {hex_of(digest) for digest in self.digests()}
@@ -239,12 +256,3 @@ class Cache(LocalStore):
 
 class _GoneError(Exception):
     """A tree went before it could be pinned."""
-
-
-def _size(path: Path, *, alone: bool = False) -> int:
-    """Of a file, if `alone` only of one with no other name; 0 if it has gone."""
-    with suppress(FileNotFoundError):
-        status = path.lstat()
-        if not (alone and (status.st_nlink > 1 or path.is_dir())):
-            return status.st_size
-    return 0

@@ -25,9 +25,11 @@ from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
 from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
-from .locks import FileLock, StoreLock, abandoned, held, held_if_free, held_when_free, shared_if_possible
+from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
+
+DISCARD = "discard"
 
 _ROOM = "free some space, for example by `reccocktail store gc`"
 _RIGHTS = "let this user write there, or set RECCOCKTAIL_STORE_URL to another folder"
@@ -36,6 +38,7 @@ _HINTS = {
     errno.EDQUOT: _ROOM,
     errno.ENOLCK: "the file system must support flock; choose another folder as RECCOCKTAIL_STORE_URL",
 }
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # whatever bore the name may be gone when one looks
 
 
 class LocalStore(Store):
@@ -49,6 +52,7 @@ class LocalStore(Store):
         self._trees = root / "trees"
         self._staging = root / "staging"
         self._lock = lock or FileLock(root / "lock")
+        self._repair = FileLock(root / "repair")
         self._hints = _HINTS | dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), rights)
 
     def initialise(self) -> None:
@@ -206,7 +210,7 @@ class LocalStore(Store):
                 os.utime(folder, follow_symlinks=False)
             if not self._is_damaged(tree, folder):
                 return
-            with FileLock(self.root / "repair").exclusive(WAIT_SECONDS):
+            with self._repair.exclusive(WAIT_SECONDS):
                 if os.path.lexists(folder) and self._is_damaged(tree, folder):  # and not repaired while we waited
                     with self.staging("damaged") as aside:
                         folder.rename(aside / folder.name)
@@ -242,7 +246,7 @@ class LocalStore(Store):
         folder = self._staging / f"{prefix}-{work}"
         with ExitStack() as owned:
             with self.translated():
-                owned.enter_context(held_when_free(lock_of(folder)))
+                owned.enter_context(held(lock_of(folder)))
                 folder.mkdir(exist_ok=True)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
@@ -294,7 +298,9 @@ class LocalStore(Store):
     # looking after
 
     def verify_tree(self, digest: str) -> None:
-        for damage in self._damages(digest, self.folder(digest), set(), None):
+        with self.translated("read"):
+            damages = self._damages_of(self.folder(digest), set())
+        for damage in damages:
             raise StoreError(
                 f"{digest}: {damage.path or 'the manifest'}: {damage.reason}",
                 hint="add the same files again to repair it, or restore the store",
@@ -314,9 +320,17 @@ class LocalStore(Store):
                     else:
                         damages.append(Damage(f"sha256:{path.name}", str(path.relative_to(self.root)), reason))
             for folder in sorted(self._trees.iterdir()):
-                found = list(self._damages(f"sha256:{folder.name}", folder, sound, progress))
-                damages += found if os.path.lexists(folder) else ()
+                with suppress(FileNotFoundError):  # collected meanwhile
+                    damages += self._damages_of(folder, sound, progress)
         return damages
+
+    def _damages_of(self, folder: Path, sound: set[tuple[int, int]], progress: Progress | None = None) -> list[Damage]:
+        """Of the tree that is there in the end: one may go meanwhile, and another come. Raises FileNotFoundError."""
+        while True:
+            before = folder.lstat()
+            found = list(self._damages(f"sha256:{folder.name}", folder, sound, progress))
+            if not found or is_still(folder, before):
+                return found
 
     def _damages(
         self, digest: str, folder: Path, sound: set[tuple[int, int]], progress: Progress | None
@@ -345,8 +359,9 @@ class LocalStore(Store):
 
     def discard(self, digest: str) -> None:
         """Takes a tree away, whatever its age: for a copy that can be fetched again. Raises StoreError."""
-        with self.staging("discard") as aside, self.translated(), self._lock.shared(), suppress(FileNotFoundError):
+        with self.staging(DISCARD) as aside, self.translated(), self._lock.shared(), suppress(FileNotFoundError):
             (self._trees / hex_of(digest)).rename(aside / "tree")
+            sync_all([self._trees])  # no half of it may come back after a power failure
 
     def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:
         staging = self._collect_staging(time.time() - grace.total_seconds(), dry_run)
@@ -376,12 +391,15 @@ class LocalStore(Store):
             trees=tuple(f"sha256:{tree.name}" for tree in dropped),
             blobs=tuple(sorted(blob.name for blob in blobs)),
             staging=staging,
-            bytes=sum(blob.lstat().st_size for blob in blobs),
+            bytes=sum(size_of(blob) for blob in blobs),
         )
         return report, dropped, blobs
 
     def _is_old(self, tree: Path, limit: float) -> bool:
-        if tree.lstat().st_mtime > limit:
+        try:
+            if tree.lstat().st_mtime > limit:
+                return False
+        except FileNotFoundError:  # another one drops or repairs it
             return False
         try:  # a user who may not touch another one's tree touches its manifest
             return self._blob(tree.name).lstat().st_mtime <= limit
@@ -394,6 +412,8 @@ class LocalStore(Store):
             try:
                 files = self.tree(f"sha256:{tree.name}").files
             except StoreError as error:
+                if not os.path.lexists(tree):
+                    continue
                 raise StoreError(
                     f"nothing was removed, because it is unknown what a tree needs: {error}",
                     hint="run `reccocktail store verify`, and add what is damaged again",
@@ -467,11 +487,26 @@ def is_waste(blob: Path, needed: set[str], limit: float) -> bool:
     return blob.name not in needed and status.st_mtime <= limit
 
 
+def size_of(path: Path) -> int:
+    """In bytes; 0 if it has gone."""
+    with suppress(FileNotFoundError):
+        return path.lstat().st_size
+    return 0
+
+
+def is_still(folder: Path, before: os.stat_result) -> bool:
+    """Whether nobody has moved or replaced it since."""
+    with suppress(FileNotFoundError):
+        now = folder.lstat()
+        return (_inode(now), now.st_ctime_ns) == (_inode(before), before.st_ctime_ns)  # inodes are given out again
+    return False
+
+
 def _renamed(source: Path, target: Path) -> bool:
     try:
         source.rename(target)
-    except OSError:
-        if os.path.lexists(target):
+    except OSError as error:
+        if error.errno in _TAKEN or os.path.lexists(target):
             return False
         raise
     return True

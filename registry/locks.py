@@ -64,24 +64,6 @@ def shared_if_possible(lock: StoreLock) -> Iterator[None]:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Makes the file and locks it for as long as this process lives, or until the block ends. Raises OSError."""
-    with _released(_held_handle(path)):
-        yield
-
-
-def _held_handle(path: Path) -> int:
-    while True:
-        handle = _opened(path)
-        if try_lock(handle):
-            # a collection may have taken the file for abandoned before it was locked, and removed it
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    return handle
-        os.close(handle)  # nobody looks for a lock under a name that is gone
-
-
-@contextmanager
-def held_when_free(path: Path) -> Iterator[None]:
     """Makes the file and locks it, however long somebody else has it: until he is done, or dead. Raises OSError."""
     with _released(locked_handle(path, fcntl.LOCK_EX)):
         yield
@@ -143,12 +125,14 @@ def _released(handle: int) -> Iterator[int]:
 
 
 def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        if not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY)  # someone else's store, which we may only read
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            if not path.exists():
+                raise
+        with suppress(FileNotFoundError):  # its owner removed it just now
+            return os.open(path, os.O_RDONLY)  # someone else's store, which we may only read
 
 
 def try_lock(handle: int) -> bool:

@@ -223,10 +223,7 @@ class ObjectStore(Store):
                     hint="add the same files again to repair it, or restore the store",
                 )
         if self._cache.local(digest) is not None:
-            try:
-                self._cache.verify_tree(digest)
-            except StoreError:
-                self._cache.discard(digest)  # the bucket's bytes are sound: they are fetched when they are needed
+            self._cache.discard_damaged(digest)  # the bucket's bytes are sound: they are fetched when they are needed
 
     def verify(self, *, progress: Progress | None = None) -> list[Damage]:
         """Also clears damaged trees from the cache; they are fetched again when they are needed."""
@@ -286,7 +283,7 @@ class ObjectStore(Store):
         if not self._cache.exists():
             return
         for digest in {damage.digest for damage in self._cache.verify()} & self._cache.digests():
-            self._cache.discard(digest)
+            self._cache.discard_damaged(digest)
 
     def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:
         """As for every store; also drops cached trees that the bucket does not have any more."""

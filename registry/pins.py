@@ -49,28 +49,48 @@ class Pins:
         finally:
             self._blocks.names = None
             for name in names:
-                self._release(name)
+                self.let_go(name)
 
     @contextmanager
     def pinned(self, name: str) -> Iterator[None]:
         """From now on, also when the block ends, but not when it fails. Raises OSError."""
-        new = self._pin(name, self._scope())
+        with self.held(name):  # by each for itself: another thread that pins it too may fail
+            yield
+            self._use(name)
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Until the block ends nobody takes it away; it is not given out for that. Raises OSError."""
+        self.hold(name)
         try:
             yield
-        except BaseException:
-            if new:
-                self._scope().discard(name)
-                self._release(name)
-            raise
-        self._pin(name, self._scope())  # again: another thread that had pinned it for both may have failed
+        finally:
+            self.let_go(name)
 
     def hold(self, name: str) -> None:
-        """One use more, which `let_go` ends, in whatever thread, and no block. Raises OSError."""
-        self._pin(name, set())
+        """One use more, which `let_go` ends, in whatever thread, and no block; it is not given out for that. Raises OSError."""
+        while True:
+            with _table:
+                pin = self._pins.get(name)
+                if pin and is_named(pin.handle, self._folder / name):
+                    pin.users += 1
+                    return
+            self._folder.mkdir(exist_ok=True)
+            handle = locked_handle(self._folder / name, fcntl.LOCK_SH)
+            with _table:
+                pin = self._pins.setdefault(name, _Pin(handle, 0))
+                if pin.handle != handle:  # another thread was as quick, or the cache was thrown away with its locks
+                    os.close(pin.handle)
+                    pin.handle = handle
 
     def let_go(self, name: str) -> None:
         """Ends one hold; others who use the tree have it still."""
-        self._release(name)
+        with _table:
+            pin = self._pins[name]
+            pin.users -= 1
+            if not pin.users:
+                del self._pins[name]
+                os.close(pin.handle)  # not unlocked: a forked child may go on reading
 
     def last_use(self, name: str) -> int | None:
         """In nanoseconds since 1970; None if it never was in use."""
@@ -99,34 +119,14 @@ class Pins:
         block = self._block()
         return self._until_the_end if block is None else block
 
-    def _pin(self, name: str, scope: set[str]) -> bool:
-        """Whether it was not yet pinned in this scope."""
-        while True:
-            with _table:
-                pin = self._pins.get(name)
-                if pin and is_named(pin.handle, self._folder / name):
-                    new = name not in scope
-                    pin.users += new
-                    scope.add(name)
-                    self._touch(pin.handle)
-                    return new
-            self._folder.mkdir(exist_ok=True)
-            handle = locked_handle(self._folder / name, fcntl.LOCK_SH)
-            with _table:
-                pin = self._pins.setdefault(name, _Pin(handle, 0))
-                if pin.handle != handle:  # another thread was as quick, or the cache was thrown away with its locks
-                    os.close(pin.handle)
-                    pin.handle = handle
+    def _use(self, name: str) -> None:
+        with _table:
+            pin = self._pins[name]
+            pin.users += name not in self._scope()
+            self._scope().add(name)
+            self._touch(pin.handle)
 
     def _touch(self, handle: int) -> None:
         now = time.time_ns()
         with suppress(OSError):  # another user's: it is held all the same
             os.utime(handle, ns=(now, now))  # the file system's own clock is coarse
-
-    def _release(self, name: str) -> None:
-        with _table:
-            pin = self._pins[name]
-            pin.users -= 1
-            if not pin.users:
-                del self._pins[name]
-                os.close(pin.handle)  # not unlocked: a forked child may go on reading

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import pytest
 from reccocktail.registry import bucket as buckets
 from reccocktail.registry import cache as caches
 from reccocktail.registry.errors import StoreError
+from reccocktail.registry.locks import FileLock
+from reccocktail.registry.pins import Pins
 from reccocktail.registry.store import Store
 from reccocktail.registry.trees import StoredTree
 
@@ -367,6 +369,67 @@ def test_what_came_in_is_not_refused_because_no_room_can_be_made(
         fetch(store, add("d"))
 
 
+def test_what_is_fetched_counts_once_however_many_names_it_has(here: Callable[..., Store], place: Path) -> None:
+    here().probe()
+    fetched = place / "staging" / f"fetch-{'0' * 64}"
+    fetched.mkdir()
+    (fetched / "a").write_bytes(b"a" * FILE)
+    blob = place / "blobs/sha256/ab/blob"
+    for file, name in [("a", fetched / "again"), ("b", blob)]:
+        (fetched / file).write_bytes(b"x" * FILE)
+        os.link(fetched / file, name)
+    assert caches.Cache(place).bytes() == 2 * FILE
+    blob.unlink()
+    assert caches.Cache(place).bytes() == 2 * FILE
+
+
+def test_what_was_left_of_a_tree_by_a_process_that_died_dropping_it_counts_and_goes(
+    add: Callable[..., StoredTree], here: Callable[..., Store], place: Path
+) -> None:
+    a, b, c = map(add, "abc")
+    store = here(TWO)
+    fetch(store, a)
+    left = place / "staging/discard-dead/tree"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"x" * FILE)
+    (place / "staging/discard-dead.lock").touch()
+    fetch(store, b)
+    assert not list((place / "staging").iterdir())
+    assert kept(store, a, b) == [True, True]
+    with store.staging("discard") as dropping:  # by somebody who is alive
+        (dropping / "half").write_bytes(b"x" * FILE)
+        fetch(store, c)
+        assert (dropping / "half").exists()
+
+
+def test_no_dropped_tree_comes_back_after_a_power_failure(
+    add: Callable[..., StoredTree], here: Callable[..., Store], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = map(add, "abc")
+    store, log = here(TWO), list[tuple[str, str]]()
+    sync, rename, remove = os.fsync, Path.rename, shutil.rmtree
+
+    def logged_sync(handle: int) -> None:
+        log.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+        sync(handle)
+
+    def logged_rename(path: Path, target: Path) -> Path:
+        log.append(("rename", str(path)))
+        return rename(path, target)
+
+    def logged_remove(path: Path, **options: Any) -> None:
+        log.append(("remove", str(path)))
+        remove(path, **options)
+
+    fetch(store, a, b)
+    monkeypatch.setattr(os, "fsync", logged_sync)
+    monkeypatch.setattr(Path, "rename", logged_rename)
+    monkeypatch.setattr(shutil, "rmtree", logged_remove)
+    fetch(store, c)
+    dropped = log.index(("rename", str(place / "trees" / a.digest.removeprefix("sha256:"))))
+    assert log[dropped + 1] == ("sync", str(place / "trees"))
+
+
 # in use
 
 
@@ -625,6 +688,93 @@ def test_a_fetch_that_ends_while_the_cache_is_measured_is_not_missed(
     fetch(store, b, c)
     assert ended
     assert kept(store, a, b, c) == [False, True, True]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["verify", "verify_tree"])
+def test_a_copy_that_is_fetched_anew_while_it_is_verified_stays(
+    add: Callable[..., StoredTree],
+    here: Callable[..., Store],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    a, store = add("a"), here()
+    fetch(store, a)
+    folder, lstat, missed = place / "trees" / a.digest.removeprefix("sha256:"), Path.lstat, list[Path]()
+
+    def miss(path: Path) -> os.stat_result:
+        if path == folder / "a" and not missed:
+            missed.append(folder.rename(place / "staging/dropped"))
+            try:
+                return lstat(path)
+            finally:
+                shutil.copytree(missed[0], folder)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", miss)
+    assert not (store.verify() if whole else store.verify_tree(a.digest))
+    assert missed
+    assert kept(store, a) == [True]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["verify", "verify_tree"])
+def test_a_damaged_copy_that_is_repaired_before_it_is_cleared_stays(
+    add: Callable[..., StoredTree],
+    here: Callable[..., Store],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    a, store = add("a"), here()
+    fetch(store, a)
+    folder, repaired = place / "trees" / a.digest.removeprefix("sha256:"), list[StoredTree]()
+    (folder / "a").unlink()
+    lock = FileLock.exclusive
+
+    def repair_first(self: FileLock, wait_seconds: float) -> AbstractContextManager[None]:
+        if self._path.name == "repair" and not repaired:
+            repaired.append(a)  # before it is: who repairs it locks too
+            with here().using():
+                add("a", to=here())
+        return lock(self, wait_seconds)
+
+    monkeypatch.setattr(FileLock, "exclusive", repair_first)
+    assert not (store.verify() if whole else store.verify_tree(a.digest))
+    assert repaired
+    assert kept(store, a) == [True]
+    assert (folder / "a").exists()
+
+
+def test_a_collection_passes_over_a_copy_that_another_process_drops_just_then(
+    add: Callable[..., StoredTree], here: Callable[..., Store], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = map(add, "ab")
+    store = here()
+    fetch(store, a, b)
+    folder, lstat, dropped = place / "trees" / a.digest.removeprefix("sha256:"), Path.lstat, list[Path]()
+
+    def drop_first(path: Path) -> os.stat_result:
+        if path == folder and not dropped:
+            dropped.append(folder.rename(place / "staging/dropped"))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", drop_first)
+    store.gc(set(), grace=AT_ONCE)
+    assert dropped
+    assert kept(store, a, b) == [False, False]
+
+
+def test_a_pin_is_not_lost_when_another_thread_that_wants_it_too_fails(tmp_path: Path) -> None:
+    pins, others = Pins(tmp_path / "pins"), Pins(tmp_path / "pins")
+    first, second = pins.pinned("tree"), pins.pinned("tree")
+    first.__enter__()
+    second.__enter__()
+    assert not first.__exit__(StoreError, StoreError("the line is cut"), None)
+    with others.free("tree") as free:
+        assert not free
+    second.__exit__(None, None, None)
+    with others.free("tree") as free:
+        assert not free
 
 
 @pytest.mark.slow

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reccocktail.registry.digests import file_digest
 from reccocktail.registry.errors import InvalidArtifactError, StoreError
 from reccocktail.registry.local_store import LocalStore
+from reccocktail.registry.locks import FileLock, held
 from reccocktail.registry.store import Store
+from reccocktail.registry.trees import StoredTree
 
 AT_ONCE = timedelta(seconds=-1)
 
@@ -303,3 +308,156 @@ def test_what_is_no_tree_is_neither_listed_nor_collected(store: LocalStore, fold
     assert store.digests() == {tree.digest}
     store.gc(set(), grace=AT_ONCE)
     assert stray.exists()
+
+
+# what others do meanwhile
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_damaged_tree_that_another_one_moves_away_just_then_is_replaced(
+    store: LocalStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tree = store.add_folder(folder)
+    place = store.folder(tree.digest)
+    if kind == "file":
+        shutil.rmtree(place)
+        place.write_text("not a tree")
+    else:
+        (place / "one.txt").unlink()
+    rename, moved = Path.rename, list[Path]()
+
+    def move_meanwhile(path: Path, target: Path) -> Path:
+        try:
+            return rename(path, target)
+        except OSError:
+            if not moved:
+                moved.append(rename(place, tmp_path / "moved"))
+            raise
+
+    monkeypatch.setattr(Path, "rename", move_meanwhile)
+    assert store.add_folder(folder) == tree
+    assert moved
+    assert store.verify() == []
+
+
+def test_a_dry_run_passes_over_a_tree_that_is_repaired_just_then(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = store.add_folder(folder)
+    place, lstat, moved = store.folder(tree.digest), Path.lstat, list[str]()
+
+    def move_first(path: Path) -> os.stat_result:
+        if path == place and not moved:
+            place.rename(store.root / "staging/damaged")
+            moved.append(place.name)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", move_first)
+    report = store.gc(set(), dry_run=True, grace=AT_ONCE)
+    assert moved
+    assert report.trees == report.blobs == ()
+
+
+def test_a_dry_run_passes_over_a_copy_that_is_done_just_then(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, lstat, done = store.root / "blobs/sha256/ab/.half", Path.lstat, list[Path]()
+    half.write_text("x")
+
+    def finish_first(path: Path) -> os.stat_result:
+        if path == half and not done:
+            done.append(half.rename(half.with_name("ab" * 32)))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", finish_first)
+    assert store.gc(set(), dry_run=True, grace=AT_ONCE).bytes == 0
+    assert done
+
+
+def test_a_reader_without_the_lock_passes_over_a_tree_that_is_collected_just_then(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Denied(FileLock):
+        def shared(self) -> AbstractContextManager[None]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    tree = store.add_folder(folder)
+    reader = LocalStore(store.root, lock=Denied(store.root / "lock"))
+    read, collected = reader.tree, list[str]()
+
+    def collect_first(digest: str) -> StoredTree:
+        if not collected:
+            collected.extend(store.gc(set(), grace=AT_ONCE).trees)
+        return read(digest)
+
+    monkeypatch.setattr(reader, "tree", collect_first)
+    assert reader.gc({tree.digest}, dry_run=True).trees == ()
+    assert collected == [tree.digest]
+
+
+def test_a_tree_that_goes_and_comes_back_while_it_is_read_is_not_damaged(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = store.add_folder(folder)
+    place, lstat, back = store.folder(tree.digest), Path.lstat, list[StoredTree]()
+
+    def miss(path: Path) -> os.stat_result:
+        if path == place / "one.txt" and not back:
+            store.gc(set(), grace=AT_ONCE)
+            try:
+                return lstat(path)
+            finally:
+                back.append(store.add_folder(folder))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", miss)
+    for verify in (store.verify, lambda: store.verify_tree(tree.digest)):
+        assert not verify()
+        assert back.pop() == tree
+
+
+def test_a_tree_that_is_collected_while_it_is_verified_is_not_there_rather_than_damaged(
+    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = store.add_folder(folder)
+    lstat = Path.lstat
+
+    def collect_first(path: Path) -> os.stat_result:
+        if path.name == "one.txt":
+            store.gc(set(), grace=AT_ONCE)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", collect_first)
+    with pytest.raises(StoreError, match=f"No such file or directory: '{store.root}/trees/[0-9a-f]{{64}}'"):
+        store.verify_tree(tree.digest)
+
+
+def test_a_lock_that_another_user_removes_just_then_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, opened, refused = tmp_path / "lock", os.open, list[int]()
+    lock.touch()
+
+    def foreign(path: Path, flags: int, mode: int = 0o777, **rest: Any) -> int:
+        if path == lock and not refused:
+            refused.append(flags)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if path == lock and not flags & os.O_CREAT:
+            lock.unlink()
+        return opened(path, flags, mode, **rest)
+
+    monkeypatch.setattr(os, "open", foreign)
+    with held(lock):
+        assert refused
+        assert lock.exists()
+
+
+def test_a_lock_that_is_refused_leaves_no_handle(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before = len(list(Path("/dev/fd").iterdir()))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match="No locks available"), store.staging("build"):
+        pass
+    assert len(list(Path("/dev/fd").iterdir())) == before
