@@ -128,6 +128,7 @@ class Server:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers end with it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what vLLM computes in")
     parser.add_argument("--folder", type=Path, help="keep home, adapters and logs here; else in a temporary folder")
