@@ -189,6 +189,24 @@ class PlainSql:
 
 
 @pytest.fixture
+def just_before_lstat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[], Any]], list[Any]]:
+    """(path, act): somebody else acts once, right before the path is looked at; what came of it, nothing if it never was."""
+
+    def arrange(looked_at: Path, act: Callable[[], Any]) -> list[Any]:
+        lstat, done = Path.lstat, list[Any]()
+
+        def look(path: Path) -> Any:
+            if path == looked_at and not done:
+                done.append(act())
+            return lstat(path)
+
+        monkeypatch.setattr(Path, "lstat", look)
+        return done
+
+    return arrange
+
+
+@pytest.fixture
 def sql(registry: Registry) -> Iterator[PlainSql]:
     plain = PlainSql(registry.settings)
     yield plain

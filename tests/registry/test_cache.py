@@ -746,19 +746,16 @@ def test_a_damaged_copy_that_is_repaired_before_it_is_cleared_stays(
 
 
 def test_a_collection_passes_over_a_copy_that_another_process_drops_just_then(
-    add: Callable[..., StoredTree], here: Callable[..., Store], place: Path, monkeypatch: pytest.MonkeyPatch
+    add: Callable[..., StoredTree],
+    here: Callable[..., Store],
+    place: Path,
+    just_before_lstat: Callable[..., list[Path]],
 ) -> None:
     a, b = map(add, "ab")
     store = here()
     fetch(store, a, b)
-    folder, lstat, dropped = place / "trees" / a.digest.removeprefix("sha256:"), Path.lstat, list[Path]()
-
-    def drop_first(path: Path) -> os.stat_result:
-        if path == folder and not dropped:
-            dropped.append(folder.rename(place / "staging/dropped"))
-        return lstat(path)
-
-    monkeypatch.setattr(Path, "lstat", drop_first)
+    folder = place / "trees" / a.digest.removeprefix("sha256:")
+    dropped = just_before_lstat(folder, lambda: folder.rename(place / "staging/dropped"))
     store.gc(set(), grace=AT_ONCE)
     assert dropped
     assert kept(store, a, b) == [False, False]

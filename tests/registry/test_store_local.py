@@ -341,35 +341,21 @@ def test_a_damaged_tree_that_another_one_moves_away_just_then_is_replaced(
 
 
 def test_a_dry_run_passes_over_a_tree_that_is_repaired_just_then(
-    store: LocalStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, folder: Path, just_before_lstat: Callable[..., list[Path]]
 ) -> None:
-    tree = store.add_folder(folder)
-    place, lstat, moved = store.folder(tree.digest), Path.lstat, list[str]()
-
-    def move_first(path: Path) -> os.stat_result:
-        if path == place and not moved:
-            place.rename(store.root / "staging/damaged")
-            moved.append(place.name)
-        return lstat(path)
-
-    monkeypatch.setattr(Path, "lstat", move_first)
+    place = store.folder(store.add_folder(folder).digest)
+    moved = just_before_lstat(place, lambda: place.rename(store.root / "staging/damaged"))
     report = store.gc(set(), dry_run=True, grace=AT_ONCE)
     assert moved
     assert report.trees == report.blobs == ()
 
 
 def test_a_dry_run_passes_over_a_copy_that_is_done_just_then(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, just_before_lstat: Callable[..., list[Path]]
 ) -> None:
-    half, lstat, done = store.root / "blobs/sha256/ab/.half", Path.lstat, list[Path]()
+    half = store.root / "blobs/sha256/ab/.half"
     half.write_text("x")
-
-    def finish_first(path: Path) -> os.stat_result:
-        if path == half and not done:
-            done.append(half.rename(half.with_name("ab" * 32)))
-        return lstat(path)
-
-    monkeypatch.setattr(Path, "lstat", finish_first)
+    done = just_before_lstat(half, lambda: half.rename(half.with_name("ab" * 32)))
     assert store.gc(set(), dry_run=True, grace=AT_ONCE).bytes == 0
     assert done
 
