@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,13 @@ def printable(text: str, *, indent: str | None = None) -> str:
 def say(line: str) -> None:
     """A line about what happens, to stderr."""
     click.echo(printable(line, indent="  "), err=True)
+
+
+def alarm(line: str) -> None:
+    """A line about what will be lost, to stderr, in red on a terminal that has colours."""
+    text = printable(line, indent="  ")
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    click.echo(text if plain else click.style(text, fg="red"), err=True)
 
 
 def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from ..registry.errors import InvalidReferenceError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, page, printable, say, size, table
+from .console import alarm, answer, details, page, printable, say, size, table
 
 if TYPE_CHECKING:
     from ..engine.publishing import Choices, Trip
@@ -34,6 +34,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--private/--public", default=True, show_default=True, help="Visibility of a repository that is made.")
 @click.option("--tag", metavar="T", help="Tag the commit.")
 @click.option("--rebase", is_flag=True, help="Go on top of what somebody else has committed since.")
+@click.option("--replace", "replaces", is_flag=True, help="Remove everything that is there and not part of this.")
 @click.option("--license", "licence", metavar="ID", help="Else the strictest of base model and adapters.")
 @click.option("--card-template", metavar="FILE", type=FILE, help="Jinja template of the card; may extend card.jinja.")
 @click.option("--sign", "key", metavar="KEY", type=FILE, help="Sign all files with this private key (PEM), offline.")
@@ -49,6 +50,7 @@ def publish(
     private: bool,
     tag: str | None,
     rebase: bool,
+    replaces: bool,
     licence: str | None,
     card_template: Path | None,
     key: Path | None,
@@ -67,21 +69,22 @@ def publish(
         raise UsageError("--stale publishes to several repositories, and one tag would stand in all of them")
     if stale and (base is not None or _is_said("private")):
         raise UsageError("--stale goes where something is: base model and visibility stay what they are there")
-    from ..engine.publishing import Choices, planned
+    from ..engine.publishing import Choices, planned, rehearse
     from ..registry.licences import parse
     from ..registry.publishing import check_names
 
     if repo is not None:
         check_names(repo, tag)
-    choices = Choices(repo, parse(licence) if licence else None, card_template, key)
+    choices = Choices(repo, parse(licence) if licence else None, card_template, key, rebase=rebase, replaces=replaces)
     with app.registry() as registry:
         if stale:
-            _publish_stale(registry, choices, rebase=rebase, dry_run=dry_run, as_json=as_json)
+            _publish_stale(registry, choices, dry_run=dry_run, as_json=as_json)
             return
         assert what is not None
         subject = _subject(registry, what, base)
-        with planned(registry, subject, choices, private=private, tag=tag, rebase=rebase, tell=say) as trip:
+        with planned(registry, subject, choices, private=private, tag=tag, tell=say) as trip:
             if dry_run:
+                rehearse(trip, tell=say)
                 document = _document(trip.plan) | _named(subject) | {"dry_run": True}
                 answer(as_json, document, lambda: _show_plan(trip.plan, subject))
                 return
@@ -131,18 +134,28 @@ def _send(registry: Registry, trip: Trip) -> Publication:
             f"publishing {_title(trip.subject)} to {plan.repo}: {len(plan.files)} files, {size(plan.bytes)}; to be sent:"
             f" {len(uploads)}, {size(sum(file.bytes for file in uploads))}"
         )
-    for path in plan.removed:
-        say(f"removing {path}, which this does not have")
-    for path in plan.replaced:
-        say(f"replacing {path}, which no publication of ours put there")
+    _say_losses(plan, "removing", "replacing")
     row = send(registry, trip, tell=say)
     said = "published" if plan.commit is None else "the Hub has it already"
     say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
 
 
-def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_run: bool, as_json: bool) -> None:
-    from ..engine.publishing import behind, planned
+def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
+    """What the repository loses, in red where there are colours."""
+    from ..registry.repository import NAMES
+
+    if plan.held is not None and (plan.removed or plan.replaced):
+        alarm(f"- {plan.repo} holds {NAMES[plan.held]}, and this is {NAMES[plan.kind]}")
+    for path in plan.removed:
+        whose = "which no publication of ours put there" if path in plan.foreign else "which this does not have"
+        alarm(f"- {removing} {path}, {whose}")
+    for path in plan.replaced:
+        alarm(f"- {replacing} {path}, which no publication of ours put there")
+
+
+def _publish_stale(registry: Registry, choices: Choices, *, dry_run: bool, as_json: bool) -> None:
+    from ..engine.publishing import behind, planned, rehearse
 
     done: list[dict[str, Any]] = []
     failed = skipped = False
@@ -154,8 +167,10 @@ def _publish_stale(registry: Registry, choices: Choices, *, rebase: bool, dry_ru
             continue
         try:
             mine = choices.going_on(last)
-            with planned(registry, build, mine, private=False, rebase=rebase, again=True, tell=say) as trip:
+            with planned(registry, build, mine, private=False, again=True, tell=say) as trip:
                 if dry_run:
+                    _say_losses(trip.plan, "would remove", "would replace")
+                    rehearse(trip, tell=say)
                     done.append(_document(trip.plan) | _named(build) | {"dry_run": True})
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
                 else:
@@ -188,10 +203,15 @@ def _document(plan: PublicationPlan) -> dict[str, Any]:
     uploads = plan.uploads
     kept = asdict(plan)
     kept.pop("before")
-    return kept | {"uploads": [file.path for file in uploads], "upload_bytes": sum(file.bytes for file in uploads)}
+    return kept | {
+        "kind": plan.kind,
+        "uploads": [file.path for file in uploads],
+        "upload_bytes": sum(file.bytes for file in uploads),
+    }
 
 
 def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
+    _say_losses(plan, "would remove", "would replace")
     rows = [[f.path, size(f.bytes), f.change or "unknown"] for f in plan.files]
     table(["file", "size", "change"], rows, right=("size",), empty="no files")
     click.echo(printable(plan.card, indent=""))
@@ -205,10 +225,6 @@ def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
         say(
             f"would send {len(uploads)} of {len(plan.files)} files, {size(sum(f.bytes for f in uploads))}, on top of {plan.parent}"
         )
-    for path in plan.removed:
-        say(f"would remove {path}, which this does not have")
-    for path in plan.replaced:
-        say(f"would replace {path}, which no publication of ours put there")
     for path in plan.kept:
         say(f"would keep {path}, which is not ours")
 

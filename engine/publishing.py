@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -36,7 +36,7 @@ from .recipes import SHIPPED
 if TYPE_CHECKING:  # the Hub's client is slow to import
     from ..registry.publishing import PublicationPlan
 
-CONFIG = "adapter_config.json"
+CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
 METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
 
 
@@ -44,7 +44,7 @@ METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
 class Choices:
     """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
 
-    A licence that was named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A licence that was named for the last publication, and not anew, is `named_for` the licences that its parts had then.
     """
 
     repo: str | None = None
@@ -52,6 +52,8 @@ class Choices:
     template: Path | None = None
     key: Path | None = None
     named_for: frozenset[str] | None = None
+    rebase: bool = False
+    replaces: bool = False
 
     def going_on(self, last: Publication) -> Choices:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
@@ -95,7 +97,6 @@ def planned(
     *,
     private: bool = True,
     tag: str | None = None,
-    rebase: bool = False,
     again: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Trip]:
@@ -137,7 +138,8 @@ def planned(
             private=private,
             tag=tag,
             before=before,
-            rebase=rebase,
+            rebase=choices.rebase,
+            replaces=choices.replaces,
             known=parcel.known,
             volatile={SIGNATURE: keeps} if choices.key else {},
             tell=tell,
@@ -148,6 +150,13 @@ def planned(
                 hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
             )
         yield Trip(subject, choices, parcel, plan)
+
+
+def rehearse(trip: Trip, *, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Fails where `send` would before it sends anything."""
+    from ..registry import publishing
+
+    publishing.rehearse(trip.plan, trip.parcel.folder, tell=tell)
 
 
 def send(registry: Registry, trip: Trip, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
@@ -286,19 +295,13 @@ def publishable(registry: Registry, subject: Build | Adapter, choices: Choices |
 
 
 def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choices) -> Parcel:
-    source = result_folder(registry, build)
     assert build.digest is not None
-    for path in source.iterdir():
-        if path.name != "README.md":
-            registry.store.link(path, folder / path.name)
+    known = _linked(registry, build.digest, result_folder(registry, build), folder)
     base = registry.bases.get(build.base)
     adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
-    known = {
-        name: entry.sha256 for name, entry in registry.store.tree(build.digest).files.items() if name != "README.md"
-    }
     if (folder / CONFIG).exists() and _rename_base(folder, base):
         _correct_subject(folder, CONFIG)
-        known = {name: value for name, value in known.items() if name not in (CONFIG, "provenance.json")}
+        known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
     licence, parts, notes = _licence(registry, base, adapters, choices)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
@@ -307,7 +310,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
                                  | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
     )  # fmt: skip
-    (folder / "README.md").write_text(render_card(card, choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(card, choices.template), encoding="utf-8")
     return Parcel(
         folder,
         f"RecCocktail-Build: {build.id}",
@@ -320,13 +323,8 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
 
 
 def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices: Choices) -> Parcel:
-    source = registry.adapters.folder(adapter)
-    for path in source.iterdir():
-        if path.name not in ("README.md", "provenance.json", SIGNATURE):
-            registry.store.link(path, folder / path.name)
+    known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
     base = registry.bases.get(adapter.base)
-    known = {name: entry.sha256 for name, entry in registry.store.tree(adapter.digest).files.items()}
-    known.pop("README.md", None)
     if _rename_base(folder, base):
         known.pop(CONFIG, None)
     licence, parts, notes = _licence(registry, base, [adapter], choices)
@@ -354,18 +352,32 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         ),
         **_common(registry, base, [adapter], [adapter.role], licence, choices),
     )
-    (folder / "README.md").write_text(render_card(card, choices.template), encoding="utf-8")
-    names = sorted(path.name for path in folder.iterdir() if path.name != "README.md")
+    (folder / CARD).write_text(render_card(card, choices.template), encoding="utf-8")
+    names = sorted(path.name for path in folder.iterdir() if path.name != CARD)
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
     content = adapter_statement(
         adapter.ref, adapter.digest, subjects=subjects, dependencies={"base": base.digest} | data
     )
-    (folder / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Parcel(
         folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
         known, licence, parts, notes,
     )  # fmt: skip
+
+
+def _linked(
+    registry: Registry, digest: str, source: Path, folder: Path, left_out: Collection[str] = ()
+) -> dict[str, str]:
+    """Puts what the store keeps into a folder, but for the card and what else is written anew; the SHA-256 of each file."""
+    known = {}
+    for name, entry in registry.store.tree(digest).files.items():
+        if name != CARD and name not in left_out:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            registry.store.link(source / name, target)
+            known[name] = entry.sha256
+    return known
 
 
 def _rename_base(folder: Path, base: Base) -> bool:
@@ -383,7 +395,7 @@ def _rename_base(folder: Path, base: Base) -> bool:
 
 def _correct_subject(folder: Path, name: str) -> None:
     """The statement's digest of a file that was written anew."""
-    path = folder / "provenance.json"
+    path = folder / PROVENANCE
     content = json.loads(path.read_text(encoding="utf-8"))
     for subject in content["subject"]:
         if subject["name"] == name:

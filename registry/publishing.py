@@ -9,35 +9,23 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
 
-from httpx2 import HTTPError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoFile
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, RepoFile
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from . import hub
+from . import commits, hub, repository
 from .digests import digest_of_json, file_digest
-from .errors import ConflictError, HubError, InvalidArtifactError, UsageError
+from .errors import ConflictError, InvalidArtifactError, UsageError
 from .hub import LOADED, HubUnreachableError, explained, retried
+from .repository import ADAPTER, NAMES, OF_THE_HUB, Kind, PlannedFile
 
 Tell = Callable[[str], None]
-Change = Literal["new", "changed", "same"]
-OF_THE_HUB = (".gitattributes", ".gitignore")
 CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    path: str  # relative to the folder, with slashes
-    bytes: int
-    sha256: str  # hex
-    change: Change | None = None  # against the repository; None where the Hub was not asked
 
 
 @dataclass(frozen=True)
@@ -64,16 +52,24 @@ class PublicationPlan:
     parent: str | None  # the head seen, which the commit will follow; None where there is no repository yet
     repo_exists: bool | None  # None: the Hub was not reached
     commit: str | None = None  # the commit that has all of this already
-    removed: tuple[str, ...] = ()  # ours, from before, and no longer wanted
+    removed: tuple[str, ...] = ()  # no longer wanted: ours, from before; with `replaces`, other people's too
+    foreign: tuple[str, ...] = ()  # of those that are removed, other people's
     kept: tuple[str, ...] = ()  # other people's
     replaced: tuple[str, ...] = ()  # other people's, that files of ours take the place of
+    held: Kind | None = None  # what is there, if it is of another kind
     rebase: bool = False
+    replaces: bool = False  # all that is there makes room
     before: Before = field(default_factory=Before)
     unreached: str | None = None  # "Hub not reached: …"
 
     @property
     def uploads(self) -> tuple[PlannedFile, ...]:
         return tuple(file for file in self.files if file.change != "same")
+
+    @property
+    def kind(self) -> Kind:
+        """Of what is published."""
+        return "adapter" if any(fnmatch(file.path, name) for file in self.files for name in ADAPTER) else "model"
 
     @property
     def digest(self) -> str:
@@ -98,6 +94,7 @@ def plan(
     tag: str | None = None,
     before: Before | None = None,
     rebase: bool = False,
+    replaces: bool = False,
     known: Mapping[str, str] | None = None,
     volatile: Mapping[str, Callable[[bytes, bytes], bool]] | None = None,
     offline: bool = False,
@@ -107,8 +104,9 @@ def plan(
 
     `known` gives the SHA-256 (hex) of files that need not be read for theirs. `volatile` tells by path whether the Hub's bytes and ours
     say the same in other bytes, such as two signatures of one content. An unreachable Hub is part of the answer, not an error.
-    Raises UsageError, InvalidArtifactError, ConflictError (the repository is public and should not be; somebody else has
-    committed, unless `rebase` is set) and HubError (a token that the Hub refuses).
+    Raises UsageError, InvalidArtifactError, ConflictError (the repository is public and should not be; it holds another kind of
+    thing, unless `replaces` is set; somebody else has committed, unless that or `rebase` is) and HubError (a token that the
+    Hub refuses).
     """
     check_names(repo, tag)
     files = _files(folder, known or {})
@@ -123,6 +121,7 @@ def plan(
         parent=None,
         repo_exists=None,
         rebase=rebase,
+        replaces=replaces,
         before=before or Before(),
     )
     if offline:
@@ -138,6 +137,15 @@ def plan(
         return replace(found, unreached=f"Hub not reached: {error}")
 
 
+def rehearse(plan: PublicationPlan, folder: Path, *, tell: Tell = lambda text: None) -> None:
+    """Fails where `publish` would before it sends anything: the same checks. Where the Hub was not reached there are none."""
+    _check_unchanged(plan, folder)
+    if plan.repo_exists is None:
+        return
+    with hub.patient_and_discreet(), explained("publish to", plan.repo):
+        _ready(HfApi(), plan, folder, tell)
+
+
 def publish(
     plan: PublicationPlan,
     folder: Path,
@@ -148,45 +156,72 @@ def publish(
 ) -> Published:
     """Carries out a plan: the repository if it is missing, one commit on top of the head seen, then the tag.
 
-    `committed` is told the commit once the Hub has it, before the tag is set. Raises HubError (also where the head has moved
-    since the plan) and ConflictError (the folder has changed, the repository is public, the tag is taken).
+    `committed` is told the commit once the Hub has it, before the tag is set. A repository that was made for a commit that never
+    came is removed again. Raises HubError (also where the head has moved since the plan) and ConflictError (the folder has
+    changed, the repository is public, the tag is taken).
     """
-    if [(f.path, f.bytes) for f in _listed(folder)] != [(f.path, f.bytes) for f in plan.files]:
-        raise ConflictError(f"{folder} has changed since the publication was planned", hint="plan it again")
+    _check_unchanged(plan, folder)
     if not sys.stderr.isatty():
         disable_progress_bars()  # the upload's bar does not look for a terminal itself
     api = HfApi()
     with hub.patient_and_discreet(), explained("publish to", plan.repo):
         if plan.repo_exists is None:
             info = hub.existing(plan.repo, tell)
-            if info is not None:
-                plan = _compared(plan, folder, info, {}, tell)
-        if not plan.repo_exists:
-            retried(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), tell)
-            # One that we published to and that was deleted since has nothing of ours any more.
-            plan = replace(plan, before=Before())
-            plan = _compared(plan, folder, retried(lambda: hub.info(plan.repo), tell), {}, tell)
+            plan = replace(plan, repo_exists=False) if info is None else _compared(plan, folder, info, {}, tell)
+        ready = _ready(api, plan, folder, tell)
+        made = commits.Made(api, plan, tell)
+        with commits.taken_back(made):
+            if not plan.repo_exists:
+                made.make()
+                # One that we published to and that was deleted since has nothing of ours any more.
+                plan = replace(plan, before=Before())
+                plan = _compared(plan, folder, retried(lambda: hub.info(plan.repo), tell), {}, tell)
+            if plan.commit is None:
+                commit, is_new = _sent(api, plan, folder, message, ready, made, tell), True
+            else:
+                commit, is_new = plan.commit, False
+            made.has_commit = True
+            committed(commit)
+        commits.tag(api, plan, commit, tell)
+    return Published(plan.repo, commit, plan.tag, made=is_new)
+
+
+def _ready(api: HfApi, plan: PublicationPlan, folder: Path, tell: Tell) -> dict[str, CommitOperationAdd]:
+    """All that can be found wrong before anything is sent is; what is to be sent. Raises HubError, ConflictError."""
+    tagged = commits.commit_of_tag(api, plan, tell) if plan.repo_exists else None
+    if tagged and tagged != plan.commit:
+        raise commits.tag_taken(plan, tagged)
+    if plan.commit is not None and (tagged or plan.tag is None):
+        return {}  # nothing is left to be written
+    commits.check_login(api, plan.repo)
+    if plan.commit is not None:
+        return {}
+    commits.check_card(plan.card, tell)
+    return commits.additions(plan, folder)
+
+
+def _sent(
+    api: HfApi,
+    plan: PublicationPlan,
+    folder: Path,
+    message: str,
+    ready: Mapping[str, CommitOperationAdd],
+    made: commits.Made,
+    tell: Tell,
+) -> str:
+    """The commit that has all of the plan, made on top of the head seen."""
+    info = retried(lambda: hub.info(plan.repo), tell)
+    # Looked at again: it may have been made public meanwhile.
+    _check_visibility(info, plan.private)
+    if tagged := commits.commit_of_tag(api, plan, tell):
+        raise commits.tag_taken(plan, tagged)
+    if info.sha != plan.parent:
+        if not plan.rebase:
+            raise commits.moved(plan.repo, plan.parent, info.sha)
+        plan = _compared(plan, folder, info, {}, tell)
         if plan.commit is not None:
-            tagged = _commit_of_tag(api, plan, tell)
-            if tagged and tagged != plan.commit:
-                raise _tag_taken(plan, tagged)
-            committed(plan.commit)
-            _tag(api, plan, plan.commit, tagged, tell)
-            return Published(plan.repo, plan.commit, plan.tag, made=False)
-        info = retried(lambda: hub.info(plan.repo), tell)
-        # Looked at again: it may have been made public meanwhile.
-        _check_visibility(info, plan.private)
-        tagged = _commit_of_tag(api, plan, tell)
-        if tagged:
-            raise _tag_taken(plan, tagged)
-        if info.sha != plan.parent:
-            if not plan.rebase:
-                raise _moved(plan.repo, plan.parent, info.sha)
-            plan = _compared(plan, folder, info, {}, tell)
-        commit = plan.commit or _commit(api, plan, folder, message, tell)
-        committed(commit)
-        _tag(api, plan, commit, None, tell)
-    return Published(plan.repo, commit, plan.tag, made=True)
+            return plan.commit
+    return commits.commit(api, plan, folder, message, ready, made, tell)
 
 
 def make_private(repo: str, *, tell: Tell = lambda text: None) -> None:
@@ -226,6 +261,11 @@ def _listed(folder: Path) -> list[PlannedFile]:
     return [PlannedFile(p.relative_to(folder).as_posix(), p.stat().st_size, "") for p in paths if p.is_file()]
 
 
+def _check_unchanged(plan: PublicationPlan, folder: Path) -> None:
+    if [(f.path, f.bytes) for f in _listed(folder)] != [(f.path, f.bytes) for f in plan.files]:
+        raise ConflictError(f"{folder} has changed since the publication was planned", hint="plan it again")
+
+
 def _files(folder: Path, known: Mapping[str, str]) -> tuple[PlannedFile, ...]:
     return tuple(
         replace(file, sha256=known.get(file.path) or file_digest(folder / file.path).removeprefix("sha256:"))
@@ -243,33 +283,43 @@ def _compared(
     """The plan against the repository as it is now. Raises ConflictError where it may not be carried out."""
     assert info.sha is not None
     _check_visibility(info, plan.private)
-    there = _tree(plan.repo, info.sha)
-    files = tuple(replace(file, change=_change(file, folder, there)) for file in plan.files)
+    there = repository.tree(plan.repo, info.sha)
+    files = tuple(replace(file, change=repository.change(file, folder, there)) for file in plan.files)
     for path, alike in volatile.items():
         if any(file.path == path and file.change == "changed" for file in files):
-            theirs = _read(plan.repo, path, info.sha)
+            theirs = repository.read(plan.repo, path, info.sha)
             if alike(theirs, (folder / path).read_bytes()):
                 (folder / path).write_bytes(theirs)
                 kept = PlannedFile(path, len(theirs), hashlib.sha256(theirs).hexdigest(), "same")
                 files = tuple(kept if file.path == path else file for file in files)
     wanted = {file.path for file in files}
     ours = _ours(plan, info.sha, there, {file.path for file in files if file.change == "same"})
-    strangers = there.keys() - ours - wanted - set(OF_THE_HUB)
+    strangers = tuple(sorted(there.keys() - ours - wanted - set(OF_THE_HUB)))
+    others = repository.kinds([path for path in there if path not in wanted])
     found = replace(
         plan,
         private=bool(info.private),
         files=files,
         parent=info.sha,
         repo_exists=True,
-        removed=tuple(sorted((ours - wanted) & there.keys())),
-        kept=tuple(sorted(strangers)),
+        removed=tuple(sorted((ours - wanted) & there.keys() | set(strangers if plan.replaces else ()))),
+        foreign=strangers if plan.replaces else (),
+        kept=() if plan.replaces else strangers,
         replaced=tuple(file.path for file in files if file.change == "changed" and file.path not in ours),
+        held=next((kind for kind in others if kind != plan.kind), None),
     )
     if not found.uploads and not found.removed:
         # The newest row's commit, if it is that of these very bytes: one that was made after it may have no row.
         as_before = plan.before.same and plan.before.files == {file.path: file.sha256 for file in files}
         at = plan.before.revision if as_before else None
         return replace(found, commit=at or info.sha, replaced=())
+    if plan.replaces:
+        return found
+    if found.held is not None:
+        raise ConflictError(
+            f"{plan.repo} holds {NAMES[found.held]} ({others[found.held]}), and this is {NAMES[plan.kind]}",
+            hint="choose another repository; --replace removes all that is there first",
+        )
     if not plan.rebase:
         _check_owner(found, info.sha, tell)
     weights = [path for path in found.kept if is_loaded(path) and ("safetensors" in path)]
@@ -277,21 +327,19 @@ def _compared(
         raise ConflictError(
             f"{plan.repo} has weights that this does not have and no publication of ours put there: {', '.join(weights)};"
             " a serving engine would load them as well",
-            hint="remove them on the Hub, or choose another repository",
+            hint="choose another repository; --replace removes all that is there first",
         )
     return found
 
 
 def _ours(plan: PublicationPlan, head: str, there: Mapping[str, RepoFile], same: Collection[str]) -> set[str]:
     """The paths of the repository that have bytes of a publication of ours: whatever else has come to a path is somebody's work."""
-    ours = plan.before.ever.keys() & there.keys()
-    if head == plan.before.revision:
-        return ours
-    return {path for path in ours if path in same or _sha256(plan.repo, there[path], head) in plan.before.ever[path]}
-
-
-def _sha256(repo: str, file: RepoFile, commit: str) -> str:
-    return file.lfs.sha256 if file.lfs is not None else hashlib.sha256(_read(repo, file.path, commit)).hexdigest()
+    known = plan.before.files.keys() if head == plan.before.revision else ()
+    return {
+        path
+        for path in plan.before.ever.keys() & there.keys()
+        if path in same or path in known or repository.sha256(plan.repo, there[path], head) in plan.before.ever[path]
+    }
 
 
 def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
@@ -324,150 +372,12 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
     raise ConflictError(message, hint=hint)
 
 
-def _change(file: PlannedFile, folder: Path, there: Mapping[str, RepoFile]) -> Change:
-    if (remote := there.get(file.path)) is None:
-        return "new"
-    if remote.lfs is not None:
-        same = remote.lfs.sha256 == file.sha256
-    else:
-        same = remote.size == file.bytes and remote.blob_id == _git_hash(folder / file.path)
-    return "same" if same else "changed"
-
-
-def _git_hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        hashed = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while piece := handle.read(1 << 20):
-            hashed.update(piece)
-    return hashed.hexdigest()
-
-
-def _tree(repo: str, commit: str) -> dict[str, RepoFile]:
-    with explained("look at", repo):
-        entries = HfApi().list_repo_tree(repo, revision=commit, recursive=True)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-
-def _read(repo: str, path: str, commit: str) -> bytes:
-    with explained("look at", repo):
-        return Path(HfApi().hf_hub_download(repo, path, revision=commit)).read_bytes()
-
-
 def _check_visibility(info: ModelInfo, private: bool) -> None:
     if private and not info.private:
         raise ConflictError(
             f"{info.id} is public on the Hub, and the publication was to be private",
             hint="choose another name, make the repository private, or say --public",
         )
-
-
-# sending
-
-
-def _commit(api: HfApi, plan: PublicationPlan, folder: Path, message: str, tell: Tell) -> str:
-    added = [CommitOperationAdd(file.path, folder / file.path) for file in plan.uploads]
-    deleted = [CommitOperationDelete(path) for path in plan.removed]
-    if added:
-        # An empty .gitignore: without one the Hub would go by the repository's own, and leave files out in silence.
-        api.preupload_lfs_files(plan.repo, added, gitignore_content="", free_memory=False)
-    wanted = {file.path: file.sha256 for file in plan.files}
-    for operation in added:
-        if operation.upload_info.sha256.hex() != wanted[operation.path_in_repo]:
-            raise ConflictError(
-                f"{folder / operation.path_in_repo} is not what it was when the publication was planned",
-                hint="`reccocktail store verify` tells what is damaged",
-            )
-    for attempt in range(1, hub.ATTEMPTS + 1):
-        try:
-            done = api.create_commit(
-                plan.repo,
-                [*deleted, *added],
-                commit_message=message,
-                commit_description=f"{plan.trailer}\nRecCocktail-Content: {plan.digest}",
-                parent_commit=plan.parent,
-            )
-        except (HTTPError, OSError) as error:
-            # With or without an answer, the commit may have been made.
-            if (made := _commit_of_ours(plan, folder, tell)) is not None:
-                return made
-            refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
-            head = retried(lambda: hub.info(plan.repo), tell).sha
-            if refused or head != plan.parent:
-                raise _moved(plan.repo, plan.parent, head) from error
-            seconds = hub.back_off(error, attempt)
-            if seconds is None or attempt == hub.ATTEMPTS:
-                raise
-            tell(f"the Hub did not take the commit; trying again in {seconds:.0f} s")
-            time.sleep(seconds)
-        else:
-            _check_arrived(plan, folder, done.oid)
-            return done.oid
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _commit_of_ours(plan: PublicationPlan, folder: Path, tell: Tell) -> str | None:
-    """The head, if it is the commit that was to be made."""
-    head = retried(lambda: hub.info(plan.repo), tell).sha
-    if head is None or head == plan.parent or not _has_arrived(plan, folder, head):
-        return None
-    newest, *older = HfApi().list_repo_commits(plan.repo, revision=head)
-    ours = plan.trailer in newest.message.splitlines() and older and older[0].commit_id == plan.parent
-    return head if ours else None
-
-
-def _has_arrived(plan: PublicationPlan, folder: Path, commit: str) -> bool:
-    there = _tree(plan.repo, commit)
-    return all(_change(file, folder, there) == "same" for file in plan.files) and not there.keys() & set(plan.removed)
-
-
-def _check_arrived(plan: PublicationPlan, folder: Path, commit: str) -> None:
-    try:
-        arrived = _has_arrived(plan, folder, commit)
-    except HubError as error:
-        raise HubError(
-            f"{plan.repo} took commit {commit}, but whether all of it has arrived could not be looked at: {error}",
-            hint="publish again: the commit is recognised",
-        ) from error
-    if not arrived:
-        raise HubError(
-            f"{plan.repo} took commit {commit}, but its files are not those that were sent",
-            hint="look at the commit on the Hub, then publish again",
-        )
-
-
-def _tag(api: HfApi, plan: PublicationPlan, commit: str, tagged: str | None, tell: Tell) -> None:
-    if plan.tag is None or tagged == commit:
-        return
-
-    def create() -> None:
-        try:
-            api.create_tag(plan.repo, tag=str(plan.tag), revision=commit)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 409:
-                raise
-            there = _commit_of_tag(api, plan, tell)
-            if there != commit:  # otherwise it was made, and only the answer was lost
-                raise _tag_taken(plan, str(there), f"; the publication itself is commit {commit}") from error
-
-    retried(create, tell)
-
-
-def _commit_of_tag(api: HfApi, plan: PublicationPlan, tell: Tell) -> str | None:
-    tags = retried(lambda: api.list_repo_refs(plan.repo), tell).tags if plan.tag else ()
-    return next((tag.target_commit for tag in tags if tag.name == plan.tag), None)
-
-
-def _moved(repo: str, seen: str | None, now: str | None) -> HubError:
-    return HubError(
-        f"{repo} has moved from commit {seen} to {now} since the publication was planned",
-        hint="look at what came in, then publish again; --rebase goes on top of it",
-    )
-
-
-def _tag_taken(plan: PublicationPlan, commit: str, note: str = "") -> ConflictError:
-    return ConflictError(
-        f"tag {plan.tag} of {plan.repo} stands at commit {commit} and is not moved{note}", hint="choose another tag"
-    )
 
 
 def ever_published(publications: Collection[Mapping[str, str] | None]) -> dict[str, frozenset[str]]:

@@ -107,6 +107,7 @@ class LoopbackHub:
 
     def __init__(self, token: str = "hf_loopback_token_of_the_tests") -> None:
         self.token = token
+        self.role = "write"  # what the token says of itself
         self.foreign: set[str] = set()
         self.requests: list[Request] = []
         self.before_commit: Callable[[], object] | None = None
@@ -212,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
             self._json({"error": refusal.message, **refusal.body}, refusal.status, headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815 - the names in the standard library
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 - the names in the standard library
 
     lost = False
 
@@ -286,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def whoami(self, body: bytes) -> None:
         self._write("")
-        self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"accessToken": {"role": self.hub.role}}})
 
     def info(self, body: bytes, repo: str, rev: str = "main") -> None:
         found = self._repo(repo)
@@ -388,6 +389,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos[repo] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self.hub.repos[repo].commit({".gitattributes": GITATTRIBUTES}, "initial commit")
         self._json({"url": url, "name": repo, "id": repo})
+
+    def delete(self, body: bytes) -> None:
+        asked = json.loads(body)
+        repo = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+        self._writable(repo)
+        del self.hub.repos[repo]
+        self._json({})
 
     def validate_yaml(self, body: bytes) -> None:
         block = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
@@ -548,6 +556,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("GET", "HEAD"), r"/cdn/(?P<oid>[0-9a-f]{64})", _Handler.cdn),
     (("POST",), rf"/api/models/{_ID}/paths-info/{_REV}", _Handler.paths_info),
     (("POST",), r"/api/repos/create", _Handler.create),
+    (("DELETE",), r"/api/repos/delete", _Handler.delete),
     (("POST",), r"/api/validate-yaml", _Handler.validate_yaml),
     (("POST",), rf"/api/models/{_ID}/preupload/{_REV}", _Handler.preupload),
     (("POST",), rf"/{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),

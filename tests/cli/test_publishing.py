@@ -209,6 +209,116 @@ def test_a_build_whose_output_is_an_adapter_is_published_as_one(built: Any, hub:
     assert built("verify", "acme/mixed", "--json").json["known_as"] == f"build {row['id']}"
 
 
+# what was published comes back
+
+
+def registered_again(shell: Any, hub: Any, repo: str, folder: Path, *words: str) -> Any:
+    copied(hub, repo, folder)
+    return shell("adapter", "add", folder, "--base", "tiny", *words, "--json").json
+
+
+def test_an_adapter_that_was_published_and_downloaded_is_registered_and_published_again(
+    built: Any, hub: Any, tmp_path: Path
+) -> None:
+    built("publish", "skin-care@v1", "--to", "acme/first")
+    registered_again(built, hub, "acme/first", tmp_path / "copy", "--domain", "kitchen")
+    built("publish", "kitchen@v1", "--to", "acme/second", "--dry-run")
+    built("publish", "kitchen@v1", "--to", "acme/second")
+    found = built("verify", "acme/second", "--json").json
+    assert (found["ok"], found["known_as"]) == (True, "kitchen@v1")
+    statement = json.loads(hub.files("acme/second")["provenance.json"])
+    about = statement["predicate"]["buildDefinition"]["externalParameters"]["adapter"]
+    assert about["ref"] == "kitchen@v1"
+    assert "kitchen@v1" in card_of(hub, "acme/second").text
+    assert "skin-care@v1" not in card_of(hub, "acme/second").text
+
+
+def test_one_that_was_signed_comes_back_without_the_old_signature(
+    built: Any, hub: Any, key: Path, tmp_path: Path
+) -> None:
+    built("publish", "skin-care@v1", "--to", "acme/first", "--sign", key)
+    registered_again(built, hub, "acme/first", tmp_path / "copy", "--domain", "kitchen")
+    built("publish", "kitchen@v1", "--to", "acme/plain")
+    assert "model.sig" not in hub.files("acme/plain")
+    built("publish", "kitchen@v1", "--to", "acme/signed", "--sign", key)
+    found = built("verify", "acme/signed", "--key", key.with_suffix(".pub"), "--json").json
+    assert (found["ok"], found["signature"], found["known_as"]) == (True, "sound", "kitchen@v1")
+
+
+def test_a_mixed_adapter_that_was_published_is_registered_and_published_again(
+    built: Any, hub: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text("method: linear\ncoefficients: {spirit: 0.5, ingredient: 0.5}\noutput: {format: adapter}\n")
+    (row,) = built("build", "request", "skin-care", "--recipe", recipe, "--wait", "--json").json
+    built("publish", row["id"], "--to", "acme/mixed")
+    registered_again(built, hub, "acme/mixed", tmp_path / "copy", "--domain", "kitchen")
+    built("publish", "kitchen@v1", "--to", "acme/again")
+    assert built("verify", "acme/again", "--json").json["known_as"] == "kitchen@v1"
+
+
+# what is there already
+
+
+def test_an_adapter_takes_no_models_place_and_a_model_no_adapters_unless_all_is_to_go(built: Any, hub: Any) -> None:
+    built("publish", "skin-care", "--to", REPO)
+    built("publish", "spirit", "--to", "acme/spirit")
+    heads = hub.head(REPO), hub.head("acme/spirit")
+    for words, said in (
+        (("spirit", "--to", REPO), "holds a model"),
+        (("skin-care", "--to", "acme/spirit"), "holds an adapter"),
+    ):
+        for more in ((), ("--dry-run",), ("--rebase",)):
+            answer = built("publish", *words, *more, "--json", code=1)
+            assert answer.json["error"]["code"] == "conflict"
+            assert said in answer.json["error"]["message"]
+            assert "--replace" in answer.json["error"]["hint"]
+    assert heads == (hub.head(REPO), hub.head("acme/spirit"))
+    shown = built("publish", "spirit", "--to", REPO, "--replace", "--dry-run", "--json").json
+    assert (shown["held"], shown["kind"]) == ("model", "adapter")
+    assert "model.safetensors" in shown["removed"]
+    assert hub.head(REPO) == heads[0]
+    built("publish", "spirit", "--to", REPO, "--replace")
+    assert hub.files(REPO).keys() - {".gitattributes"} == hub.files("acme/spirit").keys() - {".gitattributes"}
+
+
+def test_a_dry_run_tells_what_is_lost_before_anything_else_and_in_red_where_there_are_colours(
+    built: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo(REPO, {"model.safetensors": b"theirs", "cover.png": b"art"}, private=True)
+    words = ("publish", "spirit", "--to", REPO, "--replace", "--dry-run")
+    lines = built(*words).err.splitlines()
+    first = next(number for number, line in enumerate(lines) if not line.startswith("note: "))
+    assert [line[: line.index(",")] for line in lines[first + 1 : first + 3]] == [
+        "- would remove cover.png",
+        "- would remove model.safetensors",
+    ]
+    assert lines[first].startswith(f"- {REPO} holds a model")
+    assert "\x1b" not in "".join(lines)
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *words: False)
+    assert "\x1b[31m- would remove model.safetensors" in built(*words, TERM="xterm").err
+    for plain in ({"NO_COLOR": "1", "TERM": "xterm"}, {"TERM": "dumb"}):
+        assert "\x1b" not in built(*words, **plain).err
+    assert hub.history(REPO) == ["add"]
+
+
+def test_a_dry_run_fails_where_the_publication_would(built: Any, hub: Any) -> None:
+    adaptive, average = builds(built)
+    built("publish", average, "--to", REPO, "--tag", "v1")
+    for dry in ((), ("--dry-run",)):
+        assert "stands at commit" in built("publish", adaptive, "--to", REPO, "--tag", "v1", *dry, code=1).err
+    with built.registry() as registry:
+        kept = registry.builds.get(adaptive).path / "config.json"
+    kept.chmod(0o644)
+    kept.write_bytes(kept.read_bytes()[::-1])
+    for dry in ((), ("--dry-run",)):
+        assert "store verify" in built("publish", adaptive, "--to", "acme/other", *dry, code=1).err
+    hub.role = "read"
+    for dry in ((), ("--dry-run",)):
+        assert "may only read" in built("publish", "spirit", "--to", "acme/other", *dry, code=1).err
+    assert set(hub.repos) == {REPO}
+
+
 # cards and licences
 
 

@@ -28,6 +28,7 @@ RESULT = {
 SHARD = "model-00002-of-00002.safetensors"
 REPO = "cellar/beauty"
 TRAILER = "RecCocktail-Build: 7"
+UPLOAD, COMMIT = r"PUT /lfs/", r"POST .*/commit/"
 
 
 @pytest.fixture
@@ -185,6 +186,159 @@ def test_what_somebody_else_put_there_is_replaced_only_when_asked(hub, result):
     assert published_files(hub) == RESULT | {"LICENSE": b"mine"}
 
 
+ADAPTER = {
+    "README.md": b"---\nlibrary_name: peft\n---\n\n# lora\n",
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"factors " * 1000,
+}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (ADAPTER, RESULT, r"holds a model \(model-00001-of-00002\.safetensors\), and this is an adapter"),
+        (RESULT, ADAPTER, r"holds an adapter \(adapter_config\.json\), and this is a model"),
+        (ADAPTER, {"pytorch_model.bin": b"x", "config.json": b"{}"}, "holds a model"),
+        (RESULT, {"data/train-00000.parquet": b"rows"}, r"holds a dataset \(data/train-00000\.parquet\)"),
+        (ADAPTER, {"README.md": b"# rows", "train.csv": b"a,b"}, "holds a dataset"),
+    ],
+)
+def test_a_repository_that_holds_another_kind_is_refused_unless_all_of_it_is_to_go(hub, tmp_path, ours, theirs, said):
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    for name, data in ours.items():
+        (folder / name).write_bytes(data)
+    head = hub.add_repo(REPO, theirs | {"cover.png": b"art", ".gitattributes": b""}, private=True)
+    for rebase in (False, True):
+        with pytest.raises(ConflictError, match=said) as caught:
+            plan(folder, rebase=rebase)
+        assert "--replace" in str(caught.value.hint)
+    assert hub.head(REPO) == head
+    planned = plan(folder, replaces=True)
+    gone = sorted({*theirs, "cover.png"} - ours.keys())
+    assert (planned.removed, planned.foreign, planned.kept) == (tuple(gone), tuple(gone), ())
+    publishing.publish(planned, folder, message="anew")
+    assert published_files(hub) == ours
+    assert hub.files(REPO, head)["cover.png"] == b"art"  # in the history it still is
+
+
+def test_another_kind_of_our_own_is_refused_as_well(hub, result):
+    first = publish(result)
+    known = before(first, result)
+    for path in result.iterdir():
+        path.unlink()
+    for name, data in ADAPTER.items():
+        (result / name).write_bytes(data)
+    for revision in (known.revision, None):
+        with pytest.raises(ConflictError, match="holds a model"):
+            plan(result, before=replace(known, revision=revision))
+    assert hub.head(REPO) == first.commit
+    planned = plan(result, before=known, replaces=True)
+    assert set(planned.removed) == RESULT.keys() - {"README.md"}
+    assert planned.foreign == ()
+
+
+def test_what_lies_beside_a_publication_of_the_same_kind_is_no_other_kind(hub, result):
+    first = publish(result)
+    notes = {"notes.md": b"x", "training_args.bin": b"x", "plots/loss.png": b"x"}
+    hub.add_repo(REPO, hub.files(REPO) | notes, private=True)
+    (result / "config.json").write_bytes(b'{"a": 1}')
+    assert set(plan(result, before=before(first, result), rebase=True).kept) == notes.keys()
+
+
+def test_a_file_of_somebody_else_that_was_kept_once_is_kept_by_the_next_publication_too(hub, result):
+    known = before(publish(result), result)
+    hub.add_repo(REPO, hub.files(REPO) | {"recipe.json": b"rewritten by hand"}, private=True)
+    (result / "recipe.json").unlink()
+    second = publish(result, before=known, rebase=True, message="second")
+    files = {path.name: sha(path.read_bytes()) for path in result.iterdir()}
+    known = Before(second.commit, False, files, publishing.ever_published([known.files, files]))
+    (result / "config.json").write_bytes(b'{"third": 1}')
+    planned = plan(result, before=known)
+    assert (planned.removed, planned.kept) == ((), ("recipe.json",))
+
+
+# a repository that was made for nothing
+
+
+def test_a_repository_that_was_made_is_removed_when_the_hub_refuses_the_commit(hub, result, waits):
+    fault(hub, COMMIT, status=403, message="Forbidden", times=1000)
+    told: list[str] = []
+    with pytest.raises(HubError):
+        publishing.publish(plan(result), result, message="no", tell=told.append)
+    assert hub.repos == {}
+    assert any("removed again" in line for line in told)
+
+
+def test_a_repository_with_what_was_uploaded_is_kept_for_the_same_command_and_said(hub, result, waits):
+    fault(hub, COMMIT, status=500, times=1000)
+    told: list[str] = []
+    with pytest.raises(HubError):
+        publishing.publish(plan(result), result, message="no", tell=told.append)
+    assert hub.history(REPO) == ["initial commit"]
+    assert any("keeps what was uploaded" in line for line in told)
+
+
+def test_a_repository_is_removed_when_it_ends_before_any_byte_was_sent(hub, result, waits):
+    fault(hub, r"POST .*/preupload/", status=500, times=1000)
+    with pytest.raises(HubError):
+        publish(result)
+    assert hub.repos == {}
+
+
+def test_a_repository_that_was_there_or_that_others_have_come_to_is_not_removed(hub, result, waits):
+    hub.add_repo(REPO, {".gitattributes": b""}, private=True)
+    fault(hub, COMMIT, status=403, message="Forbidden")
+    with pytest.raises(HubError):
+        publish(result)
+    assert REPO in hub.repos
+    other = "cellar/other"
+    planned = plan(result, other)
+    hub.before_commit = lambda: hub.add_repo(other, {"theirs.md": b"x"}, private=True)
+    with pytest.raises(HubError):
+        publishing.publish(planned, result, message="no")
+    assert hub.files(other) == {"theirs.md": b"x"}
+
+
+def test_one_that_cannot_be_removed_is_named(hub, result, waits):
+    fault(hub, COMMIT, status=403, message="Forbidden", times=1000)
+    fault(hub, r"DELETE ", status=403, message="Forbidden", times=1000)
+    told: list[str] = []
+    with pytest.raises(HubError):
+        publishing.publish(plan(result), result, message="no", tell=told.append)
+    assert any(REPO in line and "could not be removed" in line for line in told)
+
+
+# a rehearsal fails where the publication would
+
+
+def test_a_rehearsal_finds_a_tag_that_is_taken_a_login_that_is_none_and_one_that_may_only_read(
+    hub, result, monkeypatch
+):
+    publish(result, tag="v1")
+    (result / "config.json").write_bytes(b'{"second": true}')
+    planned = plan(result, tag="v1")
+    with pytest.raises(ConflictError, match="v1"):
+        publishing.rehearse(planned, result)
+    fresh = plan(result, "cellar/fresh")
+    publishing.rehearse(fresh, result)
+    hub.role = "read"
+    for attempt in (
+        lambda: publishing.rehearse(fresh, result),
+        lambda: publishing.publish(fresh, result, message="no"),
+    ):
+        with pytest.raises(HubError, match="may only read"):
+            attempt()
+    monkeypatch.delenv("HF_TOKEN")
+    for attempt in (
+        lambda: publishing.rehearse(fresh, result),
+        lambda: publishing.publish(fresh, result, message="no"),
+    ):
+        with pytest.raises(HubError, match="login"):
+            attempt()
+    assert set(hub.repos) == {REPO}
+
+
 def test_a_gitignore_in_the_repository_leaves_nothing_of_ours_out(hub, result):
     hub.add_repo(REPO, {".gitignore": b"*.json\n*.safetensors\n"}, private=True)
     publish(result)
@@ -335,7 +489,9 @@ def test_bytes_that_are_not_those_of_the_plan_are_never_committed(hub, result):
     with pytest.raises(ConflictError, match=SHARD) as caught:
         publishing.publish(planned, result, message="no")
     assert "store verify" in str(caught.value.hint)
-    assert hub.history(REPO) == ["initial commit"]
+    assert hub.repos == {}
+    with pytest.raises(ConflictError, match=SHARD):
+        publishing.rehearse(planned, result)
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "config.json", "."])
@@ -361,7 +517,9 @@ def test_broken_metadata_is_refused_before_any_commit(hub, result):
     (result / "README.md").write_bytes(b"---\na: [\n---\n")
     with pytest.raises(HubError, match="Invalid metadata"):
         publish(result)
-    assert hub.history(REPO) == ["initial commit"]
+    assert hub.repos == {}
+    with pytest.raises(HubError, match="Invalid metadata"):
+        publishing.rehearse(plan(result), result)
 
 
 def test_a_plan_without_a_reachable_hub_says_so(hub, result, waits):
@@ -385,7 +543,6 @@ def test_an_offline_plan_asks_nothing_and_is_compared_when_it_is_carried_out(hub
 
 # faults: the repository is at the old commit or at the new one, and the same again completes
 
-UPLOAD, COMMIT = r"PUT /lfs/", r"POST .*/commit/"
 HEALS = {
     "a connection dropped in the middle of a shard": (UPLOAD, {"cut": 5000}),
     "an upload that fails three times": (UPLOAD, {"status": 500, "times": 3}),
@@ -436,6 +593,11 @@ LASTS = {
     ),
 }  # fmt: skip
 
+REFUSALS = {
+    "the token may not write",
+    "the token is not known",
+}  # of which nothing is left: no repository that was made
+
 
 @pytest.mark.parametrize("name", LASTS)
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
@@ -446,13 +608,17 @@ def test_what_lasts_leaves_the_old_commit_and_the_same_again_completes(hub, resu
         known = before(publish(result, message="first"), result)
         (result / SHARD).write_bytes(b"newer " * 2000)
     old = published_files(hub) if second else {}
+    was_there = set(hub.repos)
     fault(hub, pattern, times=1000, **what)
     told: list[str] = []
     with pytest.raises(HubError, match=said) as caught:
         publishing.publish(plan(result, before=known), result, message="new", committed=told.append)
     assert hint in str(caught.value.hint)
     assert told == []
-    assert published_files(hub) == old
+    if name in REFUSALS:
+        assert set(hub.repos) == was_there
+    if REPO in hub.repos:
+        assert published_files(hub) == old
     assert len(waits) < 12
     hub.faults.clear()
     published = publish(result, before=known, tag="v2", message="new")
