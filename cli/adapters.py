@@ -109,14 +109,17 @@ def add(
                 context=found.origin,
                 allow_base_mismatch=allow_base_mismatch,
                 scan=not no_scan,
-                allow_links=found.linked,
                 progress=advance,
             )
     if row.ignored:
         say(f"not applied, because a version never changes: {', '.join(row.ignored)}")
     if row.skipped:
-        say(f"not stored, because it is the trainer's own state: {', '.join(row.skipped)}")
-    answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
+        say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
+    answer(
+        as_json,
+        row.to_json() | {"not_stored": list(row.skipped)},
+        lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"),
+    )
 
 
 def _number(key: str, value: str) -> float:

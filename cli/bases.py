@@ -51,12 +51,15 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
                 found.folder,
                 source=found.source,
                 revision=found.revision,
-                allow_links=found.from_cache,
                 progress=advance,
             )
     if row.skipped:
         say(f"not stored, because no model needs it: {', '.join(row.skipped)}")
-    answer(as_json, row.to_json(), lambda: say(f"{'added' if row.created else 'already there'}: {name} {row.digest}"))
+    answer(
+        as_json,
+        row.to_json() | {"not_stored": list(row.skipped)},
+        lambda: say(f"{'added' if row.created else 'already there'}: {name} {row.digest}"),
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ class _Found:
     folder: Path
     source: str
     revision: str | None = None
-    from_cache: bool = False
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
 
         say(f"fetching {source} from the Hub")
         snapshot = fetch(source, revision=revision, kind="base")
-        yield _Found(snapshot.folder, snapshot.repo_id, snapshot.commit, from_cache=True)
+        yield _Found(snapshot.folder, snapshot.repo_id, snapshot.commit)
 
 
 @base.command(name="list", epilog=example("reccocktail base list --json"))

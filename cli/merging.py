@@ -92,6 +92,9 @@ def merge(
             raise
     if resumed := report.summary().get("resumed_shards"):
         say(f"went on after {resumed} finished by an earlier run")
+    # the base's card gives way to one of its own
+    if left := [name for name in report.summary().get("left_out", ()) if name.lower() != "readme.md"]:
+        say(f"not taken from the base folder, because no model needs it: {', '.join(left)}")
     document: dict[str, object] = {
         "path": str(target),
         "format": output.format,

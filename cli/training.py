@@ -89,8 +89,14 @@ def train(
             row = _trained(registry, order, launch, 60 * stall_timeout or None)
         except KeyboardInterrupt:
             raise Interrupted("the same command with --resume goes on from the last checkpoint") from None
+    if row is not None and row.skipped:
+        say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     if row is not None:
-        answer(as_json, row.to_json(), lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"))
+        answer(
+            as_json,
+            row.to_json() | {"not_stored": list(row.skipped)},
+            lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"),
+        )
 
 
 def _trained(

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..registry.allowlist import INDEX, base_files, is_card, is_tokenizer
 from ..registry.headers import TensorInfo
-from ..registry.inspect import TOKENIZER_FILES, BaseFacts, matches
+from ..registry.inspect import BaseFacts
 from .errors import MergeError
 from .recipes import DType
 
@@ -29,11 +30,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
 }
 FILE_DTYPES: dict[DType, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-# The base's card describes the base; the result gets its own.
-NOT_CARRIED = ("README.md", "recipe.json", "provenance.json")
 COPY_BYTES = 8 << 20
 
 
@@ -141,31 +137,25 @@ def carry_other_files(
     config: Mapping[str, object],
     tokenizer: Mapping[str, Path] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Copy tokenizer, chat template, generation config and licence verbatim: (names carried, names left out).
+    """Copy what `base add` keeps beside weights verbatim, but for the card, which describes the base: (names carried, names left out).
 
     `config` changes keys of config.json; `tokenizer` gives files that take the place of all of the base's tokenizer.
     """
-    carried, left_out = [], []
-    weights = {tensor.file for tensor in base.tensors.values()}
-    sources = {path.name: path for path in base_folder.iterdir()}
+    weights = base.files
+    names, left = base_files(base_folder, weights)
+    sources = {
+        name: base_folder / name for name in names if name not in weights and name != INDEX and not is_card(name)
+    }
     if tokenizer:
-        left_out += sorted(name for name in sources.keys() - tokenizer.keys() if matches(name, TOKENIZER_FILES))
-        sources = {name: path for name, path in sources.items() if name not in left_out} | dict(tokenizer)
+        sources = {name: path for name, path in sources.items() if not is_tokenizer(name)} | dict(tokenizer)
     for name, path in sorted(sources.items()):
-        if name in weights or name == INDEX:
-            # Beside a model.safetensors an index is not looked at, and may speak of files that are gone.
-            if name == INDEX and WEIGHTS in weights:
-                left_out.append(name)
-            continue
-        if path.is_dir() or name.startswith(".") or name in NOT_CARRIED or name.endswith(WEIGHT_SUFFIXES):
-            left_out.append(name)
-            continue
+        target = out / name
+        target.parent.mkdir(exist_ok=True)
         if name == "config.json" and config:
-            _write_config(path, out / name, config)
+            _write_config(path, target, config)
         else:
-            shutil.copyfile(path, out / name)
-        carried.append(name)
-    return tuple(carried), tuple(sorted(left_out))
+            shutil.copyfile(path, target)
+    return tuple(sorted(sources)), tuple(sorted({*left} | {*names} - sources.keys() - weights - {INDEX}))
 
 
 def _write_config(source: Path, target: Path, changes: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..registry import Registry
+from ..registry.allowlist import published_files
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError
 from ..registry.inspect import inspect_adapter, inspect_base
@@ -153,9 +154,9 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
 
 
 def _folder(registry: Registry, folder: Path, base: str | None) -> System:
-    digest = folder_digest(folder)
+    digest = folder_digest(folder, published_files(folder)[0])
     if not (folder / "adapter_config.json").exists():
-        inspect_base(folder, allow_links=True)
+        inspect_base(folder)
         return System(str(folder), digest, folder)
     row = registry.bases.get(base) if base else registry.bases.only()
     facts = inspect_adapter(folder, registry.bases.facts(row), base_names=(row.name, row.source))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,7 +48,9 @@ class Journal:
         finally:
             os.close(descriptor)
         for path in self._folder.iterdir():
-            if path.name not in self._shards and path.name != NOTES:
+            if path.is_dir():  # of chat templates, which are copied last
+                shutil.rmtree(path)
+            elif path.name not in self._shards and path.name != NOTES:
                 path.unlink()
 
     def finished(self, file: str) -> dict | None:

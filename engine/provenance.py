@@ -36,7 +36,8 @@ def write_papers(
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(render_card(card), encoding="utf-8")
     # The card is about the result, not part of it: it may be rewritten when the result is published.
-    names = sorted(path.name for path in out.iterdir() if path.name != "README.md")
+    files = (path for path in out.rglob("*") if path.is_file())
+    names = sorted(name for path in files if (name := path.relative_to(out).as_posix()) != "README.md")
     subjects = {name: known.get(name) or file_digest(out / name) for name in names}
     content = statement(recipe, subjects=subjects, dependencies=dependencies, domain=domain)
     (out / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

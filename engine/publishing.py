@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Adapter, Base, Build, Publication, Registry
+from ..registry.allowlist import is_published, published_files
 from ..registry.card import (
     CardAdaptation,
     CardData,
@@ -297,10 +298,12 @@ def publishable(registry: Registry, subject: Build | Adapter, choices: Choices |
 def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choices) -> Parcel:
     assert build.digest is not None
     known = _linked(registry, build.digest, result_folder(registry, build), folder)
+    left = _left_out(registry, build.digest)
     base = registry.bases.get(build.base)
     adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
-    if (folder / CONFIG).exists() and _rename_base(folder, base):
-        _correct_subject(folder, CONFIG)
+    renamed = (folder / CONFIG).exists() and _rename_base(folder, base)
+    if renamed or left:
+        _correct_subjects(folder, CONFIG if renamed else None)
         known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
     licence, parts, notes = _licence(registry, base, adapters, choices)
     card = replace(
@@ -318,12 +321,13 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
         known,
         licence,
         parts,
-        notes,
+        (*notes, *left),
     )
 
 
 def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices: Choices) -> Parcel:
     known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
+    left = _left_out(registry, adapter.digest)
     base = registry.bases.get(adapter.base)
     if _rename_base(folder, base):
         known.pop(CONFIG, None)
@@ -353,7 +357,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         **_common(registry, base, [adapter], [adapter.role], licence, choices),
     )
     (folder / CARD).write_text(render_card(card, choices.template), encoding="utf-8")
-    names = sorted(path.name for path in folder.iterdir() if path.name != CARD)
+    names = [name for name in published_files(folder)[0] if name != CARD]
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
     content = adapter_statement(
@@ -362,7 +366,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Parcel(
         folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
-        known, licence, parts, notes,
+        known, licence, parts, (*notes, *left),
     )  # fmt: skip
 
 
@@ -372,12 +376,18 @@ def _linked(
     """Puts what the store keeps into a folder, but for the card and what else is written anew; the SHA-256 of each file."""
     known = {}
     for name, entry in registry.store.tree(digest).files.items():
-        if name != CARD and name not in left_out:
+        if is_published(name) and name != CARD and name not in left_out:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             registry.store.link(source / name, target)
             known[name] = entry.sha256
     return known
+
+
+def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
+    """A note of what older versions have stored and nobody may publish, if there is anything."""
+    left = [name for name in sorted(registry.store.tree(digest).files) if not is_published(name)]
+    return (f"not published, because no model needs it: {', '.join(left)}",) if left else ()
 
 
 def _rename_base(folder: Path, base: Base) -> bool:
@@ -393,13 +403,14 @@ def _rename_base(folder: Path, base: Base) -> bool:
     return True
 
 
-def _correct_subject(folder: Path, name: str) -> None:
-    """The statement's digest of a file that was written anew."""
+def _correct_subjects(folder: Path, renamed: str | None) -> None:
+    """The statement without files that are not published, and with the digest of the one that was written anew, if any."""
     path = folder / PROVENANCE
     content = json.loads(path.read_text(encoding="utf-8"))
+    content["subject"] = [subject for subject in content["subject"] if (folder / subject["name"]).is_file()]
     for subject in content["subject"]:
-        if subject["name"] == name:
-            subject["digest"] = {"sha256": file_digest(folder / name).removeprefix("sha256:")}
+        if renamed is not None and subject["name"] == renamed:
+            subject["digest"] = {"sha256": file_digest(folder / renamed).removeprefix("sha256:")}
     path.unlink()
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from ..registry.allowlist import INDEX, WEIGHTS, tokenizer_files
 from ..registry.headers import TensorInfo, read_header
-from ..registry.inspect import TOKENIZER_FILES, AdapterFacts, BaseFacts, BaseTensor, matches
+from ..registry.inspect import AdapterFacts, BaseFacts, BaseTensor
 from ..registry.lora import LoraModule, SavedTensor, TokenRows
 from ..registry.naming import Place
-from .checkpoint import FILE_DTYPES, INDEX, TORCH_DTYPES, WEIGHTS, carry_other_files, write_index
+from .checkpoint import FILE_DTYPES, TORCH_DTYPES, carry_other_files, write_index
 from .coefficients import Weight, expect_finite, mean, module_of, weight_at
 from .deltas import AdapterFile
 from .errors import MergeError
@@ -273,11 +274,11 @@ class Result:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
         folder = self.mix.parts[part].folder
         self.config["vocab_size"] = wanted[0]
-        brought = [path for path in folder.iterdir() if matches(path.name, TOKENIZER_FILES)]
-        for path in brought:
-            if path.is_symlink() or not path.is_file():
+        brought = {name: folder / name for name in tokenizer_files(folder)}
+        for path in brought.values():
+            if not path.is_file():
                 raise MergeError(f"{path} is not a regular file", hint="put the file itself there")
-        self.tokenizer |= {path.name: path for path in brought}
+        self.tokenizer |= brought
         note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
         if note not in self.notes:
             self.notes.append(note)

@@ -457,7 +457,7 @@ def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence
 
 
 def _store(registry: Registry, job: _Job, out: Path, known: Mapping[str, str]) -> str:
-    total, done = sum(path.stat().st_size for path in out.iterdir()), 0
+    total, done = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()), 0
 
     def advance(count: int) -> None:
         nonlocal done

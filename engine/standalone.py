@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..registry.allowlist import adapter_files, base_files
 from ..registry.card import CardFacts, CardInput
 from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
@@ -92,7 +93,7 @@ def merge_folders(
     for adapter in adapters:
         if isinstance(adapter.weight, (int, float)):
             expect_finite(adapter.weight, str(adapter.folder))
-    base = inspect_base(base_folder, allow_links=True)
+    base = inspect_base(base_folder)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
     facts = [
         inspect_adapter(adapter.folder, base, base_names=names, allow_base_mismatch=allow_base_mismatch)
@@ -110,8 +111,13 @@ def merge_folders(
         # The base is digested while torch is being imported and while the first shards are made.
         digests = hashing.submit(
             lambda: (
-                {"base": folder_digest(base_folder, memory)}
-                | {label: folder_digest(adapter.folder) for label, adapter in zip(labels, adapters, strict=True)}
+                {"base": folder_digest(base_folder, base_files(base_folder, base.files)[0], memory)}
+                | {
+                    label: folder_digest(
+                        a.folder, adapter_files(a.folder, with_tokenizer=fact.vocabulary is not None)[0]
+                    )
+                    for label, a, fact in zip(labels, adapters, facts, strict=True)
+                }
             )
         )
         try:
@@ -207,7 +213,7 @@ def _mixed_adapter(
     from .lora_output import write_adapter
 
     for left in staged.iterdir():  # of a merge to a checkpoint that was killed
-        left.unlink()
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     return write_adapter(
         base, parts, staged, method=method, options=options, rank=rank, base_folder=base_folder, dtype=dtype
     )
@@ -232,17 +238,17 @@ def _workplace(out: Path) -> Iterator[Path]:
             raise
 
 
-def folder_digest(folder: Path, memory: DigestMemory | None = None) -> str:
-    """SHA-256 over the names and contents of a folder's own files, as the store digests a folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+def folder_digest(folder: Path, names: Collection[str], memory: DigestMemory | None = None) -> str:
+    """SHA-256 over these names and their contents, as the store digests a folder."""
     digest = memory.file_digest if memory else file_digest
+    files = {name: folder / name for name in sorted(names)}
     return digest_of_json(
-        {p.name: {"bytes": p.stat().st_size, "sha256": digest(p).removeprefix("sha256:")} for p in files}
+        {n: {"bytes": p.stat().st_size, "sha256": digest(p).removeprefix("sha256:")} for n, p in files.items()}
     )
 
 
 def _sync(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -15,14 +15,16 @@ from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import events, history, lineage
+from .allowlist import adapter_files
 from .bases import Base, Bases, find_base
 from .database import Database
 from .digests import canonical_json
 from .domains import find_domain
 from .errors import ConflictError, InvalidArtifactError, NotFoundError, UsageError
 from .events import Event
-from .inspect import PICKLES, TOKENIZER_FILES, AdapterFacts, inspect_adapter, matches
+from .inspect import AdapterFacts, inspect_adapter
 from .lineage import Reached
+from .links import cached_repo
 from .records import NOT_IN_JSON, Record
 from .references import CHAMPION, SPIRIT, Reference, check_name, check_text
 from .search import MetricBound
@@ -31,9 +33,6 @@ from .tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseMo
 
 MAX_LABEL = 200  # characters of a tag or of a metric's name
 MAX_METRIC = 1e300
-
-# a trainer's own state, which lies beside many adapters and is none of ours
-TRAINER_STATE = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ class Adapters:
         note: str | None = None,
         context: Mapping[str, Any] | None = None,
         allow_base_mismatch: bool = False,
-        allow_links: bool = False,
         scan: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Adapter:
@@ -109,11 +107,12 @@ class Adapters:
             base_facts,
             base_names=(base.name, base.source, *([str(stored)] if stored else [])),
             allow_base_mismatch=allow_base_mismatch,
-            allow_links=allow_links,
             scan=scan,
         )
-        files, skipped = _chosen(Path(folder), with_tokenizer=facts.vocabulary is not None)
-        tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
+        folder, linked = Path(folder), cached_repo(Path(folder)) is not None
+        # the tokenizer is the base's, unless the adapter brings tokens of its own
+        files, skipped = adapter_files(folder, with_tokenizer=facts.vocabulary is not None)
+        tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
         # a trainer may still have been writing: what counts is what was kept
         kept = self._store.local(tree.digest)
         if kept is None or inspect_adapter(kept, base_facts, scan=scan) != facts:
@@ -495,21 +494,6 @@ def _name(role: str, domain: str | None) -> str:
     if domain is None:
         raise UsageError("an ingredient belongs to a domain", hint="say --domain NAME, or --spirit")
     return check_name("domain", domain)
-
-
-def _chosen(folder: Path, *, with_tokenizer: bool) -> tuple[builtins.list[str], tuple[str, ...]]:
-    """The files to keep and those to leave out. The tokenizer is the base's, unless the adapter brings tokens of its own."""
-    left_out = TRAINER_STATE if with_tokenizer else (*TRAINER_STATE, *TOKENIZER_FILES)
-    chosen, skipped = [], []
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        if path.is_dir() or name.startswith(".") or matches(name, left_out):
-            skipped.append(name)
-        elif matches(name, PICKLES):
-            raise InvalidArtifactError(f"{path}: is a pickle, which can run code when it is opened", hint="remove it")
-        else:
-            chosen.append(name)
-    return chosen, tuple(skipped)
 
 
 def _ref(row: AdapterRow) -> str:

@@ -13,17 +13,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from . import events
+from .allowlist import base_files
 from .database import Database
 from .domains import lock_new_names
 from .errors import ConflictError, NotFoundError, UsageError
-from .inspect import INDEX, PICKLES, TOKENIZER_FILES, BaseFacts, inspect_base, matches
+from .inspect import BaseFacts, inspect_base
+from .links import cached_repo
 from .records import NOT_IN_JSON, Record
 from .references import check_name, check_text
 from .store import Store
 from .tables import BaseModelRow
-
-# what a serving engine or a reader needs beside the weights; code and other formats' weights stay out
-KEPT = ("config.json", "generation_config.json", "preprocessor_config.json", "licen[cs]e*", "notice*", "readme.md")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Bases:
         *,
         source: str,
         revision: str | None = None,
-        allow_links: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Base:
         """Inspects and stores a model. The answer tells whether it was `created` or known, and what was `skipped`.
@@ -67,9 +65,11 @@ class Bases:
         check_text("source", source)
         check_text("revision", revision or "")
         folder = Path(folder)
-        facts = inspect_base(folder, allow_links=allow_links)
-        files, skipped = _chosen(folder, facts)
-        tree = self._store.add_folder(folder, files=files, allow_links=allow_links, progress=progress)
+        facts = inspect_base(folder)
+        files, skipped = base_files(folder, facts.files)
+        tree = self._store.add_folder(
+            folder, files=files, allow_links=cached_repo(folder) is not None, progress=progress
+        )
         with self._database.writing() as session:
             lock_new_names(session)
             row = session.scalar(select(BaseModelRow).where(BaseModelRow.name == name))
@@ -150,15 +150,3 @@ def _base(row: BaseModelRow) -> Base:
         created_at=row.created_at,
         created_by=row.created_by,
     )
-
-
-def _chosen(folder: Path, facts: BaseFacts) -> tuple[builtins.list[str], tuple[str, ...]]:
-    weights = {tensor.file for tensor in facts.tensors.values()}
-    if len(weights) > 1 or "model.safetensors" not in weights:
-        weights.add(INDEX)
-    chosen, skipped = [], []
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        wanted = name in weights or (matches(name, (*KEPT, *TOKENIZER_FILES)) and not matches(name, PICKLES))
-        (chosen if wanted and path.is_file() else skipped).append(name)
-    return chosen, tuple(skipped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -11,10 +10,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, matches
 from .documents import read_object, shown
 from .errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 from .filenames import check_file_name
 from .headers import HEADER_LIMIT, Header, TensorInfo, read_header
+from .links import check_link
 from .lora import (
     Contents,
     LoraConfig,
@@ -28,16 +29,8 @@ from .lora import (
 from .naming import AmbiguousNameError, Naming, Place
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "*.model", "*.tiktoken", "chat_template*",
-)  # fmt: skip
 
 MERGED_DTYPES = ("F32", "F16", "BF16")
 
@@ -95,6 +88,11 @@ class BaseFacts:
     model_type: str = ""
 
     @property
+    def files(self) -> set[str]:
+        """The names of the weight files."""
+        return {tensor.file for tensor in self.tensors.values()}
+
+    @property
     def embedding(self) -> str | None:
         """The name of the tensor that embedding and head share, where they do."""
         return self.input_embedding if self.tied_embeddings else None
@@ -123,16 +121,16 @@ class AdapterFacts:
     vocabulary: int | None = None
 
 
-def inspect_base(folder: Path | str, *, allow_links: bool = False) -> BaseFacts:
-    """`allow_links` lets top-level files be links to elsewhere, as in the Hub's cache. Raises InvalidArtifactError."""
+def inspect_base(folder: Path | str) -> BaseFacts:
+    """Raises InvalidArtifactError."""
     folder = _folder(folder)
-    config = read_object(_inside(folder, CONFIG, allow_links))
+    config = read_object(_inside(folder, CONFIG))
     if config.get("quantization_config"):
         raise InvalidArtifactError(
             f"{folder / CONFIG}: has a quantization_config; a quantised base cannot be merged into",
             hint="use the unquantised checkpoint",
         )
-    headers = _weight_headers(folder, allow_links)
+    headers = _weight_headers(folder)
     tensors = {
         name: BaseTensor(file, info)
         for file, header in headers.items()
@@ -163,7 +161,6 @@ def inspect_adapter(
     *,
     base_names: Collection[str] = (),
     allow_base_mismatch: bool = False,
-    allow_links: bool = False,
     scan: bool = True,
 ) -> AdapterFacts:
     """Everything that can be known before merging: naming, shapes, ranks and, with `scan`, that all values are finite.
@@ -173,11 +170,11 @@ def inspect_adapter(
     """
     folder = _folder(folder)
     _refuse_pickled_adapter(folder)
-    config_path = _inside(folder, ADAPTER_CONFIG, allow_links)
+    config_path = _inside(folder, ADAPTER_CONFIG)
     config = LoraConfig.parse(read_object(config_path), config_path)
     if base_names and not allow_base_mismatch:
         _check_base_name(config_path, config.base_name, base_names)
-    header = read_header(_inside(folder, ADAPTER_WEIGHTS, allow_links))
+    header = read_header(_inside(folder, ADAPTER_WEIGHTS))
     found, vocabulary = contents(header, config), None
     if base is not None:
         found = _Placing(header.path, base, found).placed()
@@ -199,10 +196,6 @@ def inspect_adapter(
         copies=found.copies,
         vocabulary=vocabulary,
     )
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in patterns)
 
 
 def check_finite(header: Header) -> None:
@@ -250,20 +243,19 @@ def _names(folder: Path) -> list[str]:
         raise InvalidArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def _inside(folder: Path, name: str, allow_links: bool) -> Path:
+def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not os.path.lexists(path):
         raise InvalidArtifactError(f"{folder}: has no {name}")
     if not path.is_file():
         raise InvalidArtifactError(f"{path}: is not a regular file")
-    if not allow_links and not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidArtifactError(f"{path}: is a link that leads out of the folder, to {path.resolve()}")
+    check_link(folder, path)
     return path
 
 
-def _weight_headers(folder: Path, allow_links: bool) -> dict[str, Header]:
+def _weight_headers(folder: Path) -> dict[str, Header]:
     if (folder / WEIGHTS).exists():
-        return {WEIGHTS: read_header(_inside(folder, WEIGHTS, allow_links))}
+        return {WEIGHTS: read_header(_inside(folder, WEIGHTS))}
     if not (folder / INDEX).exists():
         pickles = [name for name in _names(folder) if matches(name, PICKLES)]
         found = f"; {pickles[0]} is a pickle, which can run code when it is opened" if pickles else ""
@@ -271,11 +263,11 @@ def _weight_headers(folder: Path, allow_links: bool) -> dict[str, Header]:
             f"{folder}: has neither {WEIGHTS} nor {INDEX}{found}",
             hint="save the model with save_pretrained(…), which writes safetensors" if pickles else None,
         )
-    path = _inside(folder, INDEX, allow_links)
+    path = _inside(folder, INDEX)
     listed: dict[str, set[str]] = {}
     for tensor, file in _weight_map(path).items():
         listed.setdefault(file, set()).add(tensor)
-    headers = {file: read_header(_inside(folder, file, allow_links)) for file in sorted(listed)}
+    headers = {file: read_header(_inside(folder, file)) for file in sorted(listed)}
     for file, header in headers.items():
         for tensor in sorted(listed[file] - header.tensors.keys()):
             raise InvalidArtifactError(f"{path}: places tensor {shown(tensor)} in {file}, which does not hold it")

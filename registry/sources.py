@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from .allowlist import ADAPTER_CONFIG
 from .errors import InvalidArtifactError, UsageError
-from .inspect import ADAPTER_CONFIG
 
 MLMODEL = "MLmodel"
 REGISTERED = "registered_model_meta"  # MLflow adds it to what it downloads from a `models:/` URI
@@ -40,14 +40,13 @@ _ID = re.compile(r"(m-)?[0-9a-f]{32}")
 class AdapterSource:
     """A folder with an adapter's files, and where they come from: plain JSON without secrets, for its `context`.
 
-    `linked`: the files are links into the Hub's cache. `origin` has `hub_repo` and `hub_commit`, or of `mlflow_run`,
+    `origin` has `hub_repo` and `hub_commit`, or of `mlflow_run`,
     `mlflow_model`, `mlflow_registered` (NAME/VERSION), `mlflow_version` (MLflow's own), `mlflow_created` (UTC),
     `mlflow_base` and `mlflow_base_revision` what is known, or nothing.
     """
 
     folder: Path
     origin: Mapping[str, Any] = field(default_factory=dict)
-    linked: bool = False
 
 
 def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterSource:
@@ -70,7 +69,7 @@ def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterS
     from .hub import fetch  # the Hub's client is slow to import
 
     snapshot = fetch(source, revision=revision, kind="adapter")
-    return AdapterSource(snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit}, linked=True)
+    return AdapterSource(snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit})
 
 
 def _local(source: str) -> Path:

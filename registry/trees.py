@@ -14,6 +14,7 @@ from .digests import canonical_json
 from .documents import parse_object
 from .errors import InvalidArtifactError, StoreError
 from .filenames import check_file_names
+from .links import HINT
 
 HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -106,7 +107,7 @@ def _checked(folder: Path, name: str, allow_links: bool) -> Path:
     parts = name.split("/")
     links = [p for p in (folder / "/".join(parts[: i + 1]) for i in range(len(parts))) if p.is_symlink()]
     if links and not allow_links:
-        raise InvalidArtifactError(f"{links[0]}: is a link; only regular files are stored")
+        raise InvalidArtifactError(f"{links[0]}: is a link; only regular files are stored", hint=HINT)
     if any(link != path for link in links):
         raise InvalidArtifactError(f"{links[0]}: is a link to a folder, which is never followed")
     try:

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .allowlist import is_published
 from .digests import file_digest
 from .errors import NotFoundError, RecCocktailError
 from .publications import SIGNATURE
@@ -18,7 +19,9 @@ from .registry import Registry
 PROVENANCE = "provenance.json"
 CARD = "README.md"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
-CODE = ("*.py", "*.so", "*.jinja")  # what runs, in whatever folder it lies
+CODE = (
+    "*.py", "*.pyc", "*.pyd", "*.ipynb", "*.so", "*.dll", "*.dylib", "*.exe", "*.sh", "*.bat", "*.cmd", "*.ps1", "*.js", "*.jinja",
+)  # what runs, in whatever folder it lies  # fmt: skip
 _WRITTEN_ANEW = (CARD, PROVENANCE, SIGNATURE, "adapter_config.json")  # when something is published
 
 
@@ -72,6 +75,10 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
         covered |= signed
     elif key is not None:
         problems.append("it is not signed")
+    for path in sorted(there & covered):
+        if not is_published(path):  # papers that vouch for a program make it no part of a model
+            runs = _is_like(path, WEIGHTS) or _is_like(path, CODE)
+            (problems if runs else notes).append(f"{path} is no file of a model or adapter that RecCocktail publishes")
     for path in sorted(there - covered):
         if _is_used(path):
             problems.append(f"{path} is in no paper, and would be loaded")
@@ -114,7 +121,8 @@ def _is_of(registry: Registry, statement: Mapping[str, Any], digest: str) -> boo
     subjects = _digests(statement["subject"])
     kept = {name: f"sha256:{entry.sha256}" for name, entry in registry.store.tree(digest).files.items()}
     mine, its = (
-        {name: each for name, each in files.items() if name not in _WRITTEN_ANEW} for files in (subjects, kept)
+        {name: each for name, each in files.items() if is_published(name) and name not in _WRITTEN_ANEW}
+        for files in (subjects, kept)
     )
     return mine == its and any(_is_like(name, WEIGHTS) for name in its)
 

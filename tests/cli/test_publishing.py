@@ -319,6 +319,57 @@ def test_a_dry_run_fails_where_the_publication_would(built: Any, hub: Any) -> No
     assert set(hub.repos) == {REPO}
 
 
+def test_programs_that_an_older_version_stored_are_not_published_and_not_signed(
+    built: Any, hub: Any, loras: dict[str, Path], key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_papers(loras["ingredient"], tmp_path / "lora", "# mine\n")
+    for name in ("handler.py", "libfast.so", "model.gguf", "run.sh", "all_results.json"):
+        (folder / name).write_text("x")
+    everything = [path.name for path in folder.iterdir()]
+    with monkeypatch.context() as older:
+        older.setattr("reccocktail.registry.adapters.adapter_files", lambda folder, **_: (everything, ()))
+        (row,) = [built("adapter", "add", folder, "--base", "tiny", "--domain", "skin-care", "--json").json]
+    assert row["not_stored"] == []
+    sent = built("publish", row["ref"], "--to", "acme/ingredient", "--sign", key)
+    assert all(name in sent.err for name in ("handler.py", "libfast.so", "model.gguf", "run.sh", "all_results.json"))
+    files = hub.files("acme/ingredient")
+    assert {*files} == {
+        ".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "model.sig", "provenance.json",
+    }  # fmt: skip
+    subjects = {subject["name"] for subject in json.loads(files["provenance.json"])["subject"]}
+    assert subjects == {"adapter_config.json", "adapter_model.safetensors"}
+    found = built("verify", "acme/ingredient", "--key", key.with_suffix(".pub"), "--json").json
+    assert (found["ok"], found["known_as"]) == (True, row["ref"])
+
+
+def test_programs_in_a_build_that_an_older_version_made_are_not_published(
+    built: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import reccocktail.engine.running as running
+
+    def with_program(out: Path, *given: Any, **known: Any) -> None:
+        (out / "modeling_tiny.py").write_text("import os")
+        write_papers(out, *given, **known)
+
+    write_papers = running.write_papers
+    with monkeypatch.context() as older:
+        older.setattr(running, "write_papers", with_program)
+        (row,) = built("build", "request", "skin-care", "--recipe", "spirit-only", "--wait", "--json").json
+    sent = built("publish", row["id"], "--to", "acme/mixed")
+    assert "modeling_tiny.py" in sent.err
+    assert "modeling_tiny.py" not in hub.files("acme/mixed")
+    found = built("verify", "acme/mixed", "--json").json
+    assert (found["ok"], found["known_as"]) == (True, f"build {row['id']}")
+
+
+def test_papers_that_vouch_for_a_program_do_not_make_it_sound(built: Any) -> None:
+    adaptive, _ = builds(built)
+    built("build", "export", adaptive, "exported")
+    folder = built.folder / "exported"
+    forge(folder, lambda: (folder / "handler.py").write_text("import os"))
+    assert "handler.py" in built("verify", "./exported", code=1).err
+
+
 # cards and licences
 
 
@@ -501,7 +552,8 @@ def test_weights_that_only_their_own_papers_know_are_not_known_to_the_registry(
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     forge(folder, lambda: (folder / "pytorch_model.bin").write_bytes(b"anything"))
-    assert built("verify", folder, "--json").json["known_as"] is None
+    found = built("verify", folder, "--json", code=1).json  # a pickle, whatever its papers say
+    assert (found["ok"], found["known_as"]) == (False, None)
 
 
 def test_a_broken_signature_on_the_hub_is_not_kept_for_its_likeness(built: Any, hub: Any, key: Path) -> None:

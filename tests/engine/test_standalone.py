@@ -24,6 +24,10 @@ from safetensors.torch import load_file
 PLAIN = {"method": "linear", "dtype": None, "device": "cpu"}
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.fixture
 def adapters(base, make_adapter) -> list[WeightedFolder]:
     return [WeightedFolder(make_adapter(base, 1), 0.5), WeightedFolder(make_adapter(base, 2), 0.5)]
@@ -63,12 +67,73 @@ def test_the_papers_name_each_folder_with_its_weight_and_digest(base, adapters, 
         for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     }
     folders = {"base": base, first: adapters[0].folder, second: adapters[1].folder}
-    assert went_in == {name: folder_digest(folder).removeprefix("sha256:") for name, folder in folders.items()}
+    assert went_in == {
+        name: folder_digest(folder, names(folder)).removeprefix("sha256:") for name, folder in folders.items()
+    }
     assert first in (out / "README.md").read_text()
 
 
+def test_a_merge_carries_what_the_registry_keeps_of_a_base_and_leaves_the_rest(base, adapters, out, tmp_path, registry):
+    folder = shutil.copytree(base, tmp_path / "with-programs")
+    for name in ("modeling_tiny.py", "handler.py", "libfast.so", "run.sh", "requirements.txt", "tokenizer.py"):
+        (folder / name).write_text("x")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag.jinja", "evil.py"):
+        (folder / "additional_chat_templates" / name).write_text(name)
+    report = merge_folders(folder, adapters, out, **PLAIN, allow_base_mismatch=True)
+    added = registry.bases.add("with-programs", folder, source="here")
+    kept = {*registry.store.tree(added.digest).files}
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert made == kept | {"README.md", "recipe.json", "provenance.json"}
+    assert {*report.left_out} - {"README.md"} == {*added.skipped}
+    assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "rag.jinja"
+    statement = json.loads((out / "provenance.json").read_text())
+    assert {each["name"] for each in statement["subject"]} == made - {"README.md", "provenance.json"}
+    (went_in,) = [
+        each["digest"]["sha256"]
+        for each in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        if each["name"] == "base"
+    ]
+    assert f"sha256:{went_in}" == added.digest
+
+
+def cached(folder: Path, hub: Path, name: str) -> Path:
+    """The folder as `huggingface_hub` keeps it in its cache."""
+    snapshot = hub / f"models--me--{name}" / "snapshots" / ("0123456789" * 4)
+    blobs = hub / f"models--me--{name}" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(path, blobs / f"{number}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def test_snapshots_of_the_hubs_cache_are_merged_like_the_folders_that_they_are(base, adapters, out, tmp_path):
+    merge_folders(base, adapters, out, **PLAIN)
+    snapshots = [
+        WeightedFolder(cached(part.folder, tmp_path / "hub", f"lora{number}"), 0.5)
+        for number, part in enumerate(adapters)
+    ]
+    other = tmp_path / "of-snapshots"
+    merge_folders(cached(base, tmp_path / "hub", "base"), snapshots, other, **PLAIN, allow_base_mismatch=True)
+    for name in names(out) - {"README.md", "recipe.json", "provenance.json"}:
+        assert (other / name).read_bytes() == (out / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "LICENSE", "tokenizer.json"])
+def test_a_base_that_links_to_elsewhere_is_not_merged(base, adapters, out, tmp_path, name):
+    folder = shutil.copytree(base, tmp_path / "linked")
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidArtifactError, match="leads out of the folder") as caught:
+        merge_folders(folder, adapters, out, **PLAIN, allow_base_mismatch=True)
+    assert caught.value.hint
+    assert not out.exists()
+
+
 def test_a_folders_digest_is_the_one_that_the_store_gives_it(registry, base):
-    assert folder_digest(base) == registry.store.add_folder(base).digest
+    assert folder_digest(base, names(base)) == registry.store.add_folder(base).digest
 
 
 def test_the_same_merge_writes_the_same_bytes(base, adapters, out):

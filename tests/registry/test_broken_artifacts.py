@@ -231,6 +231,16 @@ def extra(*names: str | bytes) -> Spoil:
     return spoil
 
 
+def templates(*names: str | bytes) -> Spoil:
+    """Named chat templates: the only files whose names anybody chooses."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "additional_chat_templates").mkdir()
+        extra(*(b"additional_chat_templates/" + os.fsencode(name) + b".jinja" for name in names))(folder)
+
+    return spoil
+
+
 def emptied(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -259,7 +269,6 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "pickled weights": (renamed(WEIGHTS, "adapter_model.bin"), "adapter_model.bin: is a pickle, which can run code"),
     "pickled weights in capitals": (renamed(WEIGHTS, "ADAPTER_MODEL.BIN"), "ADAPTER_MODEL.BIN: is a pickle"),
     "a pickle beside the weights": (extra("adapter_model.pt"), "adapter_model.pt: is a pickle"),
-    "some other pickle": (extra("extra.pkl"), "extra.pkl: is a pickle"),
     "weights that are a pickle under the wrong name": (content(WEIGHTS, b"PK\3\4" + b"\1" * 99), "this is a pickle"),
     "weights that are a Git LFS pointer": (
         content(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"), "is a Git LFS pointer",
@@ -268,24 +277,15 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "a folder as configuration": (instead(CONFIG), "is not a regular file"),
     "a pipe as weights": (piped(WEIGHTS), "is not a regular file"),
     "a pipe as configuration": (piped(CONFIG), "is not a regular file"),
-    "a pipe beside the weights": (piped("notes"), "is not a regular file"),
+    "a pipe beside the weights": (piped("README.md"), "is not a regular file"),
     "a device as weights": (linked(WEIGHTS, "/dev/zero"), "is not a regular file"),
     "weights linked to themselves": (linked(WEIGHTS, WEIGHTS), "is not a regular file"),
     "weights linked to nowhere": (linked(WEIGHTS, "absent"), "is not a regular file"),
     "weights linked to outside": (moved_out(WEIGHTS), "is a link that leads out of the folder"),
     "configuration linked to outside": (moved_out(CONFIG), "is a link that leads out of the folder"),
-    "a file linked to outside": (lambda folder: (folder / "notes").symlink_to("/etc/hosts"), "notes: is a link"),
+    "a file linked to outside": (lambda folder: (folder / "LICENSE").symlink_to("/etc/hosts"), "LICENSE: is a link"),
     # names of files
-    "an escape sequence in a file's name": (extra("a\x1b[31m"), r"'a\x1b[31m' has control characters"),
-    "a line break in a file's name": (extra("a\nb"), r"'a\nb' has control characters"),
-    "a file's name that is not UTF-8": (extra(b"a\xff"), r"'a\udcff' has control characters, invisible characters, or is not"),
-    "a file's name that is written backwards": (extra("a\u202etxt.exe"), r"'a\u202etxt.exe' has control characters"),
-    "a file's name with an invisible letter": (extra("a\u3164"), "has the invisible character U+3164"),
-    "a file's name that Windows reserves": (extra("NUL.txt"), "'NUL.txt', which is reserved on Windows"),
-    "a file's name with a stream": (extra("notes.md:hidden"), "has ':', which no file name on Windows may have"),
-    "a file's name that ends in a dot": (extra("notes."), "whose last character Windows drops"),
-    "two files' names that differ in case": (extra("Notes.md", "notes.md"), "differ only in case"),
-    "two files' names that differ in normalisation": (extra("\u00e9", "e\u0301"), "or Unicode normalisation"),
+    "two files' names that differ in case": (extra("NOTICE.md", "notice.md"), "differ only in case"),
     # the configuration as JSON
     "an empty configuration": (content(CONFIG, b""), "is not sound JSON"),
     "half a configuration": (cut(CONFIG, 30), "is not sound JSON"),
@@ -516,6 +516,15 @@ BASES: dict[str, tuple[Spoil, str]] = {
     "an empty folder": (emptied, "has no config.json"),
     "a file instead of the folder": (a_file_instead, "is not a folder"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
+    # names of files
+    "an escape sequence in a file's name": (templates("a\x1b[31m"), r"a\x1b[31m.jinja' has control characters"),
+    "a line break in a file's name": (templates("a\nb"), r"a\nb.jinja' has control characters"),
+    "a file's name that is not UTF-8": (templates(b"a\xff"), r"a\udcff.jinja' has control characters, invisible characters, or is not"),
+    "a file's name that is written backwards": (templates("a\u202etxt.exe"), r"a\u202etxt.exe.jinja' has control characters"),
+    "a file's name with an invisible letter": (templates("a\u3164"), "has the invisible character U+3164"),
+    "a file's name that Windows reserves": (templates("NUL"), "'NUL.jinja', which is reserved on Windows"),
+    "a file's name with a stream": (templates("notes.md:hidden"), "has ':', which no file name on Windows may have"),
+    "two files' names that differ in normalisation": (templates("\u00e9", "e\u0301"), "or Unicode normalisation"),
     "pickled weights": (renamed("model.safetensors", "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
     "a pipe as weights": (piped("model.safetensors"), "is not a regular file"),
     "weights linked to outside": (moved_out("model.safetensors"), "is a link that leads out of the folder"),

@@ -294,19 +294,45 @@ def test_archived_content_is_not_added_again(registry: Registry, add: Add) -> No
         add("beauty", 1)
 
 
-def test_what_a_trainer_leaves_behind_is_not_stored_and_a_pickle_is_refused(
+KEPT = (
+    "README.md", "LICENSE", "licence-apache-2.0.txt", "NOTICE", "USE_POLICY.md", "generation_config.json", "recipe.json",
+    "processor_config.json", "provenance.json",
+)  # fmt: skip
+LEFT = (
+    "handler.py", "modeling_evil.py", "libfast.so", "model.h5", "model.gguf", "run.sh", "extra.pkl", "training_args.bin",
+    "optimizer.pt", "trainer_state.json", "tokenizer.py", "tokenizer.so", "chat_template.py", "LICENSE.py", "license.sh",
+    "notice.exe", "model.safetensors", ".hidden", "requirements.txt", "adapter_config.json.bak", "a\x1b[31m.py",
+)  # fmt: skip
+
+
+def test_an_adapter_is_stored_with_what_is_on_the_list_and_the_rest_is_named(
     registry: Registry, base: Base, make_adapter: Make, tmp_path: Path
 ) -> None:
     folder = make_adapter(tmp_path / "a")
-    for name in ("training_args.bin", "optimizer.pt", "tokenizer.json", ".hidden", "training.json", "README.md"):
+    own = {path.name for path in folder.iterdir()}
+    for name in (*KEPT, *LEFT):
         (folder / name).write_text("x")
     (folder / "checkpoint-1").mkdir()
+    os.mkfifo(folder / "pipe")
     added = registry.adapters.add(folder, base=base, role="spirit")
-    assert added.skipped == (".hidden", "checkpoint-1", "optimizer.pt", "tokenizer.json", "training_args.bin")
-    assert (registry.adapters.folder(added) / "training.json").exists()
-    (folder / "extra.pkl").write_text("x")
-    with pytest.raises(InvalidArtifactError, match=r"extra\.pkl: is a pickle"):
-        registry.adapters.add(folder, base=base, role="spirit")
+    assert {*added.skipped} == {*LEFT, "checkpoint-1", "pipe"}
+    assert {path.name for path in registry.adapters.folder(added).iterdir()} == {*own, *KEPT}
+
+
+def test_named_chat_templates_are_kept_with_the_tokenizer_and_programs_beside_them_are_not(
+    registry: Registry, make_base: Make, tmp_path: Path
+) -> None:
+    folder = make_base(tmp_path / "m")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag.jinja", "tool_use.jinja", "evil.py"):
+        (folder / "additional_chat_templates" / name).write_text("x")
+    added = registry.bases.add("m", folder, source=str(folder))
+    assert added.skipped == ("additional_chat_templates/evil.py",)
+    kept = registry.store.tree(added.digest).files
+    assert {name for name in kept if "/" in name} == {
+        "additional_chat_templates/rag.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }
 
 
 def test_an_adapter_may_name_its_base_by_name_source_or_stored_folder(

@@ -104,13 +104,46 @@ def test_a_base_of_pickles_is_refused_by_the_pickles_name(tmp_path: Path, make_b
         inspect_base(folder)
 
 
-def test_a_link_out_of_the_folder_is_followed_only_when_allowed(tmp_path: Path, make_base: Make) -> None:
-    folder = make_base(tmp_path / "base")
-    (folder / "model.safetensors").rename(tmp_path / "blob")
-    (folder / "model.safetensors").symlink_to("../blob")
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("folder", "target", "followed"),
+    [
+        (f"models--me--base/snapshots/{COMMIT}", "../../blobs/b", True),
+        (f"models--me--base/snapshots/{COMMIT}", "../../blobs/deep/b", False),
+        (f"models--me--base/snapshots/{COMMIT}", "../../../models--me--other/blobs/b", False),
+        ("models--me--base/snapshots/main", "../../blobs/b", False),
+        (f"datasets--me--base/snapshots/{COMMIT}", "../../blobs/b", False),
+        ("base", "../blobs/b", False),
+    ],
+)
+def test_only_links_of_the_hubs_cache_to_blobs_of_their_repository_are_followed(
+    tmp_path: Path, make_base: Make, folder: str, target: str, followed: bool
+) -> None:
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    place = make_base(tmp_path / folder)
+    blob = place / target
+    blob.parent.mkdir(parents=True)
+    (place / "model.safetensors").rename(blob)
+    (place / "model.safetensors").symlink_to(target)
+    if followed:
+        assert inspect_base(place).parameters
+        return
+    with pytest.raises(InvalidArtifactError, match="leads out of the folder") as caught:
+        inspect_base(place)
+    assert caught.value.hint
+
+
+def test_a_blob_that_is_itself_a_link_is_not_followed(tmp_path: Path, make_base: Make) -> None:
+    (tmp_path / "models--me--base/snapshots").mkdir(parents=True)
+    place = make_base(tmp_path / f"models--me--base/snapshots/{COMMIT}")
+    (tmp_path / "models--me--base/blobs").mkdir()
+    (place / "model.safetensors").rename(tmp_path / "elsewhere")
+    (tmp_path / "models--me--base/blobs/b").symlink_to(tmp_path / "elsewhere")
+    (place / "model.safetensors").symlink_to("../../blobs/b")
     with pytest.raises(InvalidArtifactError, match="leads out of the folder"):
-        inspect_base(folder)
-    assert inspect_base(folder, allow_links=True).parameters
+        inspect_base(place)
 
 
 # --- adapters

@@ -100,7 +100,7 @@ def lay(make_adapter: MakeAdapter) -> Lay:
 @pytest.fixture
 def register(registry: Registry, base: Base) -> Callable[[AdapterSource], Adapter]:
     def add(source: AdapterSource) -> Adapter:
-        registry.adapters.add(source.folder, base=base, role="spirit", context=source.origin, allow_links=source.linked)
+        registry.adapters.add(source.folder, base=base, role="spirit", context=source.origin)
         return registry.adapters.resolve("spirit", base=base.name)
 
     return add
@@ -112,7 +112,7 @@ def register(registry: Registry, base: Base) -> Callable[[AdapterSource], Adapte
 def test_a_folder_with_an_adapter_is_the_source_and_tells_no_origin(make_adapter, tmp_path, register):
     folder = make_adapter(tmp_path / "lora")
     source = find_adapter_source(str(folder))
-    assert source == AdapterSource(folder, {}, linked=False)
+    assert source == AdapterSource(folder, {})
     assert register(source).context == {}
 
 
@@ -460,7 +460,6 @@ def pushed(loopback_hub: Any, make_adapter: MakeAdapter, tmp_path: Path) -> list
 @pytest.mark.parametrize(("revision", "number"), [(None, 1), ("main", 1), ("old", 0)])
 def test_a_branch_is_registered_as_the_commit_that_it_is_now(pushed, register, revision, number):
     source = find_adapter_source("maker/lora", revision=revision)
-    assert source.linked
     assert register(source).context == {"hub_repo": "maker/lora", "hub_commit": pushed[number]}
 
 
