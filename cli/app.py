@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -20,15 +18,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..registry.errors import RecCocktailError, UsageError
+from ..registry.redaction import redacted
 from ..registry.settings import Settings
 from ..tasks.errors import TaskError
-from .console import printable
+from .console import json_text, printable
 
 if TYPE_CHECKING:
     from ..registry import Registry
 
 ACTOR_LENGTH = 100
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # of the Hub, which may quote it in an answer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -180,10 +178,10 @@ def _hush() -> None:
 
 def _fail(code: str, message: str, hint: str | None, exit_code: int, as_json: bool, words: list[str]) -> NoReturn:
     if "--traceback" in words:
-        click.echo(_TOKEN.sub("[secret]", traceback.format_exc()), err=True)
-    message, hint = _TOKEN.sub("[secret]", message), hint and _TOKEN.sub("[secret]", hint)
+        click.echo(printable(redacted(traceback.format_exc()), indent=""), err=True)
+    message, hint = redacted(message), hint and redacted(hint)
     if as_json:
-        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, indent=2))
+        click.echo(json_text({"error": {"code": code, "message": message, "hint": hint}}))
     else:
         click.echo(f"error: {printable(message, indent='       ')}", err=True)
         if hint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ import click
 
 from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, page, printable, progress, say, short, size, table
+from .console import answer, details, json_text, page, printable, progress, say, short, size, table
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
@@ -482,7 +481,7 @@ def worker(
         for hear in hears:
             hear(happening)
         if log_json:
-            click.echo(json.dumps(happening.to_json()), err=True)
+            click.echo(json_text(happening.to_json(), indent=None), err=True)
         else:
             say(str(happening))
 

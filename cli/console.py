@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,10 @@ QUIET_SECONDS = 10.0
 """How often work of unknown length says how far it is."""
 
 
+_SUSPECT = re.compile(r"[^ -~\n]")
+"""Characters that are looked at one by one; JSON's own line breaks and ASCII are none."""
+
+
 def printable(text: str, *, indent: str | None = None) -> str:
     """The text without what moves a terminal's cursor, changes its colours or looks like another line of ours.
 
@@ -48,6 +53,18 @@ def printable(text: str, *, indent: str | None = None) -> str:
     if indent is not None:
         return f"\n{indent}".join(printable(line) for line in text.split("\n"))
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def json_text(document: Any, *, indent: int | None = 2) -> str:
+    """The document as JSON that may go to a terminal: what is not printable is escaped, everything else stays readable."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    return _SUSPECT.sub(lambda found: found[0] if found[0].isprintable() else json_escape(found[0]), text)
+
+
+def json_escape(character: str) -> str:
+    """As `\\uXXXX`, twice for what lies beyond U+FFFF."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2))
 
 
 def say(line: str) -> None:
@@ -65,7 +82,7 @@ def alarm(line: str) -> None:
 def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
     """The command's answer: the document as JSON when asked for, else whatever `show` prints."""
     if as_json:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json_text(document))
     else:
         show()
 

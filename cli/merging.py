@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def merge(
     if resumed := report.summary().get("resumed_shards"):
         say(f"went on after {resumed} finished by an earlier run")
     # the base's card gives way to one of its own
-    if left := [name for name in report.summary().get("left_out", ()) if name.lower() != "readme.md"]:
+    left_out: Sequence[str] = getattr(report, "left_out", ())  # an adapter takes nothing from the base
+    if left := [name for name in left_out if name.lower() != "readme.md"]:
         say(f"not taken from the base folder, because no model needs it: {', '.join(left)}")
     document: dict[str, object] = {
         "path": str(target),

@@ -29,6 +29,7 @@ from .database import Database
 from .domains import find_domain
 from .errors import ConflictError, NotFoundError, StoreError, UsageError
 from .records import Record
+from .redaction import redacted, redacted_values
 from .store import Store
 from .tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, now
 
@@ -205,7 +206,7 @@ class Builds:
     def log(self, build_id: str, worker: str | None, text: str) -> None:
         """Keeps a line of what happens to a build, whoever has it now."""
         with self._database.writing() as session:
-            session.add(BuildLogRow(build_id=build_id, worker=worker, text=text[:LONGEST_LINE]))
+            session.add(BuildLogRow(build_id=build_id, worker=worker, text=redacted(text)[:LONGEST_LINE]))
 
     def logs(self, build_id: str, *, after: int = 0, limit: int = 1000) -> builtins.list[LogLine]:
         """In the order they were said; `after` is the id of the last one that is known."""
@@ -228,7 +229,7 @@ class Builds:
                 self._move(session, row, "queued", **({"error": dict(error)} if error else {}))
                 row.retry_at = now() + timedelta(seconds=seconds)
                 row.attempts -= error is None
-            row.error = None if error is None else dict(error)
+            row.error = None if error is None else redacted_values(error)
             row.worker = None
             session.flush()
             return self._build(row)
@@ -264,7 +265,7 @@ class Builds:
         with self._database.writing() as session:
             row = _held(session, build_id, worker)
             self._move(session, row, "failed", error=dict(error))
-            row.error = dict(error)
+            row.error = redacted_values(error)
             return self._build(row)
 
     def cancel(self, build_id: str) -> Build:
@@ -415,7 +416,7 @@ class Builds:
 
     def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
         """Changes the status; the caller sets what else comes with it before the row is flushed."""
-        about = {"domain": row.domain.name} | detail
+        about = {"domain": row.domain.name} | redacted_values(detail)
         events.append(session, f"build.{status}", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
         row.status = status
         if status != "running":

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import HubError, InvalidArtifactError, RecCocktailError, UsageError
+from .redaction import redacted
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 _ALLOW = {
@@ -45,7 +46,6 @@ LONGEST_WAIT = 330.0  # seconds; the Hub counts requests in windows of five minu
 TIMEOUT = Timeout(connect=10, read=300, write=60, pool=None)  # the client's own is to wait for ever
 _QUERY = re.compile(r"(?<=\S)\?[^\s'\"]+")  # storage hosts' URLs are signed in theirs
 _USER = re.compile(r"//[^\s/@'\"]+@")
-_SECRET = re.compile(r"hf_\w+|eyJ[\w.-]{20,}|bearer\s+\S+", re.IGNORECASE)
 
 
 class HubUnreachableError(HubError):
@@ -235,8 +235,7 @@ def _is_full(error: HfHubHTTPError) -> bool:
 
 def _line(text: object) -> str:
     """The text on one line, without anything that looks like a token, a password in a URL, or a URL's signature."""
-    line = _USER.sub("//", _QUERY.sub("?…", " ".join(str(text).split())))
-    return _SECRET.sub("[secret]", line)
+    return redacted(_USER.sub("//", _QUERY.sub("?…", " ".join(str(text).split()))))
 
 
 def _has_keys(error: BaseException | None) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.cli.console import details, printable, progress, table
+from reccocktail.cli.console import details, json_text, printable, progress, table
 
 HOSTILE = "x\x1b[2J\u009b31m\nrole    spirit"
 
@@ -69,6 +70,17 @@ def test_a_message_of_several_lines_cannot_look_like_a_hint(prepared: Any) -> No
 def test_what_is_not_printable_is_written_out(character: str) -> None:
     assert printable(f"a{character}b").isprintable()
     assert printable(f"a{character}b\nc", indent="  ").splitlines()[1] == "  c"
+
+
+def test_json_escapes_what_is_not_printable_and_leaves_other_languages_readable(prepared: Any) -> None:
+    hostile = "\u009b31m \u202egnp.exe\u2066\x7f\x1b[2J\u2028 \U000e0041 日本語 é ü"
+    prepared("domain", "add", "fruit", "--title", hostile)
+    out = prepared("domain", "show", "fruit", "--json").out
+    _assert_harmless(out)
+    assert json.loads(out)["title"] == hostile
+    assert "日本語 é ü" in out
+    assert r"\u202e" in out
+    assert json.loads(json_text("\udcff")) == "\udcff"  # half of a character, from a file's name
 
 
 def test_headers_are_text(capsys: pytest.CaptureFixture[str]) -> None:
