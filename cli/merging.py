@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from ..registry.documents import parse_value
 from ..registry.errors import UsageError
 from .app import App, example, json_option, pass_app
 from .builds import new_folder
@@ -117,7 +117,7 @@ def _option(text: str) -> tuple[str, object]:
     if not key or not sign:
         raise UsageError(f"--option {text}: is not KEY=VALUE", hint="--option density=0.5")
     try:
-        return key, json.loads(value)
+        return key, parse_value(value)
     except ValueError:
         return key, value
 

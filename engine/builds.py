@@ -20,7 +20,15 @@ from pathlib import Path
 from ..registry import Adapter, Base, Build, Domain, Registry, Request
 from ..registry.card import CardAdaptation, CardFacts, CardInput
 from ..registry.digests import digest_of_json, write_whole
-from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, StoreError, UsageError
+from ..registry.documents import OWN_LIMIT, read_object
+from ..registry.errors import (
+    ConflictError,
+    InvalidArtifactError,
+    NotFoundError,
+    RecCocktailError,
+    StoreError,
+    UsageError,
+)
 from ..registry.references import SPIRIT, Reference
 from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain, write_questions
 from .coefficients import Weight, mean
@@ -127,9 +135,9 @@ def _data_digest(registry: Registry, folder: str) -> str:
     files = _signs(place)
     note = registry.settings.home / "cache" / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
     about = {"version": _own_version("reccocktail"), "folder": str(place), "files": files}
-    with suppress(OSError, ValueError):
-        content = json.loads(note.read_text(encoding="utf-8"))
-        if files and isinstance(content, dict) and content == about | {"digest": content.get("digest")}:
+    with suppress(InvalidArtifactError):
+        content = read_object(note, limit=OWN_LIMIT)
+        if files and content == about | {"digest": content.get("digest")}:
             return str(content["digest"])
     digest = read_domain(Path(folder)).digest
     settled = all(seen[-1] < (time.time() - RACE_SECONDS) * 1e9 for seen in files.values())

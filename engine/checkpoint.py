@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..registry.allowlist import INDEX, base_files, is_card, is_tokenizer
+from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.headers import TensorInfo
 from ..registry.inspect import BaseFacts
 from .errors import MergeError
@@ -160,7 +161,7 @@ def carry_other_files(
 
 def _write_config(source: Path, target: Path, changes: Mapping[str, object]) -> None:
     """A change goes to the nested text model's configuration too, where the key is there."""
-    content = json.loads(source.read_text(encoding="utf-8"))
+    content = read_object(source, limit=OWN_LIMIT)
     for key, value in changes.items():
         name = "torch_dtype" if key == "dtype" and "torch_dtype" in content else key
         content[name] = value
@@ -175,7 +176,7 @@ def write_index(source: Path, target: Path, shards: Mapping[str, Iterable[Tensor
     if not changed:
         shutil.copyfile(source, target)
         return
-    content = json.loads(source.read_text(encoding="utf-8"))
+    content = read_object(source, limit=OWN_LIMIT)
     files = {info.name: file for file, tensors in shards.items() for info in tensors}
     kept = [name for name in content["weight_map"] if name in files]
     content["weight_map"] = {name: files[name] for name in (*kept, *sorted(files.keys() - set(kept)))}

@@ -18,7 +18,8 @@ from typing import Literal, get_args
 from ..registry import Registry
 from ..registry.allowlist import published_files
 from ..registry.digests import digest_of_json
-from ..registry.errors import InvalidReferenceError, NotFoundError
+from ..registry.documents import OWN_LIMIT, read_object
+from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError
 from ..registry.inspect import inspect_adapter, inspect_base
 from ..tasks import (
     DomainData,
@@ -261,7 +262,7 @@ def _list_facts(namings: Sequence[Naming]) -> ListFacts:
 def _kept(path: Path) -> tuple[tuple[int | None, ...], ListFacts | None] | None:
     """What an earlier evaluation found; None without one, and for a file that a power cut left unreadable."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path, limit=OWN_LIMIT)
         return tuple(content["ranks"]), ListFacts(**content["lists"]) if content["lists"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InvalidArtifactError, KeyError, TypeError):
         return None

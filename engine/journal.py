@@ -13,6 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ..registry.documents import OWN_LIMIT, read_object
+from ..registry.errors import InvalidArtifactError
+
 # Part of every key: raised when the engine would write other bytes for the same inputs.
 FORMAT_VERSION = 2
 NOTES = ".progress.json"
@@ -26,8 +29,8 @@ class Journal:
         self._key = key
         self._lock = threading.Lock()
         self._shards: dict[str, dict] = {}
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        with suppress(InvalidArtifactError, OSError, ValueError, TypeError, KeyError, AttributeError):
+            content = read_object(folder / NOTES, limit=OWN_LIMIT)
             if content["key"] == key():
                 self._shards = {name: note for name, note in content["shards"].items() if self._is_there(name, note)}
         self._start_over_with_the_rest()

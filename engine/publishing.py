@@ -25,7 +25,8 @@ from ..registry.card import (
     render_card,
 )
 from ..registry.digests import canonical_json, digest_of_json, file_digest
-from ..registry.errors import ConflictError, HubError, UsageError
+from ..registry.documents import OWN_LIMIT, read_object
+from ..registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
@@ -393,7 +394,7 @@ def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
 def _rename_base(folder: Path, base: Base) -> bool:
     """Whether the adapter's config had to be written anew: it may name a folder of this machine, or a name of this registry."""
     path = folder / CONFIG
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path, limit=OWN_LIMIT)
     name = base.source if _is_repo(base.source) else base.name
     if content.get("base_model_name_or_path") == name:
         return False
@@ -406,7 +407,7 @@ def _rename_base(folder: Path, base: Base) -> bool:
 def _correct_subjects(folder: Path, renamed: str | None) -> None:
     """The statement without files that are not published, and with the digest of the one that was written anew, if any."""
     path = folder / PROVENANCE
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path, limit=OWN_LIMIT)
     content["subject"] = [subject for subject in content["subject"] if (folder / subject["name"]).is_file()]
     for subject in content["subject"]:
         if renamed is not None and subject["name"] == renamed:
@@ -563,11 +564,11 @@ def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tup
     found: dict[str, dict[str, CardEvaluation]] = {}
     for path in sorted((registry.settings.home / "evaluations").glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_object(path, limit=OWN_LIMIT)
             if (system := content["system"]) in labels:
                 key = canonical_json([content["task"]["digest"], content["mode"], content["dtype"]]).decode()
                 found.setdefault(key, {})[system] = _evaluation(content, labels[system])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InvalidArtifactError, ValueError, KeyError, TypeError, AttributeError):
             continue  # one that was cut off or damaged is measured again when it is asked for
     tables = [
         replace(

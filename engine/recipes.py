@@ -6,13 +6,10 @@ same recipe in YAML, TOML or JSON is the same recipe.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,6 +24,7 @@ from pydantic import (
 )
 
 from ..registry.digests import digest_of_json
+from ..registry.documents import LIMIT, WRITTEN_LIMIT, parse_written, regular_bytes, shown
 from ..registry.errors import InvalidReferenceError
 from ..registry.references import SPIRIT, Reference
 from ..tasks import DEFAULT_TEMPLATE
@@ -42,6 +40,7 @@ Role = str
 DType = Literal["bfloat16", "float16", "float32"]
 OWN_ROLES: tuple[Role, ...] = ("spirit", "ingredient")
 MOST_ADAPTERS = 8
+SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 RATES = {
     "softmax": (0.5, 1.0, 2.0),
     "sigmoid": (0.5, 1.0, 2.0),
@@ -381,15 +380,19 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in SHIPPED:
         return SHIPPED[name_or_path][1]
     path = Path(name_or_path)
-    if path.suffix not in _PARSERS:
+    if path.suffix not in SUFFIXES:
         raise RecipeError(
             f"there is no recipe {name_or_path!r}", hint=f"one of {', '.join(SHIPPED)}, or a .yaml, .toml or .json file"
         )
     try:
-        content = _PARSERS[path.suffix](path.read_text(encoding="utf-8"))
+        data = regular_bytes(path, limit=LIMIT if path.suffix == ".json" else WRITTEN_LIMIT)
     except OSError as error:
         raise RecipeError(f"recipe file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except ValueError as error:
+        raise RecipeError(f"recipe file {path} cannot be read: it {error}") from error
+    try:
+        content = parse_written(data, path.suffix)
+    except ValueError as error:
         raise RecipeError(f"recipe file {path} is not valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe file {path} holds a {type(content).__name__}, not a mapping")
@@ -452,8 +455,5 @@ def _problems(error: ValidationError, *, within: tuple[str, ...] = ()) -> Iterat
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-_PARSERS = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}

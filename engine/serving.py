@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..registry import Adapter, AdapterFacts, Base, Registry, inspect_adapter
 from ..registry.digests import DigestMemory
+from ..registry.documents import read_object
 from ..registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -187,7 +188,7 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     with whole_folder(target) as staged:
         shutil.copytree(found.folder, staged, copy_function=shutil.copyfile)
         path = staged / ADAPTER_CONFIG
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         config |= {"base_model_name_or_path": str(base), "revision": None}  # of a Hub repo, which a folder is not
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # in ASCII: a path may not be UTF-8
     return base

@@ -380,7 +380,7 @@ class _Child:
         for line in self._process.stderr:
             try:
                 happening = Happening.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.last_words = line.strip() or self.last_words
                 continue
             self.has_begun |= happening.what == "begins"

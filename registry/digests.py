@@ -11,6 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .documents import read_object
+from .errors import InvalidArtifactError
+
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 
@@ -46,8 +49,8 @@ class DigestMemory:
         place = os.path.realpath(path)
         note = self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
         signs = _signs(place)
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(note.read_text(encoding="utf-8"))
+        with suppress(InvalidArtifactError, KeyError):
+            kept = read_object(note)
             if (kept["path"], kept["signs"]) == (place, signs):
                 return str(kept["digest"])
         digest = file_digest(place)

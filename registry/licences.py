@@ -14,9 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .errors import ConflictError, UsageError
+from .strict_yaml import parse_yaml
 
 FREE = (  # from the freest to the one with the most conditions; each may go into a work under any later one
     "cc0-1.0", "unlicense", "pddl", "wtfpl", "mit-0", "zlib", "isc", "mit", "bsd", "bsd-2-clause", "bsd-3-clause",
@@ -109,13 +108,10 @@ def metadata(folder: Path) -> dict[str, Any]:
     if block is None:
         return {}
     try:
-        # aliases can make much of little
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block[1], yaml.SafeLoader)):
-            return {}
-        found = yaml.safe_load(block[1])
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        found = parse_yaml(block[1].encode())
+    except ValueError:
         return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def texts(found: Mapping[str, Any], key: str) -> tuple[str, ...]:

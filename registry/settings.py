@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from .documents import WRITTEN_LIMIT, parse_written, regular_bytes
 from .errors import UsageError
 
 NOT_A_URL = "(not a URL)"
@@ -126,8 +126,8 @@ def _expanded(path: str, user: Path) -> Path:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = parse_written(regular_bytes(path, limit=WRITTEN_LIMIT), ".toml")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from error

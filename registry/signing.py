@@ -8,7 +8,6 @@ The key is an elliptic-curve private key in PEM: `openssl ecparam -name prime256
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .documents import parse_object
 from .errors import InvalidArtifactError, UsageError
 from .publications import SIGNATURE
 
@@ -94,12 +94,12 @@ def holds(signature: bytes, folder: Path, key: Path | None) -> bool:
 
 def _essence(signature: bytes) -> Any:
     resources = _payload(signature)["predicate"]["resources"]
-    return json.loads(signature)["verificationMaterial"].get("publicKey"), resources
+    return parse_object(signature, SIGNATURE)["verificationMaterial"].get("publicKey"), resources
 
 
 def _payload(signature: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+        found = parse_object(base64.b64decode(parse_object(signature, SIGNATURE)["dsseEnvelope"]["payload"]), SIGNATURE)
         if not [str(each["name"]) for each in found["predicate"]["resources"]]:
             raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -18,18 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 from .allowlist import ADAPTER_CONFIG
+from .documents import WRITTEN_LIMIT, parse_mapping, read_bytes
 from .errors import InvalidArtifactError, UsageError
 
 MLMODEL = "MLmodel"
 REGISTERED = "registered_model_meta"  # MLflow adds it to what it downloads from a `models:/` URI
 
 _LEVELS = 2  # <run>/artifacts/<model> and models/<model>/artifacts are two below what people point at
-_YAML_LIMIT = 256 << 10  # five seconds of PyYAML at worst; what MLflow writes has a few KiB
-_YAML_DEPTH = 32
-_MERGE = "tag:yaml.org,2002:merge"
 _TEXT_LIMIT = 500
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # one letter would be a drive
 _OF_THE_HUB = re.compile(r"https?://|hf://", re.IGNORECASE)
@@ -207,30 +203,7 @@ def _inside(manifest: Path, name: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
-    with path.open("rb") as file:
-        data = file.read(_YAML_LIMIT + 1)
-    if len(data) > _YAML_LIMIT:
-        raise InvalidArtifactError(f"{path}: is larger than the {_YAML_LIMIT} bytes that are allowed here")
-    try:
-        _refuse_costly(path, data)
-        value = yaml.safe_load(data)
-    # beside its own errors PyYAML lets those of bad tagged scalars through: !!int "", !!bool x, !!float 1:59:…
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise InvalidArtifactError(f"{path}: is not sound YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise InvalidArtifactError(f"{path}: must hold a YAML mapping, not {type(value).__name__}")
-    return value
-
-
-def _refuse_costly(path: Path, data: bytes) -> None:
-    """MLflow writes neither: merge keys can grow a small file exponentially, and PyYAML's time is square in the depth."""
-    depth = 0
-    for event in yaml.parse(data, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _YAML_DEPTH:
-            raise InvalidArtifactError(f"{path}: is nested deeper than {_YAML_DEPTH} levels")
-        if isinstance(event, yaml.ScalarEvent) and (event.tag == _MERGE or (event.value == "<<" and not event.style)):
-            raise InvalidArtifactError(f"{path}: has a YAML merge key, which is not read")
+    return parse_mapping(read_bytes(path, limit=WRITTEN_LIMIT), path, foreign=True)
 
 
 def _section(path: Path, about: Mapping[Any, Any], key: Any) -> dict[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,7 +10,8 @@ from typing import Any
 
 from .allowlist import is_published
 from .digests import file_digest
-from .errors import NotFoundError, RecCocktailError
+from .documents import read_object
+from .errors import InvalidArtifactError, NotFoundError, RecCocktailError
 from .publications import SIGNATURE
 from .publishing import is_loaded
 from .registry import Registry
@@ -144,7 +144,7 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
         problems.append(f"there is no {PROVENANCE}")
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path)
         if found["_type"] != "https://in-toto.io/Statement/v1":
             raise ValueError(f"of type {found['_type']!r:.80}")
         definition = found["predicate"]["buildDefinition"]
@@ -153,7 +153,7 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
         for entries in (found["subject"], definition["resolvedDependencies"]):
             _digests(entries)
         dict(definition["externalParameters"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InvalidArtifactError, ValueError, KeyError, TypeError) as error:
         problems.append(f"{PROVENANCE} is no in-toto statement of ours: {error}")
         return None
     return found

@@ -143,6 +143,8 @@ def load_template(name_or_path: str | Path) -> Template:
         )
     try:
         content = read_yaml(path)
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise TaskError(f"{path} is not a YAML file: {error}") from error
     try:

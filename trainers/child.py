@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import RecCocktailError
 from ..tasks import DomainData, TaskError, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, load
@@ -276,7 +277,7 @@ def _tell(lines: IO[str], content: Mapping[str, Any]) -> None:
 
 
 def _read_job(path: Path, progress: Progress) -> Run:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path, limit=OWN_LIMIT)
     trainer = load(content["trainer"])
     folders = tuple(Path(domain["folder"]) for domain in content["domains"])
     job = TrainingJob(

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
 from ..registry.digests import canonical_json, digest_of_json
+from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
 from ..tasks import DomainData, TaskError, read_domain
 from .context import discreet, known_context, template_of
@@ -272,10 +273,10 @@ def _data_folder(domain: Domain) -> Path:
 def finished(folder: Path) -> TrainingResult | None:
     """The result of a run that had finished; its note is written last, so an interrupted run has none."""
     try:
-        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        content = read_object(folder / RESULT, limit=OWN_LIMIT)
+        return TrainingResult(folder / content["adapter"], content["metrics"], content["context"])
+    except (InvalidArtifactError, KeyError, TypeError):
         return None
-    return TrainingResult(folder / content["adapter"], content["metrics"], content["context"])
 
 
 def _note_finished(folder: Path, result: TrainingResult) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..registry.documents import read_object
 from ..tasks import (
     DEFAULT_TEMPLATE,
     DomainData,
@@ -292,7 +293,7 @@ def _save(model: Any, adapter: Path, base_name: str) -> None:
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)
     config_file = adapter / "adapter_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_object(config_file)
     config["base_model_name_or_path"] = base_name
     config["target_modules"] = sorted(config["target_modules"])
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import os
 import random
@@ -24,6 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ..registry.documents import OWN_LIMIT, read_object
+from ..registry.errors import InvalidArtifactError
 from .plugin import TrainerError, TrainingJob
 
 if TYPE_CHECKING:
@@ -292,6 +293,6 @@ def _stopped_early(checkpoint: Path) -> bool:
 
 def _state(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_object(path, limit=OWN_LIMIT)
+    except InvalidArtifactError:
         return None
