@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
             keys.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(value) > LONGEST_NUMBER:
             raise _refused(f"a number has more than {LONGEST_NUMBER} characters", node)
