@@ -18,6 +18,7 @@ from .console import answer, details, json_text, page, printable, progress, say,
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
+    from ..engine.builds import Standing
     from ..engine.running import Progress
     from ..registry import Build, Registry
     from ..registry.builds import LogLine
@@ -398,6 +399,22 @@ def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
 
 
+def say_chosen(domain: str, found: Standing) -> None:
+    """Which build a domain means, and why that one."""
+    assert found.build is not None
+    say(f"{domain} means build {found.build.id}: {found.why}")
+    if found.state != "fresh":
+        say(f"build {found.build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
+    if found.trial is not None:
+        say(f"build {found.trial.id} is newer, by another recipe than the domain's own: it stands for nothing")
+
+
+def about_choice(found: Standing) -> dict[str, Any]:
+    """The same for programs."""
+    trial = found.trial.id if found.trial else None
+    return {"state": found.state, "reasons": list(found.reasons), "why": found.why, "trial": trial}
+
+
 def new_folder(folder: Path) -> Path:
     """The absolute path of a folder that is not there or is empty. Raises ConflictError, UsageError."""
     target = folder.expanduser().absolute()
@@ -569,6 +586,8 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             "build": state.build.id if state.build else None,
             "state": state.state,
             "reasons": list(state.reasons),
+            "why": state.why,
+            "trial": state.trial.id if state.trial else None,
             "published": f"{published[name].repo}@{published[name].revision[:12]}" if name in published else None,
             # of all repositories that the domain was published to
             "publication": None if name not in published else "stale" if name in late else "fresh",
@@ -587,6 +606,12 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
         for entry in document:
             if entry["reasons"]:
                 click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
+            if entry["trial"]:
+                click.echo(
+                    printable(
+                        f"{entry['domain']}: build {entry['trial']}, the newest, is by another recipe than the domain's own"
+                    )
+                )
             if entry["publication"] == "stale":
                 build, last = late[entry["domain"]].build, late[entry["domain"]].last
                 told = f"{last.domain} was published to {last.repo} as build {last.build}, and build {build.id} stands for it now"

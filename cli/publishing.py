@@ -10,6 +10,7 @@ import click
 
 from ..registry.errors import InvalidReferenceError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
+from .builds import about_choice, say_chosen
 from .console import alarm, answer, details, page, printable, say, size, table
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ def publish(
 ) -> None:
     """Publish a build, the one that stands for a domain, or an adapter version, as one commit.
 
-    A domain means the build of its present inputs, else its newest; NAME@v1, NAME@ALIAS and `spirit` mean adapters. What the
-    repository has already is not sent again. Interrupted, the same command goes on.
+    A domain means the build of its present inputs, else the newest by its own recipe, never one by another `--recipe`; NAME@v1,
+    NAME@ALIAS and `spirit` mean adapters. What the repository has already is not sent again. Interrupted, the same command
+    goes on. A repository that holds another kind of thing is refused; --replace removes all that is there.
     """
     if stale == (what is not None) or stale == (repo is not None):
         raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
@@ -81,15 +83,15 @@ def publish(
             _publish_stale(registry, choices, dry_run=dry_run, as_json=as_json)
             return
         assert what is not None
-        subject = _subject(registry, what, base)
+        subject, choice = _subject(registry, what, base)
         with planned(registry, subject, choices, private=private, tag=tag, tell=say) as trip:
             if dry_run:
                 rehearse(trip, tell=say)
-                document = _document(trip.plan) | _named(subject) | {"dry_run": True}
+                document = _document(trip.plan) | _named(subject) | choice | {"dry_run": True}
                 answer(as_json, document, lambda: _show_plan(trip.plan, subject))
                 return
             done = _send(registry, trip)
-    answer(as_json, done.to_json(), lambda: None)
+    answer(as_json, done.to_json() | choice, lambda: None)
 
 
 def _is_said(option: str) -> bool:
@@ -97,25 +99,23 @@ def _is_said(option: str) -> bool:
     return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
-def _subject(registry: Registry, text: str, base: str | None) -> Build | Adapter:
-    """A domain's build, an adapter by its reference, or a build by the start of its id, looked up in this order."""
-    from ..engine.builds import standing
+def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | Adapter, dict[str, Any]]:
+    """A domain's build (and why that one), an adapter by its reference, or a build by the start of its id, in this order."""
+    from ..engine.builds import chosen
 
     try:
         domain = registry.domains.get(text)
     except (NotFoundError, InvalidReferenceError, UsageError):
         domain = None
     if domain is not None:
-        row = standing(registry, text, base=base).build
-        if row is None:
-            raise NotFoundError(
-                f"domain {text!r} has no succeeded build", hint=f"reccocktail build request {text} --wait"
-            )
-        return row
+        found = chosen(registry, text, base=base)
+        assert found.build is not None
+        say_chosen(text, found)
+        return found.build, about_choice(found)
     if text == "spirit" or "@" in text:
-        return registry.adapters.resolve(text, base=base)
+        return registry.adapters.resolve(text, base=base), {}
     try:
-        return registry.builds.get(text)
+        return registry.builds.get(text), {}
     except NotFoundError:
         raise NotFoundError(
             f"there is no domain and no build {text!r}",

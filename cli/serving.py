@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import ConflictError, NotFoundError, UsageError
+from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, pass_app
-from .builds import new_folder
+from .builds import about_choice, new_folder, say_chosen
 from .console import answer, printable, say
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _adapter(
 
 
 def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The build that `publish` would take: that of the domain's present inputs, else its newest."""
-    from ..engine.builds import result_folder, standing
+    """The build that `publish` would take: that of the domain's present inputs, else the newest by its own recipe."""
+    from ..engine.builds import chosen, result_folder
     from ..registry.references import SPIRIT, Reference
 
     ref = Reference.parse(domain)
@@ -101,30 +101,23 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
         raise UsageError(
             "a merged checkpoint is no adapter", hint="--format path, for transformers and any other engine"
         )
-    found = standing(registry, domain, base=base)
+    found = chosen(registry, domain, base=base)
     build = found.build
-    if build is None:
-        raise NotFoundError(
-            f"domain {domain!r} has no succeeded build", hint=f"reccocktail build request {domain} --wait"
-        )
-    if base is not None and build.base != base:
-        raise NotFoundError(f"the build of {domain!r} is on the base model {build.base!r}, not on {base!r}")
+    assert build is not None
     if build.recipe.get("output", {}).get("format") == "adapter":
         raise ConflictError(
             f"build {build.id} of {domain!r} made an adapter, not a checkpoint",
             hint=f"reccocktail build export {build.id} DIR",
         )
     folder = result_folder(registry, build)
-    if found.state != "fresh":
-        say(f"build {build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
+    say_chosen(domain, found)
     about = {
         "kind": "checkpoint",
         "build": build.id,
         "base": build.base,
         "digest": build.digest,
-        "state": found.state,
-        "reasons": list(found.reasons),
         "path": str(folder),
+        **about_choice(found),
     }
     if format_ == "path":
         return about, [str(folder)]

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ from .errors import AdaptationError
 from .journal import FORMAT_VERSION
 from .recipes import OWN_ROLES, Coefficient, Recipe, Role, load_recipe
 
+DEFAULT = "default"  # the recipe of a domain that has none of its own
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
@@ -185,13 +186,31 @@ def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
 def request(
     registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None, force: bool = False
 ) -> Request:
-    """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row."""
+    """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row.
+
+    One by another recipe than the domain's own is an experiment: it is built, and does not stand for the domain.
+    """
     planned = plan(registry, domain, recipe, base=base)
     if "data" in planned.inputs and not registry.builds.is_asked(planned.key, force=force):
         planned.inputs["prompts"] = {"digest": _keep_prompts(registry, planned)}
     return registry.builds.request(
-        planned.domain, planned.base.name, planned.key, planned.recipe.to_json(), planned.inputs, force=force
+        planned.domain,
+        planned.base.name,
+        planned.key,
+        planned.recipe.to_json(),
+        planned.inputs,
+        force=force,
+        own_recipe=_is_own(registry.domains.get(domain), recipe),
     )
+
+
+def _is_own(domain: Domain, recipe: Recipe) -> bool:
+    """Whether the recipe says what the domain's own does, however it was named."""
+    try:
+        own = load_recipe(domain.recipe or DEFAULT)
+    except RecCocktailError:
+        return False
+    return own.with_absolute_template().to_json() == recipe.with_absolute_template().to_json()
 
 
 def _keep_prompts(registry: Registry, planned: Plan) -> str:
@@ -224,7 +243,8 @@ class Standing:
 
     `state` is `fresh`, `stale` (with what moved in `reasons`), `unbuilt`, `cold` (not built, and there is only a spirit to build it
     of), or `blocked` (with why no build can be requested).
-    `spirit` and `ingredient` are what the bare names mean now, where that is one version.
+    `why` says why it is that build. `trial` is the domain's newest build if that is an experiment by another recipe, which stands
+    for nothing. `spirit` and `ingredient` are what the bare names mean now, where that is one version.
     """
 
     state: str
@@ -232,16 +252,35 @@ class Standing:
     build: Build | None = None
     spirit: str | None = None
     ingredient: str | None = None
+    why: str | None = None
+    trial: Build | None = None
 
 
 def standing(registry: Registry, domain: str, *, base: str | None = None) -> Standing:
     """A build of the present inputs makes a domain fresh even if others finished later: going back is no change."""
     row = registry.domains.get(domain)
-    newest = registry.builds.newest_succeeded(domain)
     look = _asking(registry)
     now = _now(look, row, base)
     found = None if isinstance(now, str) else registry.builds.newest_succeeded(domain, key=now.key)
-    return _judged(look, row, base, now, newest, found, registry.store.has)
+    last, own = registry.builds.newest_succeeded(domain), registry.builds.newest_own(domain)
+    return _explained(_judged(look, row, base, now, own or found, found, registry.store.has), row, last)
+
+
+def chosen(registry: Registry, domain: str, *, base: str | None = None) -> Standing:
+    """Where a domain stands that has a build to be published or served. Raises NotFoundError where it has none."""
+    found = standing(registry, domain, base=base)
+    if found.build is None:
+        if found.trial is None:
+            raise NotFoundError(
+                f"domain {domain!r} has no succeeded build", hint=f"reccocktail build request {domain} --wait"
+            )
+        raise NotFoundError(
+            f"domain {domain!r} has builds by other recipes than its own alone, and none of them stands for it",
+            hint=f"reccocktail build request {domain} --wait; or name a build by its id, such as {found.trial.id}",
+        )
+    if base is not None and found.build.base != base:
+        raise NotFoundError(f"the build of {domain!r} is on the base model {found.build.base!r}, not on {base!r}")
+    return found
 
 
 def standings(registry: Registry, *, base: str | None = None) -> dict[str, Standing]:
@@ -255,7 +294,8 @@ class Standings:
 
     def __init__(self, registry: Registry) -> None:
         self.domains = {row.name: row for row in registry.domains.list()}
-        self._newest = registry.builds.newest_succeeded_by_domain()
+        self._last = registry.builds.newest_succeeded_by_domain()
+        self._newest = registry.builds.newest_own_by_domain()
         self._look = _knowing(registry)
         self._succeeded_with_keys = registry.builds.succeeded_with_keys
         self._stored = cache(registry.store.digests)
@@ -267,7 +307,7 @@ class Standings:
         """`standing` for each (domain, base), at one query for all that is not known yet."""
         plans = {place: self._plan(*place) for place in places}
         asked = {
-            now.key for (name, _), now in plans.items() if isinstance(now, Plan) and name in self._newest
+            now.key for (name, _), now in plans.items() if isinstance(now, Plan) and name in self._last
         } - self._current.keys()
         self._current |= dict.fromkeys(asked) | self._succeeded_with_keys(asked)
         return {place: self._judge(*place, now) for place, now in plans.items()}
@@ -284,15 +324,15 @@ class Standings:
 
     def _judge(self, name: str, base: str | None, now: Plan | str) -> Standing:
         current = self._current.get(now.key) if isinstance(now, Plan) else None
-        return _judged(
-            self._look, self.domains[name], base, now, self._newest.get(name), current, lambda d: d in self._stored()
-        )
+        own, row = self._newest.get(name) or current, self.domains[name]
+        found = _judged(self._look, row, base, now, own, current, lambda d: d in self._stored())
+        return _explained(found, row, self._last.get(name))
 
 
 def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:
     """What a build of the domain would be made of, or why there can be none."""
     try:
-        return _planned(look, domain, look.recipe(domain.recipe or "default"), base)
+        return _planned(look, domain, look.recipe(domain.recipe or DEFAULT), base)
     except (RecCocktailError, TaskError) as error:
         return str(error)
 
@@ -306,7 +346,7 @@ def _judged(
     current: Build | None,
     stored: Callable[[str], bool],
 ) -> Standing:
-    """`newest` is the domain's newest succeeded build, `current` the newest of the key that `now` has."""
+    """`newest` is the domain's newest build by its own recipe, `current` the newest of the key that `now` has."""
     ingredient = _one(look, domain.name, base)
     spirit = _one(look, SPIRIT, ingredient.base if ingredient else base)
     refs = (spirit.ref if spirit else None, ingredient.ref if ingredient else None)
@@ -325,6 +365,28 @@ def _judged(
     if current.digest is None or not stored(current.digest):
         return Standing("stale", ("its files are missing from the store",), current, *refs)
     return Standing("fresh", (), current, *refs)
+
+
+def _explained(found: Standing, domain: Domain, last: Build | None) -> Standing:
+    """With why it is that build; `last` is the domain's newest succeeded build, whatever its recipe."""
+    build = found.build
+    recipe = f"the domain's own recipe, {domain.recipe or DEFAULT}"
+    if build is None:
+        why = None
+    elif found.state == "fresh":
+        why = f"it is of the present inputs, by {recipe}"
+    elif build.own_recipe is None:
+        why = "it is the newest; whether by the domain's own recipe was not kept when it was asked for"
+    else:
+        why = "it is the newest by the domain's own recipe" + (" of then" if "recipe" in found.reasons else "")
+    is_trial = last is not None and last.own_recipe is False and (build is None or _later(last, build))
+    return replace(found, why=why, trial=last if is_trial else None)
+
+
+def _later(one: Build, other: Build) -> bool:
+    assert one.finished_at is not None
+    assert other.finished_at is not None
+    return (one.finished_at, one.id) > (other.finished_at, other.id)
 
 
 def _one(look: _Lookups, name: str, base: str | None) -> Adapter | None:
@@ -405,7 +467,7 @@ def card_facts(
         domain=build.domain,
         domain_title=registry.domains.get(build.domain).title,
         base_name=base.name,
-        base_source=base.source,
+        base_source=base.source if base.revision else None,  # a folder's path may look like a repository
         license=None,
         method=build.recipe["method"],
         coefficients={role: mean(value) for role, value in coefficients.items()},

@@ -22,16 +22,18 @@ from ..registry.card import (
     CardInput,
     CardMetric,
     CardPrompt,
+    CardTask,
     render_card,
 )
 from ..registry.digests import canonical_json, digest_of_json, file_digest
 from ..registry.documents import OWN_LIMIT, read_object
-from ..registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
+from ..registry.errors import ConflictError, HubError, InvalidArtifactError, RecCocktailError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
-from ..tasks import TaskError, load_template
-from .builds import Standing, Standings, card_facts, result_folder, standing
+from ..tasks import TaskError, Template, load_template
+from ..tasks.prompts import SHIPPED as TEMPLATES
+from .builds import PROMPTS, Standing, Standings, card_facts, result_folder, standing
 from .provenance import adapter_statement
 from .recipes import SHIPPED
 
@@ -302,7 +304,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
     left = _left_out(registry, build.digest)
     base = registry.bases.get(build.base)
     adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
-    renamed = (folder / CONFIG).exists() and _rename_base(folder, base)
+    renamed = (folder / CONFIG).exists() and _rename_base(folder, base, _hub_base(registry, base))
     if renamed or left:
         _correct_subjects(folder, CONFIG if renamed else None)
         known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
@@ -310,6 +312,9 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
+        base_source=_hub_base(registry, base),
+        warnings=tuple((build.report or {}).get("warnings", ())),
+        prompt=_prompt_of_build(registry, build, adapters),
         evaluations=_evaluations(registry, {base.digest: base.name} | {_system(base, a): a.ref for a in adapters}
                                  | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
@@ -330,7 +335,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
     left = _left_out(registry, adapter.digest)
     base = registry.bases.get(adapter.base)
-    if _rename_base(folder, base):
+    if _rename_base(folder, base, _hub_base(registry, base)):
         known.pop(CONFIG, None)
     licence, parts, notes = _licence(registry, base, [adapter], choices)
     name = adapter.domain or "spirit"
@@ -342,7 +347,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         domain=name,
         domain_title=title,
         base_name=base.name,
-        base_source=base.source,
+        base_source=_hub_base(registry, base),
         dtype=base.dtype,
         coefficients={},
         adaptive=None,
@@ -352,6 +357,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         alpha=adapter.alpha,
         target_modules=adapter.target_modules,
         note=adapter.note,
+        prompt=_prompt_of_adapters([adapter]),
         evaluations=_evaluations(
             registry, {base.digest: base.name, _system(base, adapter): "this adapter"}, _system(base, adapter)
         ),
@@ -391,11 +397,25 @@ def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
     return (f"not published, because no model needs it: {', '.join(left)}",) if left else ()
 
 
-def _rename_base(folder: Path, base: Base) -> bool:
+def _hub_base(registry: Registry, base: Base) -> str | None:
+    """The repository that the base model is on the Hub; None where it is none, or has been an adapter's since."""
+    if not base.revision or not _is_repo(base.source):
+        return None
+    newest = next(iter(registry.publications.of_repo(base.source)), None)
+    if newest is None or newest.created_at < base.created_at:
+        return base.source
+    return base.source if newest.build and not _is_adapter(registry.builds.get(newest.build)) else None
+
+
+def _is_adapter(build: Build) -> bool:
+    return build.recipe.get("output", {}).get("format") == "adapter"
+
+
+def _rename_base(folder: Path, base: Base, repo: str | None) -> bool:
     """Whether the adapter's config had to be written anew: it may name a folder of this machine, or a name of this registry."""
     path = folder / CONFIG
     content = read_object(path, limit=OWN_LIMIT)
-    name = base.source if _is_repo(base.source) else base.name
+    name = repo or base.name
     if content.get("base_model_name_or_path") == name:
         return False
     content["base_model_name_or_path"] = name
@@ -478,7 +498,7 @@ def _common(
     """What cards of builds and adapters say in the same way."""
     folders = {adapter.ref: registry.adapters.folder(adapter) for adapter in adapters}
     about = {ref: metadata(folder) for ref, folder in folders.items()}
-    published = registry.publications.newest_by_adapter([adapter.digest for adapter in adapters])
+    published = _still_there(registry, adapters, choices.repo)
     base_folder = registry.bases.folder(base)
     own, of_base = [texts(each, "language") for each in about.values()], texts(metadata(base_folder), "language")
     base_licence = known_licence(base_folder)
@@ -493,7 +513,7 @@ def _common(
                 role,
                 adapter.ref,
                 adapter.digest,
-                repo=there.repo if there else _repo(adapter),
+                repo=there or _repo(adapter, choices.repo),
                 licence=str(its) if its else None,
                 trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
                 template=template.get("name") if template else None,
@@ -514,13 +534,23 @@ def _common(
         "datasets": tuple(dict.fromkeys(name for each in about.values() for name in texts(each, "datasets"))),
         "inputs": tuple(inputs),
         "metrics": metrics or None,
-        "prompt": _prompt(adapters),
     }
 
 
-def _repo(adapter: Adapter) -> str | None:
+def _still_there(registry: Registry, adapters: list[Adapter], own: str | None) -> dict[str, str]:
+    """By digest, the repository that has this adapter; none where something else was published since, or is published now."""
+    found = registry.publications.newest_by_adapter([adapter.digest for adapter in adapters])
+    return {
+        digest: last.repo
+        for digest, last in found.items()
+        if last.repo != own and registry.publications.of_repo(last.repo)[0].adapter == last.adapter
+    }
+
+
+def _repo(adapter: Adapter, own: str | None) -> str | None:
+    """Where it came from on the Hub."""
     repo = adapter.context.get("hub_repo")
-    return repo if isinstance(repo, str) and _is_repo(repo) else None
+    return repo if isinstance(repo, str) and repo != own and _is_repo(repo) else None
 
 
 def _template(adapter: Adapter) -> dict[str, Any] | None:
@@ -528,19 +558,56 @@ def _template(adapter: Adapter) -> dict[str, Any] | None:
     return template if isinstance(template, dict) else None
 
 
-def _prompt(adapters: list[Adapter]) -> CardPrompt | None:
-    """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it is still the same."""
+def _prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -> CardPrompt | None:
+    """The wording of the prompts that the coefficients were found with, else of those that the adapters were trained on."""
+    told = build.inputs.get("template")
+    if not told:
+        return _prompt_of_adapters(adapters)
+    adaptive = build.recipe.get("adaptive") or {}
+    found = _wording(told["digest"], (adaptive.get("template"), told.get("name"))) or _kept_wording(registry, build)
+    return found and replace(found, used="its coefficients were found with")
+
+
+def _prompt_of_adapters(adapters: list[Adapter]) -> CardPrompt | None:
+    """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it can still be found."""
     for adapter in reversed(adapters):
         told = _template(adapter)
-        if told is None or not isinstance(told.get("name"), str):
+        if told is None:
+            continue
+        options = adapter.context.get("options")
+        path = options.get("template") if isinstance(options, dict) else None
+        if found := _wording(told.get("digest"), (told.get("name"), path)):
+            return found
+    return None
+
+
+def _wording(digest: object, places: Iterable[object]) -> CardPrompt | None:
+    """The template of that digest, which may lie at one of these places or be one that ships."""
+    shipped = sorted(path.stem.removeprefix("template_") for path in TEMPLATES.glob("template_*.yaml"))
+    for place in (*places, *shipped):
+        if not isinstance(place, str):
             continue
         try:
-            found = load_template(told["name"])
-        except TaskError:
+            found = load_template(place)
+        except (TaskError, OSError, ValueError):  # gone, or never on this machine
             continue
-        if found.digest == told.get("digest"):
-            return CardPrompt(found.name, found.system or "", found.user, found.separator)
+        if found.digest == digest:
+            return _card_prompt(found)
     return None
+
+
+def _kept_wording(registry: Registry, build: Build) -> CardPrompt | None:
+    """What the store has of the template: it is kept with the prompts, which stay here."""
+    try:
+        content = json.loads((registry.store.folder(build.inputs["prompts"]["digest"]) / PROMPTS).read_text("utf-8"))
+        found = Template.model_validate(content["template"])
+    except (RecCocktailError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return _card_prompt(found) if found.digest == build.inputs["template"]["digest"] else None
+
+
+def _card_prompt(template: Template) -> CardPrompt:
+    return CardPrompt(template.name, template.system, template.user, template.separator)
 
 
 def _data(adapter: Adapter) -> tuple[CardData, ...]:
@@ -573,6 +640,7 @@ def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tup
     tables = [
         replace(
             systems[own],
+            own=labels[own],
             rows={label: systems[digest].rows[label] for digest, label in labels.items() if digest in systems},
         )
         for systems in found.values()
@@ -594,4 +662,6 @@ def _evaluation(content: Mapping[str, Any], label: str) -> CardEvaluation:
         f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
         f" {how}, data {task['data_digest']}, seed {task['seed']}"
     )
-    return CardEvaluation(sentence, len(content["ranks"]), {label: metrics})
+    name = f"next purchase among {task['n_negatives'] + 1} candidates"
+    asked = CardTask(name, how, str(task["split"]), str(task["data_digest"]))
+    return CardEvaluation(sentence, len(content["ranks"]), {label: metrics}, asked=asked)

@@ -139,8 +139,8 @@ def merge_folders(
         card = CardFacts(
             kind=format,
             title=f"{base_folder.name} with a RecCocktail",
-            domain=out.name,
-            domain_title=out.name,
+            domain=None,
+            domain_title=None,
             base_name=base_folder.name,
             base_source=None,
             license=None,

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
@@ -42,6 +43,9 @@ KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
 @dataclass(frozen=True)
 class Build(Record):
     """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
+
+    `own_recipe` tells whether it was asked for by the recipe that was its domain's own then: one that was not is an experiment, and
+    does not stand for the domain. It is None where that is not known.
 
     A build that waits for another attempt is queued, is not claimed before `retry_at`, and has the `error` of the last one.
 
@@ -70,6 +74,7 @@ class Build(Record):
     created_by: str
     started_at: datetime | None
     finished_at: datetime | None
+    own_recipe: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Request:
 
 
 _LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
+_OWN = (True, None)  # what stands for a domain, the first that there is
 
 
 class Builds:
@@ -107,15 +113,20 @@ class Builds:
         inputs: Mapping[str, Any],
         *,
         force: bool = False,
+        own_recipe: bool | None = None,
     ) -> Request:
         """A build of that key: the one that is queued, running or succeeded and still stored, otherwise a new one.
 
-        `force` makes a new one although one has succeeded. `inputs["adapters"]`, a list of objects with `ref` and
+        `force` makes a new one although one has succeeded. `own_recipe` is as in `Build`; an experiment that is asked for by what
+        has become the domain's own recipe is none any more. `inputs["adapters"]`, a list of objects with `ref` and
         `digest`, becomes the build's lineage.
         """
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
             if (row := self._standing(session, key, _reusable(force))) is not None:
+                if own_recipe and not row.own_recipe:
+                    row.own_recipe = True
+                    session.flush()
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=_new_id(),
@@ -125,6 +136,7 @@ class Builds:
                 key=key,
                 recipe=dict(recipe),
                 inputs=dict(inputs),
+                own_recipe=own_recipe,
             )
             about = {"domain": domain, "key": key}
             events.append(session, "build.queued", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
@@ -368,18 +380,28 @@ class Builds:
             row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
             return None if row is None else self._build(row)
 
+    def newest_own(self, domain: str) -> Build | None:
+        """Of those that succeeded by the domain's own recipe, as it was then, the one that finished last.
+
+        Where of none it is known that it is one, the last of those of which it is not known.
+        """
+        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
+        with self._database.reading() as session:
+            query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
+            rows = (session.scalar(query.where(BuildRow.own_recipe.is_(each))) for each in _OWN)
+            row = next((row for row in rows if row is not None), None)
+            return None if row is None else self._build(row)
+
     def newest_succeeded_by_domain(self) -> dict[str, Build]:
         """What `newest_succeeded` answers for every domain that has one, in one query."""
-        other = aliased(BuildRow)
-        newest = (
-            select(other.id)
-            .where(other.domain_id == DomainRow.id, other.status == "succeeded")
-            .order_by(other.finished_at.desc(), other.id.desc())
-            .limit(1)
-            .correlate(DomainRow)
-            .scalar_subquery()
-        )
-        query = select(BuildRow).where(BuildRow.id.in_(select(newest).select_from(DomainRow)))
+        return self._by_domain(_newest_of_domain())
+
+    def newest_own_by_domain(self) -> dict[str, Build]:
+        """What `newest_own` answers for every domain that has one, in one query."""
+        return self._by_domain(func.coalesce(*map(_newest_of_domain, _OWN)))
+
+    def _by_domain(self, id_: ColumnElement[str]) -> dict[str, Build]:
+        query = select(BuildRow).where(BuildRow.id.in_(select(id_).select_from(DomainRow)))
         with self._database.reading() as session:
             return {row.domain.name: self._build(row) for row in session.scalars(query)}
 
@@ -450,7 +472,22 @@ class Builds:
             created_by=row.created_by,
             started_at=row.started_at,
             finished_at=row.finished_at,
+            own_recipe=row.own_recipe,
         )
+
+
+def _newest_of_domain(own_recipe: bool | EllipsisType | None = ...) -> Any:
+    """The id of the newest succeeded build, with that `own_recipe` if one is given, of the domain that the query around it is at."""
+    other = aliased(BuildRow)
+    wanted = [] if own_recipe is ... else [other.own_recipe.is_(own_recipe)]
+    return (
+        select(other.id)
+        .where(other.domain_id == DomainRow.id, other.status == "succeeded", *wanted)
+        .order_by(other.finished_at.desc(), other.id.desc())
+        .limit(1)
+        .correlate(DomainRow)
+        .scalar_subquery()
+    )
 
 
 def _reusable(force: bool) -> tuple[str, ...]:

@@ -6,13 +6,17 @@ https://huggingface.co/docs/hub/model-cards
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,29 @@ class CardEvaluation:
     task: str  # what was asked, as a sentence
     users: int
     rows: Mapping[str, Mapping[str, CardMetric]]
+    own: str | None = None  # the system that is published, where it is among them
+    asked: CardTask | None = None
+
+
+@dataclass(frozen=True)
+class CardTask:
+    """What was asked, for programs that compare figures: equal ones have equal questions."""
+
+    name: str
+    how: str  # the way of ranking
+    split: str
+    data: str  # digest
 
 
 @dataclass(frozen=True)
 class CardPrompt:
-    """The template that the adapters were trained with; placeholders as in the template."""
+    """The template that was really used, and for what; placeholders as in the template."""
 
     name: str
     system: str
     user: str
     separator: str = " || "  # between titles
+    used: str = "it was trained with"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +100,8 @@ class CardFacts:
     """Everything the card says. Nothing in it depends on the machine or the hour, so equal builds have equal cards."""
 
     title: str
-    domain: str
-    domain_title: str
+    domain: str | None  # None where no registry was there to know it
+    domain_title: str | None
     base_name: str
     base_source: str | None  # the Hub's repository id, where the base comes from there
     license: str | None
@@ -98,6 +115,7 @@ class CardFacts:
     adaptive: CardAdaptation | None
     metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as reference → metric → value
     recipe: str | None  # its name, where it has one
+    warnings: tuple[str, ...] = ()  # what the build itself said
     repo: str | None = None  # where it is published
     base_digest: str | None = None
     base_revision: str | None = None
@@ -126,7 +144,8 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     base = _hub_id(facts.base_source)
-    parents = [name for name in (base, *(i.repo for i in facts.inputs if facts.mixed)) if name]
+    # adapters alone, without their base, would stand there as if they were the model that it was made of
+    parents = [name for name in (base, *(i.repo for i in facts.inputs if facts.mixed)) if name] if base else []
     parents = list(dict.fromkeys(parents))
     relation = "adapter" if facts.kind == "adapter" else "merge"
     kinds = (["merge"] if facts.mixed else []) + ["lora", "recommendation", "reccocktail"]
@@ -142,6 +161,8 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
         pipeline_tag="text-generation",
         tags=kinds,
         datasets=list(facts.datasets) or None,
+        model_name=_line(facts.title) if (results := _results(facts)) else None,
+        eval_results=results or None,
     )
     environment = ImmutableSandboxedEnvironment(  # Markdown, not HTML; the filters below escape what comes from outside
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -176,6 +197,49 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
                 hint='begin with {% extends "card.jinja" %} and replace its blocks',
             ) from error
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _results(facts: CardFacts) -> list[EvalResult]:
+    """What is known of the published model itself, for the metadata's `model-index`."""
+    from huggingface_hub import EvalResult
+
+    def result(name: str, value: float, **about: Any) -> EvalResult:
+        return EvalResult(
+            task_type="text-generation",
+            dataset_type=facts.domain or "unknown",
+            dataset_name=_line(facts.domain_title or facts.domain or "unknown"),
+            metric_type=_line(name),
+            metric_name=_line(name),
+            metric_value=value,
+            **about,
+        )
+
+    found = [
+        result(
+            name,
+            round(metric.mean, 4),
+            task_name=each.asked.name,
+            dataset_config=each.asked.how,
+            dataset_split=each.asked.split,
+            dataset_revision=each.asked.data,
+            metric_args={"users": each.users, "interval_95": [round(metric.low, 4), round(metric.high, 4)]},
+        )
+        for each in facts.evaluations
+        if each.asked is not None and each.own is not None
+        for name, metric in each.rows.get(each.own, {}).items()
+    ]
+    if not facts.mixed:  # those of a mixture's parts are not its own
+        reported = [item for row in (facts.metrics or {}).values() for item in row.items()]
+        found += [
+            result(name, value, task_name="as reported when it was registered", dataset_config="as reported")
+            for name, value in reported
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ]
+    return found
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _one_or_all(values: tuple[str, ...] | list[str]) -> str | list[str] | None:

@@ -229,6 +229,12 @@ class AliasRow(Table):
 
 
 class BuildRow(Table):
+    """A build, queued or carried out.
+
+    `own_recipe`: whether it was asked for by the recipe that was its domain's own then; unknown (NULL) of what was asked for
+    before this was kept. Once true it stays true.
+    """
+
     __tablename__ = "builds"
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -249,6 +255,7 @@ class BuildRow(Table):
     lease_until: Mapped[datetime | None]
     stage: Mapped[str | None]
     retry_at: Mapped[datetime | None]
+    own_recipe: Mapped[bool | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

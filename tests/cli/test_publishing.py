@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -175,10 +177,81 @@ def test_an_ingredient_and_a_spirit_are_published_as_adapters_that_peft_loads(
     shown = built("adapter", "show", "skin-care@v1", "--json").json
     assert [each["repo"] for each in shown["publications"]] == ["acme/ingredient"]
     assert built("verify", "acme/ingredient", "--json").json["known_as"] == "skin-care@v1"
-    # the cocktail's card then names what it was mixed of
+    # the cocktail's card then names what it was mixed of; its base is not on the Hub, and an adapter is none
     built("publish", "skin-care", "--to", REPO)
-    assert card_of(hub, REPO).data.base_model == ["acme/spirit", "acme/ingredient"]
-    assert card_of(hub, REPO).data.base_model_relation == "merge"
+    assert {"[acme/spirit]", "[acme/ingredient]"} <= set(re.findall(r"\[acme/[a-z]+\]", card_of(hub, REPO).text))
+    assert card_of(hub, REPO).data.base_model is None
+
+
+def on_hub(shell: Any, hub: Any, tiny_base: Path, loras: dict[str, Path]) -> str:
+    """The id of a build over a base model from the Hub, of which the spirit has been published."""
+    hub.add_repo("maker/tiny", {path.name: path.read_bytes() for path in tiny_base.iterdir()}, private=True)
+    shell("base", "add", "hub-tiny", "maker/tiny")
+    for which, where in (("spirit", "--spirit"), ("ingredient", "--domain=kitchen")):
+        shell("adapter", "add", loras[which], "--base", "hub-tiny", where, "--allow-base-mismatch")
+    shell("publish", "spirit", "--base", "hub-tiny", "--to", "acme/spirit")
+    (row,) = shell("build", "request", "kitchen", "--base", "hub-tiny", "--recipe", "average", "--wait", "--json").json
+    return row["id"]
+
+
+def test_the_base_model_is_what_it_is_on_the_hub_and_no_repository_that_an_adapter_was_put_into(
+    built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path]
+) -> None:
+    build = on_hub(built, hub, tiny_base, loras)
+    built("publish", build, "--to", "acme/first")
+    assert card_of(hub, "acme/first").data.base_model == ["maker/tiny", "acme/spirit"]
+    # something else came to where the spirit was
+    built("publish", build, "--to", "acme/spirit", "--replace")
+    built("publish", build, "--to", "acme/second")
+    assert card_of(hub, "acme/second").data.base_model == "maker/tiny"
+    # an adapter was published onto the base model, by mistake
+    built("publish", "kitchen@v1", "--to", "maker/tiny", "--replace")
+    built("publish", build, "--to", "acme/third")
+    assert card_of(hub, "acme/third").data.base_model is None
+    built("publish", "kitchen@v1", "--to", "acme/kitchen")
+    assert json.loads(hub.files("acme/kitchen")["adapter_config.json"])["base_model_name_or_path"] == "hub-tiny"
+
+
+def test_the_card_has_the_wording_that_was_used_though_its_file_is_gone(built: Any, hub: Any, tmp_path: Path) -> None:
+    _, average = builds(built)
+    template = tmp_path / "mine.yaml"
+    template.write_text("name: mine\nsystem: You know soap.\nuser: 'So far {history}. And now?'\nseparator: ' ; '\n")
+    recipe = tmp_path / "mine-recipe.yaml"
+    recipe.write_text(
+        f"method: linear\nadaptive: {{points: 3, prompts: 4, tokens: 2, template: {template}}}\noutput: {{dtype: bfloat16}}\n"
+    )
+    (row,) = built("build", "request", "skin-care", "--recipe", recipe, "--wait", "--json").json
+    template.unlink()
+    built("publish", row["id"], "--to", REPO)
+    snippet = card_of(hub, REPO).text.split("```python\n")[1].split("```")[0]
+    code = snippet.partition("messages = ")[2].partition("\ninputs")[0]
+    assert ast.literal_eval(code.replace('.format(\n        history="FIRST TITLE ; SECOND TITLE")', "")) == [
+        {"role": "system", "content": "You know soap."},
+        {"role": "user", "content": "So far {history}. And now?"},
+    ]
+    # nobody knows how the adapters were asked when they were trained
+    built("publish", average, "--to", "acme/average")
+    assert "is not known here" in card_of(hub, "acme/average").text
+    assert "customer" not in card_of(hub, "acme/average").text
+
+
+def test_the_builds_own_warnings_are_in_the_card(built: Any, hub: Any) -> None:
+    adaptive, _ = builds(built)
+    with built.registry() as registry:
+        warnings = registry.builds.get(adaptive).report["warnings"]
+    built("publish", adaptive, "--to", REPO)
+    limits = card_of(hub, REPO).text.partition("## Limits")[2]
+    assert warnings
+    assert limits.count("The build warned: ") == len(warnings)
+
+
+def test_a_merge_without_a_registry_names_no_domain_in_its_card(
+    bare: Any, tiny_base: Path, loras: dict[str, Path]
+) -> None:
+    bare("merge", tiny_base, "-a", f"{loras['spirit']}=0.5", "-o", "m6")
+    text = (bare.folder / "m6" / "README.md").read_text()
+    assert "m6" not in text
+    assert "recommends in" not in text
 
 
 def test_an_adapters_config_names_the_base_as_the_hub_knows_it(
@@ -370,6 +443,54 @@ def test_papers_that_vouch_for_a_program_do_not_make_it_sound(built: Any) -> Non
     assert "handler.py" in built("verify", "./exported", code=1).err
 
 
+# which build a domain means
+
+
+def test_an_experiment_by_another_recipe_is_neither_published_nor_served(
+    built: Any, hub: Any, loras: dict[str, Path]
+) -> None:
+    adaptive, _ = builds(built)
+    built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")  # the domain waits for its build
+    words = ("build", "request", "skin-care", "--recipe", "spirit-only", "--wait", "--json")
+    (trial,) = built(*words).json
+    assert trial["own_recipe"] is False
+    served = built("resolve", "skin-care", "--merged", "--json")
+    assert (served.json["build"], served.json["state"], served.json["trial"]) == (adaptive, "stale", trial["id"])
+    assert "own recipe" in served.json["why"]
+    assert f"skin-care means build {adaptive}" in served.err
+    assert f"build {trial['id']} is newer" in served.err
+    planned = built("publish", "skin-care", "--to", REPO, "--dry-run", "--json").json
+    assert (planned["build"], planned["trial"]) == (adaptive, trial["id"])
+    done = built("publish", "skin-care", "--to", REPO, "--json").json
+    assert (done["build"], done["state"], done["reasons"]) == (
+        adaptive,
+        "stale",
+        ["ingredient skin-care@v1 → skin-care@v2"],
+    )
+    built("publish", trial["id"], "--to", "acme/trial")  # by its id it is what was asked for
+
+
+def test_a_domain_with_experiments_alone_has_nothing_to_publish_and_says_how_to(prepared: Any, hub: Any) -> None:
+    (trial,) = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", "--json").json
+    for words in (("publish", "skin-care", "--to", REPO), ("resolve", "skin-care", "--merged")):
+        error = prepared(*words, "--json", code=1).json["error"]
+        assert error["code"] == "not_found"
+        assert trial["id"] in error["hint"]
+        assert "build request skin-care" in error["hint"]
+    (shown,) = prepared("status", "skin-care", "--json").json
+    assert (shown["state"], shown["build"], shown["trial"]) == ("unbuilt", None, trial["id"])
+    # what was an experiment is none once the domain takes its recipe, whether that is named or not
+    prepared("domain", "add", "skin-care", "--recipe", "average")
+    assert prepared("resolve", "skin-care", "--merged", "--json").json["build"] == trial["id"]
+    (same,) = prepared("build", "request", "skin-care", "--recipe", "average", "--json").json
+    assert (same["id"], same["own_recipe"]) == (trial["id"], True)
+    # and stands, as what it is, when the domain goes on to another
+    prepared("domain", "add", "skin-care", "--recipe", "spirit-only")
+    served = prepared("resolve", "skin-care", "--merged", "--json").json
+    assert (served["build"], served["state"]) == (trial["id"], "stale")
+    assert "recipe" in served["reasons"]
+
+
 # cards and licences
 
 
@@ -439,6 +560,11 @@ def test_a_card_has_what_was_measured_with_intervals(built: Any, hub: Any) -> No
     assert "bootstrap intervals" in card_of(hub, "acme/second").text
     measured = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ") and "[" in line]
     assert measured == ["| tiny", "| skin-care@v1", "| this model"]
+    results = card_of(hub, REPO).data.eval_results
+    assert {result.metric_type for result in results} == {"HR@1", "HR@3", "NDCG@3", "MRR"}
+    assert {(result.dataset_type, result.dataset_name, result.dataset_split) for result in results} == {
+        ("skin-care", "Skin Care", "test")
+    }
 
 
 def test_a_template_of_ones_own_may_replace_a_part_and_cannot_reach_further(
@@ -678,8 +804,8 @@ def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict
     # the domain waits for its build, and what was built last is by another recipe
     built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
     (trial,) = built("build", "request", "skin-care", "--recipe", "average", "--wait", "--json").json
-    answer = built("publish", "--stale")
-    assert f"{REPO} is left as it is: build {trial['id']} is by another recipe" in answer.err
+    assert built("publish", "--stale", "--json").json == []
+    assert built("status", "skin-care", "--json").json[0]["trial"] == trial["id"]
     assert hub.head(REPO) == head
     assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
     # or of another base model

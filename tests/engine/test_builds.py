@@ -467,6 +467,47 @@ def test_going_back_to_an_earlier_version_makes_its_build_the_fresh_one_again(st
     assert (found.state, found.build.id) == ("fresh", first.id)
 
 
+def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked, tmp_path):
+    stocked.domains.add("skin-care", recipe="average")
+    own = made(stocked, AVERAGE)
+    trial = made(stocked, load_recipe("spirit-only"))
+    assert (own.own_recipe, trial.own_recipe) == (True, False)
+    again = made(stocked, AVERAGE, force=True)
+    found = standing(stocked, "skin-care")
+    assert (found.state, found.build.id, found.trial) == ("fresh", again.id, None)
+    # the very recipe in a file is the same recipe
+    written = tmp_path / "mine.yaml"
+    written.write_text(json.dumps(AVERAGE.to_json()))
+    assert made(stocked, load_recipe(str(written)), force=True).own_recipe
+    # one by what was the domain's recipe once goes before an experiment that is newer
+    stocked.domains.add("skin-care", recipe="ingredient-only")
+    trial = made(stocked, load_recipe("spirit-only"), force=True)
+    found = standing(stocked, "skin-care")
+    assert (found.state, found.trial.id) == ("stale", trial.id)
+    assert "recipe" in found.reasons
+    assert found.build.recipe == AVERAGE.to_json()
+    assert standings(stocked) == {"skin-care": found}
+    # a recipe that cannot be read is nobody's
+    stocked.domains.add("skin-care", recipe=str(tmp_path / "gone.yaml"))
+    assert not made(stocked, load_recipe("spirit-only"), force=True).own_recipe
+
+
+def test_a_build_from_before_it_was_kept_stands_until_there_is_one_that_is_known(stocked):
+    stocked.domains.add("skin-care", recipe="ingredient-only")
+    planned = builds.plan(stocked, "skin-care", AVERAGE)
+    words = (planned.domain, planned.base.name, planned.key, AVERAGE.to_json(), planned.inputs)
+    before = work(stocked, stocked.builds.request(*words).build)
+    assert before.own_recipe is None
+    made(stocked, load_recipe("spirit-only"))
+    found = standing(stocked, "skin-care")
+    assert (found.state, found.build.id) == ("stale", before.id)
+    assert "was not kept" in found.why
+    assert standings(stocked) == {"skin-care": found}
+    own = made(stocked, load_recipe("ingredient-only"))
+    assert standing(stocked, "skin-care").build.id == own.id
+    assert standings(stocked)["skin-care"] == standing(stocked, "skin-care")
+
+
 def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatch):
     def fail(*_: object) -> None:
         raise DatabaseError("the database is locked")

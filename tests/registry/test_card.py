@@ -16,6 +16,7 @@ from reccocktail.registry.card import (
     CardInput,
     CardMetric,
     CardPrompt,
+    CardTask,
     render_card,
 )
 
@@ -227,6 +228,65 @@ def test_the_prompt_is_that_of_the_template_and_stays_python_whatever_it_says():
         texts = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
         assert facts.prompt
         assert {facts.prompt.system, facts.prompt.user} <= set(texts)
+
+
+def test_no_prompt_is_made_up_where_the_template_is_not_known():
+    text = render_card(FACTS)
+    snippet = text.split("```python\n")[1].split("```")[0]
+    literals = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
+    assert not [each for each in literals if isinstance(each, str) and "TITLE" in each]
+    assert "is not known here" in text
+    assert "`next-title`" in render_card(KNOWN)
+    assert "that its coefficients were found with" in render_card(
+        replace(KNOWN, prompt=CardPrompt("mine", "", "{history}", used="its coefficients were found with"))
+    )
+
+
+def test_what_the_build_warned_of_is_among_the_limits_and_stays_text():
+    text = render_card(replace(FACTS, warnings=("λ = 1: the ingredient alone", "a | b\n# heading")))
+    limits = text.partition("## Limits")[2]
+    assert "λ = 1: the ingredient alone" in limits
+    assert headings(ModelCard(text)) == headings(ModelCard(render_card(FACTS)))
+
+
+def test_adapters_without_their_base_are_no_base_model():
+    data = ModelCard(render_card(replace(KNOWN, base_source=None))).data.to_dict()
+    assert not {"base_model", "base_model_relation"} & set(data)
+
+
+def test_measurements_of_the_model_itself_are_its_model_index():
+    asked = CardTask("next purchase among 10 candidates", "ranking by likelihood", "test", "sha256:da7a")
+    rows = {"this model": {"HR@1": CardMetric(0.41321, 0.33, 0.5)}, "base": {"HR@1": CardMetric(0.3, 0.2, 0.4)}}
+    measured = CardEvaluation("…", 120, rows, own="this model", asked=asked)
+    pmi = replace(measured, asked=replace(asked, how="ranking by pmi"))
+    data = ModelCard(render_card(replace(KNOWN, evaluations=(measured, pmi)))).data
+    assert [(r.metric_type, r.metric_value, r.dataset_config) for r in data.eval_results] == [
+        ("HR@1", 0.4132, "ranking by likelihood"),
+        ("HR@1", 0.4132, "ranking by pmi"),
+    ]
+    first = data.eval_results[0]
+    assert (first.task_type, first.task_name) == ("text-generation", "next purchase among 10 candidates")
+    assert (first.dataset_type, first.dataset_name, first.dataset_split) == ("beauty", "Beauty and care", "test")
+    assert (first.dataset_revision, first.metric_args) == (
+        "sha256:da7a",
+        {"users": 120, "interval_95": [0.33, 0.5]},
+    )
+    assert data.model_name == "Beauty"
+    # what a mixture's parts came with is not the mixture's; of an adapter alone it is, as far as it is a number
+    assert ModelCard(render_card(FACTS)).data.eval_results is None
+    reported = {"beauty@v2": {"HR@1": 0.25, "data": "mine", "ok": True, "loss": float("nan")}}
+    alone = replace(FACTS, kind="adapter", mixed=False, inputs=FACTS.inputs[1:], metrics=reported, rank=4, alpha=8.0)
+    (result,) = ModelCard(render_card(alone)).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_config) == ("HR@1", 0.25, "as reported")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "adapter"])
+def test_a_merge_without_a_registry_says_nothing_of_a_domain(kind):
+    text = render_card(replace(FACTS, kind=kind, domain=None, domain_title=None, adaptive=None, metrics=None))
+    assert "recommend in" not in text
+    assert "recommends in" not in text
+    assert "None" not in text
+    assert "SmolLM2 with LoRA adapters" in text
 
 
 def test_what_is_not_known_of_the_licence_is_said():

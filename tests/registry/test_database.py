@@ -21,7 +21,7 @@ from reccocktail.registry.tables import BaseModelRow, Table
 from sqlalchemy import create_engine, inspect
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0004"
+HEAD = "0005"
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
     database.upgrade(released)
     assert database.check(released) == HEAD
     after = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
-    after["builds"] = [row[:-2] for row in after["builds"]]  # without the columns that were added
+    after["builds"] = [row[:-3] for row in after["builds"]]  # without the columns that were added
     after["publications"] = [row[:-3] for row in after["publications"]]
     assert after == before
     assert run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id") == numbers
@@ -406,7 +406,8 @@ def test_going_back_one_schema_keeps_what_the_older_one_knows(
 def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None:
     database.upgrade(url)
     with pytest.raises(
-        UsageError, match=r"loses data: 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything"
+        UsageError,
+        match=r"loses data: 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
     ) as caught:
         database.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
@@ -432,7 +433,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     database.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         database.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:

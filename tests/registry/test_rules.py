@@ -26,7 +26,7 @@ def filled(registry: Registry, base: Base, add: Callable[..., Adapter], sql: Sql
     registry.adapters.alias("beauty@v2", "champion")
     registry.adapters.archive("beauty@v1")
     inputs = {"adapters": [{"ref": a.ref, "digest": a.digest} for a in (spirit, champion)]}
-    done = registry.builds.request("beauty", base.name, "done", {}, inputs).build
+    done = registry.builds.request("beauty", base.name, "done", {}, inputs, own_recipe=True).build
     registry.builds.claim("w", build_id=done.id)
     done = registry.builds.succeed(done.id, "w", base.digest, {"spirit": 0.5}, {})
     registry.publications.add(done, "acme/beauty", "c0ffee")
@@ -113,6 +113,7 @@ REFUSED = {
     "a build's worker changed afterwards": f"UPDATE builds SET worker = 'eve' {DONE}",
     "a build's key changed": f"UPDATE builds SET key = 'z' {OPEN}",
     "a build's recipe changed": f"UPDATE builds SET recipe = '{{\"a\": 1}}' {OPEN}",
+    "a build that is its domain's own no more": f"UPDATE builds SET own_recipe = NULL {DONE}",
     "a build removed": f"DELETE FROM builds {OPEN}",
     "an input of no build": "INSERT INTO build_inputs VALUES ('x', 1, '2026-01-01', '')",
     "an input exchanged": "UPDATE build_inputs SET adapter_id = 3 WHERE adapter_id = 4",
