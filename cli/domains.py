@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,7 @@ def facts_lines(found: DataFacts) -> list[str]:
         f" {_count(found.interactions, 'interaction')}{_period(found)}"
     ]
     passed = {
+        "interactions without a user": found.without_user,
         "interactions that the filters drop": found.dropped,
         "further records of an item": found.duplicates,
         "records of items that nobody took": found.unused,
@@ -122,6 +123,15 @@ def facts_lines(found: DataFacts) -> list[str]:
 
 def _remarks(found: DataFacts) -> Iterator[str]:
     """The last column of docs/data.md's table of facts, where it applies."""
+    if found.time_units:
+        said = ", ".join(f"{number:,} in {unit}" for unit, number in found.time_units.items())
+        yield f"the times are in mixed units: {said}; all were turned into {list(found.time_units)[-1]}, and ordered by that"
+    if found.without_user > 0.05 * (found.interactions + found.without_user):
+        yield f"{_share(found.without_user, found.interactions + found.without_user)} of the interactions name no user"
+    if found.respelled_ids:
+        yield f"{_count(found.respelled_ids, 'id')} written like 12.0 taken for the id 12"
+    if found.without_rating:
+        yield f"{_share(found.without_rating, found.interactions)} of the interactions have no rating where others have one"
     if found.missing_titles > 0.05 * found.items:
         yield f"{_share(found.missing_titles, found.items)} of the items have no title; they are never shown or offered"
     if found.unlisted:
@@ -153,15 +163,19 @@ def _share(part: int, whole: int) -> str:
 def _period(found: DataFacts) -> str:
     if found.first_time is None or found.last_time is None:
         return ""
-    return f", from {_time(found.first_time)} to {_time(found.last_time)}"
+    first, last = _days(found.first_time, found.last_time)
+    return f", from {first} to {last}"
 
 
-def _time(value: float) -> str:
-    """A day, if the number can only mean seconds or milliseconds since 1970; else the number."""
-    for unit in (1, 1000):
-        if 1990 <= 1970 + value / unit / 31_557_600 < 2100:
-            return f"{datetime.fromtimestamp(value / unit, UTC):%Y-%m-%d}"
-    return f"{value:g}"
+def _days(first: float, last: float) -> tuple[str, str]:
+    """Days, if there is one unit in which both can only mean times since 1970; else the numbers."""
+    for per_second in (1, 10**3, 10**6, 10**9):
+        years = [1970 + time / per_second / 31_557_600 for time in (first, last)]
+        if 1990 <= years[1] < 2100 and (years[0] >= 1971 or 1900 <= years[0] < 1969):
+            epoch = datetime(1970, 1, 1, tzinfo=UTC)  # dates before it are no timestamps on every system
+            days = [epoch + timedelta(seconds=time // per_second) for time in (first, last)]
+            return f"{days[0]:%Y-%m-%d}", f"{days[1]:%Y-%m-%d}"
+    return f"{first:.15g}", f"{last:.15g}"
 
 
 @domain.command(epilog=example("reccocktail domain sync", "reccocktail domain sync bookshop --json"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+import re
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 ALIGNED = ("timestamps", "ratings", "rules")  # history fields with one value per interaction
+TEXTS = ("brand", "store", "genres", "category", "categories")  # item fields in which readers resolve HTML entities
+MISSING = frozenset({"", "nan", "none", "null", "n/a", "#n/a", "<na>", "\\n"})  # in any case; \N is Hive's and MySQL's
+ENTITY = re.compile(
+    r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
+)  # without the semicolon, "R&D" is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,9 @@ class Origin:
 
     `dropped` counts interactions that filters left out, `unlisted` items that were taken but have no record of their own,
     `duplicates` further records of items that had one, `unused` records of items nobody took that were passed over.
+    `without_user` counts rows without a user, which were left out, `without_rating` interactions without a rating where others have one,
+    `respelled_ids` ids such as 12.0 that are 12 elsewhere and were taken as one with it. `time_units` is not empty if times were
+    in several units: how many in each; all became times in the finest of them.
     """
 
     format: str = "in memory"
@@ -46,6 +56,10 @@ class Origin:
     unlisted: int = 0
     duplicates: int = 0
     unused: int = 0
+    without_user: int = 0
+    without_rating: int = 0
+    respelled_ids: int = 0
+    time_units: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,10 @@ class DataFacts:
     unlisted: int
     duplicates: int
     unused: int
+    without_user: int = 0
+    without_rating: int = 0
+    respelled_ids: int = 0
+    time_units: Mapping[str, int] = field(default_factory=dict)
 
 
 def describe(data: DomainData) -> DataFacts:
@@ -130,13 +148,37 @@ def describe(data: DomainData) -> DataFacts:
         unlisted=data.origin.unlisted,
         duplicates=data.origin.duplicates,
         unused=data.origin.unused,
+        without_user=data.origin.without_user,
+        without_rating=data.origin.without_rating,
+        respelled_ids=data.origin.respelled_ids,
+        time_units=dict(data.origin.time_units),
     )
 
 
 def clean_title(raw: str | None) -> str:
-    """One line, single blanks; empty for null, blank and "nan", which is how tables spell a missing title."""
+    """One line, single blanks; empty for null, blank, and what tables write for a missing title, such as "nan" or "NULL"."""
     title = " ".join((raw or "").encode(errors="replace").decode().split())
-    return "" if title.lower() == "nan" else title
+    return "" if is_missing(title) else title
+
+
+def is_missing(text: str) -> bool:
+    """Whether this is how tables spell that there is nothing."""
+    text = text.strip()
+    return text.lower() in MISSING or text == "NA"
+
+
+def unescaped(text: str) -> str:
+    """The text with the characters that its HTML entities stand for, once: "&amp;lt;" becomes "&lt;"."""
+    return ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
+
+
+def _escaped(value: Any) -> Any:
+    """What `unescaped` makes the value of; texts in lists alike."""
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    if isinstance(value, str) and unescaped(value) != value:
+        return value.replace("&", "&amp;")
+    return value
 
 
 def read_domain(folder: str | Path, name: str | None = None) -> DomainData:
@@ -155,7 +197,14 @@ def write_domain(data: DomainData, folder: str | Path) -> None:
     """Write a data folder that `read_domain` reads back to the same digest."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    items = ({"item_id": i.item_id, "title": i.title or None, **i.fields} for i in data.items.values())
+    items = (
+        {
+            "item_id": item.item_id,
+            "title": _escaped(item.title) or None,
+            **{name: _escaped(value) if name in TEXTS else value for name, value in item.fields.items()},
+        }
+        for item in data.items.values()
+    )
     sequences = ({"user_id": h.user_id, "items": h.items, **h.fields} for h in data.sequences)
     for stem, records in ("items", items), ("sequences", sequences):
         with (folder / f"{stem}.jsonl").open("w", encoding="utf-8", newline="\n") as file:

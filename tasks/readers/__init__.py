@@ -57,9 +57,14 @@ def _found(folder: Path, names: frozenset[str], dataset: Dataset) -> tuple[list[
     """What the readers recognise, and what is wrong with data sets that are nearly there."""
     readers = [reader for reader in READERS if dataset.format is None or dataset.format in reader.FORMATS]
     if dataset.names_tables:
-        if tables not in readers:
-            raise DataError(f"{folder / FILE} names files and columns, which {dataset.format} has of its own")
-        readers = [tables]
+        of_own_columns = [reader for reader in readers if reader in (tables, recbole)]
+        if not of_own_columns:
+            raise DataError(
+                f"{folder / FILE} names files and columns, which {dataset.format} has of its own",
+                hint="leave them out, or name the format csv, parquet or recbole",
+            )
+        atomic = dataset.format is None and any(name.endswith(".inter") for name in names)
+        readers = [recbole] if atomic and dataset.interactions.file is None else of_own_columns[-1:]
     found: list[Source] = []
     problems: list[DataError] = []
     for reader in readers:

@@ -7,7 +7,6 @@ https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon, https:
 from __future__ import annotations
 
 import ast
-import html
 import json
 import re
 from collections.abc import Container, Iterator
@@ -17,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data import DomainData, Item, clean_title
+from ..data import DomainData, Item, clean_title, unescaped
 from ..errors import DataError
-from .dataset import Dataset
-from .interactions import Columns, collect, domain, identifier
-from .lines import json_object, lines, misread, objects
+from .dataset import FILE, Dataset
+from .ids import identifier
+from .interactions import Columns, Table, collect, domain
+from .lines import LONGEST_BYTES, MAX_FIELD, json_object, lines, misread, not_encoded, objects
+from .separated import csv_rows
 from .source import Source
-from .tables import csv_rows, rows
+from .tables import header, rows
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,16 @@ class Edition:
     keys: tuple[str, str, str, str]  # user, item, time, rating
     order: Columns | None = None
     header: bool = False
+    parts: tuple[str, ...] = ()  # of its own split: the reviews are all of them, in this order
+
+    def files(self, reviews: str) -> list[str]:
+        """The files of the reviews, where `reviews` is the first or only one."""
+        return [reviews.replace(self.parts[0], part) for part in self.parts] or [reviews]
 
     @property
     def said(self) -> str:
+        if self.parts:
+            return f"NAME{', NAME'.join(self.parts)} and {self.meta.format('NAME')}, plain or .gz"
         return f"{' or '.join(self.reviews).replace('{}', 'NAME')} and {self.meta.format('NAME')}, plain or .gz"
 
 
@@ -50,6 +58,9 @@ EDITIONS = {
     "amazon 2018 ratings": Edition(("{}.csv",), "meta_{}.json", OLD_KEYS, order=Columns(1, 0, 3, 2)),
     "amazon 2023": Edition(("{}.jsonl",), "meta_{}.jsonl", NEW_KEYS),
     "amazon 2023 ratings": Edition(("{}.csv",), "meta_{}.jsonl", NEW_KEYS, header=True),
+    "amazon 2023 splits": Edition(
+        ("{}.train.csv",), "meta_{}.jsonl", NEW_KEYS, header=True, parts=(".train.csv", ".valid.csv", ".test.csv")
+    ),
 }
 FORMATS = {name: edition.said for name, edition in EDITIONS.items()}
 
@@ -63,7 +74,7 @@ TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     metas = {name: match["name"] for name in sorted(names) if (match := META.fullmatch(name))}
     found = [
-        Source(format_, folder / file, frozenset({file, meta}), partial(_domain, format_, folder / file, folder / meta))
+        _source(folder, names, format_, file, meta)
         for meta, category in metas.items()
         for format_, edition in EDITIONS.items()
         for stem in edition.reviews
@@ -80,34 +91,58 @@ def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     return found
 
 
-def _domain(format_: str, reviews: Path, meta: Path, name: str, dataset: Dataset) -> DomainData:
+def _source(folder: Path, names: frozenset[str], format_: str, reviews: str, meta: str) -> Source:
+    files = EDITIONS[format_].files(reviews)
+    if missing := [file for file in files if file not in names]:
+        raise DataError(
+            f"{folder} holds {reviews}, but no {missing[0]}",
+            hint="put all parts of the split there: together they are the interactions",
+        )
+    paths = [folder / file for file in files]
+    return Source(format_, paths[0], frozenset({*files, meta}), partial(_domain, format_, paths, folder / meta))
+
+
+def _domain(format_: str, reviews: list[Path], meta: Path, name: str, dataset: Dataset) -> DomainData:
     edition = EDITIONS[format_]
-    if edition.header:
-        found = collect(reviews, rows(reviews, edition.keys), Columns(0, 1, 2, 3))
-    elif edition.order is not None:
-        found = collect(reviews, _ratings(reviews), edition.order)
-    else:
-        found = collect(reviews, objects(reviews), Columns(*edition.keys))
-    records = _items(meta, "parent_asin" if edition.keys == NEW_KEYS else "asin", found.items)
+    found = collect([_table(path, edition, dataset) for path in reviews], dataset)
+    key = "parent_asin" if edition.keys == NEW_KEYS else "asin"
+    records = _items(meta, key, found.items, dataset.encoding)
     return domain(name, format_, found, records, dataset, catalogue=False)
 
 
-def _ratings(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, row in csv_rows(path):
+def _table(path: Path, edition: Edition, dataset: Dataset) -> Table:
+    if edition.header:
+        there = header(path, dataset)
+        if missing := [key for key in edition.keys if key not in there]:
+            raise DataError(
+                f"{path} has no column {missing[0]!r}; its columns are {', '.join(there)}",
+                hint=f"name format, files and columns in {FILE} if this is a table of your own: see docs/data.md",
+            )
+        return Table(path, Columns(0, 1, 2, 3), partial(rows, path, edition.keys, dataset))
+    if edition.order is not None:
+        return Table(path, edition.order, partial(_ratings, path, dataset))
+    reading = partial(objects, path, dataset.encoding, longest=LONGEST_BYTES)
+    return Table(path, Columns(*edition.keys), reading)
+
+
+def _ratings(path: Path, dataset: Dataset) -> Iterator[tuple[int, list[str]]]:
+    for number, row in csv_rows(path, dataset):
         if len(row) != 4:
             raise misread(path, number, ValueError(f"expected 4 columns, found {len(row)}"))
         yield number, row
 
 
-def _items(path: Path, key: str, reviewed: Container[str]) -> Iterator[Item]:
+def _items(path: Path, key: str, reviewed: Container[str], encoding: str | None) -> Iterator[Item]:
     """The items, without what is told of products that nobody reviewed where a look at the line's beginning shows which it is."""
-    for number, line in lines(path):
+    for number, line in lines(path, encoding, longest=LONGEST_BYTES):
         if (literal := LITERAL.match(line)) and (asin := literal[1].decode()) not in reviewed:
             yield Item(asin, "")
         elif not line.isspace():
             try:
                 record = _record(line)
                 yield Item(identifier(record.get(key), key), *_told(record))
+            except UnicodeDecodeError as error:
+                raise not_encoded(path, number, error) from error
             except (ValueError, RecursionError, MemoryError) as error:
                 raise misread(path, number, error) from error
 
@@ -142,10 +177,12 @@ def _told(record: dict[str, Any]) -> tuple[str, dict[str, str]]:
     title, brand = record.get("title"), record.get("brand") or record.get("store")
     if not isinstance(title, str | None):
         raise ValueError(f"title must be text or null, found {title!r}")
+    if title and len(title) > MAX_FIELD:
+        raise ValueError(f"title is longer than {MAX_FIELD:,} characters")
     shown = "" if title and "getTime()" in title else _plain(title)
     brand = _plain(brand) if isinstance(brand, str) else ""
     return shown, {"brand": brand} if brand else {}
 
 
 def _plain(text: str | None) -> str:
-    return clean_title(TAG.sub(" ", html.unescape(text or "")))
+    return clean_title(TAG.sub(" ", unescaped(text or "")))

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data import ALIGNED, DomainData, History, Item, Origin, clean_title
+import numpy as np
+
+from ..data import ALIGNED, TEXTS, DomainData, History, Item, Origin, clean_title, unescaped
 from ..errors import DataError
 from ..filters import at_least_rated, k_core
 from .dataset import Dataset
-from .lines import misread, objects
+from .lines import UnreadableError, misread, objects
 from .source import Source
+from .times import ONE_UNIT, MixedTimesError, excerpt, factors
 
 LARGEST = 2**63 - 1
 FORMAT = "reccocktail jsonl"
@@ -43,9 +47,11 @@ def _file(folder: Path, names: frozenset[str], stem: str) -> Path:
 
 
 def _domain(items_file: Path, sequences_file: Path, name: str, dataset: Dataset) -> DomainData:
-    items = _read(items_file, "item_id", _item)
-    histories = _read(sequences_file, "user_id", partial(_history, items))
-    data = DomainData.of(name, items.values(), histories.values(), origin=Origin(FORMAT))
+    items = _read(items_file, "item_id", _item, dataset)
+    histories = _read(sequences_file, "user_id", partial(_history, items), dataset)
+    by, counts = _units(sequences_file, histories.values(), dataset)
+    ordered = (_in_time_order(history, by.get(history.user_id)) for history in histories.values())
+    data = DomainData.of(name, items.values(), ordered, origin=Origin(FORMAT, time_units=tuple(counts.items())))
     if dataset.min_rating is not None:
         data = at_least_rated(data, dataset.min_rating)
     if dataset.core is not None:
@@ -53,10 +59,10 @@ def _domain(items_file: Path, sequences_file: Path, name: str, dataset: Dataset)
     return data
 
 
-def _read(path: Path, key: str, parse: Callable[[dict[str, Any]], Record]) -> dict[str, Record]:
+def _read(path: Path, key: str, parse: Callable[[dict[str, Any]], Record], dataset: Dataset) -> dict[str, Record]:
     """The file's records by their `key`; whatever `parse` refuses is reported with file and line."""
     found: dict[str, Record] = {}
-    for number, content in objects(path):
+    for number, content in objects(path, dataset.encoding):
         try:
             record = parse(content)
             if getattr(record, key) in found:
@@ -71,35 +77,63 @@ def _item(record: dict[str, Any]) -> Item:
     title = record.pop("title", None)
     if not isinstance(title, str | None):
         raise ValueError(f"title must be text or null, found {title!r}")
-    return Item(_identifier(record, "item_id"), clean_title(title), record)
+    texts = {name: _unescaped(record[name]) for name in TEXTS if name in record}
+    return Item(_identifier(record, "item_id"), clean_title(unescaped(title or "")), record | texts)
+
+
+def _unescaped(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unescaped(each) for each in value]
+    return unescaped(value) if isinstance(value, str) else value
 
 
 def _history(items: Mapping[str, Item], record: dict[str, Any]) -> History:
     user_id = _identifier(record, "user_id")
     taken = record.pop("items", None)
     if not isinstance(taken, list) or not all(isinstance(item_id, str) for item_id in taken):
-        raise ValueError(f"items must be a list of item_ids, found {_excerpt(taken)}")
+        raise ValueError(f"items must be a list of item_ids, found {excerpt(taken)}")
     if unknown := next((item_id for item_id in taken if item_id not in items), None):
         raise ValueError(f"item {unknown!r} is not among the items")
     for name in ALIGNED:
         values = record.get(name)
         if values is not None and (not isinstance(values, list) or len(values) != len(taken)):
-            raise ValueError(f"{name} must be a list of {len(taken)} values, one per item, found {_excerpt(values)}")
+            raise ValueError(f"{name} must be a list of {len(taken)} values, one per item, found {excerpt(values)}")
     if wrong := [rating for rating in record.get("ratings") or () if rating is not None and not _is_number(rating)]:
-        raise ValueError(f"ratings must be finite numbers or null, found {_excerpt(wrong[0])}")
+        raise ValueError(f"ratings must be finite numbers or null, found {excerpt(wrong[0])}")
     own = tuple([items[item_id].item_id for item_id in taken])  # one text per item, however often it is taken
-    return _in_time_order(History(user_id, own, record))
+    if wrong := [time for time in record.get("timestamps") or () if not _is_number(time)]:
+        raise ValueError(f"timestamps must be numbers, found {excerpt(wrong[0])}")
+    return History(user_id, own, record)
 
 
-def _in_time_order(history: History) -> History:
+def _units(path: Path, histories: Collection[History], dataset: Dataset) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """By what each user's times are multiplied where times are in several units, and how many are in each."""
+    timed = [history for history in histories if history.fields.get("timestamps")]
+    times = np.fromiter(chain.from_iterable(history.fields["timestamps"] for history in timed), np.float64)
+    try:
+        by, counts = (None, {}) if dataset.time_unit is not None else factors(times)
+    except MixedTimesError as error:
+        user_id = next(history.user_id for history in timed if error.value in history.fields["timestamps"])
+        number = next(n for n, record in objects(path, dataset.encoding) if record.get("user_id") == user_id)
+        raise misread(path, number, UnreadableError(str(error), ONE_UNIT)) from error
+    if by is None:
+        return {}, counts
+    ends = np.cumsum([len(history.fields["timestamps"]) for history in timed])
+    return {
+        history.user_id: part.tolist() for history, part in zip(timed, np.split(by, ends[:-1]), strict=True)
+    }, counts
+
+
+def _in_time_order(history: History, by: list[int] | None) -> History:
     times = history.fields.get("timestamps")
     if times is None:
         return history
-    if wrong := [time for time in times if not _is_number(time)]:
-        raise ValueError(f"timestamps must be numbers, found {_excerpt(wrong[0])}")
+    if by is not None:
+        times = [time * factor for time, factor in zip(times, by, strict=True)]
+    fields = {**history.fields, "timestamps": times}
     order = sorted(range(len(times)), key=times.__getitem__)
-    aligned = {name: [history.fields[name][i] for i in order] for name in ALIGNED if history.fields.get(name)}
-    return History(history.user_id, tuple(history.items[i] for i in order), {**history.fields, **aligned})
+    aligned = {name: [fields[name][i] for i in order] for name in ALIGNED if fields.get(name)}
+    return History(history.user_id, tuple(history.items[i] for i in order), {**fields, **aligned})
 
 
 def _is_number(value: object) -> bool:
@@ -111,8 +145,3 @@ def _identifier(record: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} must be non-empty text, found {value!r}")
     return value
-
-
-def _excerpt(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -12,57 +13,160 @@ from typing import Any
 from ..errors import DataError
 
 MAX_LINE_BYTES = 1_000_000  # a compressed line can hide gigabytes; no honest record is this long
+LONGEST_BYTES = 16_000_000  # of a record whose long parts are passed over
+MAX_FIELD = 131_072  # characters of a value that is read
 BLOCK_BYTES = 1 << 20
+BOMS = {  # those of UTF-32 first: the one of UTF-16 is how the little-endian one begins
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # NaN is how tables spell a missing value
 
 
+class UnreadableError(ValueError):
+    """A value that cannot be read, with the way out."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class TooLong:
+    """Stands where a field was that is longer than any that is read; harmless in a column that nobody asks for."""
+
+    def __repr__(self) -> str:
+        return f"a text of more than {MAX_FIELD:,} characters"
+
+
 def misread(path: Path, number: int, error: Exception, *, unit: str = "line") -> DataError:
-    return DataError(f"{path}, {unit} {number}: {error}")
+    return DataError(f"{path}, {unit} {number}: {error}", hint=getattr(error, "hint", None))
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The file's lines with their numbers, from 1. Raises DataError for what cannot be read or is too long."""
-    number, rest = 0, b""
+def lines(path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+    """The file's lines with their numbers, from 1, in UTF-8 if an encoding or a byte order mark names another one.
+
+    Raises DataError for what cannot be read or is too long.
+    """
+    number, rest, held = 0, [], 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                *whole, rest = (rest + block).split(b"\n")
-                for line in whole:
-                    number += 1
-                    if len(line) >= MAX_LINE_BYTES:
-                        raise _too_long(path, number)
-                    yield number, line + b"\n"
-                if len(rest) > MAX_LINE_BYTES:
-                    raise _too_long(path, number + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
-    if rest:
-        yield number + 1, rest
+        for block in _blocks(path, encoding):
+            *whole, last = block.split(b"\n")
+            if whole:
+                whole[0] = b"".join((*rest, whole[0]))
+                rest, held = [], 0
+            for line in whole:
+                number += 1
+                if len(line) >= longest:
+                    raise _too_long(path, number, longest)
+                yield number, line + b"\n"
+            rest.append(last)
+            held += len(last)
+            if held > longest:
+                raise _too_long(path, number + 1, longest)
+    except UnicodeDecodeError as error:
+        lost = number + 1 + error.object[: error.start].count(b"\n")
+        raise not_encoded(path, lost, error) from error
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise DataError(
+            f"{path}, after line {number}: cannot be read ({error})", hint="get the file again, whole"
+        ) from error
+    if held:
+        yield number + 1, b"".join(rest)
 
 
-def _too_long(path: Path, number: int) -> DataError:
-    return DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+def _blocks(path: Path, encoding: str | None) -> Iterator[bytes]:
+    """The file's bytes; in UTF-8 where they have another encoding, by name or by a byte order mark, which goes first."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        block = file.read(BLOCK_BYTES)
+        encoding = next((name for mark, name in BOMS.items() if block.startswith(mark)), encoding)
+        if encoding in (None, "utf-8", "utf-8-sig"):
+            block = block.removeprefix(codecs.BOM_UTF8)
+            while block:
+                yield block
+                block = file.read(BLOCK_BYTES)
+            return
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while block:
+            yield decoder.decode(block).encode(errors="surrogatepass")
+            block = file.read(BLOCK_BYTES)
+        yield decoder.decode(b"", final=True).encode(errors="surrogatepass")
 
 
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def _too_long(path: Path, number: int, longest: int) -> DataError:
+    return DataError(
+        f"{path}, line {number}: longer than {longest:,} bytes", hint="shorten the record, or split it into several"
+    )
+
+
+def not_encoded(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}, line {number}: is not {error.encoding}: {error.reason}",
+        hint="name the encoding in dataset.yaml, such as `encoding: latin-1` or `encoding: cp1252`",
+    )
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether all of the file is UTF-8, or says by a byte order mark what it is."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for block in _blocks(path, None):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    except (OSError, EOFError, zlib.error):
+        return True  # whoever reads the lines says where it is broken
+    return True
+
+
+def holds(path: Path, what: bytes, encoding: str | None = None) -> bool:
+    """Whether these few bytes stand anywhere in the file, as UTF-8."""
+    end = b""
+    try:
+        for block in _blocks(path, encoding):
+            if what in end + block[: len(what)] or what in block:
+                return True
+            end = block[1 - len(what) :]
+    except (OSError, EOFError, zlib.error, UnicodeError):
+        return False  # reading the lines says where it is broken
+    return False
+
+
+def text_lines(path: Path, encoding: str | None = None, *, longest: int = LONGEST_BYTES) -> Iterator[tuple[int, str]]:
     """Lines as text, without a byte order mark. Raises DataError for bytes that are not of the encoding."""
-    for number, line in lines(path):
+    for number, line in lines(path, encoding, longest=longest):
         try:
-            text = line.decode(encoding)
+            yield number, line.decode()
         except UnicodeDecodeError as error:
-            raise misread(path, number, ValueError(f"is not {encoding}: {error.reason}")) from error
-        yield number, text.removeprefix("\ufeff") if number == 1 else text
+            raise not_encoded(path, number, error) from error
 
 
-def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One JSON object a line, with the line's number; blank lines are passed over."""
-    for number, line in lines(path):
+def objects(
+    path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One JSON object a line, with the line's number; blank lines are passed over, long texts of long lines not kept."""
+    for number, line in lines(path, encoding, longest=longest):
         if not line.isspace():
             try:
-                yield number, json_object(line)
+                record = json_object(line)
+            except UnicodeDecodeError as error:
+                raise not_encoded(path, number, error) from error
             except (ValueError, RecursionError) as error:
                 raise misread(path, number, error) from error
+            yield number, record if len(line) <= MAX_LINE_BYTES else shortened(record)
+
+
+def shortened(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: short(value) for key, value in record.items()}
+
+
+def short(value: Any) -> Any:
+    """The value, or what stands for a text that is too long to be read."""
+    return TooLong() if isinstance(value, str) and len(value) > MAX_FIELD else value
 
 
 def json_object(line: bytes | str) -> dict[str, Any]:
@@ -78,11 +182,13 @@ def json_object(line: bytes | str) -> dict[str, Any]:
     return record
 
 
-def split_rows(path: Path, separator: str, columns: int, encoding: str) -> Iterator[tuple[int, list[str]]]:
+def split_rows(
+    path: Path, separator: str, columns: int, encoding: str | None = None
+) -> Iterator[tuple[int, list[Any]]]:
     """Rows of a file that knows no quotes: its lines, cut at every separator into so many columns."""
     for number, line in text_lines(path, encoding):
-        row = line.rstrip("\r\n").split(separator)
+        row: list[Any] = line.rstrip("\r\n").split(separator)
         if len(row) == columns:
-            yield number, row
+            yield number, row if len(line) <= MAX_FIELD else list(map(short, row))
         elif any(row):
             raise misread(path, number, ValueError(f"expected {columns} columns, found {len(row)}"))

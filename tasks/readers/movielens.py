@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from ..data import DomainData, Item, clean_title
+from ..data import DomainData, Item, clean_title, unescaped
 from ..errors import DataError
 from .dataset import Dataset
-from .interactions import Columns, collect, domain
-from .lines import split_rows
+from .interactions import Columns, Interactions, Table, collect, domain
+from .lines import is_utf8, split_rows
 from .source import Source
 from .tables import header, rows
 
@@ -55,7 +55,7 @@ def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
             found.append(_source("movielens 1m", folder / "ratings.dat", layout, _1m))
         else:
             found.append(_source("movielens 10m", folder / "ratings.dat", layout, _10m))
-    if {"ratings.csv", "movies.csv"} <= names and header(folder / "ratings.csv") == CSV_COLUMNS:
+    if {"ratings.csv", "movies.csv"} <= names and header(folder / "ratings.csv", dataset) == CSV_COLUMNS:
         found.append(_source("movielens csv", folder / "ratings.csv", CSV_LAYOUT, _csv))
     return found
 
@@ -69,43 +69,62 @@ def _source(
 def _100k(format_: str, folder: Path, name: str, dataset: Dataset) -> DomainData:
     users: dict[str, dict[str, str]] = {}
     if (folder / "u.user").is_file():
-        for _, (user_id, age, gender, occupation, code) in split_rows(folder / "u.user", "|", 5, "latin-1"):
+        for _, (user_id, age, gender, occupation, code) in _rows(folder / "u.user", "|", 5, dataset):
             users[user_id] = {"age": age, "gender": gender, "occupation": occupation, "zip_code": code}
-    found = collect(folder / "u.data", split_rows(folder / "u.data", "\t", 4, "latin-1"), RATING)
-    return domain(name, format_, found, _items_100k(folder / "u.item"), dataset, users=users)
+    found = _ratings(folder / "u.data", "\t", dataset)
+    return domain(name, format_, found, _items_100k(folder / "u.item", dataset), dataset, users=users)
 
 
-def _items_100k(path: Path) -> Iterator[Item]:
+def _rows(path: Path, separator: str, columns: int, dataset: Dataset) -> Iterator[tuple[int, list[str]]]:
+    """Rows in the encoding that is set, else in UTF-8 if all of the file is, as newer copies are, else in Latin-1."""
+    encoding = dataset.encoding or ("utf-8" if is_utf8(path) else "latin-1")
+    return split_rows(path, separator, columns, encoding)
+
+
+def _ratings(path: Path, separator: str, dataset: Dataset) -> Interactions:
+    rows = partial(split_rows, path, separator, 4, dataset.encoding)  # digits, in any encoding
+    return collect([Table(path, RATING, rows)], dataset)
+
+
+def _items_100k(path: Path, dataset: Dataset) -> Iterator[Item]:
     """Films whose title is not known are called "unknown"."""
-    for _, row in split_rows(path, "|", 24, "latin-1"):
+    for _, row in _rows(path, "|", 24, dataset):
         genres = [genre for genre, flag in zip(GENRES, row[5:], strict=True) if flag == "1"]
-        yield Item(row[0], "" if row[1] == "unknown" else clean_title(row[1]), {"genres": genres})
+        yield Item(row[0], "" if row[1] == "unknown" else _title(row[1]), {"genres": genres})
 
 
 def _1m(format_: str, folder: Path, name: str, dataset: Dataset) -> DomainData:
     users = {
         user_id: {"gender": gender, "age": age, "occupation": occupation, "zip_code": code}
-        for _, (user_id, gender, age, occupation, code) in split_rows(folder / "users.dat", "::", 5, "latin-1")
+        for _, (user_id, gender, age, occupation, code) in _rows(folder / "users.dat", "::", 5, dataset)
     }
-    found = collect(folder / "ratings.dat", split_rows(folder / "ratings.dat", "::", 4, "latin-1"), RATING)
-    return domain(name, format_, found, _items_dat(folder / "movies.dat", "latin-1"), dataset, users=users)
+    found = _ratings(folder / "ratings.dat", "::", dataset)
+    films = _items_dat(_rows(folder / "movies.dat", "::", 3, dataset))
+    return domain(name, format_, found, films, dataset, users=users)
 
 
 def _10m(format_: str, folder: Path, name: str, dataset: Dataset) -> DomainData:
-    found = collect(folder / "ratings.dat", split_rows(folder / "ratings.dat", "::", 4, "utf-8"), RATING)
-    return domain(name, format_, found, _items_dat(folder / "movies.dat", "utf-8"), dataset)
+    found = _ratings(folder / "ratings.dat", "::", dataset)
+    films = _items_dat(split_rows(folder / "movies.dat", "::", 3, dataset.encoding))
+    return domain(name, format_, found, films, dataset)
 
 
-def _items_dat(path: Path, encoding: str) -> Iterator[Item]:
-    for _, (movie_id, title, genres) in split_rows(path, "::", 3, encoding):
+def _items_dat(rows: Iterator[tuple[int, list[str]]]) -> Iterator[Item]:
+    for _, (movie_id, title, genres) in rows:
         yield _item(movie_id, title, genres)
 
 
 def _csv(format_: str, folder: Path, name: str, dataset: Dataset) -> DomainData:
-    found = collect(folder / "ratings.csv", rows(folder / "ratings.csv", CSV_COLUMNS), RATING)
-    movies = (_item(*row) for _, row in rows(folder / "movies.csv", ["movieId", "title", "genres"]))
+    ratings = folder / "ratings.csv"
+    found = collect([Table(ratings, RATING, partial(rows, ratings, CSV_COLUMNS, dataset))], dataset)
+    movies = (_item(*row) for _, row in rows(folder / "movies.csv", ["movieId", "title", "genres"], dataset))
     return domain(name, format_, found, movies, dataset)
 
 
 def _item(movie_id: str, title: str, genres: str) -> Item:
-    return Item(movie_id, clean_title(title), {"genres": [] if genres == NO_GENRES else genres.split("|")})
+    named = [] if genres == NO_GENRES else [unescaped(genre) for genre in genres.split("|")]
+    return Item(movie_id, _title(title), {"genres": named})
+
+
+def _title(text: str) -> str:
+    return clean_title(unescaped(text))

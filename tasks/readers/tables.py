@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..data import DomainData, Item, clean_title
+from ..data import DomainData, Item, clean_title, is_missing, unescaped
 from ..errors import DataError
-from .dataset import FILE, Dataset
-from .interactions import Columns, collect, domain, identifier
-from .lines import misread, text_lines
+from .columnar import columns_of, is_list, is_point_in_time, parquet_rows
+from .dataset import FILE, Dataset, ItemTable
+from .ids import identifier
+from .interactions import Columns, Table, collect, domain
+from .lines import MAX_FIELD, UnreadableError, misread
+from .separated import csv_rows
 from .source import Source
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .times import excerpt
 
 FORMATS = {
     "csv": "CSV or TSV files (plain or .gz), one with a user and an item column, one with an item and a title column",
@@ -39,10 +38,10 @@ TITLE = ("title", "name", "movie_title", "book_title", "item_name", "product_nam
 FIELDS = {
     "brand": ("brand", "store", "manufacturer"),
     "genres": ("genres", "genre", "class"),
+    "category": (),  # only where dataset.yaml names it
     "year": ("year", "release_year"),
 }
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-BATCH_ROWS = 1 << 16
 
 
 def column(header: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -54,10 +53,7 @@ def column(header: Sequence[str], usual: Sequence[str]) -> str | None:
 def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     if dataset.names_tables:
         return [_told(folder, names, dataset)]
-    headers = {}
-    for name in sorted(names):
-        if name.endswith(SUFFIXES):
-            headers[name] = header(folder / name)
+    headers = {name: header(folder / name, dataset) for name in sorted(names) if name.endswith(SUFFIXES)}
     interactions = [name for name, columns in headers.items() if column(columns, USER) and column(columns, ITEM)]
     if not interactions:
         return []
@@ -73,24 +69,27 @@ def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
                 f"{folder}: {', '.join(found) or 'no file'} could be the file of {what}, where one is needed; found {seen}",
                 hint=f"say in {FILE} which file and columns to read: `{what}: {{file: …}}`",
             )
-    return [_source(folder / interactions[0], folder / items[0], dataset)]
+    return [_source([folder / interactions[0]], folder / items[0], dataset)]
 
 
 def _told(folder: Path, names: frozenset[str], dataset: Dataset) -> Source:
     """The files that `dataset.yaml` names; one that it leaves out must be the only one of its kind."""
-    for what, file in ("interactions", dataset.interactions.file), ("items", dataset.items.file):
-        if file is not None and (file not in names or not file.endswith(SUFFIXES)):
-            raise DataError(
-                f"{folder / FILE} names {file!r} as its file of {what}, and the folder holds no such table",
-                hint=f"tables end in {', '.join(SUFFIXES)}; the folder holds {', '.join(sorted(names)) or 'no file'}",
-            )
+    said = dataset.interactions.file
+    interactions = [said] if isinstance(said, str) else said
+    for what, files in ("interactions", interactions or []), ("items", [dataset.items.file or ""]):
+        for file in filter(None, files):
+            if file not in names or not file.endswith(SUFFIXES):
+                raise DataError(
+                    f"{folder / FILE} names {file!r} as its file of {what}, and the folder holds no such table",
+                    hint=f"tables end in {', '.join(SUFFIXES)}; the folder holds {', '.join(sorted(names)) or 'no file'}",
+                )
     tables = sorted(name for name in names if name.endswith(SUFFIXES))
-    interactions, items = dataset.interactions.file, dataset.items.file
+    items = dataset.items.file
     if interactions is None:
-        interactions = _only(folder, "interactions", [name for name in tables if name != items])
+        interactions = [_only(folder, "interactions", [name for name in tables if name != items])]
     if items is None:
-        items = _only(folder, "items", [name for name in tables if name != interactions])
-    return _source(folder / interactions, folder / items, dataset)
+        items = _only(folder, "items", [name for name in tables if name not in interactions])
+    return _source([folder / name for name in interactions], folder / items, dataset)
 
 
 def _only(folder: Path, what: str, names: list[str]) -> str:
@@ -102,54 +101,60 @@ def _only(folder: Path, what: str, names: list[str]) -> str:
     return names[0]
 
 
-def _source(interactions: Path, items: Path, dataset: Dataset) -> Source:
-    format_ = "parquet" if interactions.suffix == ".parquet" else "csv"
-    layout = frozenset({interactions.name, items.name})
-    return Source(format_, interactions, layout, partial(_domain, format_, interactions, items))
+def _source(interactions: list[Path], items: Path, dataset: Dataset) -> Source:
+    format_ = "parquet" if interactions[0].suffix == ".parquet" else "csv"
+    layout = frozenset({*(path.name for path in interactions), items.name})
+    return Source(format_, interactions[0], layout, partial(_domain, format_, interactions, items))
 
 
-def _domain(format_: str, interactions: Path, items: Path, name: str, dataset: Dataset) -> DomainData:
-    there, said = header(interactions), dataset.interactions
-    wanted = [
-        _needed(interactions, there, "user", said.user, USER),
-        _needed(interactions, there, "item", said.item, ITEM),
-    ]
-    optional = [
-        _there(interactions, there, "timestamp", said.timestamp, TIME),
-        _there(interactions, there, "rating", said.rating, RATING),
-    ]
-    places = Columns(0, 1, None if optional[0] is None else 2, None if optional[1] is None else 2 + bool(optional[0]))
-    wanted += [name for name in optional if name is not None]
-    found = collect(interactions, rows(interactions, wanted), places, unit=unit(interactions))
+def _domain(format_: str, interactions: list[Path], items: Path, name: str, dataset: Dataset) -> DomainData:
+    found = collect([_table(path, dataset) for path in interactions], dataset)
     return domain(name, format_, found, _items(items, dataset), dataset)
 
 
+def _table(path: Path, dataset: Dataset) -> Table:
+    there, said = header(path, dataset), dataset.interactions
+    wanted = [needed(path, there, "user", said.user, USER), needed(path, there, "item", said.item, ITEM)]
+    time, rating = (
+        named(path, there, "timestamp", said.timestamp, TIME),
+        named(path, there, "rating", said.rating, RATING),
+    )
+    places = Columns(0, 1, None if time is None else 2, None if rating is None else 2 + (time is not None))
+    wanted += [name for name in (time, rating) if name is not None]
+    typed = path.suffix == ".parquet" and any(
+        name == time and is_point_in_time(kind) for name, kind in columns_of(path)
+    )
+    return Table(path, places, partial(rows, path, wanted, dataset), unit(path), typed)
+
+
 def _items(path: Path, dataset: Dataset) -> Iterator[Item]:
-    there = header(path)
-    title = _needed(path, there, "title", dataset.items.title, TITLE)
-    return items(path, rows, there, _needed(path, there, "item", dataset.items.item, ITEM), title)
+    there = header(path, dataset)
+    item = needed(path, there, "item", dataset.items.item, ITEM)
+    title = needed(path, there, "title", dataset.items.title, TITLE)
+    lists = [name for name, kind in columns_of(path) if is_list(kind)] if path.suffix == ".parquet" else []
+    fields = described(path, [*there, *lists], dataset.items, (item, title))
+    return items(path, rows(path, [item, title, *fields.values()], dataset), list(fields))
 
 
-def items(
-    path: Path,
-    rows: Callable[[Path, Sequence[str]], Iterator[tuple[int, Sequence[Any]]]],
-    there: Sequence[str],
-    item: str,
-    title: str,
-) -> Iterator[Item]:
-    """The items of a table with these columns: id, title and, if there are any, brand, genres and year."""
-    named = {field: column(there, usual) for field, usual in FIELDS.items()}
-    fields = {field: name for field, name in named.items() if name is not None and name not in (item, title)}
-    for number, (item_id, its_title, *values) in rows(path, [item, title, *fields.values()]):
+def described(path: Path, there: Sequence[str], said: ItemTable, taken: Sequence[str]) -> dict[str, str]:
+    """The columns, besides those that are `taken`, of what else is kept of an item, by the names of the fields."""
+    found = {}
+    for field, usual in FIELDS.items():
+        name = named(path, there, field, getattr(said, field), usual)
+        if name is not None and (name not in taken or getattr(said, field) is not None):
+            found[field] = name
+    return found
+
+
+def items(path: Path, rows: Iterator[tuple[int, Sequence[Any]]], fields: Sequence[str]) -> Iterator[Item]:
+    """The items of a table whose rows are id, title and these fields."""
+    for number, (item_id, title, *values) in rows:
         try:
+            kept = {field: _plain(value) for field, value in zip(fields, values, strict=True)}
             yield Item(
                 identifier(item_id, "item"),
-                clean_title(_text(its_title)),
-                {
-                    field: value
-                    for field, value in zip(fields, map(_plain, values), strict=True)
-                    if value not in (None, "")
-                },
+                clean_title(unescaped(_text(title))),
+                {field: value for field, value in kept.items() if value not in (None, "")},
             )
         except ValueError as error:
             raise misread(path, number, error, unit=unit(path)) from error
@@ -161,9 +166,14 @@ def _plain(value: Any) -> str | float | list[Any] | None:
         return None
     if isinstance(value, list):
         return [_plain(each) for each in value]
-    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
+    if isinstance(value, str) and len(value) <= MAX_FIELD:
+        return "" if is_missing(value) else unescaped(value)
+    if isinstance(value, int | float) and math.isfinite(value):
         return value
-    raise ValueError(f"brand, genres and year must be text or finite numbers, found {value!r}")
+    raise UnreadableError(
+        f"brand, genres, category and year must be text or finite numbers, found {excerpt(value)}",
+        f"name another column in {FILE}, or correct the value",
+    )
 
 
 def _text(value: object) -> str:
@@ -174,17 +184,21 @@ def _text(value: object) -> str:
     return value
 
 
-def _needed(path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str]) -> str:
-    found = _there(path, there, what, said, usual)
+def needed(
+    path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str], noun: str = "column"
+) -> str:
+    """The column that `dataset.yaml` or a usual name says is this. Raises DataError if there is none."""
+    found = named(path, there, what, said, usual)
     if found is None:
         raise DataError(
-            f"{path} has no {what} column; its columns are {', '.join(there)}",
+            f"{path} has no {what} {noun}; its {noun}s are {', '.join(there)}",
             hint=f"say in {FILE} which it is; usual names are {', '.join(usual)}",
         )
     return found
 
 
-def _there(path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str]) -> str | None:
+def named(path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str]) -> str | None:
+    """The same, or None. Raises DataError for a name that the table has twice, or that `dataset.yaml` made up."""
     if said is not None and said not in there:
         raise DataError(
             f"{path} has no column {said!r}, which {FILE} names for the {what}; its columns are {', '.join(there)}",
@@ -198,82 +212,32 @@ def _there(path: Path, there: Sequence[str], what: str, said: str | None, usual:
     return found
 
 
-def header(path: Path) -> list[str]:
-    """The names of a table's columns."""
+def header(path: Path, dataset: Dataset) -> list[str]:
+    """The names of a table's columns that hold one value a row."""
     if path.suffix == ".parquet":
-        with _parquet(path) as file:
-            return list(file.schema_arrow.names)
-    return next((row for _, row in csv_rows(path)), [])
+        return [name for name, kind in columns_of(path) if not is_list(kind)]
+    return [str(name) for name in next((row for _, row in csv_rows(path, dataset)), [])]
 
 
-def rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+def rows(path: Path, wanted: Sequence[str], dataset: Dataset) -> Iterator[tuple[int, Sequence[Any]]]:
     """These columns of every row, in this order, with the number of the row (Parquet) or of its last line (CSV)."""
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path, wanted)
+        yield from parquet_rows(path, wanted)
         return
-    there = header(path)
+    there = header(path, dataset)
     pick = itemgetter(*(there.index(name) for name in wanted))  # of two columns or more
-    for number, row in islice(csv_rows(path), 1, None):
+    for number, row in islice(csv_rows(path, dataset), 1, None):
         if len(row) != len(there):
-            raise misread(path, number, ValueError(f"expected {len(there)} columns, found {len(row)}"))
+            raise misread(path, number, _other_length(len(there), len(row)))
         yield number, pick(row)
+
+
+def _other_length(expected: int, found: int) -> UnreadableError:
+    return UnreadableError(
+        f"expected {expected} columns, found {found}",
+        "put text that holds separators in quotes, or correct the line; docs/data.md tells how CSV is read",
+    )
 
 
 def unit(path: Path) -> str:
     return "row" if path.suffix == ".parquet" else "line"
-
-
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, with the number of their last line. A semicolon separates if the header has more of them."""
-    first = next((line for _, line in text_lines(path)), "")
-    separators = "\t" if ".tsv" in path.suffixes else ",;"
-    reader = csv.reader((line for _, line in text_lines(path)), strict=True, delimiter=max(separators, key=first.count))
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise misread(path, reader.line_num, error) from error
-
-
-def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-    number = 0
-    with _parquet(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(wanted))):
-            columns = {name: _values(path, name, batch.column(name)) for name in set(wanted)}
-            for row in zip(*(columns[name] for name in wanted), strict=True):
-                number += 1
-                yield number, row
-
-
-def _values(path: Path, name: str, column: pa.Array) -> list[Any]:
-    """The column's values; points in time become seconds since 1970."""
-    import pyarrow as pa
-
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"))
-    if not pa.types.is_timestamp(column.type):
-        return column.to_pylist()
-    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
-    counts = column.cast(pa.int64()).to_pylist()
-    if per_second == 10**9 and any(count is not None and count % 1000 for count in counts):
-        raise DataError(
-            f"{path}: column {name!r} is finer than microseconds", hint="store it as microseconds or as integers"
-        )
-    return [count if count is None else count / per_second for count in counts]
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed", hint="pip install 'reccocktail[train]'"
-        ) from error
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error

@@ -154,6 +154,9 @@ def test_good_data_are_told_in_one_line() -> None:
 
 def test_times_in_milliseconds_are_days_too_and_other_units_numbers() -> None:
     assert "from 2014-05-13 to" in facts_lines(facts(first_time=1.4e12, last_time=1.5e12))[0]
+    assert "from 2014-05-13 to 2017-07-14" in facts_lines(facts(first_time=1.4e18, last_time=1.5e18))[0]
+    assert "from 1956-01-01 to 2017-07-14" in facts_lines(facts(first_time=-441849600.0))[0]
+    assert "from 5 to 1500000000" in facts_lines(facts(first_time=5.0))[0]
     assert "from 1 to 300" in facts_lines(facts(first_time=1.0, last_time=300.0))[0]
 
 
@@ -166,6 +169,13 @@ def test_times_in_milliseconds_are_days_too_and_other_units_numbers() -> None:
         ({"repeats": 4000}, "4,000 (40%) of the interactions repeat an item"),
         ({"never_taken": 50}, "50 (50%) of the items were never taken"),
         ({"first_time": None, "last_time": None}, "there are no times"),
+        (
+            {"time_units": {"seconds": 5, "milliseconds": 7}},
+            "5 in seconds, 7 in milliseconds; all were turned into milli",
+        ),
+        ({"without_user": 2500}, "2,500 (20%) of the interactions name no user"),
+        ({"respelled_ids": 2}, "2 ids written like 12.0"),
+        ({"without_rating": 100}, "100 (1%) of the interactions have no rating"),
     ],
 )
 def test_what_deserves_a_second_thought_is_said(more: dict[str, Any], told: str) -> None:
