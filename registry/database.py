@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sqlite3
@@ -24,19 +23,21 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, configure_mappers
 from sqlalchemy.pool import NullPool
 
 from .errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
-from .locks import StoreLock, try_lock
+from .locks import StoreLock
 from .settings import redacted_url
 from .tables import login_name
+from .write_queue import begin_writing
 
 if TYPE_CHECKING:  # opening a database needs no Alembic, and starts quicker without it
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
 BUSY_SECONDS = 30
+_TO_WRITE = "BEGIN IMMEDIATE"
 MIGRATIONS = Path(__file__).parents[1] / "migrations"  # the rooms lie side by side, in the repository as in the wheel
 STORE_LOCK_SECONDS = 1800
 # PostgreSQL's advisory locks are numbers; any will do that nobody else takes
@@ -52,9 +53,7 @@ class Database:
         # one it takes half the trips to the server. SQLite's readers keep one snapshot.
         self._engine = _engine(url, postgresql_isolation="AUTOCOMMIT")
         in_transaction = {"isolation_level": "READ COMMITTED"} if self.dialect == "postgresql" else {}
-        self._writer = self._engine.execution_options(
-            begin="BEGIN IMMEDIATE", actor=actor or login_name(), **in_transaction
-        )
+        self._writer = self._engine.execution_options(begin=_TO_WRITE, actor=actor or login_name(), **in_transaction)
 
     @property
     def dialect(self) -> str:
@@ -69,7 +68,8 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Commits at the end; rolls back on any error. Raises ConflictError where a rule of the tables is broken."""
-        with _translated(self.url), _in_line(self._engine, self.url), Session(self._writer) as session, session.begin():
+        configure_mappers()  # takes as long as many writes, once in a process: not while others wait
+        with _translated(self.url), Session(self._writer) as session, session.begin():
             yield session
 
     def store_lock(self) -> StoreLock | None:
@@ -83,37 +83,6 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-@contextmanager
-def _in_line(engine: Engine, url: str) -> Iterator[None]:
-    """SQLite's own writers wait by sleeping longer and longer, past the moment when the lock is free; ours stand in line.
-
-    Raises DatabaseError after BUSY_SECONDS.
-    """
-    path = Path(engine.url.database or "").absolute()
-    if (
-        engine.dialect.name != "sqlite" or not path.parent.is_dir()
-    ):  # one that can only be read has a URL that is no path
-        yield
-        return
-    try:
-        handle = os.open(path.with_name(path.name + "-queue"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # where no file can be made, the database itself says what is wrong
-        yield
-        return
-    try:
-        until = time.monotonic() + BUSY_SECONDS
-        while not try_lock(handle):
-            if time.monotonic() > until:
-                raise UnavailableError(
-                    f"{url}: another process has been writing for {BUSY_SECONDS} seconds", hint=_BUSY
-                )
-            time.sleep(0.001)
-        yield
-    finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile would keep what is only closed
-        os.close(handle)
 
 
 class _AdvisoryLock:
@@ -188,14 +157,14 @@ def downgrade(url: str, revision: str, *, allow_loss: bool = False) -> str:
 def _migrating(url: str, step: Callable[[Connection, Config], None]) -> Iterator[None]:
     engine = _engine(url, migrating=True)
     try:
-        with _translated(redacted_url(url)), _in_line(engine, redacted_url(url)):
+        with _translated(redacted_url(url)):
             if engine.dialect.name == "sqlite":
                 folder = Path(engine.url.database or "").absolute().parent
                 if not folder.is_dir():
                     raise DatabaseError(f"{folder}, where {redacted_url(url)} would be, is not a folder")
                 _use_wal(engine)
             # one transaction from the first look to the last statement, so that two migrations cannot interleave
-            with engine.execution_options(begin="BEGIN IMMEDIATE").begin() as connection:
+            with engine.execution_options(begin=_TO_WRITE).begin() as connection:
                 if engine.dialect.name == "postgresql":
                     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
                 _revision(connection)
@@ -385,14 +354,28 @@ def _without_foreign_keys(connection: sqlite3.Connection, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # a writer takes the lock at once: a transaction that read first and then wants to write can only fail, not wait
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+    begin = connection.get_execution_options().get("begin", "BEGIN")
+    if begin == _TO_WRITE:
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        begin_writing(raw, BUSY_SECONDS, redacted_url(str(connection.engine.url)))
+    else:
+        connection.exec_driver_sql(begin)
 
 
 def _use_wal(engine: Engine) -> None:
     # readers and the writer do not block each other; the file remembers it, so once is enough
     raw = engine.raw_connection()
+    until = time.monotonic() + BUSY_SECONDS
     try:
-        raw.cursor().execute("PRAGMA journal_mode = WAL")
+        while True:
+            try:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:  # others do the same; SQLite does not wait for this lock
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
     finally:
         raw.close()
 

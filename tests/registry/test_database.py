@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings, database, rules
-from reccocktail.registry.errors import ConflictError, DatabaseError, UsageError
+from reccocktail.registry.errors import ConflictError, DatabaseError, UnavailableError, UsageError
 from reccocktail.registry.tables import BaseModelRow, Table
 from sqlalchemy import create_engine, inspect
 
@@ -576,13 +576,15 @@ def test_sqlites_writers_stand_in_line(file: Path) -> None:
     first, done = Event(), Event()
 
     def hold() -> None:
-        with place.writing():
+        with place.writing() as session:
+            session.connection()
             first.set()
             done.wait(10)
             order.append("first")
 
     def follow() -> None:
-        with place.writing():
+        with place.writing() as session:
+            session.connection()
             order.append("second")
 
     holder, follower = Thread(target=hold), Thread(target=follow)
@@ -604,10 +606,14 @@ def test_a_writer_that_never_ends_is_waited_for_only_so_long(file: Path, monkeyp
     database.upgrade(f"sqlite:///{file}")
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     one, two = (database.Database(f"sqlite:///{file}") for _ in range(2))
-    impatient = pytest.raises(DatabaseError, match=r"another process has been writing for 0\.2 seconds")
-    with one.writing(), impatient as caught, two.writing():
-        pass
-    assert "try again" in (caught.value.hint or "")
+    impatient = pytest.raises(
+        UnavailableError, match=r"waited 0\.2 seconds to write.*this process.*nothing was committed"
+    )
+    with one.writing() as session, impatient as caught:
+        session.connection()
+        with two.writing() as other:
+            other.connection()
+    assert "transaction" in (caught.value.hint or "")
     one.close()
     two.close()
 
@@ -617,14 +623,15 @@ def test_a_process_forked_in_the_middle_of_a_write_keeps_nobody_waiting(file: Pa
 import os, sys, time
 from reccocktail.registry.database import Database
 place = Database(sys.argv[1])
-with place.writing():
+with place.writing() as session:
+    session.connection()
     child = os.fork()
     if not child:
         time.sleep(60)
         os._exit(0)
 started = time.monotonic()
-with Database(sys.argv[1]).writing():
-    pass
+with Database(sys.argv[1]).writing() as session:
+    session.connection()
 print(time.monotonic() - started < 5)
 os.kill(child, 9)
 """
