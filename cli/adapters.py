@@ -14,6 +14,7 @@ import click
 
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
+from .bases import say_unchecked
 from .console import answer, details, page, progress, say, short, size, table
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def add(
         found = find_adapter_source(source, revision=revision)
         if told := _told(found.origin):
             say(told)
+        say_unchecked(found.unchecked)
         with progress("storing", unit="bytes") as update:
             total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
             done = 0

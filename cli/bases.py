@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +96,18 @@ def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
             f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
         )
     else:
-        from ..registry.hub import fetch
+        from ..registry.hub import constants, fetch
 
-        say(f"fetching {source} from the Hub")
+        place = "the Hub's cache, since offline mode is on" if constants.is_offline_mode() else "the Hub"
+        say(f"fetching {source} from {place}")
         snapshot = fetch(source, revision=revision, kind="base")
+        say_unchecked(snapshot.unchecked)
         yield _Found(snapshot.folder, snapshot.repo_id, snapshot.commit)
+
+
+def say_unchecked(names: Sequence[str]) -> None:
+    if names:
+        say(f"not compared with what the Hub lists, because the cache does not have the digests: {', '.join(names)}")
 
 
 @base.command(name="list", epilog=example("reccocktail base list --json"))

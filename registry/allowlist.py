@@ -60,6 +60,11 @@ def is_card(name: str) -> bool:
     return matches(name, _CARD)
 
 
+def is_paper(name: str) -> bool:
+    """What RecCocktail writes of how a checkpoint was made."""
+    return matches(name, _PAPERS)
+
+
 def is_of_base(name: str) -> bool:
     """Kept with a base model beside its weights, and with what is merged from it."""
     return matches(name, (*_CONFIGS, *_CARD, *TOKENIZER_FILES)) or _is_legal(name)

@@ -17,6 +17,7 @@ from . import hub, repository
 from .errors import ConflictError, HubError, RecCocktailError
 from .hub import retried
 from .repository import OF_THE_HUB
+from .snapshots import check_commit
 
 if TYPE_CHECKING:
     from .publishing import PublicationPlan, Tell
@@ -175,8 +176,9 @@ def commit(
             tell(f"the Hub did not take the commit; trying again in {seconds:.0f} s")
             time.sleep(seconds)
         else:
-            _check_arrived(plan, folder, done.oid)
-            return done.oid
+            commit = check_commit(plan.repo, done.oid)
+            _check_arrived(plan, folder, commit)
+            return commit
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -34,6 +34,15 @@ def file_digest(path: Path | str) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def git_blob_id(path: Path) -> str:
+    """The hex SHA-1 by which git names the file's bytes: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    with path.open("rb") as file:
+        hashed = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        while piece := file.read(1 << 20):
+            hashed.update(piece)
+    return hashed.hexdigest()
+
+
 class DigestMemory:
     """Digests of large files that are asked for again and again, kept in a folder until a file shows any sign of change.
 

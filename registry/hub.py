@@ -10,14 +10,15 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from httpx2 import HTTPError, Timeout, TransportError
-from huggingface_hub import HfApi, ModelInfo, constants, get_cached_repo_tree, get_session, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, RepoFile, constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
@@ -29,18 +30,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .allowlist import INDEX, is_of_adapter, is_of_base, is_paper, matches
 from .errors import HubError, InvalidArtifactError, RecCocktailError, UsageError
+from .inspect import PICKLES
+from .links import COMMIT
 from .redaction import redacted
+from .snapshots import cached_snapshot, check_bytes, check_commit, expected, named_by_blobs, remember
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
-_ALLOW = {
-    "base": [*LOADED, "*.md", "LICEN[CS]E*", "NOTICE*"],
-    "adapter": ["adapter_config.json", "*.safetensors", "README.md"],
-}
-# Weights in subfolders and `consolidated*` are copies of the same model for other programs; an adapter's subfolders
-# are its training checkpoints.
-_IGNORE = {"base": ["*/*.safetensors", "consolidated*"], "adapter": ["*/*"]}
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 ATTEMPTS = 5  # of a request that may heal
 LONGEST_WAIT = 330.0  # seconds; the Hub counts requests in windows of five minutes
 TIMEOUT = Timeout(connect=10, read=300, write=60, pool=None)  # the client's own is to wait for ever
@@ -54,42 +51,104 @@ class HubUnreachableError(HubError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository of the Hub at one commit, as a local folder inside `huggingface_hub`'s cache."""
+    """A repository of the Hub at one commit, as a local folder inside `huggingface_hub`'s cache.
+
+    `unchecked` names the files whose digests nobody knows: offline, where the cache does not name them by digest.
+    """
 
     folder: Path
     repo_id: str
     commit: str
+    unchecked: tuple[str, ...] = ()
 
 
 def fetch(repo_id: str, *, revision: str | None = None, kind: Literal["base", "adapter"]) -> Snapshot:
     """The files of a base or adapter at the commit that `revision` (branch, tag, commit; None: `main`) is now.
 
-    A full commit hash whose files are in the cache needs no network. Raises HubError, and InvalidArtifactError where
-    the repository has no safetensors; pickles are never downloaded.
+    Their bytes are those that the Hub lists. A full commit hash whose files are in the cache needs no network; offline, branches and tags
+    are what they were when the cache last saw them. Raises HubError, and InvalidArtifactError where the repository has no
+    safetensors; nothing but what is kept of a model is downloaded.
     """
     with explained("fetch", repo_id, revision):
-        commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else info(repo_id, revision).sha
-        assert commit is not None
-        folder = Path(
-            snapshot_download(repo_id, revision=commit, allow_patterns=_ALLOW[kind], ignore_patterns=_IGNORE[kind])
+        return _from_cache(repo_id, revision, kind) or _from_hub(repo_id, revision, kind)
+
+
+def _from_cache(repo_id: str, revision: str | None, kind: Literal["base", "adapter"]) -> Snapshot | None:
+    """Offline whatever is there, otherwise a commit that is known to be there whole."""
+    offline = constants.is_offline_mode()
+    if not offline and not (revision and COMMIT.fullmatch(revision)):
+        return None
+    there = cached_snapshot(repo_id, revision)
+    if there is None:
+        return None
+    folder, commit = there
+    present = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    try:
+        listed: list[str] | None = [file.path for file in get_cached_repo_tree(repo_id, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        listed = None
+    wanted = _wanted(present if listed is None else listed, kind)
+    missing = [name for name in wanted if name not in present]
+    if not offline and (listed is None or missing):
+        return None
+    if missing:
+        raise HubUnreachableError(
+            f"{repo_id} at {commit} is in the Hub's cache in part, without {', '.join(missing[:8])}, and offline mode is on",
+            hint="unset HF_HUB_OFFLINE, and run the same again",
         )
-        # Reads the listing that the download left behind; without one the cached folder may be a part only.
-        files = [file.path for file in get_cached_repo_tree(repo_id, revision=commit)]
-    if not any(folder.glob("*.safetensors")):
-        pickles = ", ".join(name for name in files if Path(name).suffix in _PICKLES)
-        raise InvalidArtifactError(
-            f"{repo_id} at {commit} has no safetensors" + (f", only pickled weights: {pickles}" if pickles else ""),
-            hint="convert the weights to safetensors, or name a revision that has them",
-        )
+    _check_weights(repo_id, commit, wanted, present if listed is None else listed)
+    known = named_by_blobs(folder, wanted)
+    check_bytes(folder, known, repo_id)
+    return Snapshot(folder, repo_id, commit, tuple(name for name in wanted if name not in known))
+
+
+def _from_hub(repo_id: str, revision: str | None, kind: Literal["base", "adapter"]) -> Snapshot:
+    commit = revision if revision and COMMIT.fullmatch(revision) else check_commit(repo_id, info(repo_id, revision).sha)
+    listed = listing(repo_id, commit)
+    wanted = _wanted(listed, kind)
+    _check_weights(repo_id, commit, wanted, listed)
+    folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=[escape(name) for name in wanted]))
+    check_bytes(folder, {name: expected(listed[name]) for name in wanted}, repo_id)
+    remember(folder, revision, commit)
     return Snapshot(folder, repo_id, commit)
 
 
+def listing(repo_id: str, commit: str) -> dict[str, RepoFile]:
+    """Every file of a repository by its path. Raises what the client does."""
+    entries = HfApi().list_repo_tree(repo_id, revision=commit, recursive=True)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _wanted(names: Iterable[str], kind: Literal["base", "adapter"]) -> list[str]:
+    """Weights in subfolders and `consolidated*` are copies of the same model for other programs, or training checkpoints."""
+    if kind == "adapter":
+        return [name for name in names if is_of_adapter(name)]
+    weights = ("*.safetensors", INDEX)
+    return [
+        name
+        for name in names
+        if is_of_base(name) or is_paper(name) or (matches(name, weights) and not matches(name, ("consolidated*",)))
+    ]
+
+
+def _check_weights(repo_id: str, commit: str, wanted: Iterable[str], listed: Iterable[str]) -> None:
+    if any(matches(name, ("*.safetensors",)) for name in wanted):
+        return
+    pickles = ", ".join(name for name in listed if matches(name.rpartition("/")[2], PICKLES))
+    raise InvalidArtifactError(
+        f"{repo_id} at {commit} has no safetensors" + (f", only pickled weights: {pickles}" if pickles else ""),
+        hint="convert the weights to safetensors, or name a revision that has them",
+    )
+
+
 def download(repo_id: str, *, revision: str | None = None) -> Snapshot:
-    """Every file of a repository at the commit that `revision` is now, whatever it is. Raises HubError."""
+    """Every file of a repository at the commit that `revision` is now, whatever it is, as the Hub lists it. Raises HubError."""
     with explained("fetch", repo_id, revision):
-        commit = info(repo_id, revision).sha
-        assert commit is not None
-        return Snapshot(Path(snapshot_download(repo_id, revision=commit)), repo_id, commit)
+        commit = check_commit(repo_id, info(repo_id, revision).sha)
+        listed = listing(repo_id, commit)
+        folder = Path(snapshot_download(repo_id, revision=commit))
+        check_bytes(folder, {name: expected(file) for name, file in listed.items()}, repo_id)
+        return Snapshot(folder, repo_id, commit)
 
 
 T = TypeVar("T")
@@ -164,7 +223,10 @@ def existing(repo: str, tell: Callable[[str], None] = lambda text: None) -> Mode
 
 
 def info(repo: str, revision: str | None = None) -> ModelInfo:
-    return HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    """What the Hub says of a repository; its commit is one. Raises HubError and what the client does."""
+    found = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    check_commit(repo, found.sha)
+    return found
 
 
 @contextmanager
@@ -186,7 +248,10 @@ def _explanation(what: str, repo: str, revision: str | None, error: BaseExceptio
         case HFValidationError():
             return UsageError(f"{what}: {_line(error)}")
         case OfflineModeIsEnabled():
-            return HubUnreachableError(f"{what}: offline mode is on", hint="unset HF_HUB_OFFLINE")
+            return HubUnreachableError(
+                f"{what}: offline mode is on",
+                hint="unset HF_HUB_OFFLINE, or put it into the Hub's cache first: `hf download`",
+            )
         case TransportError():
             return HubUnreachableError(
                 f"{what}: no answer from {endpoint} ({type(error).__name__})", hint="check the network and HF_ENDPOINT"

@@ -11,7 +11,8 @@ from typing import Literal
 
 from huggingface_hub import HfApi, RepoFile
 
-from .hub import explained
+from .digests import git_blob_id
+from .hub import explained, listing
 
 Kind = Literal["adapter", "model", "dataset"]
 Change = Literal["new", "changed", "same"]
@@ -45,8 +46,7 @@ class PlannedFile:
 def tree(repo: str, commit: str) -> dict[str, RepoFile]:
     """Every file by its path. Raises HubError."""
     with explained("look at", repo):
-        entries = HfApi().list_repo_tree(repo, revision=commit, recursive=True)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        return listing(repo, commit)
 
 
 def read(repo: str, path: str, commit: str) -> bytes:
@@ -67,16 +67,8 @@ def change(file: PlannedFile, folder: Path, there: Mapping[str, RepoFile]) -> Ch
     if remote.lfs is not None:
         same = remote.lfs.sha256 == file.sha256
     else:
-        same = remote.size == file.bytes and remote.blob_id == _git_hash(folder / file.path)
+        same = remote.size == file.bytes and remote.blob_id == git_blob_id(folder / file.path)
     return "same" if same else "changed"
-
-
-def _git_hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        hashed = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while piece := handle.read(1 << 20):
-            hashed.update(piece)
-    return hashed.hexdigest()
 
 
 def kinds(paths: Collection[str]) -> dict[Kind, str]:

@@ -38,11 +38,12 @@ class AdapterSource:
 
     `origin` has `hub_repo` and `hub_commit`, or of `mlflow_run`,
     `mlflow_model`, `mlflow_registered` (NAME/VERSION), `mlflow_version` (MLflow's own), `mlflow_created` (UTC),
-    `mlflow_base` and `mlflow_base_revision` what is known, or nothing.
+    `mlflow_base` and `mlflow_base_revision` what is known, or nothing. `unchecked` is the snapshot's, if it is one of the Hub.
     """
 
     folder: Path
     origin: Mapping[str, Any] = field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
 
 
 def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterSource:
@@ -65,7 +66,9 @@ def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterS
     from .hub import fetch  # the Hub's client is slow to import
 
     snapshot = fetch(source, revision=revision, kind="adapter")
-    return AdapterSource(snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit})
+    return AdapterSource(
+        snapshot.folder, {"hub_repo": snapshot.repo_id, "hub_commit": snapshot.commit}, snapshot.unchecked
+    )
 
 
 def _local(source: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from reccocktail.registry import hub as hub_module
 from reccocktail.registry.errors import HubError, InvalidArtifactError, UsageError
-from reccocktail.registry.hub import HubUnreachableError, fetch
+from reccocktail.registry.hub import HubUnreachableError, download, fetch
 from reccocktail.registry.publishing import plan, publish
 
 BASE = {
@@ -61,6 +63,89 @@ def test_a_base_is_fetched_whole_at_the_commit_that_main_is_now(hub):
     snapshot = fetch("maker/base", kind="base")
     assert (snapshot.repo_id, snapshot.commit) == ("maker/base", commit)
     assert contents(snapshot.folder) == BASE
+
+
+WITH_PROGRAMS = {
+    "handler.py": b"x",
+    "lib.so": b"x",
+    "LICENSE": b"mit",
+    "additional_chat_templates/rag.jinja": b"x",
+    "x.py.md": b"",
+}
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter"])
+def test_nothing_is_downloaded_that_is_not_kept(hub, kind):
+    own = (
+        BASE
+        if kind == "base"
+        else {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w", "vocab.json": b"{}"}
+    )
+    hub.add_repo("maker/it", own | WITH_PROGRAMS)
+    kept = {"LICENSE": b"mit", "additional_chat_templates/rag.jinja": b"x"}
+    assert contents(fetch("maker/it", kind=kind).folder) == own | kept
+
+
+def test_weights_that_are_not_what_the_hub_lists_are_refused_by_name(hub):
+    hub.add_repo("maker/base", BASE)
+    listed = hashlib.sha256(BASE["model.safetensors"]).hexdigest()
+    hub.objects[listed] = b"w" * len(BASE["model.safetensors"])
+    with pytest.raises(HubError, match=r"model\.safetensors is not what the Hub lists") as caught:
+        fetch("maker/base", kind="base")
+    assert listed in str(caught.value)
+    with pytest.raises(HubError, match=r"model\.safetensors is not what the Hub lists"):
+        download("maker/base")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("way", ["main", "commit", "offline"])
+def test_a_file_that_was_changed_in_the_cache_is_refused_by_name(hub, name, way, monkeypatch):
+    commit = hub.add_repo("maker/base", BASE)
+    blob = (fetch("maker/base", kind="base").folder / name).resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"#" * blob.stat().st_size)
+    if way == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=f"{name} is not what the Hub lists") as caught:
+        fetch("maker/base", revision=commit if way == "commit" else None, kind="base")
+    assert str(blob) in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("commit", ["../../../../evil", "main", "c0ffee", "g" * 40, "0" * 41, "A" * 40])
+@pytest.mark.parametrize("ask", [lambda: fetch("maker/base", kind="base"), lambda: download("maker/base")])
+def test_what_the_hub_calls_a_commit_and_is_none_reaches_no_path(hub, commit, ask, tmp_path):
+    hub.add_repo("maker/base", BASE)
+    repo = hub.repos["maker/base"]
+    repo.commits[commit] = dataclasses.replace(repo.commits[repo.branches["main"]], id=commit)
+    repo.branches["main"] = commit
+    with pytest.raises(HubError, match="40 hexadecimal digits"):
+        ask()
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("evil", "config.json")]
+
+
+def test_offline_a_branch_is_what_the_cache_last_saw(hub, monkeypatch):
+    commit = hub.add_repo("maker/base", BASE)
+    online = fetch("maker/base", kind="base")
+    repo = online.folder.parents[1]
+    assert online.commit == commit
+    hub.close()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch("maker/base", kind="base") == online
+    (repo / "refs" / "main").write_text("../../../etc")
+    with pytest.raises(HubError, match="40 hexadecimal digits"):
+        fetch("maker/base", kind="base")
+    for revision in ("../../refs/main", "gone"):
+        with pytest.raises(HubUnreachableError):
+            fetch("maker/base", revision=revision, kind="base")
+
+
+def test_offline_a_part_of_a_repository_is_not_taken_for_the_whole(hub, monkeypatch):
+    commit = hub.add_repo("maker/base", BASE)
+    folder = fetch("maker/base", kind="base").folder
+    (folder / "config.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachableError, match=r"config\.json"):
+        fetch("maker/base", revision=commit, kind="base")
 
 
 def test_an_older_commit_is_still_fetched_after_main_has_moved(hub):
