@@ -37,7 +37,7 @@ SEED = 42
 def demo(app: App, folder: Path | None, as_json: bool) -> None:
     """The whole trip on sample domains: train, register, mix, compare, and make ready for the Hub.
 
-    About eight minutes on two CPU cores. Interrupt it whenever you like: run again, it goes on where it was.
+    About 23 minutes on two busy CPU cores, fewer on idle ones. Interrupt it whenever you like: run again, it goes on where it was.
     """
     home = (folder or app.settings.home / "demo").expanduser().absolute()
     settings = replace(

@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .documents import WRITTEN_LIMIT, regular_bytes
 from .errors import UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+SECONDS = 5  # of the processor's time, that a template of one's own may take
+MEMORY = 2 << 30  # of addresses
+LONGEST = 1_000_000  # characters of a card
+_TEMPLATE_HINT = 'begin with {% extends "card.jinja" %} and replace its blocks'
 
 
 @dataclass(frozen=True)
@@ -136,12 +148,11 @@ class CardFacts:
 def render_card(facts: CardFacts, template: Path | None = None) -> str:
     """The card's text: metadata, and what the template makes of the facts.
 
-    A `template` of one's own has all that ours have, and may extend `card.jinja`; the metadata is always ours. It runs in a sandbox.
+    A `template` of one's own has all that ours have, and may extend `card.jinja`; the metadata is always ours. It runs in a sandbox,
+    in a process that is killed when it takes too long or too much memory.
     Raises KeyError where an input has no coefficient, UsageError for a template that cannot be read or carried out.
     """
-    import jinja2
     from huggingface_hub import ModelCardData
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     base = _hub_id(facts.base_source)
     # adapters alone, without their base, would stand there as if they were the model that it was made of
@@ -164,14 +175,6 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
         model_name=_line(facts.title) if (results := _results(facts)) else None,
         eval_results=results or None,
     )
-    environment = ImmutableSandboxedEnvironment(  # Markdown, not HTML; the filters below escape what comes from outside
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"text": _text, "code": _code, "value": _value, "python": _python}
     known: dict[str, Any] = {
         "facts": facts,
         "base": base,
@@ -182,20 +185,7 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
         ],
         "columns": list(dict.fromkeys(name for row in (facts.metrics or {}).values() for name in row)),
     }
-    if template is None:
-        body = environment.get_template("card.jinja").render(known)
-    else:
-        try:
-            body = environment.from_string(template.read_text(encoding="utf-8")).render(known)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the card's template {template} cannot be read: {error}") from error
-        except Exception as error:  # whatever a template may do wrong, from its syntax to a division by zero
-            line = getattr(error, "lineno", None)
-            where = f"{template}, line {line}" if line else str(template)
-            raise UsageError(
-                f"the card's template {where}: {type(error).__name__}: {error}",
-                hint='begin with {% extends "card.jinja" %} and replace its blocks',
-            ) from error
+    body = _body(known, None) if template is None else _bounded_body(known, template)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
@@ -242,6 +232,63 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _body(known: Mapping[str, Any], template: str | None) -> str:
+    """What a template, or else ours, makes of what is known. Raises whatever a template may do wrong."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(  # Markdown, not HTML; the filters below escape what comes from outside
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"text": _text, "code": _code, "value": _value, "python": _python}
+    found = environment.get_template("card.jinja") if template is None else environment.from_string(template)
+    return found.render(known)
+
+
+def _bounded_body(known: Mapping[str, Any], template: Path) -> str:
+    try:
+        text = regular_bytes(template, limit=WRITTEN_LIMIT).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the card's template {template} cannot be read: {error}") from error
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", __name__],
+        input=pickle.dumps((known, text, SECONDS)),
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode == -signal.SIGPROF:
+        raise UsageError(f"the card's template {template} takes longer than {SECONDS} s", hint=_TEMPLATE_HINT)
+    if done.returncode < 0:
+        raise UsageError(f"the card's template {template} takes too much memory", hint=_TEMPLATE_HINT)
+    if done.returncode:
+        raise UsageError(f"the card's template {template} could not be carried out: {done.stderr[-500:].decode()}")
+    answer = json.loads(done.stdout)
+    if "problem" in answer:
+        where = f"{template}, line {answer['line']}" if answer["line"] else str(template)
+        raise UsageError(f"the card's template {where}: {answer['problem']}", hint=_TEMPLATE_HINT)
+    return answer["body"]
+
+
+def _answer(known: Mapping[str, Any], template: str, seconds: float) -> dict[str, Any]:
+    """Of the process that a template of one's own runs in: its body, or the problem with its line."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is at
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        body = _body(known, template)
+    except MemoryError:
+        return {"problem": "takes too much memory", "line": None}
+    except Exception as error:  # noqa: BLE001  whatever a template may do wrong, from its syntax to a division by zero
+        return {"problem": f"{type(error).__name__}: {error}"[:1000], "line": getattr(error, "lineno", None)}
+    if len(body) > LONGEST:
+        return {"problem": f"makes {len(body):,} characters, over the limit of {LONGEST:,}", "line": None}
+    return {"body": body}
+
+
 def _one_or_all(values: tuple[str, ...] | list[str]) -> str | list[str] | None:
     return values[0] if len(values) == 1 else list(values) or None
 
@@ -279,3 +326,7 @@ def _value(value: object) -> str:
 def _python(value: object) -> str:
     """A Python literal, on one line, that cannot end the block of code that it stands in."""
     return json.dumps(str(value), ensure_ascii=False).replace("`", "\\x60")
+
+
+if __name__ == "__main__":
+    json.dump(import_module("reccocktail.registry.card")._answer(*pickle.load(sys.stdin.buffer)), sys.stdout)  # noqa: S301  from our own parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .candidates import candidates
+from .chat_templates import expect_bounded
 from .data import DomainData
 from .documents import read_yaml
 from .errors import TaskError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
 DEFAULT_TEMPLATE = "next-title"
+ANSWER_MARK = "ANSWER-ENDS-HERE"  # stands for an answer where only what follows it is asked
 NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
@@ -224,13 +226,23 @@ def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> li
 
     The oldest titles are left out of a history that has more than the template's `history_tokens`; candidates are never cut,
     nor is the newest title. A special token that a title spells, such as `<|im_end|>`, is broken up with a blank: a
-    shop's catalogue must not end the conversation.
+    shop's catalogue must not end the conversation. Raises ChatTemplateError where the chat template does not come to an end.
     """
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     special = sorted(
         {token.strip() for token in (*tokens, *tokenizer.all_special_tokens)} - {""}, key=len, reverse=True
     )
-    return [_cut(_harmless(question, special), tokenizer) for question in questions]
+    asked = [_cut(_harmless(question, special), tokenizer) for question in questions]
+    expect_bounded(tokenizer, (conversation for question in asked for conversation in _conversations(question)))
+    return asked
+
+
+def _conversations(question: Question) -> Iterator[list[dict[str, str]]]:
+    """All that a chat template is given of a question: to be answered, answered, and without its history."""
+    yield question.messages
+    for answer in (question.answer, ANSWER_MARK):
+        yield [*question.messages, {"role": "assistant", "content": answer}]
+    yield replace(question, history=()).messages
 
 
 def _harmless(question: Question, special: Sequence[str]) -> Question:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import Question, fit
+from .prompts import ANSWER_MARK, Question, fit
 
 PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
 
@@ -183,9 +183,8 @@ def _closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     """What the chat template puts after an answer, up to the end-of-sequence token where there is one."""
-    answer = "ANSWER-ENDS-HERE"
-    text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
-    end = str(text).rpartition(answer)[2]
+    text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": ANSWER_MARK}], tokenize=False)
+    end = str(text).rpartition(ANSWER_MARK)[2]
     eos = str(tokenizer.eos_token or "")
     if eos and eos in end:
         return end[: end.index(eos) + len(eos)]

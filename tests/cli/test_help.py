@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,3 +56,9 @@ def test_without_a_command_the_help_is_shown_and_nothing_is_called_an_error(
     assert answer.err.startswith("Usage: reccocktail")
     assert "error:" not in answer.err
     assert not answer.out
+
+
+def test_the_readme_and_the_help_state_the_same_minutes_for_the_demo(bare: Callable[..., Any]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    measured = re.findall(r"(\d+) minutes", readme.partition("<!-- demo-table -->")[2].partition("\n\n")[0])
+    assert re.findall(r"(\d+) minutes", bare("demo", "--help").out) == measured != []

@@ -19,6 +19,7 @@ from reccocktail.registry.card import (
     CardTask,
     render_card,
 )
+from reccocktail.registry.errors import UsageError
 
 FACTS = CardFacts(
     title="Beauty",
@@ -297,3 +298,25 @@ def test_what_is_not_known_of_the_licence_is_said():
     data = ModelCard(given).data
     assert (data.license, data.license_name, data.license_link) == ("other", "acme", "LICENSE")
     assert "named by whoever publishes it" in given
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes longer"),
+        ("{{ 'a' * 10 ** 11 }}", "too much memory"),
+        ("{{ 'a' * 2000000 }}", "2,000,000 characters"),
+        ("a\n{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("a\n{% if %}", "line 2"),
+    ],
+)
+def test_a_template_of_ones_own_is_bounded_and_named(tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr("reccocktail.registry.card.SECONDS", 1)
+    (template := tmp_path / "mine.jinja").write_text(text)
+    with pytest.raises(UsageError, match=rf"mine\.jinja.*{said}"):
+        render_card(FACTS, template)
+
+
+def test_a_template_of_ones_own_makes_what_it_would_make_here(tmp_path):
+    (template := tmp_path / "mine.jinja").write_text('{% extends "card.jinja" %}')
+    assert render_card(FACTS, template) == render_card(FACTS)

@@ -1,0 +1,53 @@
+"""Chat templates on trial, in a process of its own that the system ends: a template may loop or grow without end.
+
+`tasks.chat_templates` runs this file by its path. Each line of stdin is a request, each line of stdout its answer, both JSON.
+A trial that takes too long ends the process by SIGPROF, with no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+MEMORY = 2 << 30  # of addresses, of which libraries have reserved a part
+
+
+def main() -> None:
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is at
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        problem = _problem(request, render_jinja_template)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(json.dumps({"problem": problem}) + "\n")
+        answers.flush()
+
+
+def _problem(request: dict[str, Any], render: Any) -> str | None:
+    for messages in request["conversations"]:
+        spoken = sum(len(message["content"]) for message in messages)
+        asks = messages[-1]["role"] == "user"
+        try:
+            texts, _ = render(
+                [messages], chat_template=request["template"], add_generation_prompt=asks, **request["tokens"]
+            )
+        except MemoryError:
+            return "takes too much memory, and was stopped"
+        except Exception:  # noqa: BLE001, S112  what else is wrong with it is for whoever uses it to tell
+            continue
+        if len(texts[0]) > spoken + request["most"]:
+            return f"makes {len(texts[0]):,} characters of a conversation that has {spoken:,}"
+    return None
+
+
+if __name__ == "__main__":
+    main()
