@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session, configure_mappers
 from sqlalchemy.pool import NullPool
 
 from .errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
+from .files import NO_ROOM, is_full
 from .locks import StoreLock
 from .settings import redacted_url
 from .tables import login_name
@@ -323,6 +324,7 @@ def _engine(url: str, *, migrating: bool = False, postgresql_isolation: Any = No
             hint="write sqlite:////folder/file or postgresql://user:password@host/name, with %40 for a @ in a password",
         ) from error
     if engine.dialect.name == "sqlite":
+        event.listen(engine, "do_connect", _connect_sqlite)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         if migrating:
@@ -336,6 +338,38 @@ def _reading_sqlite(path: Path) -> sqlite3.Connection:
     log = path.with_name(path.name + "-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
     return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, check_same_thread=False)
+
+
+class _WithoutRoom(sqlite3.Connection):
+    """For reading alone, where the disk has no room for the files that SQLite keeps beside a database in use."""
+
+
+def _connect_sqlite(_dialect: Any, _record: Any, words: list[Any], named: dict[str, Any]) -> sqlite3.Connection | None:
+    path = Path(words[0]) if words else Path()
+    if not path.is_file():  # a URI of SQLite's own, or a database that is still to be made
+        return None
+    connection = sqlite3.connect(*words, **named)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in _WITHOUT_FILES or not is_full(path.parent):
+            return connection  # whoever uses it hears of it
+        connection.close()
+        return _reading_without_room(path)
+    except sqlite3.Error:
+        pass
+    return connection
+
+
+def _reading_without_room(path: Path) -> sqlite3.Connection:
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        # alone with the database, SQLite keeps the log's index in memory
+        connection = sqlite3.connect(path, factory=_WithoutRoom, check_same_thread=False)
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        return connection
+    uri = f"file:{quote(str(path))}?immutable=1"
+    return sqlite3.connect(uri, uri=True, factory=_WithoutRoom, check_same_thread=False)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -358,6 +392,8 @@ def _begin_sqlite(connection: Connection) -> None:
     if begin == _TO_WRITE:
         raw = connection.connection.driver_connection
         assert isinstance(raw, sqlite3.Connection)
+        if isinstance(raw, _WithoutRoom):
+            raise DatabaseError(f"{redacted_url(str(connection.engine.url))}: the disk is full", hint=NO_ROOM)
         begin_writing(raw, BUSY_SECONDS, redacted_url(str(connection.engine.url)))
     else:
         connection.exec_driver_sql(begin)
@@ -401,6 +437,7 @@ def _passes(error: Exception, cause: BaseException | None) -> bool:
     return isinstance(error, (OperationalError, InterfaceError))
 
 
+_WITHOUT_FILES = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL)
 _BUSY = "try again; if it stays like this, look for a command that hangs"
 _READ_ONLY = "the database is open for reading only: commands that change something need one that can be written"
 _HINTS = {  # by SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -414,7 +451,7 @@ _SQLITE_HINTS = {
     sqlite3.SQLITE_NOTADB: "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another",
     sqlite3.SQLITE_READONLY: _READ_ONLY,
     sqlite3.SQLITE_BUSY: _BUSY,
-    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_FULL: NO_ROOM,
 }
 
 

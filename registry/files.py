@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,9 @@ CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than lar
 THREAD_WORTH = 256 << 10  # what takes longer to hash than a thread takes to start
 WRITEBACK = 16 << 20
 SYNC_THREADS = 4
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = "free some space or files on that disk, for example by `reccocktail store gc`"
 
 Progress = Callable[[int], None]
 
@@ -120,6 +124,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the folder's file system takes no new file, or nothing into it. False where it refuses for another reason."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".room-") as file:
+            file.write(b"0" * 65536)  # what SQLite keeps beside a database, at least
+    except OSError as error:
+        return error.errno in FULL
+    return False
 
 
 @contextmanager

@@ -24,18 +24,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
-from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
+from .files import FULL, NO_ROOM, Progress, copy_file, hash_file, link_file, open_regular, sync_all
 from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 
 DISCARD = "discard"
 
-_ROOM = "free some space, for example by `reccocktail store gc`"
 _RIGHTS = "let this user write there, or set RECCOCKTAIL_STORE_URL to another folder"
 _HINTS = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
+    **dict.fromkeys(FULL, NO_ROOM),
     errno.ENOLCK: "the file system must support flock; choose another folder as RECCOCKTAIL_STORE_URL",
 }
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # whatever bore the name may be gone when one looks
@@ -369,14 +367,29 @@ class LocalStore(Store):
             with self.translated("read"), shared_if_possible(self._lock):
                 return self._waste(keep, grace, staging)[0]
         # trees are only renamed while others wait; their files are deleted when `aside` is
-        with self.translated(), self.staging("gc") as aside, self._lock.exclusive(WAIT_SECONDS):
+        with self.translated(), self._aside("gc") as aside, self._lock.exclusive(WAIT_SECONDS):
             report, trees, blobs = self._waste(keep, grace, staging)
             for tree in trees:  # whole or absent, even if the removal is cut short
                 tree.rename(aside / tree.name)
             sync_all([self._trees])  # no tree may come back after a power failure without its manifest
             for blob in blobs:
                 blob.unlink()
+            if aside == self._staging:
+                for tree in trees:
+                    shutil.rmtree(aside / tree.name, ignore_errors=True)
         return report
+
+    @contextmanager
+    def _aside(self, prefix: str) -> Iterator[Path]:
+        """A folder for what is to be removed: `staging` itself where the disk has no room for another one."""
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self.staging(prefix))
+            except StoreError as error:
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in FULL:
+                    raise
+                folder = self._staging
+            yield folder
 
     def _waste(
         self, keep: set[str], grace: timedelta, staging: tuple[str, ...]
