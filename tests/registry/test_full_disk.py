@@ -58,7 +58,9 @@ def stocked(
         base = registry.bases.add("tiny", make_base(tmp_path / "base"), source="tiny")
         registry.domains.add("beauty")
         registry.adapters.add(make_adapter(tmp_path / "a", seed=1), base=base, role="ingredient", domain="beauty")
-        registry.store.add_folder(make_adapter(tmp_path / "b", seed=2))
+        orphan = make_adapter(tmp_path / "b", seed=2)
+        (orphan / "large").write_bytes(b"0" * 200_000)
+        registry.store.add_folder(orphan)
     left = settings.home / "store" / "staging" / "add-dead"
     left.mkdir()
     (left / "half").write_bytes(b"0" * 100_000)
