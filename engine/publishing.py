@@ -17,38 +17,34 @@ from ..registry.allowlist import is_published, published_files
 from ..registry.card import (
     CardAdaptation,
     CardData,
-    CardEvaluation,
     CardFacts,
     CardInput,
-    CardMetric,
-    CardPrompt,
-    CardTask,
     render_card,
 )
-from ..registry.digests import canonical_json, digest_of_json, file_digest
+from ..registry.digests import file_digest
 from ..registry.documents import OWN_LIMIT, read_object
-from ..registry.errors import ConflictError, HubError, InvalidArtifactError, RecCocktailError, UsageError
+from ..registry.errors import ConflictError, HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
-from ..tasks import TaskError, Template, load_template
-from ..tasks.prompts import SHIPPED as TEMPLATES
-from .builds import PROMPTS, Standing, Standings, card_facts, result_folder, standing
+from .builds import Standing, Standings, card_facts, result_folder, standing
+from .measurements import evaluations_of, system_of
 from .provenance import adapter_statement
 from .recipes import SHIPPED
+from .wording import prompt_of_adapters, prompt_of_build, template_of
 
 if TYPE_CHECKING:  # the Hub's client is slow to import
     from ..registry.publishing import PublicationPlan
 
 CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
-METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
 
 
 @dataclass(frozen=True)
 class Choices:
     """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
 
-    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A licence that was named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A licence that was
+    named for the last publication, and not anew, is `named_for` the licences that its parts had then.
     """
 
     repo: str | None = None
@@ -314,8 +310,8 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
         base_source=_hub_base(registry, base),
         warnings=tuple((build.report or {}).get("warnings", ())),
-        prompt=_prompt_of_build(registry, build, adapters),
-        evaluations=_evaluations(registry, {base.digest: base.name} | {_system(base, a): a.ref for a in adapters}
+        prompt=prompt_of_build(registry, build, adapters),
+        evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
                                  | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
     )  # fmt: skip
@@ -357,9 +353,9 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         alpha=adapter.alpha,
         target_modules=adapter.target_modules,
         note=adapter.note,
-        prompt=_prompt_of_adapters([adapter]),
-        evaluations=_evaluations(
-            registry, {base.digest: base.name, _system(base, adapter): "this adapter"}, _system(base, adapter)
+        prompt=prompt_of_adapters([adapter]),
+        evaluations=evaluations_of(
+            registry, {base.digest: base.name, system_of(base, adapter): "this adapter"}, system_of(base, adapter)
         ),
         **_common(registry, base, [adapter], [adapter.role], licence, choices),
     )
@@ -507,7 +503,7 @@ def _common(
         there = published.get(adapter.digest)
         its = known_licence(folders[adapter.ref])
         trained = [adapter.context.get("trainer"), adapter.context.get("trainer_version")]
-        template = _template(adapter)
+        template = template_of(adapter)
         inputs.append(
             CardInput(
                 role,
@@ -553,63 +549,6 @@ def _repo(adapter: Adapter, own: str | None) -> str | None:
     return repo if isinstance(repo, str) and repo != own and _is_repo(repo) else None
 
 
-def _template(adapter: Adapter) -> dict[str, Any] | None:
-    template = adapter.context.get("template")
-    return template if isinstance(template, dict) else None
-
-
-def _prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -> CardPrompt | None:
-    """The wording of the prompts that the coefficients were found with, else of those that the adapters were trained on."""
-    told = build.inputs.get("template")
-    if not told:
-        return _prompt_of_adapters(adapters)
-    adaptive = build.recipe.get("adaptive") or {}
-    found = _wording(told["digest"], (adaptive.get("template"), told.get("name"))) or _kept_wording(registry, build)
-    return found and replace(found, used="its coefficients were found with")
-
-
-def _prompt_of_adapters(adapters: list[Adapter]) -> CardPrompt | None:
-    """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it can still be found."""
-    for adapter in reversed(adapters):
-        told = _template(adapter)
-        if told is None:
-            continue
-        options = adapter.context.get("options")
-        path = options.get("template") if isinstance(options, dict) else None
-        if found := _wording(told.get("digest"), (told.get("name"), path)):
-            return found
-    return None
-
-
-def _wording(digest: object, places: Iterable[object]) -> CardPrompt | None:
-    """The template of that digest, which may lie at one of these places or be one that ships."""
-    shipped = sorted(path.stem.removeprefix("template_") for path in TEMPLATES.glob("template_*.yaml"))
-    for place in (*places, *shipped):
-        if not isinstance(place, str):
-            continue
-        try:
-            found = load_template(place)
-        except (TaskError, OSError, ValueError):  # gone, or never on this machine
-            continue
-        if found.digest == digest:
-            return _card_prompt(found)
-    return None
-
-
-def _kept_wording(registry: Registry, build: Build) -> CardPrompt | None:
-    """What the store has of the template: it is kept with the prompts, which stay here."""
-    try:
-        content = json.loads((registry.store.folder(build.inputs["prompts"]["digest"]) / PROMPTS).read_text("utf-8"))
-        found = Template.model_validate(content["template"])
-    except (RecCocktailError, OSError, ValueError, KeyError, TypeError):
-        return None
-    return _card_prompt(found) if found.digest == build.inputs["template"]["digest"] else None
-
-
-def _card_prompt(template: Template) -> CardPrompt:
-    return CardPrompt(template.name, template.system, template.user, template.separator)
-
-
 def _data(adapter: Adapter) -> tuple[CardData, ...]:
     """What its trainer kept of the data; other programs may have written something else."""
     told = adapter.context.get("data")
@@ -619,49 +558,3 @@ def _data(adapter: Adapter) -> tuple[CardData, ...]:
         for entry in entries
         if isinstance(entry, dict) and entry.get("domain") and entry.get("digest")
     )
-
-
-def _system(base: Base, adapter: Adapter) -> str:
-    """How an evaluation names an adapter on its base."""
-    return digest_of_json([base.digest, adapter.digest])
-
-
-def _evaluations(registry: Registry, labels: Mapping[str, str], own: str) -> tuple[CardEvaluation, ...]:
-    """What was measured on this machine of the systems with these digests, where the one that is published was measured, too."""
-    found: dict[str, dict[str, CardEvaluation]] = {}
-    for path in sorted((registry.settings.home / "evaluations").glob("*.json")):
-        try:
-            content = read_object(path, limit=OWN_LIMIT)
-            if (system := content["system"]) in labels:
-                key = canonical_json([content["task"]["digest"], content["mode"], content["dtype"]]).decode()
-                found.setdefault(key, {})[system] = _evaluation(content, labels[system])
-        except (InvalidArtifactError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # one that was cut off or damaged is measured again when it is asked for
-    tables = [
-        replace(
-            systems[own],
-            own=labels[own],
-            rows={label: systems[digest].rows[label] for digest, label in labels.items() if digest in systems},
-        )
-        for systems in found.values()
-        if own in systems
-    ]
-    return tuple(sorted(tables, key=lambda table: table.task))
-
-
-def _evaluation(content: Mapping[str, Any], label: str) -> CardEvaluation:
-    """Of one system, as it was kept. Raises KeyError, TypeError, ValueError or AttributeError where that is damaged."""
-    metrics = {
-        name: CardMetric(float(m["mean"]), float(m["low"]), float(m["high"]))
-        for name, m in content["metrics"].items()
-        if name in METRICS
-    }
-    task = content["task"]
-    how = "lists of titles" if content["mode"] == "generate" else f"ranking by {content['mode']}"
-    sentence = (
-        f"Next purchase among {task['n_negatives'] + 1} candidates, {task['split']} split,"
-        f" {how}, data {task['data_digest']}, seed {task['seed']}"
-    )
-    name = f"next purchase among {task['n_negatives'] + 1} candidates"
-    asked = CardTask(name, how, str(task["split"]), str(task["data_digest"]))
-    return CardEvaluation(sentence, len(content["ranks"]), {label: metrics}, asked=asked)

@@ -71,7 +71,7 @@ def test_the_merged_checkpoint_is_that_of_the_present_inputs(built: Any, loras: 
     fresh = built("resolve", "skin-care", "--merged", "--json")
     assert fresh.json["state"] == "fresh"
     assert (fresh.json["build"], fresh.json["path"]) == (newest["id"], newest["path"])
-    assert fresh.err == ""
+    assert fresh.err.splitlines() == [f"skin-care means build {newest['id']}: {fresh.json['why']}"]
     built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
     stale = built("resolve", "skin-care", "--merged")
     assert stale.out == newest["path"] + "\n"
