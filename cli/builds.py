@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import ConflictError, UsageError
+from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, json_text, page, printable, progress, say, short, size, table
 from .lineage import lineage_lines, trace
@@ -62,8 +62,8 @@ def request(
 ) -> None:
     """Ask for merged builds; an equal build that exists is not made twice.
 
-    With --all and --stale, domains that cannot be built are named and passed over; the command fails in the end if one of
-    them has been built before.
+    With --all and --stale, domains that cannot be built by their own recipe, or by the one that is given, are named and passed
+    over; without --recipe, the command fails in the end if one of them has been built before.
     """
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or say --all, or --stale")
@@ -77,11 +77,11 @@ def request(
     with app.registry() as registry:
         names = list(domains)
         if not domains:
-            states = standings(registry, base=base)
+            states = standings(registry, base=base, recipe=load_recipe(recipe_name) if recipe_name else None)
             for name, state in states.items():
                 if state.state == "blocked":
                     say(f"{name} cannot be built: {'; '.join(state.reasons)}")
-                    held_up |= state.build is not None
+                    held_up |= recipe_name is None and state.build is not None
                 if state.state == "cold":
                     say(f"{name} is passed over: {'; '.join(state.reasons)}; ask for it by name")
             wanted = ("fresh", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
@@ -239,16 +239,20 @@ def list_(
 
 
 @build.command(epilog=example("reccocktail build show 660d4"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID|DOMAIN")
 @click.option("--follow", is_flag=True, help="First show how it comes along, until it has ended.")
 @json_option
 @pass_app
 def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
-    """Show a build, with what went in down to the data, and where it was published; the start of its id is enough."""
+    """Show a build, with what went in down to the data, and where it was published; the start of its id is enough.
+
+    A domain means its newest build.
+    """
     with app.registry() as registry:
+        row = named_build(registry, id_)
         if follow:
-            _follow(registry, id_)
-        row = registry.builds.get(id_)
+            _follow(registry, row.id)
+            row = registry.builds.get(row.id)
         lineage = trace(registry, row)
     answer(as_json, row.to_json() | {"lineage": lineage}, lambda: _show_one(row, lineage))
 
@@ -335,7 +339,7 @@ def _show_adaptation(found: dict[str, Any]) -> None:
 
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID|DOMAIN")
 @click.option("--follow", is_flag=True, help="Go on until the build has ended.")
 @json_option
 @pass_app
@@ -344,6 +348,7 @@ def logs(app: App, id_: str, follow: bool, as_json: bool) -> None:
     if follow and as_json:
         raise UsageError("--follow is for people, --json for programs: one of them")
     with app.registry() as registry:
+        id_ = named_build(registry, id_).id
         lines = registry.builds.logs(id_)
         answer(as_json, [line.to_json() for line in lines], lambda: _show_lines(lines))
         while follow and registry.builds.get(id_).status in ("queued", "running"):
@@ -359,44 +364,70 @@ def _show_lines(lines: Sequence[LogLine]) -> None:
 
 
 @build.command(epilog=example("reccocktail build cancel 660d4"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID|DOMAIN")
 @json_option
 @pass_app
 def cancel(app: App, id_: str, as_json: bool) -> None:
     """Cancel a queued or running build."""
     with app.registry() as registry:
-        row = registry.builds.cancel(id_)
+        row = registry.builds.cancel(named_build(registry, id_).id)
     answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
 
 
 @build.command(epilog=example("reccocktail build retry 660d4"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID|DOMAIN")
 @json_option
 @pass_app
 def retry(app: App, id_: str, as_json: bool) -> None:
     """Queue a failed or cancelled build again."""
     with app.registry() as registry:
-        row = registry.builds.retry(id_)
+        row = registry.builds.retry(named_build(registry, id_).id)
     answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
 
 
 @build.command(epilog=example("reccocktail build export 660d4 ./merged"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID|DOMAIN")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 @pass_app
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
-    """Copy a build's merged checkpoint into the new folder DIR."""
+    """Copy a build's merged checkpoint into the new folder DIR; a domain means what `publish` would take."""
     from ..engine.builds import result_folder
     from ..registry.files import whole_folder
 
     with app.registry() as registry:
-        row = registry.builds.get(id_)
+        row = named_build(registry, id_, to_serve=True)
         source = result_folder(registry, row)
         target = new_folder(folder)
         with whole_folder(target) as staged:
             shutil.copytree(source, staged, copy_function=shutil.copyfile)
     answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
+
+
+def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Build:
+    """The build with the id, or with the only id that begins so; else the newest of the domain of that name.
+
+    `to_serve` means the domain's as `publish` means it. Raises NotFoundError, UsageError where several ids begin so.
+    """
+    from ..engine.builds import chosen
+
+    try:
+        return registry.builds.get(text)
+    except NotFoundError as error:
+        try:
+            registry.domains.get(text)
+        except RecCocktailError:
+            raise error from None  # it is no domain either
+    if to_serve:
+        found = chosen(registry, text)
+        assert found.build is not None
+        say_chosen(text, found)
+        return found.build
+    newest = registry.builds.list(domain=text, limit=1)
+    if not newest:
+        raise NotFoundError(f"domain {text!r} has no build yet", hint=f"reccocktail build request {text} --wait")
+    say(f"the newest build of {text} is {newest[0].id}")
+    return newest[0]
 
 
 def say_chosen(domain: str, found: Standing) -> None:

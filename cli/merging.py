@@ -25,7 +25,12 @@ from .console import answer, details, progress, say
 )
 @click.argument("base", type=click.Path(path_type=Path))
 @click.option(
-    "-a", "adapters", metavar="ADAPTER[=WEIGHT]", multiple=True, required=True, help="A LoRA folder, its weight."
+    "-a",
+    "adapters",
+    metavar="ADAPTER[=WEIGHT]",
+    multiple=True,
+    required=True,
+    help="A LoRA folder, its weight; 1 for one alone.",
 )
 @click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="Method, weights (spirit first) and output.")
 @click.option(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import ConflictError, UsageError
+from ..registry.errors import ConflictError, NotFoundError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .builds import about_choice, new_folder, say_chosen
 from .console import answer, printable, say
 
 if TYPE_CHECKING:
-    from ..registry import Registry
+    from ..registry import Build, Registry
 
 
 @click.command(
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         'vllm serve "$(reccocktail resolve beauty --merged)" --served-model-name beauty',
     )
 )
-@click.argument("ref", metavar="DOMAIN[@ALIAS]")
+@click.argument("ref", metavar="DOMAIN[@ALIAS]|ID")
 @click.option(
     "--format",
     "format_",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="A command for vLLM, a folder for PEFT, or the path of what the store has.",
 )
-@click.option("--merged", is_flag=True, help="The merged checkpoint of the domain, not its adapter.")
+@click.option("--merged", is_flag=True, help="The merged checkpoint of the domain, or of the build ID, not an adapter.")
 @click.option("-o", "out", metavar="DIR", type=click.Path(path_type=Path), help="New folder for --format peft.")
 @base_option
 @json_option
@@ -101,8 +101,13 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
         raise UsageError(
             "a merged checkpoint is no adapter", hint="--format path, for transformers and any other engine"
         )
-    found = chosen(registry, domain, base=base)
-    build = found.build
+    try:
+        registry.domains.get(domain)
+    except NotFoundError:
+        found, build = None, _build(registry, domain, base)
+    else:
+        found = chosen(registry, domain, base=base)
+        build = found.build
     assert build is not None
     if build.recipe.get("output", {}).get("format") == "adapter":
         raise ConflictError(
@@ -110,16 +115,31 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
             hint=f"reccocktail build export {build.id} DIR",
         )
     folder = result_folder(registry, build)
-    say_chosen(domain, found)
+    if found is not None:
+        say_chosen(domain, found)
     about = {
         "kind": "checkpoint",
         "build": build.id,
         "base": build.base,
         "digest": build.digest,
         "path": str(folder),
-        **about_choice(found),
+        **(about_choice(found) if found else {}),
     }
     if format_ == "path":
         return about, [str(folder)]
     command = ["vllm", "serve", str(folder), "--served-model-name", domain]
     return about | {"command": command}, [shlex.join(command)]
+
+
+def _build(registry: Registry, text: str, base: str | None) -> Build:
+    """The build whose id begins so. Raises NotFoundError, also for one on another base model."""
+    try:
+        build = registry.builds.get(text)
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no domain and no build {text!r}",
+            hint="`reccocktail domain list` and `reccocktail build list` show them",
+        ) from None
+    if base is not None and build.base != base:
+        raise NotFoundError(f"build {build.id} is on the base model {build.base!r}, not on {base!r}")
+    return build

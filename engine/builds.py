@@ -29,15 +29,16 @@ from ..registry.errors import (
     StoreError,
     UsageError,
 )
-from ..registry.references import SPIRIT, Reference
+from ..registry.references import SPIRIT, Reference, did_you_mean
 from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain, write_questions
 from .coefficients import Weight, mean
 from .errors import AdaptationError
 from .journal import FORMAT_VERSION
-from .recipes import OWN_ROLES, Coefficient, Recipe, Role, load_recipe
+from .recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
 
 DEFAULT = "default"  # the recipe of a domain that has none of its own
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
+FIXED = ", ".join(name for name, (_, recipe) in SHIPPED.items() if recipe.adaptive is None)
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 
@@ -108,8 +109,8 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
     if recipe.adaptive is not None and not _needs_no_search(recipe, roles):
         if domain.data is None:
             raise UsageError(
-                f"domain {domain.name!r} has no data, which an adaptive recipe needs",
-                hint=f"`reccocktail domain add {domain.name} --data DIR`, or a recipe with fixed coefficients",
+                f"domain {domain.name!r} has no data, which an adaptive recipe needs; {FIXED} need none",
+                hint=f"`reccocktail domain add {domain.name} --data DIR`, or `--recipe average`",
             )
         template = look.template(recipe.adaptive.template)
         recipe.adaptive.expect_lists(template)
@@ -283,20 +284,24 @@ def chosen(registry: Registry, domain: str, *, base: str | None = None) -> Stand
     return found
 
 
-def standings(registry: Registry, *, base: str | None = None) -> dict[str, Standing]:
-    """Where every domain stands, by name: `standing` for all at once, in as many queries for many domains as for few."""
-    every = Standings(registry)
+def standings(registry: Registry, *, base: str | None = None, recipe: Recipe | None = None) -> dict[str, Standing]:
+    """Where every domain stands, by name: `standing` for all at once, in as many queries for many domains as for few.
+
+    With a `recipe`, as if it were every domain's own.
+    """
+    every = Standings(registry, recipe=recipe)
     return {name: state for (name, _), state in every.among((name, base) for name in every.domains).items()}
 
 
 class Standings:
     """Where domains stand, for one base model or another, all by what was in the registry at the beginning."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, recipe: Recipe | None = None) -> None:
         self.domains = {row.name: row for row in registry.domains.list()}
         self._last = registry.builds.newest_succeeded_by_domain()
         self._newest = registry.builds.newest_own_by_domain()
-        self._look = _knowing(registry)
+        look = _knowing(registry)
+        self._look = look if recipe is None else replace(look, recipe=lambda name: recipe)
         self._succeeded_with_keys = registry.builds.succeeded_with_keys
         self._stored = cache(registry.store.digests)
         self._plans: dict[tuple[str, str | None], Plan | str] = {}
@@ -414,7 +419,9 @@ def _knowing(registry: Registry) -> _Lookups:
             names = " and ".join(sorted(here))
             raise UsageError(f"{name!r} means versions for several base models: {names}", hint="say --base NAME")
         if base is not None and base not in bases:
-            raise NotFoundError(f"there is no base model {base!r}", hint="`reccocktail base list` shows them")
+            raise NotFoundError(
+                f"there is no base model {base!r}{did_you_mean(base, bases)}", hint="`reccocktail base list` shows them"
+            )
         where = "" if base is None else f" for base model {base!r}"
         if any(name == domain and base in (None, its_base) for its_base, domain in placed):
             raise NotFoundError(f"there is no {name!r}{where}")

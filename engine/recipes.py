@@ -6,7 +6,8 @@ same recipe in YAML, TOML or JSON is the same recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from pydantic import (
 from ..registry.digests import digest_of_json
 from ..registry.documents import LIMIT, WRITTEN_LIMIT, parse_written, regular_bytes, shown
 from ..registry.errors import InvalidReferenceError
-from ..registry.references import SPIRIT, Reference
+from ..registry.references import SPIRIT, Reference, did_you_mean
 from ..tasks import DEFAULT_TEMPLATE
 from .coefficients import Granularity, Weight, mean
 from .errors import RecipeError
@@ -245,7 +246,9 @@ class Recipe(_Strict):
     @classmethod
     def _known_method(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(f"there is no method {_short(name)}; one of {', '.join(METHODS)}")
+            raise ValueError(
+                f"there is no method {_short(name)}; one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
+            )
         return name
 
     @field_validator("options", mode="before")
@@ -382,7 +385,8 @@ def load_recipe(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix not in SUFFIXES:
         raise RecipeError(
-            f"there is no recipe {name_or_path!r}", hint=f"one of {', '.join(SHIPPED)}, or a .yaml, .toml or .json file"
+            f"there is no recipe {name_or_path!r}{did_you_mean(name_or_path, SHIPPED)}",
+            hint=f"one of {', '.join(SHIPPED)}, or a .yaml, .toml or .json file",
         )
     try:
         data = regular_bytes(path, limit=LIMIT if path.suffix == ".json" else WRITTEN_LIMIT)
@@ -410,7 +414,9 @@ def parse_recipe(content: Mapping[str, object], *, where: str) -> Recipe:
 def parse_options(method: str, given: Mapping[str, object]) -> dict[str, bool | int | float | str]:
     """A method's options, complete with its defaults. Raises RecipeError naming the method or the option that is wrong."""
     if method not in METHODS:
-        raise RecipeError(f"there is no method {_short(method)}", hint=f"one of {', '.join(METHODS)}")
+        raise RecipeError(
+            f"there is no method {_short(method)}{did_you_mean(method, METHODS)}", hint=f"one of {', '.join(METHODS)}"
+        )
     try:
         return METHODS[method].options.model_validate(given).model_dump(mode="json")
     except ValidationError as error:
@@ -445,13 +451,22 @@ def _problems(error: ValidationError, *, within: tuple[str, ...] = ()) -> Iterat
         if isinstance(cause, ValidationError):
             yield from _problems(cause, within=key)
         elif entry["type"] == "extra_forbidden":
-            yield f"{'.'.join(key)}: unknown key"
+            yield f"{'.'.join(key)}: unknown key{did_you_mean(key[-1], _keys_beside(key))}"
         elif entry["type"] == "missing":
             yield f"{'.'.join(key)}: must be given"
         elif cause is not None:
             yield f"{'.'.join(key) or 'recipe'}: {cause}"
         else:
-            yield f"{'.'.join(key) or 'recipe'}: {entry['msg']} (got {_short(entry['input'])})"
+            expected = re.findall(r"'([^']*)'", str(entry.get("ctx", {}).get("expected", "")))
+            near = did_you_mean(entry["input"], expected) if isinstance(entry["input"], str) else ""
+            yield f"{'.'.join(key) or 'recipe'}: {entry['msg']} (got {_short(entry['input'])}){near}"
+
+
+def _keys_beside(key: Sequence[str]) -> Iterable[str]:
+    """The keys that could stand where an unknown one does; a method's options may be without the recipe around them."""
+    of = {"adaptive": Adaptive, "output": Output}.get(key[0]) if len(key) > 1 else Recipe
+    options = (name for method in METHODS.values() for name in method.options.model_fields)
+    return of.model_fields if of is not None else options
 
 
 def _short(value: object) -> str:

@@ -40,11 +40,13 @@ class WeightedFolder:
 
 
 def weigh(adapters: Sequence[tuple[Path, float | None]], recipe: Recipe | None) -> list[WeightedFolder]:
-    """Give every folder its weight: its own, or the recipe's, spirit first, when none has one.
+    """Give every folder its weight: its own, or the recipe's, spirit first, when none has one, or 1 for one alone.
 
     Raises UsageError when neither or both say, or when the recipe wants another number of adapters.
     """
     if recipe is None:
+        if len(adapters) == 1 and adapters[0][1] is None:
+            return [WeightedFolder(adapters[0][0], 1.0)]
         for folder, weight in adapters:
             if weight is None:
                 raise UsageError(f"{folder} has no weight", hint=f"-a {folder}=0.5, or a recipe with coefficients")

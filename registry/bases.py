@@ -20,7 +20,7 @@ from .errors import ConflictError, NotFoundError, UsageError
 from .inspect import BaseFacts, inspect_base
 from .links import cached_repo
 from .records import NOT_IN_JSON, Record
-from .references import check_name, check_text
+from .references import check_name, check_text, did_you_mean
 from .store import Store
 from .tables import BaseModelRow
 
@@ -133,7 +133,8 @@ def _facts_of(stored: Path) -> BaseFacts:
 def find_base(session: Session, name: str) -> BaseModelRow:
     row = session.scalar(select(BaseModelRow).where(BaseModelRow.name == name))
     if row is None:
-        raise NotFoundError(f"there is no base model {name!r}", hint="`reccocktail base list` shows them")
+        near = did_you_mean(name, session.scalars(select(BaseModelRow.name)))
+        raise NotFoundError(f"there is no base model {name!r}{near}", hint="`reccocktail base list` shows them")
     return row
 
 

@@ -13,7 +13,7 @@ from . import events
 from .database import Database
 from .errors import NotFoundError
 from .records import Record
-from .references import SPIRIT, check_name, check_text
+from .references import SPIRIT, check_name, check_text, did_you_mean
 from .tables import DomainRow
 
 
@@ -84,7 +84,8 @@ def find_domain(session: Session, name: str, *, lock: bool = False) -> DomainRow
     # key_share: rows that merely refer to the domain can be written meanwhile
     row = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if row is None:
-        raise NotFoundError(f"there is no domain {name!r}", hint=f"run `reccocktail domain add {name}`")
+        near = did_you_mean(name, session.scalars(select(DomainRow.name)))
+        raise NotFoundError(f"there is no domain {name!r}{near}", hint=f"run `reccocktail domain add {name}`")
     return row
 
 

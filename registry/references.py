@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,3 +82,9 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     if kind == "domain" and text == SPIRIT:
         raise UsageError("'spirit' is reserved for the base spirit", hint="choose another domain name")
     return text
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where a known name is much like the text; nothing else."""
+    near = difflib.get_close_matches(text[:100], list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import string
@@ -139,8 +140,10 @@ def load_template(name_or_path: str | Path) -> Template:
         path = Path(name_or_path)
     if not path.is_file():
         shipped = sorted(file.stem.removeprefix("template_") for file in SHIPPED.glob("template_*.yaml"))
+        near = difflib.get_close_matches(str(name_or_path)[:100], shipped, n=1)
         raise TaskError(
-            f"no template is called {str(name_or_path)!r} and no such file exists",
+            f"no template is called {str(name_or_path)!r} and no such file exists"
+            + (f"; did you mean {near[0]!r}?" if near else ""),
             hint=f"templates that ship: {', '.join(shipped)}",
         )
     try:

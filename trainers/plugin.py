@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.documents import shown
 from ..registry.errors import RecCocktailError, UsageError
-from ..registry.references import check_name, check_text
+from ..registry.references import check_name, check_text, did_you_mean
 from ..tasks import DomainData
 
 GROUP = "reccocktail.trainers"
@@ -160,7 +161,10 @@ def load(name: str) -> Trainer:
     points = installed()
     if name not in points:
         known = ", ".join(points) or "none"
-        raise TrainerError(f"there is no trainer {name!r}; installed: {known}", hint="`reccocktail trainers list`")
+        raise TrainerError(
+            f"there is no trainer {name!r}; installed: {known}{did_you_mean(name, points)}",
+            hint="`reccocktail trainers list`",
+        )
     try:
         with stdout_kept():
             trainer = points[name].load()()
@@ -195,7 +199,11 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
     try:
         return trainer.Options.model_validate(dict(pairs))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}={e.get('input')!r}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
+            + (did_you_mean(str(e["loc"][-1]), trainer.Options.model_fields) if e["type"] == "extra_forbidden" else "")
+            for e in error.errors()
+        )
         raise TrainerError(
             f"trainer {trainer.name!r}: {problems}",
             hint=f"`reccocktail trainers show {trainer.name}` lists the options",

@@ -340,7 +340,8 @@ def test_exporting_over_a_folder_that_holds_something(built: Any, data: Path) ->
 
 
 def test_a_merge_without_a_weight(bare: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path) -> None:
-    message = _refusal(bare, ("merge", tiny_base, "-a", loras["spirit"], "-o", tmp_path / "out"), 2)
+    both = ("-a", loras["spirit"], "-a", loras["newer"])
+    message = _refusal(bare, ("merge", tiny_base, *both, "-o", tmp_path / "out"), 2)
     assert f"{loras['spirit']} has no weight" in message
     assert not (tmp_path / "out").exists()
 
