@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -16,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from .errors import ConflictError, InvalidArtifactError
+from .locks import abandoned
 from .trees import FileEntry
 
 CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than larger ones
@@ -138,12 +141,14 @@ def is_full(folder: Path) -> bool:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A name beside `target` for a folder that is made in the block; at its end the folder is durable, and is `target`.
+    """A name near `target` for a folder that is made in the block; at its end the folder is durable, and is `target`.
 
-    It is gone if the block fails. Raises ConflictError if `target` is there by then, OSError.
+    It is gone if the block fails; what a killed process left near `target` goes too.
+    Raises ConflictError if `target` is there by then, OSError.
     """
-    staged = target.with_name(f".{uuid.uuid4().hex}.part")  # nobody else's, whoever makes the same folder
-    try:
+    _clear_abandoned(target.parent)
+    with _own_folder(target.parent) as own:
+        staged = own / own.name
         yield staged
         sync_all([Path(place, name) for place, _, names in os.walk(staged) for name in [*names, ""]])
         try:
@@ -153,8 +158,33 @@ def whole_folder(target: Path) -> Iterator[Path]:
                 raise
             raise ConflictError(f"{target} was made by another meanwhile", hint="name a new folder") from error
         sync_all([target.parent])
+
+
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder, locked for as long as this process works in it, and gone afterwards."""
+    while True:
+        own = parent / f".{uuid.uuid4().hex}.part"  # nobody else's, whoever makes the same folder
+        own.mkdir()
+        handle = os.open(own, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: nobody takes it for abandoned there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if own.exists():  # and was not cleared away before it was locked
+            break
+        os.close(handle)
+    try:
+        yield own
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+        os.close(handle)
+
+
+def _clear_abandoned(parent: Path) -> None:
+    for folder in parent.glob(".*.part"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.part", folder.name) and not folder.is_symlink():
+            with suppress(OSError), abandoned(folder) as free:  # another one cleared it, or it is not ours to remove
+                if free:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_file(source: Path, target: Path) -> None:
