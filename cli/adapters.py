@@ -15,7 +15,7 @@ import click
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .bases import say_unchecked
-from .console import answer, details, page, progress, say, short, size, table
+from .console import answer, details, page, progress, say, short, size, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Adapter, Event
@@ -91,15 +91,8 @@ def add(
         if told := _told(found.origin):
             say(told)
         say_unchecked(found.unchecked)
-        with progress("storing", unit="bytes") as update:
+        with progress("storing", unit="bytes") as bar:
             total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                update(done, max(total, done), "")
-
             row = registry.adapters.add(
                 found.folder,
                 base=base,
@@ -111,10 +104,10 @@ def add(
                 context=found.origin,
                 allow_base_mismatch=allow_base_mismatch,
                 scan=not no_scan,
-                progress=advance,
+                progress=lambda count: bar.add(count, total),
             )
     if row.ignored:
-        say(f"not applied, because a version never changes: {', '.join(row.ignored)}")
+        warn(f"not applied, because a version never changes: {', '.join(row.ignored)}")
     if row.skipped:
         say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     answer(
@@ -454,7 +447,7 @@ def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_js
             uses = registry.adapters.uses(row) if force and row.archived_at is None else []
             row = registry.adapters.archive(row.ref, base=row.base, force=force)
     for use in uses:
-        say(f"warning: {row.ref} is in use: {use}")
+        warn(f"warning: {row.ref} is in use: {use}")
     told = f"{row.ref} is in use again" if undo else f"{row.ref} is archived"
     answer(as_json, row.to_json() | {"uses": uses}, lambda: say(told))
 

@@ -38,20 +38,13 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
     check_name("base", name)  # before anything is fetched or converted
     with app.registry() as registry, checkpoint(source, revision) as found:
         total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
-        with progress(f"storing {name}", unit="bytes") as update:
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                update(done, total, "")
-
+        with progress(f"storing {name}", unit="bytes") as bar:
             row = registry.bases.add(
                 name,
                 found.folder,
                 source=found.source,
                 revision=found.revision,
-                progress=advance,
+                progress=lambda count: bar.add(count, total),
             )
     if row.skipped:
         say(f"not stored, because no model needs it: {', '.join(row.skipped)}")

@@ -1,8 +1,7 @@
-"""`build`, `worker` and `status`: merged checkpoints per domain."""
+"""`build` and `status`: merged checkpoints per domain."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ import click
 
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, json_text, page, printable, progress, say, short, size, table
+from .console import answer, details, page, printable, say, short, stages, table, warn
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
     from ..engine.builds import Standing
-    from ..engine.running import Progress
     from ..registry import Build, Registry
     from ..registry.builds import LogLine
 
@@ -80,7 +78,7 @@ def request(
             states = standings(registry, base=base, recipe=load_recipe(recipe_name) if recipe_name else None)
             for name, state in states.items():
                 if state.state == "blocked":
-                    say(f"{name} cannot be built: {'; '.join(state.reasons)}")
+                    warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
                     held_up |= recipe_name is None and state.build is not None
                 if state.state == "cold":
                     say(f"{name} is passed over: {'; '.join(state.reasons)}; ask for it by name")
@@ -96,7 +94,7 @@ def request(
         if wait:
             alone = len(asked) == 1
             asked = [_carried_out(registry, row, app.device(), alone=alone, keep_best=keep_best) for row in asked]
-    _show_builds(asked, as_json, empty="nothing to build")
+    show_builds(asked, as_json, empty="nothing to build")
     if held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
 
@@ -108,7 +106,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
     except Exception as error:  # the row has it; the others are to have their turn
         if alone:
             raise
-        say(f"build {row.id} of {row.domain} failed: {error}")
+        warn(f"build {row.id} of {row.domain} failed: {error}")
         return registry.builds.get(row.id)
     say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
     return done
@@ -116,7 +114,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
-    from ..engine.running import run, worker_name
+    from ..engine.running import UNITS, run, worker_name
 
     me = worker_name()
     waited = False
@@ -124,7 +122,7 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
         mine = registry.builds.claim(me, build_id=row.id)
         if mine is not None:
             try:
-                with _Bars(f"build {row.domain}") as bars:
+                with stages(f"build {row.domain}", UNITS) as bars:
                     done = run(
                         registry, mine, worker=me, device=device, progress=bars.update, keep_best=keep_best, tell=say
                     )
@@ -132,10 +130,10 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
                 row = registry.builds.get(row.id)
                 if row.status != "queued" or row.retry_at is None:
                     raise
-                say(f"build {row.id} failed: {error}")
+                warn(f"build {row.id} failed: {error}")
                 continue
             for warning in (done.report or {}).get("warnings", ()):
-                say(f"warning: {row.domain}: {warning}")
+                warn(f"warning: {row.domain}: {warning}")
             return done
         if row.status == "queued" and row.retry_at is not None:
             left = (row.retry_at - datetime.now(UTC)).total_seconds()
@@ -156,36 +154,7 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
     return row
 
 
-class _Bars:
-    """One bar after the other: a build adapts, then merges."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._stage: str | None = None
-        self._open = None
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        from ..engine.running import UNITS
-
-        if stage != self._stage:
-            self.__exit__()
-            self._stage = stage
-            self._unit, self._since = UNITS[stage], time.monotonic()
-            self._open = progress(f"{self._title}: {stage}", unit=self._unit)
-            self._update = self._open.__enter__()
-        spent = time.monotonic() - self._since
-        self._update(done, total, f"{size(round(done / spent))}/s" if self._unit == "bytes" and spent > 0.5 else "")
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._open = None
-
-
-def _show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
+def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
     rows = [
         [b.id, b.domain, b.status, _means(b.coefficients), short(b.digest), (b.error or {}).get("message")]
         for b in builds
@@ -235,7 +204,7 @@ def list_(
         builds = registry.builds.list(domain=domain, status=status, adapter=version, limit=limit, after=after)
     filtered = domain or status or adapter or after
     empty = "no such build" if filtered else "no build yet; `reccocktail build request DOMAIN --wait`"
-    _show_builds(builds, as_json, empty=empty, limit=limit)
+    show_builds(builds, as_json, empty=empty, limit=limit)
 
 
 @build.command(epilog=example("reccocktail build show 660d4"))
@@ -259,9 +228,11 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
 
 def _follow(registry: Registry, id_: str) -> None:
     """Bars of a build that runs anywhere, from what its worker notes in the row."""
+    from ..engine.running import UNITS
+
     row = registry.builds.get(id_)
     told: str | None = None
-    with _Bars(f"build {row.domain}") as bars:
+    with stages(f"build {row.domain}", UNITS) as bars:
         while row.status in ("queued", "running"):
             if row.stage and row.total:
                 bars.update(row.stage, row.done, row.total)
@@ -456,146 +427,6 @@ def new_folder(folder: Path) -> Path:
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is no folder")
     return target
-
-
-@click.command(
-    epilog=example(
-        "reccocktail worker --once",
-        "reccocktail worker --executor process --workers 4 --watch",
-        "reccocktail worker --executor ray --address ray://head:10001 --metrics-port 9464",
-    )
-)
-@click.option("--once", is_flag=True, help="Stop when no build is waiting.")
-@click.option(
-    "--executor",
-    type=click.Choice(["inline", "process", "ray"]),
-    default="inline",
-    show_default=True,
-    help="Where builds run: here, in processes of this machine, or on a Ray cluster.",
-)
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes; as many as cores, unless said.")
-@click.option(
-    "--group",
-    type=click.IntRange(1, 64),
-    default=8,
-    show_default=True,
-    help="Builds over one base to make in one pass; each takes its space on the disk.",
-)
-@click.option("--address", metavar="ADDRESS", help="The Ray cluster. [env: RAY_ADDRESS; one of this machine alone]")
-@click.option("--cpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Cores of a Ray task.")
-@click.option("--gpus", type=click.FloatRange(0), default=0, show_default=True, help="GPUs of a Ray task.")
-@click.option("--watch", is_flag=True, help="Also request builds of domains whose inputs move.")
-@click.option("--log-json", is_flag=True, help="One JSON object per line on stderr, instead of bars and words.")
-@click.option("--metrics-port", type=click.IntRange(1, 65535), metavar="PORT", help="Serve counters for Prometheus.")
-@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to serve them.")
-@json_option
-@pass_app
-def worker(
-    app: App,
-    once: bool,
-    executor: str,
-    workers: int | None,
-    group: int,
-    address: str | None,
-    cpus: int,
-    gpus: float,
-    watch: bool,
-    log_json: bool,
-    metrics_port: int | None,
-    metrics_host: str,
-    as_json: bool,
-) -> None:
-    """Take queued builds and carry them out, in this process, in several, or on a cluster.
-
-    Builds over one base are made in one pass. Ctrl-C or SIGTERM gives builds back to the queue. Failures that may heal are tried again
-    after a while; a database that cannot be reached is waited for.
-    """
-    if workers is not None and executor != "process":
-        raise UsageError("--workers is for --executor process")
-    if executor != "ray" and (address is not None or cpus != 1 or gpus):
-        raise UsageError("--address, --cpus and --gpus are for --executor ray")
-    from ..engine import workers as placing
-    from ..engine.running import patiently
-
-    token = os.environ.get(placing.TOKEN)
-    bars: _Bars | None = None
-    hears: list[placing.Tell] = []
-
-    def tell(happening: placing.Happening) -> None:
-        nonlocal bars
-        if bars is not None and happening.what != "says":
-            bars.__exit__()
-            bars = None
-        for hear in hears:
-            hear(happening)
-        if log_json:
-            click.echo(json_text(happening.to_json(), indent=None), err=True)
-        else:
-            say(str(happening))
-
-    def show_progress(builds: Sequence[Build]) -> Progress:
-        nonlocal bars
-        if log_json:
-            return placing.Silent
-        alone = f"build {builds[0].domain}"
-        what = alone if len(builds) == 1 else f"{len(builds)} builds over {builds[0].base}"
-        bars = _Bars(what)
-        return bars.update
-
-    # a worker process that was started by another is not to give up where that one waits
-    with patiently(app.registry) if token else app.registry() as registry, placing.stopped_by_signals():
-        if metrics_port is not None:
-            from ..engine.counters import Counters
-
-            hears.append(Counters(registry, metrics_host, metrics_port).hear)
-            say(f"counters are at http://{metrics_host}:{metrics_port}/metrics")
-        if executor == "inline":
-            done = placing.inline(
-                registry,
-                device=app.device(),
-                once=once,
-                watch=watch,
-                group=group,
-                beside=int(os.environ.get(placing.BESIDE, "1")) if token else 1,
-                token=token,
-                parent=int(os.environ[placing.PARENT]) if token else None,
-                tell=tell,
-                progress=show_progress,
-            )
-        elif executor == "process":
-            done = placing.processes(
-                registry,
-                count=workers or os.cpu_count() or 1,
-                device=app.settings.device,
-                once=once,
-                watch=watch,
-                group=group,
-                actor=app.actor,
-                tell=tell,
-            )
-        else:
-            from ..engine.on_ray import on_ray
-
-            done = on_ray(
-                registry,
-                address=address,
-                device=app.settings.device,
-                cpus=cpus,
-                gpus=gpus,
-                once=once,
-                watch=watch,
-                group=group,
-                actor=app.actor,
-                tell=tell,
-            )
-    if again := [row for row in done if row.status == "queued" and row.retry_at is not None]:
-        first = min(row.retry_at for row in again if row.retry_at is not None)
-        say(f"builds to be tried again, the first from {first:%H:%M:%S} UTC on: {len(again)}")
-    if log_json:
-        tell(placing.Happening("ended"))
-    _show_builds(done, as_json, empty="no build was waiting")
-    if any(row.status == "failed" for row in done):
-        raise click.exceptions.Exit(1)
 
 
 @click.command(epilog=example("reccocktail status", "reccocktail status beauty --json"))

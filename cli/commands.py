@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .adapters import adapter
 from .bases import base
-from .builds import build, status, worker
+from .builds import build, status
 from .demo import demo
 from .domains import domain
 from .evaluation import evaluate
@@ -14,6 +14,7 @@ from .recipes import recipe
 from .serving import resolve
 from .setup import db, doctor, init, store
 from .training import train, trainers
+from .workers import worker
 
 ALL = (
     init,

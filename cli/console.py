@@ -6,12 +6,15 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+from . import display
+from .bars import Bar, Stages
+from .bars import size as size
 
 NAMES = frozenset(
     {
@@ -36,9 +39,6 @@ LONG_WORD = 24
 
 PIPE = 160
 """Columns of what is no terminal; more where names need them."""
-
-QUIET_SECONDS = 10.0
-"""How often work of unknown length says how far it is."""
 
 
 _SUSPECT = re.compile(r"[^ -~\n]")
@@ -68,15 +68,24 @@ def json_escape(character: str) -> str:
 
 
 def say(line: str) -> None:
-    """A line about what happens, to stderr."""
-    click.echo(printable(line, indent="  "), err=True)
+    """A remark about what happens, to stderr; not said with --quiet. Raises nothing where stderr cannot be written."""
+    if not display.manner.quiet:
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """As `say`, for what is said with --quiet too: warnings, and what went wrong."""
+    if display.manner.json_lines:
+        display.write(display.json_line(what="says", detail=line))
+    else:
+        display.write(printable(line, indent="  ") + "\n")
 
 
 def alarm(line: str) -> None:
     """A line about what will be lost, to stderr, in red on a terminal that has colours."""
     text = printable(line, indent="  ")
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    click.echo(text if plain else click.style(text, fg="red"), err=True)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not display.is_terminal(sys.stderr)
+    display.write((text if plain else click.style(text, fg="red")) + "\n")
 
 
 def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
@@ -106,7 +115,8 @@ def table(
     `empty` is said instead when there are no rows.
     """
     if not rows:
-        say(empty)
+        if empty:
+            say(empty)
         return
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
@@ -194,76 +204,35 @@ def _cell(value: Any) -> str:
             return printable(str(value))
 
 
-def size(count: int) -> str:
-    """Bytes as people say them."""
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def short(digest: str | None) -> str:
     """The start of a digest, enough to tell it apart."""
     return (digest or "-").removeprefix("sha256:")[:12]
 
 
 @contextmanager
-def progress(title: str, *, unit: str = "") -> Iterator[Callable[[int, int | None, str], None]]:
-    """A bar on stderr for `update(done, total, note)`; the total is None as long as it is unknown.
-
-    On no terminal a line every tenth of the way instead, or every few seconds of unknown ways.
-    """
-    if not sys.stderr.isatty():
-        yield _milestones(title, unit)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),  # nothing without a total
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, note="")
-
-        def update(done: int, total: int | None, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=_amount(done, unit) if total is None else note)
-
-        yield update
+def progress(title: str, *, unit: str = "") -> Iterator[Bar]:
+    """Shows the bar that it gives, on stderr; on no terminal a line every tenth of the way, or every few seconds of unknown ways."""
+    bar = Bar(printable(title), unit)
+    with display.working() as shown:
+        shown.show(bar)
+        try:
+            yield bar
+        finally:
+            shown.drop(bar)
 
 
-def _milestones(title: str, unit: str) -> Callable[[int, int | None, str], None]:
-    reached, told = 0, time.monotonic()
+@contextmanager
+def stages(title: str, units: Mapping[str, str]) -> Iterator[Stages]:
+    """As `progress`, for work that goes through several stages, each with its own unit."""
+    with display.working() as shown:
 
-    def update(done: int, total: int | None, note: str = "") -> None:
-        nonlocal reached, told
-        if total is None:
-            if time.monotonic() - told >= QUIET_SECONDS:
-                told = time.monotonic()
-                say(f"{title}: {_amount(done, unit)}")
-            return
-        tenth = 10 * done // max(total, 1)
-        if tenth > reached:
-            reached = tenth
-            done_of = size(done) if unit == "bytes" else f"{done}"
-            say(f"{title}: {done_of} of {_amount(total, unit)} {note}".rstrip())
+        def begin(name: str, stage: str) -> Bar:
+            bar = Bar(printable(f"{name}: {stage}"), units.get(stage, ""))
+            shown.show(bar)
+            return bar
 
-    return update
-
-
-def _amount(count: int, unit: str) -> str:
-    return size(count) if unit == "bytes" else f"{count} {unit}".rstrip()
+        bars = Stages(title, begin, shown.drop)
+        try:
+            yield bars
+        finally:
+            bars.close()

@@ -120,7 +120,7 @@ class _Trip:
         from ..trainers.runs import train_and_register
 
         trainer = load("sft")
-        with progress(f"training {role}", unit="steps") as update:
+        with progress(f"training {role}", unit="steps") as bar:
             adapter = train_and_register(
                 self._registry,
                 trainer,
@@ -130,7 +130,7 @@ class _Trip:
                 options=parse_options(trainer, {key: str(value) for key, value in options.items()}),
                 resume=True,
                 device=self._device,
-                progress=lambda done, total, figures: update(
+                progress=lambda done, total, figures: bar.update(
                     done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else ""
                 ),
                 carry_out=in_a_child(),
@@ -164,14 +164,14 @@ class _Trip:
         }
         results = []
         for label, name in named.items():
-            with progress(label, unit="shoppers") as update:
+            with progress(label, unit="shoppers") as bar:
                 result = evaluate(
                     find_system(self._registry, name, base=BASE if name == "spirit" else None),
                     task,
                     asked,
                     device=self._device,
                     kept_in=self._registry.settings.home / "evaluations",
-                    progress=lambda done, total, update=update: update(done, total, ""),
+                    progress=bar.update,
                 )
             results.append(replace(result, label=label))
         return results

@@ -94,7 +94,7 @@ def evaluate(
         results = []
         for system in found:
             unit = "epochs" if system.yardstick == "sasrec" else "users"
-            with progress(f"ranking with {system.label}", unit=unit) as update:
+            with progress(f"ranking with {system.label}", unit=unit) as bar:
                 results.append(
                     measure(
                         system,
@@ -104,7 +104,7 @@ def evaluate(
                         mode=mode,  # pyright: ignore[reportArgumentType]
                         device=device,
                         kept_in=registry.settings.home / "evaluations",
-                        progress=lambda done, total, update=update: update(done, total, ""),
+                        progress=bar.update,
                     )
                 )
     other = results[place] if place is not None else None

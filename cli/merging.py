@@ -77,7 +77,7 @@ def merge(
     said = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
     output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | said)
     target, home = new_folder(out), app.settings.home
-    with progress("merging", unit="bytes") as update:
+    with progress("merging", unit="bytes") as bar:
         try:
             report = merge_folders(
                 base.expanduser(),
@@ -91,7 +91,7 @@ def merge(
                 device=device or app.settings.device,
                 allow_base_mismatch=allow_base_mismatch,
                 memory=DigestMemory(home / "cache" / "digests") if home.is_dir() else None,
-                progress=lambda done, total: update(done, total, ""),
+                progress=bar.update,
             )
         except KeyboardInterrupt:
             say("interrupted; the same command goes on after the shards that are finished")

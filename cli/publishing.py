@@ -11,7 +11,8 @@ import click
 from ..registry.errors import InvalidReferenceError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .builds import about_choice, say_chosen
-from .console import alarm, answer, details, page, printable, say, size, table
+from .console import alarm, answer, details, page, printable, say, size, table, warn
+from .display import working
 
 if TYPE_CHECKING:
     from ..engine.publishing import Choices, Trip
@@ -135,7 +136,8 @@ def _send(registry: Registry, trip: Trip) -> Publication:
             f" {len(uploads)}, {size(sum(file.bytes for file in uploads))}"
         )
     _say_losses(plan, "removing", "replacing")
-    row = send(registry, trip, tell=say)
+    with working():
+        row = send(registry, trip, tell=say)
     said = "published" if plan.commit is None else "the Hub has it already"
     say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
@@ -178,7 +180,7 @@ def _publish_stale(registry: Registry, choices: Choices, *, dry_run: bool, as_js
         except (RecCocktailError, OSError) as error:  # the others are to have their turn
             code, hint = ("os", None) if isinstance(error, OSError) else (error.code, error.hint)
             said = {"code": code, "message": str(error), "hint": hint}
-            say(f"{build.domain} was not published to {last.repo}: {error}" + (f" ({hint})" if hint else ""))
+            warn(f"{build.domain} was not published to {last.repo}: {error}" + (f" ({hint})" if hint else ""))
             done.append({"repo": last.repo, "build": build.id, "error": said})
             failed = True
     answer(as_json, done, lambda: None if done or skipped else say("nothing is stale"))
@@ -339,7 +341,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
                 row.revision == commit for row in registry.publications.of_repo(source)
             )
     except RecCocktailError as error:
-        say(f"the registry was not asked: {error}")
+        warn(f"the registry was not asked: {error}")
         recorded = None
     document = {
         "ok": not found.problems,
@@ -354,7 +356,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
 
     def show_found() -> None:
         for problem in found.problems:
-            say(f"problem: {problem}")
+            warn(f"problem: {problem}")
         for note in found.notes:
             say(f"note: {note}")
         say(f"signature: {found.signature}")

@@ -198,15 +198,8 @@ def store() -> None:
 @pass_app
 def verify(app: App, as_json: bool) -> None:
     """Hash everything in the store again; name what is damaged, and what the database misses."""
-    with app.registry() as registry, progress("verifying", unit="bytes") as update:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            update(done, None, "")
-
-        damage = registry.store.verify(progress=advance)
+    with app.registry() as registry, progress("verifying", unit="bytes") as bar:
+        damage = registry.store.verify(progress=bar.add)
         missing = registry.missing()
     rows = [[d.digest, d.path, d.reason] for d in damage]
     rows += [[m.digest, m.what, "is not in the store"] for m in missing]

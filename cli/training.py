@@ -12,7 +12,7 @@ import click
 from ..registry.errors import UsageError
 from .adapters import key_values
 from .app import App, Interrupted, base_option, example, json_option, pass_app
-from .console import answer, printable, progress, say, table
+from .console import answer, printable, progress, say, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Adapter, Registry
@@ -87,8 +87,8 @@ def train(
         }
         try:
             row = _trained(registry, order, launch, 60 * stall_timeout or None)
-        except KeyboardInterrupt:
-            raise Interrupted("the same command with --resume goes on from the last checkpoint") from None
+        except KeyboardInterrupt as error:
+            raise Interrupted("the same command with --resume goes on from the last checkpoint", error) from None
     if row is not None and row.skipped:
         say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     if row is not None:
@@ -109,10 +109,10 @@ def _trained(
     if launch is not None and launch.rank:
         take_part(registry, **order, launch=launch, wait_seconds=stall_seconds)
         return None
-    with progress(f"training {order['role']}", unit="steps") as update:
+    with progress(f"training {order['role']}", unit="steps") as bar:
 
         def step(done: int, total: int, figures: Mapping[str, float]) -> None:
-            update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
+            bar.update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
 
         carry_out = in_a_child(stall_seconds) if launch is None else in_this_process
         return train_and_register(registry, **order, progress=step, carry_out=carry_out, launch=launch)
@@ -185,6 +185,6 @@ def show(name: str, as_json: bool) -> None:
             table(["domain", "title", "recipe", "data"], cells, empty="")
             say(f"(`reccocktail domain sync {trainer.name}` registers these domains)")
         if broken:
-            say(f"its domains cannot be told: {broken}")
+            warn(f"its domains cannot be told: {broken}")
 
     answer(as_json, document | {"domains_error": broken}, show_all)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..registry.inspect import BaseFacts
+from ..registry.signals import Stopped
 from ..tasks import Interval, Question, fit, paired_difference, rank_by_likelihood, summarise
 from .coefficients import Weight
 from .entropy import Counting
@@ -182,10 +183,10 @@ def adapt(
                 along_the_line(objective, adaptive.points, training, sought, asked)
             else:
                 down_the_gradient(objective, len(parts), adaptive, training, held_out, sought, asked)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             # Without held-out prompts nothing but the start is judged until a descent has ended.
             judged_any = any(True for _ in sought.points()) if search == "line" or held_out else sought.has_ended()
-            if not keep_best or not judged_any:
+            if not keep_best or not judged_any or isinstance(error, Stopped):
                 raise
             interrupted = True
         number, best = _best(sought, adaptive)

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 
 from ..registry import Build, Registry
 from ..registry.errors import RecCocktailError, UnavailableError
+from ..registry.signals import raised
 from ..tasks import TaskError
 from .builds import plan, request, standings
 from .recipes import load_recipe
@@ -44,7 +45,8 @@ Silent: Progress = lambda stage, done, total: None  # noqa: E731
 @dataclass(frozen=True)
 class Happening:
     """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, lost, blocked;
-    of worker processes started, died, ended; of the database waiting, back. `seconds` is what a build took."""
+    of worker processes started, died, ended, error (that ends one), log (of a library); of the database waiting, back.
+    `seconds` is what a build took."""
 
     what: str
     build: str | None = None
@@ -81,17 +83,9 @@ class Happening:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM, like Ctrl-C, ends what is being done by KeyboardInterrupt."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    """SIGTERM and a closed terminal, like Ctrl-C, end what is being done by KeyboardInterrupt."""
+    with raised((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Outage:
@@ -379,7 +373,11 @@ class _Child:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             try:
-                happening = Happening.from_json(json.loads(line))
+                said = json.loads(line)
+                if said["what"] in ("error", "log"):
+                    self.last_words = said["detail"]
+                    continue
+                happening = Happening.from_json(said)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.last_words = line.strip() or self.last_words
                 continue
