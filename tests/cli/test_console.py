@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.cli.console import details, json_text, printable, progress, table
+from reccocktail.cli.bars import Bar, Stages
+from reccocktail.cli.console import details, json_text, printable, table
+from rich.cells import cell_len
 
 HOSTILE = "x\x1b[2J\u009b31m\nrole    spirit"
 
@@ -88,15 +91,58 @@ def test_headers_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split()[:2] == ["[red]x", r"HR\x1b[2J"]
 
 
-def test_work_of_unknown_length_says_every_so_often_how_far_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr("reccocktail.cli.console.time.monotonic", lambda: float(next(clock)))
-    with progress("verifying", unit="bytes") as update:
-        for done in range(1, 8):
-            update(done * 1_000_000, None, "")
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "verifying: 3.0 MB"
-    assert 2 <= len(told) < 7
-    assert "%" not in "".join(told)
+def test_work_of_unknown_length_says_every_so_often_how_far_it_is() -> None:
+    bar = Bar("verifying", "bytes")
+    told = []
+    for second in range(0, 32, 4):
+        bar.add(1_000_000)
+        told.append(bar.milestone(bar.began + second))
+    lines = [line for line in told if line is not None]
+    assert lines == ["verifying: 4.0 MB", "verifying: 7.0 MB"]
+
+
+def test_work_of_known_length_says_each_tenth_of_the_way_once() -> None:
+    bar = Bar("merging", "bytes")
+    told = []
+    for done in range(1001):
+        bar.update(done, 1000)
+        told.append(bar.milestone(bar.began))
+    assert len([line for line in told if line is not None]) == 10
+    assert told[-1] == "merging: 1.0 KB of 1.0 KB"
+
+
+@pytest.mark.parametrize("width", [0, 1, 5, 20, 40, 80, 200])
+@pytest.mark.parametrize("total", [None, 0, 7, 1000])
+def test_a_bar_is_never_wider_than_its_terminal(width: int, total: int | None) -> None:
+    for title in ("x", "build skin-care: merge", "護膚品" * 20):
+        bar = Bar(title, "bytes")
+        for done in (0, 3, 1000, 5000):
+            bar.update(done, total, "loss 0.123")
+            line = bar.drawn(width, bar.began + 3.2)
+            assert cell_len(line) <= width
+            assert "\n" not in line
+
+
+def test_threads_that_go_through_stages_at_once_leave_one_bar() -> None:
+    shown: list[Bar] = []
+    ended: list[Bar] = []
+
+    def show(title: str, stage: str) -> Bar:
+        shown.append(Bar(f"{title}: {stage}"))
+        return shown[-1]
+
+    bars = Stages("build", show, ended.append)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: bars.update("merge", number, 10_000), range(5000)))
+    bars.close()
+    assert len(shown) == 1
+    assert ended == shown
+
+
+def test_the_next_builds_stage_of_the_same_name_begins_a_new_bar() -> None:
+    ended: list[Bar] = []
+    bars = Stages("build", lambda title, stage: Bar(stage), ended.append)
+    for done in (1, 5, 10, 1, 10):
+        bars.update("adapt", done, 10)
+    bars.close()
+    assert len(ended) == 2
