@@ -11,7 +11,7 @@ SERVE_STAMP := $(SERVE_VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick bench serve-check lint migrations-check wheel clean
+.PHONY: help setup demo demo-check test quick bench serve-check lint migrations-check wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## The whole trip on sample domains, in .demo; goes on where it was interrupted
 	$(BIN)/reccocktail demo --folder .demo
+
+demo-check: setup  ## The demo with tiny sizes on a pseudo-terminal, to its last table
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_demo.py
 
 test: setup  ## All tests
 	$(PYTEST)

@@ -170,6 +170,7 @@ def _run(words: list[str], as_json: bool) -> int:
         what = "the process was asked to end" if isinstance(cause, Stopped) else "interrupted"
         hint = getattr(error, "hint", "run the same command again")
         number = exit_code(cause or error)
+        display.begin_line()
         return _fail("interrupted", f"{what}; what was finished is kept", hint, number, as_json, words)
     except click.exceptions.NoArgsIsHelpError as error:
         display.write(f"{error.format_message()}\n")  # the help: nothing was asked for, and nothing was wrong

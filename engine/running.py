@@ -13,6 +13,7 @@ import random
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
+LONGEST_TRACEBACK = 100  # lines
 PATIENCE_SECONDS = 50.0  # with a database that does not answer when a build has ended: less than a lease
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 10.0, 600.0  # seconds
 _PASSING = {
@@ -206,10 +208,16 @@ class _Job:
         with suppress(RecCocktailError):  # a line that could not be kept is no reason to stop
             self._registry.builds.log(self.build.id, self._options.worker, text)
 
-    def advance(self, stage: str, done: int, total: int, *, alone: bool = True) -> None:
-        """Tells of progress, and writes it into the row now and then. Raises ConflictError if the build was cancelled meanwhile."""
-        if alone:
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Passes progress on; a display that fails is noted once, and hears no more."""
+        try:
             self._progress(stage, done, total)
+        except Exception as error:  # noqa: BLE001  whatever it is, it changes nothing of the build
+            self._progress = lambda *_: None
+            self._note(f"progress could not be shown: {type(error).__name__}: {error}")
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """Writes progress into the row now and then. Raises ConflictError if the build was cancelled meanwhile."""
         with self._lock:
             self._see(stage, done, total)
             if time.monotonic() - self._written < NOTE_SECONDS:
@@ -265,9 +273,17 @@ class _Job:
             else:
                 row = patiently(lambda: builds.fail(row.id, worker, about))
                 self._note(f"failed: {about['message']}")
+            if about["code"] == "internal":
+                self._note_where(error)
         with suppress(DatabaseError):
             row = builds.get(row.id)
         self._end(Ended(row, error))
+
+    def _note_where(self, error: BaseException) -> None:
+        """A line of the log for each of the traceback, of a very long one the last."""
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        for line in lines[-LONGEST_TRACEBACK:]:
+            self._note(line)
 
     def _end(self, ended: Ended) -> None:
         self.ended = ended
@@ -382,6 +398,11 @@ def _find_coefficients(registry: Registry, job: _Job, options: _Options, model: 
     from .adaptive import adapt
 
     assert job.recipe.adaptive is not None
+
+    def advance(done: int, total: int) -> None:
+        job.show("adapt", done, total)
+        job.advance("adapt", done, total)
+
     prompts, labelled = _prompts(registry, job.build)
     found = adapt(
         registry.bases.facts(job.base) if model.loaded is None else None,  # whose memory is to be expected still
@@ -393,7 +414,7 @@ def _find_coefficients(registry: Registry, job: _Job, options: _Options, model: 
         device=options.device,
         labelled=labelled,
         keep_best=options.keep_best,
-        progress=lambda done, total: job.advance("adapt", done, total),
+        progress=advance,
         tell=job.say,
     )
     job.coefficients = found.weights()
@@ -462,6 +483,7 @@ def _store(registry: Registry, job: _Job, out: Path, known: Mapping[str, str]) -
     def advance(count: int) -> None:
         nonlocal done
         done = min(done + count, total)
+        job.show("store", done, total)
         job.advance("store", done, total)
 
     return registry.store.adopt(out, known=known, progress=advance).digest
@@ -527,11 +549,12 @@ def _shared(jobs: Sequence[_Job], total: int) -> Callable[[int], None]:
         with lock:
             done += count
             so_far = done
+            jobs[0].show("merge", so_far, total)  # in order; it takes microseconds
         for job in jobs:
             if job.build.id in gone:
                 continue
             try:
-                job.advance("merge", so_far, total, alone=job is jobs[0])
+                job.advance("merge", so_far, total)
             except ConflictError:
                 gone.add(job.build.id)
                 if len(gone) == len(jobs):

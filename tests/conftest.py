@@ -23,6 +23,7 @@ def _beside(name: str) -> ModuleType:
 
 _hub_server = _beside("hub_server")
 _postgres = _beside("postgres")
+_terminal = _beside("terminal")
 _tiny = _beside("tiny")
 
 _one_thread = _tiny._one_thread
@@ -30,6 +31,12 @@ shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
 make_base, base, make_adapter = _tiny.make_base, _tiny.base, _tiny.make_adapter
 postgres = _postgres.postgres
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
+
+
+@pytest.fixture
+def on_terminal() -> type:
+    """The installed command on a pseudo-terminal (tests/terminal.py)."""
+    return _terminal.Terminal
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,6 +84,7 @@ class _Child:
                 stdout=2,
                 pass_fds=handles,
                 start_new_session=True,  # Ctrl-C reaches it through us, and its own children end with it
+                env=os.environ | {"TQDM_DISABLE": "1"},  # its progress comes by the pipe; the terminal is not its own
             )
         except BaseException:
             os.close(read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reccocktail.engine.errors import MergeError
 
 
 def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypatch):
@@ -10,6 +11,7 @@ def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("reccocktail.engine.merge.merge_all", full)
+    monkeypatch.setattr("reccocktail.engine.running.back_off", lambda attempts: 0.0)
     answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", "--json", code=1)
     assert answer.json["error"]["code"] == "os"
     assert "No space left on device" in answer.json["error"]["message"]
@@ -20,7 +22,32 @@ def test_a_bug_is_told_as_one_and_kept_in_the_row(prepared, monkeypatch):
     answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", code=1)
     assert "error: ZeroDivisionError" in answer.err
     assert "--traceback" in answer.err
-    assert prepared("build", "list", "--json").json[0]["error"]["code"] == "internal"
+    row = prepared("build", "list", "--json").json[0]
+    assert row["error"]["code"] == "internal"
+    lines = [line["text"] for line in prepared("build", "logs", row["id"], "--json").json]
+    assert any("test_failures.py" in line for line in lines)  # where it was, down to the line
+    assert "ZeroDivisionError: integer division or modulo by zero" in lines
+
+
+def test_what_was_expected_to_go_wrong_has_no_traceback_in_the_log(prepared, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise MergeError("these two do not fit")
+
+    monkeypatch.setattr("reccocktail.engine.merge.merge_all", refuse)
+    prepared("build", "request", "skin-care", "--recipe", "average", "--wait", code=1)
+    row = prepared("build", "list", "--json").json[0]
+    lines = [line["text"] for line in prepared("build", "logs", row["id"], "--json").json]
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_a_display_that_breaks_is_nothing_to_the_build(prepared, monkeypatch):
+    """Whatever a caller of the engine does with what it hears of progress."""
+    monkeypatch.setattr("reccocktail.cli.bars.Stages.update", lambda *_: 1 // 0)
+    prepared("build", "request", "skin-care", "--recipe", "average", "--wait")
+    row = prepared("build", "list", "--json").json[0]
+    assert row["status"] == "succeeded"
+    lines = [line["text"] for line in prepared("build", "logs", row["id"], "--json").json]
+    assert len([line for line in lines if "ZeroDivisionError" in line]) == 1
 
 
 def test_a_worker_survives_a_build_that_breaks(prepared, monkeypatch):

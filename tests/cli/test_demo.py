@@ -1,0 +1,30 @@
+"""The demo, with a tiny model and few shoppers, on a terminal: it gets to its last table, and goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_last_table_and_a_second_time_at_no_cost(
+    bare: Any, tiny_base: Path, on_terminal: type
+) -> None:
+    words = ("demo", "--quick", "--base-source", tiny_base, "--folder", bare.folder / "demo")
+    how = {"environment": bare.environment() | {"OMP_NUM_THREADS": "1"}, "folder": bare.folder}
+    shown = on_terminal(*words, **how, lines=60)
+    assert shown.ends(900) == 0
+    assert "training spirit" in shown.written
+    assert "Loading weights" not in shown.written  # the bar of a library would run into ours
+    for label in ("base model", "spirit alone", "ingredient alone", "average", "cocktail"):
+        assert [line for line in shown.screen if line.split("  ")[0].strip() == label], (label, shown.screen)
+    assert [line for line in shown.screen if line.startswith("done in ")]
+    assert not [line for line in shown.screen if "━━━" in line or "Traceback" in line]
+    again = on_terminal(*words, **how, lines=60)
+    assert again.ends(900) == 0
+    assert "training spirit ━" not in again.written
+    assert [line for line in again.screen if line.startswith("cocktail")] == [
+        line for line in shown.screen if line.startswith("cocktail")
+    ]
