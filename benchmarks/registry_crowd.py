@@ -6,6 +6,11 @@
 Processes register distinct small adapters over shared domains, through `Registry.adapters.add`, into a local store: on
 SQLite, and on a PostgreSQL of its own with its default settings. In the same run it measures the disk's limit: how often a
 second the same number of processes can write a small file and fsync it. Nothing in it imports torch.
+
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/registry_crowd.py --waiting 20
+
+How fairly SQLite's writers wait: for so many seconds, processes move aliases while as many others read, with the queue and
+with SQLite's own waiting alone. Its numbers are ratios, which depend little on the machine.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from typing import Any
 
 import numpy as np
 from reccocktail.registry import RecCocktailError, Registry, Settings
+from reccocktail.registry import database as database_room
 from safetensors.numpy import save_file
 
 HIDDEN, LAYERS, RANK = 64, 4, 4
@@ -110,11 +116,89 @@ def write_small_files(folder: Path, number: int, barrier: Any) -> Share:
     return Share(seconds, [], began, time.time())
 
 
-def _into(queue: Any, work: Callable[..., Share], arguments: tuple[Any, ...]) -> None:
+def move_aliases(settings: Settings, seconds: float, queue: bool, barrier: Any) -> Share:
+    """One alias of its own, from one version to the other and back, without a pause."""
+    if not queue:
+        database_room.begin_writing = sqlites_own_waiting
+    name, spent, errors = f"process-{os.getpid()}", [], []
+    with Registry.open(settings) as registry:
+        for number in (1, 2):  # the first ones take longer, in any case
+            registry.adapters.alias(f"domain-0@v{number}", name)
+        barrier.wait()
+        began = time.time()
+        while time.time() < began + seconds:
+            start = time.perf_counter()
+            try:
+                registry.adapters.alias(f"domain-0@v{1 + len(spent) % 2}", name)
+            except RecCocktailError as error:
+                errors.append(f"{type(error).__name__}: {error}")
+            spent.append(time.perf_counter() - start)
+        return Share(spent, errors, began, time.time())
+
+
+def sqlites_own_waiting(connection: sqlite3.Connection, _seconds: float, _url: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+
+
+def read(settings: Settings, seconds: float, _queue: bool, barrier: Any) -> Share:
+    """Lists of everything, without a pause."""
+    spent, errors = [], []
+    with Registry.open(settings) as registry:
+        barrier.wait()
+        began = time.time()
+        while time.time() < began + seconds:
+            start = time.perf_counter()
+            try:
+                registry.adapters.list()
+                registry.builds.list()
+            except RecCocktailError as error:
+                errors.append(f"{type(error).__name__}: {error}")
+            spent.append(time.perf_counter() - start)
+        return Share(spent, errors, began, time.time())
+
+
+def _read_or_write(writes: bool, *arguments: Any) -> tuple[bool, Share]:
+    return writes, (move_aliases if writes else read)(*arguments)
+
+
+def measure_waiting(options: argparse.Namespace, folder: Path) -> bool:
+    """Both ways of waiting on SQLite, one after the other; tells whether the queue was fair and refused nobody."""
+    rates, sound = {}, True
+    for queue in (False, True):
+        home = folder / f"home-{queue}"
+        settings = Settings.load(home=home, cwd=folder, environ={})
+        with Registry.create(settings) as registry:
+            base = registry.bases.add("tiny", make_base(folder / f"base-{queue}"), source="tiny")
+            registry.domains.add("domain-0")
+            for seed in (1, 2):
+                adapter = make_adapter(folder / f"adapter-{queue}-{seed}", seed)
+                registry.adapters.add(adapter, base=base, role="ingredient", domain="domain-0")
+        members = [
+            (number < options.processes, settings, options.waiting, queue) for number in range(2 * options.processes)
+        ]
+        writers = [share for writes, share in together(len(members), _read_or_write, members) if writes]
+        rates[queue] = rate(writers)
+        seconds = np.array([second for share in writers for second in share.seconds])
+        turn = options.processes / rates[queue]  # how long each waits where all take turns
+        errors = [error for share in writers for error in share.errors]
+        counts = [len(share.seconds) for share in writers]
+        print(
+            f"{'queue' if queue else 'SQLite':<11} {rates[queue]:7.1f} writes/s   p99 {np.percentile(seconds, 99) / turn:5.1f} and "
+            f"longest {seconds.max() / turn:5.1f} of a fair wait ({turn:.2f} s)   most : fewest {max(counts)} : {min(counts)}   "
+            f"errors: {len(errors)}",
+            *errors[:3], sep="\n" if errors else "", flush=True,
+        )  # fmt: skip
+        if queue:
+            sound = not errors and np.percentile(seconds, 99) <= 3 * turn
+    print(f"{'':<11} {rates[True] / rates[False]:.2f} of the writes that SQLite's own waiting lets through")
+    return bool(sound)
+
+
+def _into(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     queue.put(work(*arguments))
 
 
-def together(processes: int, work: Callable[..., Share], arguments: list[tuple[Any, ...]]) -> list[Share]:
+def together(processes: int, work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
     """Runs `work` in fresh processes that begin at the same moment."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(processes), context.Queue()
@@ -236,6 +320,9 @@ def main() -> None:
     parser.add_argument("--domains", type=int, default=20)
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--folder", type=Path, help="on the disk that is to be measured; a temporary one by default")
+    parser.add_argument(
+        "--waiting", type=float, metavar="SECONDS", help="measure how fairly SQLite's writers wait instead"
+    )
     parser.add_argument("--profile", action="store_true", help="also profile one process that registers alone")
     options = parser.parse_args()
     kinds = ["sqlite", "postgresql"] if options.database == "both" else [options.database]
@@ -248,6 +335,8 @@ def main() -> None:
             f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
             f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} before it began"
         )
+        if options.waiting:
+            sys.exit(not measure_waiting(options, folder))
         (folder / "limit").mkdir()
         numbers = [(folder / "limit", number) for number in range(options.processes)]
         small = together(options.processes, write_small_files, numbers)
