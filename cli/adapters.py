@@ -58,6 +58,7 @@ def key_values(pairs: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--note", metavar="S", help="What people should know about it.")
 @click.option("--no-scan", is_flag=True, help="Do not read the weights to check that all are finite.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Take it although it names another base model.")
+@click.option("--allow-partial", is_flag=True, help="Take it although it lacks what its configuration names.")
 @json_option
 @pass_app
 def add(
@@ -72,6 +73,7 @@ def add(
     note: str | None,
     no_scan: bool,
     allow_base_mismatch: bool,
+    allow_partial: bool,
     as_json: bool,
 ) -> None:
     """Check a PEFT LoRA and register it as the next version.
@@ -103,6 +105,7 @@ def add(
                 note=note,
                 context=found.origin,
                 allow_base_mismatch=allow_base_mismatch,
+                allow_partial=allow_partial,
                 scan=not no_scan,
                 progress=lambda count: bar.add(count, total),
             )
@@ -110,9 +113,11 @@ def add(
         warn(f"not applied, because a version never changes: {', '.join(row.ignored)}")
     if row.skipped:
         say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
+    for remark in row.notes:
+        say(f"note: {remark}")
     answer(
         as_json,
-        row.to_json() | {"not_stored": list(row.skipped)},
+        row.to_json() | {"not_stored": list(row.skipped), "notes": list(row.notes)},
         lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"),
     )
 
@@ -464,6 +469,12 @@ def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base)
         registry.store.verify_tree(row.digest)
-        inspect_adapter(registry.adapters.folder(row), registry.bases.facts(registry.bases.get(row.base)))
-    document = {"ref": row.ref, "digest": row.digest, "ok": True}
+        facts = inspect_adapter(
+            registry.adapters.folder(row),
+            registry.bases.facts(registry.bases.get(row.base)),
+            allow_partial="partial" in row.context,
+        )
+    for note in facts.notes:
+        say(f"note: {note}")
+    document = {"ref": row.ref, "digest": row.digest, "ok": True, "notes": list(facts.notes)}
     answer(as_json, document, lambda: say(f"{row.ref} is sound: {short(row.digest)}"))

@@ -45,6 +45,7 @@ from .console import answer, details, progress, say
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the result; else the base's.")
 @click.option("--device", metavar="D", help="Else the device of the settings.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Take adapters that name another base model.")
+@click.option("--allow-partial", is_flag=True, help="Take adapters that lack what their configuration names.")
 @json_option
 @pass_app
 def merge(
@@ -60,6 +61,7 @@ def merge(
     dtype: str | None,
     device: str | None,
     allow_base_mismatch: bool,
+    allow_partial: bool,
     as_json: bool,
 ) -> None:
     """Merge LoRA folders into the checkpoint in the folder BASE, or into one LoRA; no registry is needed.
@@ -90,6 +92,7 @@ def merge(
                 dtype=output.dtype,
                 device=device or app.settings.device,
                 allow_base_mismatch=allow_base_mismatch,
+                allow_partial=allow_partial,
                 memory=DigestMemory(home / "cache" / "digests") if home.is_dir() else None,
                 progress=bar.update,
             )

@@ -478,7 +478,11 @@ def card_facts(
         license=None,
         method=build.recipe["method"],
         coefficients={role: mean(value) for role, value in coefficients.items()},
-        inputs=tuple(CardInput(a["role"], a["ref"], a["digest"]) for a in build.inputs["adapters"]),
+        inputs=tuple(
+            CardInput(a["role"], a["ref"], a["digest"], lacks=tuple(known.context.get("partial", ())))
+            for a in build.inputs["adapters"]
+            for known in [registry.adapters.resolve(a["ref"], base=build.base)]
+        ),
         adaptive=adaptive,
         metrics=None,
         dtype=build.recipe["output"].get("dtype") or base.dtype,

@@ -93,7 +93,7 @@ def compare(registry: Registry, one: Adapter, other: Adapter) -> Comparison:
 
 def compare_weights(one: Path, other: Path, base: BaseFacts) -> Weights:
     """Of two adapter folders for a base model. Raises InvalidArtifactError."""
-    facts = [inspect_adapter(folder, base, scan=False) for folder in (one, other)]
+    facts = [inspect_adapter(folder, base, allow_partial=True, scan=False) for folder in (one, other)]
     with AdapterFile(one) as first, AdapterFile(other) as second:
         return _weights((first, second), facts)
 

@@ -56,6 +56,7 @@ class AdapterReport:
 
     tensors: tuple[AdapterTensorReport, ...]
     bytes: int
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, object]:
         """The figures that a person reads first."""
@@ -67,6 +68,7 @@ class AdapterReport:
             "median_relative_error": float(f"{statistics.median(t.relative_error for t in self.tensors):.4g}"),
             "worst_relative_error": float(f"{worst.relative_error:.4g}"),
             "worst_tensor": worst.name,
+            "notes": list(self.notes),
         }
 
 
@@ -107,7 +109,8 @@ def write_adapter(
                     reports.append(report)
             os.fsync(file.fd)
         _write_config(out / ADAPTER_CONFIG, plan.config())
-    return AdapterReport(tuple(reports), sum(info.nbytes for info in file.tensors.values()))
+    notes = tuple(f"{part.folder.name}: {note}" for part in parts for note in part.facts.notes)
+    return AdapterReport(tuple(reports), sum(info.nbytes for info in file.tensors.values()), notes)
 
 
 # The mix, open for reading

@@ -514,6 +514,7 @@ def _common(
                 trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
                 template=template.get("name") if template else None,
                 data=_data(adapter),
+                lacks=tuple(adapter.context.get("partial", ())),
             )
         )
     metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}

@@ -143,7 +143,7 @@ class Result:
         self.method = METHODS[mix.method]
         self.config: dict[str, object] = {"dtype": mix.dtype} if mix.dtype else {}
         self.tokenizer: dict[str, Path] = {}
-        self.notes: list[str] = []
+        self.notes = [f"{part.folder.name}: {note}" for part in mix.parts for note in part.facts.notes]
         self.tensors: list[TensorReport] = []
         self.copied = self.resumed = 0
         self.digests: dict[str, str] = {}

@@ -74,7 +74,7 @@ def find(
     adapter = meant(registry, ref, base=base)
     folder = registry.store.folder(adapter.digest, until=until)
     try:
-        facts = inspect_adapter(folder, None, scan=False)
+        facts = inspect_adapter(folder, None, allow_partial=True, scan=False)
     except InvalidArtifactError as error:  # it was sound when it was registered: this is no matter of the adapter's
         raise StoreError(f"{adapter.ref} cannot be read as it was registered: {error}", hint=error.hint) from error
     return Servable(adapter, folder, facts)

@@ -79,6 +79,7 @@ def merge_folders(
     device: str = "cpu",
     threads: int | None = None,
     allow_base_mismatch: bool = False,
+    allow_partial: bool = False,
     memory: DigestMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MergeReport | AdapterReport:
@@ -98,7 +99,13 @@ def merge_folders(
     base = inspect_base(base_folder)
     names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
     facts = [
-        inspect_adapter(adapter.folder, base, base_names=names, allow_base_mismatch=allow_base_mismatch)
+        inspect_adapter(
+            adapter.folder,
+            base,
+            base_names=names,
+            allow_base_mismatch=allow_base_mismatch,
+            allow_partial=allow_partial,
+        )
         for adapter in adapters
     ]
     weights = [spread(a.weight, fact, base, str(a.folder)) for a, fact in zip(adapters, facts, strict=True)]
@@ -148,7 +155,10 @@ def merge_folders(
             license=None,
             method=method,
             coefficients={label: mean(weight) for label, weight in coefficients.items()},
-            inputs=tuple(CardInput(label, label, digests.result()[label]) for label in labels),
+            inputs=tuple(
+                CardInput(label, label, digests.result()[label], lacks=fact.missing)
+                for label, fact in zip(labels, facts, strict=True)
+            ),
             adaptive=None,
             metrics=None,
             dtype=dtype or base.dtype,

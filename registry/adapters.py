@@ -61,6 +61,7 @@ class Adapter(Record):
     created: bool = field(default=False, metadata=NOT_IN_JSON)
     skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
     ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
 
 
 class Adapters:
@@ -81,13 +82,15 @@ class Adapters:
         note: str | None = None,
         context: Mapping[str, Any] | None = None,
         allow_base_mismatch: bool = False,
+        allow_partial: bool = False,
         scan: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> Adapter:
         """Inspects, stores and numbers an adapter; content that is known already answers with the version it has.
 
         `created` and `skipped` tell which it was, and which files were left out; `ignored` names what was given of
-        `metrics`, `tags` and `note` and is not what the known version has.
+        `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
+        What one that is taken with `allow_partial` lacks is kept in its context, under `partial`.
         Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
         """
         name = _name(role, domain)
@@ -107,15 +110,18 @@ class Adapters:
             base_facts,
             base_names=(base.name, base.source, *([str(stored)] if stored else [])),
             allow_base_mismatch=allow_base_mismatch,
+            allow_partial=allow_partial,
             scan=scan,
         )
+        if facts.missing:
+            about["context"]["partial"] = [*facts.missing]
         folder, linked = Path(folder), cached_repo(Path(folder)) is not None
         # the tokenizer is the base's, unless the adapter brings tokens of its own
         files, skipped = adapter_files(folder, with_tokenizer=facts.vocabulary is not None)
         tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
         # a trainer may still have been writing: what counts is what was kept
         kept = self._store.local(tree.digest)
-        if kept is None or inspect_adapter(kept, base_facts, scan=scan) != facts:
+        if kept is None or inspect_adapter(kept, base_facts, allow_partial=allow_partial, scan=scan) != facts:
             raise InvalidArtifactError(
                 f"{folder} was changed while it was read", hint="add it again once it is written"
             )
@@ -136,7 +142,7 @@ class Adapters:
                     )
                 given = {"metrics": about["metrics"]} | labels
                 ignored = tuple(what for what, value in given.items() if value and value != getattr(known, what))
-                return replace(_adapter(known), skipped=skipped, ignored=ignored)
+                return replace(_adapter(known), skipped=skipped, ignored=ignored, notes=facts.notes)
             row = AdapterRow(
                 base=model,
                 domain=place,
@@ -163,7 +169,7 @@ class Adapters:
                 base_id=model.id, domain_id=place.id, adapter_id=row.id,
             )  # fmt: skip
             _mark_current_spirit(session, row)
-            return replace(added, created=True, skipped=skipped)
+            return replace(added, created=True, skipped=skipped, notes=facts.notes)
 
     def resolve(self, ref: str | Reference, *, base: str | None = None, at: datetime | None = None) -> Adapter:
         """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
@@ -353,9 +359,9 @@ class Adapters:
         return self._store.folder(adapter.digest)
 
     def facts(self, adapter: Adapter) -> AdapterFacts:
-        """Read from the stored headers; values were scanned when the adapter was added."""
+        """Read from the stored headers; what the adapter may lack was decided, and its values scanned, when it was added."""
         base = self._bases.facts(self._bases.get(adapter.base))
-        return inspect_adapter(self.folder(adapter), base, scan=False)
+        return inspect_adapter(self.folder(adapter), base, allow_partial=True, scan=False)
 
 
 def find_adapter(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:

@@ -51,6 +51,7 @@ class CardInput:
     trainer: str | None = None  # with its version
     template: str | None = None
     data: tuple[CardData, ...] = ()
+    lacks: tuple[str, ...] = ()  # of what its configuration names
 
 
 @dataclass(frozen=True)

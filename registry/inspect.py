@@ -22,9 +22,11 @@ from .lora import (
     LoraModule,
     SavedTensor,
     TokenRows,
+    bad_targets,
     contents,
     is_head,
     is_vocabulary,
+    some,
 )
 from .naming import AmbiguousNameError, Naming, Place
 
@@ -86,6 +88,7 @@ class BaseFacts:
     head: str | None = None
     encoder_decoder: bool = False
     model_type: str = ""
+    layers: int | None = None  # how many the text model counts; a checkpoint may hold more that it does not use
 
     @property
     def files(self) -> set[str]:
@@ -104,6 +107,7 @@ class AdapterFacts:
 
     Every tensor of its file is in one of `modules`, `saved`, `tokens` and `copies`, the last being those that PEFT writes
     twice and reads once. `vocabulary` is the number of tokens if the adapter changes that of the base, otherwise None.
+    `missing` is what the configuration names and the file lacks, and `notes` what a reader should know, both in words.
     """
 
     config: LoraConfig
@@ -119,6 +123,8 @@ class AdapterFacts:
     tokens: tuple[TokenRows, ...] = ()
     copies: tuple[TensorInfo, ...] = ()
     vocabulary: int | None = None
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def inspect_base(folder: Path | str) -> BaseFacts:
@@ -152,6 +158,7 @@ def inspect_base(folder: Path | str) -> BaseFacts:
         head=head,
         encoder_decoder=config.get("is_encoder_decoder") is True,
         model_type=model_type,
+        layers=_layers(config),
     )
 
 
@@ -161,11 +168,13 @@ def inspect_adapter(
     *,
     base_names: Collection[str] = (),
     allow_base_mismatch: bool = False,
+    allow_partial: bool = False,
     scan: bool = True,
 ) -> AdapterFacts:
     """Everything that can be known before merging: naming, shapes, ranks and, with `scan`, that all values are finite.
 
-    `base_names` are the names under which the base is known; without them the adapter's own word is not questioned.
+    `base_names` are the names under which the base is known; without them the adapter's own word is not questioned. With
+    `allow_partial` an adapter that lacks some of what its configuration names is taken, and its facts say what.
     Raises InvalidArtifactError, or UnsupportedAdapterError and BaseMismatchError of that family.
     """
     folder = _folder(folder)
@@ -176,11 +185,23 @@ def inspect_adapter(
         _check_base_name(config_path, config.base_name, base_names)
     header = read_header(_inside(folder, ADAPTER_WEIGHTS))
     found, vocabulary = contents(header, config), None
+    missing = found.lacking
     if base is not None:
         found = _Placing(header.path, base, found).placed()
         vocabulary = _vocabulary(header.path, base, found)
+        missing = _missing(config_path, base, config, found)
+    if missing and not allow_partial:
+        raise InvalidArtifactError(
+            f"{header.path}: lacks what {ADAPTER_CONFIG} names: {'; '.join(missing)}",
+            hint="save it again with all shards gathered and without wrappers around the model;"
+            " --allow-partial, if these are meant to stay as they are in the base",
+        )
+    notes = found.notes
+    if missing:
+        notes += (f"the adapter lacks what its configuration names, which stays the base's: {'; '.join(missing)}",)
     if scan:
-        check_finite(header)
+        zero = check_finite(header)
+        notes += _dead(found.modules, zero)
     return AdapterFacts(
         config=config,
         modules=found.modules,
@@ -195,39 +216,66 @@ def inspect_adapter(
         tokens=found.tokens,
         copies=found.copies,
         vocabulary=vocabulary,
+        missing=missing,
+        notes=notes,
     )
 
 
-def check_finite(header: Header) -> None:
-    """Raises InvalidArtifactError naming the first tensor that holds NaN or an infinity."""
+def _missing(path: Path, base: BaseFacts, config: LoraConfig, found: Contents) -> tuple[str, ...]:
+    from .completeness import missing_from
+
+    try:
+        return missing_from(base, config, found)
+    except ValueError as error:
+        raise bad_targets(path, error) from error
+
+
+def _dead(modules: Collection[LoraModule], zero: Collection[str]) -> tuple[str, ...]:
+    """What training never touched: B is zero before the first step."""
+    dead = [module.weight for module in modules if module.b.name in zero]
+    if not dead:
+        return ()
+    which = "all of them" if len(dead) == len(modules) else some(dead)
+    return (f"lora_B is all zero in {len(dead)} of {len(modules)} modules, which change nothing: {which}",)
+
+
+def check_finite(header: Header) -> set[str]:
+    """The tensors that are zero throughout. Raises InvalidArtifactError naming the first that holds NaN or an infinity."""
     buffer = memoryview(bytearray(_SCAN_BYTES))
+    zero = set[str]()
     try:
         with header.path.open("rb") as file:
             for tensor in header.tensors.values():
                 file.seek(header.data_start + tensor.start)
-                if bad := _count_not_finite(file, tensor, buffer):
+                bad, is_zero = _look_through(file, tensor, buffer)
+                if bad:
                     raise InvalidArtifactError(
                         f"{header.path}: tensor {tensor.name!r} has {bad} of {tensor.elements} values NaN or infinite"
                     )
+                if is_zero:
+                    zero.add(tensor.name)
     except (OSError, EOFError) as error:
         raise InvalidArtifactError(f"{header.path}: cannot be read to its end: {error}") from error
+    return zero
 
 
-def _count_not_finite(file: BufferedReader, tensor: TensorInfo, buffer: memoryview) -> int:
+def _look_through(file: BufferedReader, tensor: TensorInfo, buffer: memoryview) -> tuple[int, bool]:
+    """How many values are NaN or infinite, and whether all are zero, of either sign."""
     import numpy as np
 
     width, exponent = _EXPONENTS[tensor.dtype]
     unsigned, signed, sign = f"<u{width}", f"<i{width}", 1 << (8 * width - 1)
-    left, bad = tensor.nbytes, 0
+    left, bad, is_zero = tensor.nbytes, 0, True
     while left:
         piece = buffer[: min(left, len(buffer))]
         if file.readinto(piece) < len(piece):
             raise EOFError(f"it ended within {tensor.name!r}")
         left -= len(piece)
         bits = np.frombuffer(piece, unsigned)
+        is_zero = is_zero and not (bits & (sign - 1)).any()
         if bits.max() >= sign | exponent or bits.view(signed).max() >= exponent:
             bad += int(np.count_nonzero((bits & exponent) == exponent))
-    return bad
+    return bad, is_zero
 
 
 def _folder(folder: Path | str) -> Path:
@@ -311,6 +359,15 @@ def _model_type(path: Path, config: dict[str, Any]) -> str:
     return name
 
 
+def _layers(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config")
+    for part in (text, config):
+        for key in ("num_hidden_layers", "n_layer", "num_layers"):
+            if isinstance(part, dict) and type(count := part.get(key)) is int:
+                return count
+    return None
+
+
 def _is_tied(config: dict[str, Any], tensors: Collection[str]) -> bool:
     # configs omit their class's default, so silence is decided by whether a head of its own was saved
     tied = config.get("tie_word_embeddings")
@@ -350,11 +407,14 @@ def _input_embedding(config: dict[str, Any], tensors: dict[str, BaseTensor]) -> 
 
 
 def _refuse_pickled_adapter(folder: Path) -> None:
+    if os.path.lexists(folder / ADAPTER_WEIGHTS):  # PEFT reads that one, and a pickle beside it is not opened
+        return
     for name in _names(folder):
         if name.lower().startswith("adapter_model.") and matches(name, PICKLES):
             raise InvalidArtifactError(
                 f"{folder / name}: is a pickle, which can run code when it is opened",
-                hint=f"save the adapter with PEFT's save_pretrained(…), which writes {ADAPTER_WEIGHTS}",
+                hint=f"save the adapter again with PEFT's save_pretrained(…), or, if you trust whoever made it, convert it:"
+                f" save_file(torch.load({name!r}, weights_only=True), {ADAPTER_WEIGHTS!r}), with save_file of safetensors.torch",
             )
 
 
@@ -388,7 +448,7 @@ class _Placing:
         tokens = tuple(self._rows(rows) for rows in found.tokens)
         self._refuse_shared([*((m.weight, p) for m in modules for p in m.places)])
         self._refuse_shared([(tensor.name, tensor.place) for tensor in saved if tensor.place])
-        return Contents(modules, saved, tokens, found.copies)
+        return replace(found, modules=modules, saved=saved, tokens=tokens)
 
     def _find(self, parameter: str) -> tuple[Place, tuple[int, ...]] | None:
         """Where the parameter lies and its shape in the base. A tied head has the shape of the embedding, and may lack."""

@@ -11,39 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from .config_keys import check_keys
 from .documents import shown
 from .errors import InvalidArtifactError, UnsupportedAdapterError
 from .headers import Header, TensorInfo
+from .keys import PREFIX as PREFIX
+from .keys import own_names
 from .naming import Place
+from .targets import Targets
 
-PREFIX = "base_model.model."
 PATTERN_WORK = 20_000_000  # steps of patterns times modules: some seconds
 
 Number = TypeVar("Number", int, float)
-
-# adapters that start from the base's own singular vectors or quantisation, and whose training began on a changed base
-_ALTERED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-_READ_HERE = {
-    "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "base_model_name_or_path",
-    "peft_type", "bias", "init_lora_weights", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices",
-    "target_parameters",
-}  # fmt: skip
-# how the adapter was trained or where it was placed; the tensors themselves say what remains of it
-_WITHOUT_EFFECT = {
-    "auto_mapping", "revision", "inference_mode", "task_type", "peft_version", "lora_dropout", "target_modules",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size", "loftq_config",
-    "eva_config", "corda_config", "lora_ga_config", "runtime_config",
-}  # fmt: skip
-
-# refused, with what can be done about it
-_HINTS = {
-    "alora_invocation_tokens": "an activated LoRA works from some token on, which no merged weight can do",
-    "layer_replication": "replicate the layers of the base model first, and train an adapter of the result",
-    "ensure_weight_tying": "train without it: what becomes of a tied head is then in the adapter's own tensors",
-    "use_qalora": "train without it: the adapter pools its inputs by the groups of a quantised base",
-}
 
 # leaves of the names under which models have their vocabulary, which PEFT saves when it was resized or adapted
 _EMBEDDINGS = {
@@ -85,14 +64,19 @@ class LoraConfig:
     modules_to_save: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
     token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # under "" those of the input embedding
+    targets: Targets = field(default_factory=Targets)
+    ensure_weight_tying: bool = False
+    task: str | None = None
+    noted: tuple[str, ...] = ()  # keys that are not known and change nothing
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], path: Path) -> LoraConfig:
         """Raises UnsupportedAdapterError for what merging cannot honour, InvalidArtifactError for what is broken."""
-        _refuse_unsupported(raw, path)
+        noted = check_keys(raw, path)
         base_name = raw.get("base_model_name_or_path")
         if base_name is not None and not isinstance(base_name, str):
             raise InvalidArtifactError(f"{path}: base_model_name_or_path must be text, not {shown(base_name)}")
+        to_save, task = _names(raw, "modules_to_save", path), raw.get("task_type")
         return cls(
             r=_rank(raw.get("r"), f"{path}: r"),
             alpha=_number(raw.get("lora_alpha"), f"{path}: lora_alpha"),
@@ -104,9 +88,13 @@ class LoraConfig:
             use_dora=_switch(raw, "use_dora", path),
             lora_bias=_switch(raw, "lora_bias", path),
             bias=_bias(raw, path),
-            modules_to_save=_names(raw, "modules_to_save", path),
+            modules_to_save=to_save,
             target_parameters=_names(raw, "target_parameters", path),
             token_indices=_token_indices(raw, path),
+            targets=Targets.parse(raw, path, to_save),
+            ensure_weight_tying=_switch(raw, "ensure_weight_tying", path),
+            task=task if isinstance(task, str) else None,
+            noted=noted,
         )
 
     def rank_of(self, module: str) -> int:
@@ -257,13 +245,16 @@ class TokenRows:
 class Contents:
     """All tensors of an adapter's file by what they are for, each in one of these.
 
-    `copies` are those that PEFT writes beside a tensor of the same value, and does not read itself.
+    `copies` are those that PEFT writes beside a tensor of the same value, and does not read itself. `lacking` is what the
+    configuration names and the file has not, and `notes` what was left aside, both in words.
     """
 
     modules: tuple[LoraModule, ...]
     saved: tuple[SavedTensor, ...] = ()
     tokens: tuple[TokenRows, ...] = ()
     copies: tuple[TensorInfo, ...] = ()
+    lacking: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_vocabulary(parameter: str) -> bool:
@@ -287,8 +278,10 @@ def contents(header: Header, config: LoraConfig) -> Contents:
     factors: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     rows: dict[str, TensorInfo] = {}
     whole: dict[str, TensorInfo] = {}
-    copies: list[TensorInfo] = []
-    for name, tensor in header.tensors.items():
+    copies: dict[str, TensorInfo] = {}
+    named = own_names(header)
+    for own, tensor in named.tensors.items():
+        name = tensor.name
         if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
             raise UnsupportedAdapterError(f"{path}: tensor {name!r} is {tensor.dtype}, which has no exact delta here")
         if tensor.elements == 0:
@@ -296,9 +289,9 @@ def contents(header: Header, config: LoraConfig) -> Contents:
                 f"{path}: tensor {name!r} of shape {list(tensor.shape)} is empty",
                 hint="gather the shards before saving, if the model was trained in shards",
             )
-        if not name.startswith(PREFIX):
+        if not own.startswith(PREFIX):
             raise UnsupportedAdapterError(f"{path}: tensor {name!r} {_STRANGE}")
-        module, part = _module_and_part(name[len(PREFIX) :])
+        module, part = _module_and_part(own[len(PREFIX) :])
         if part in _FACTORS:
             plain = module
             while plain.endswith(".base_layer"):
@@ -308,7 +301,7 @@ def contents(header: Header, config: LoraConfig) -> Contents:
         elif part == "token_adapter.trainable_tokens_delta":
             rows[module] = tensor
         elif part.startswith(("modules_to_save.", "original_module.")):
-            copies.append(tensor)
+            copies[own[len(PREFIX) :]] = tensor
         else:
             parameter = f"{module}.{part.rpartition('.')[2]}"
             if parameter in whole:
@@ -316,11 +309,15 @@ def contents(header: Header, config: LoraConfig) -> Contents:
             whole[parameter] = tensor
     if not factors:
         raise InvalidArtifactError(f"{path}: holds no LoRA tensors")
+    modules, saved, tokens = _modules(path, config, factors), _saved(path, config, whole), _tokens(path, config, rows)
+    _expect_targeted(path, config, modules)
     return Contents(
-        modules=_modules(path, config, factors),
-        saved=_saved(path, config, whole),
-        tokens=_tokens(path, config, rows),
+        modules=modules,
+        saved=saved,
+        tokens=tokens,
         copies=_checked_copies(path, config, copies, whole),
+        lacking=(*_lacking_saved(config, saved), *_lacking_tokens(config, tokens)),
+        notes=(*_notes(config, named.taken_off), *_unused_patterns(config, modules)),
     )
 
 
@@ -356,7 +353,6 @@ def _modules(
             )
     _bound_work(path, "target_parameters", config.target_parameters, len(factors))
     modules: list[LoraModule] = []
-    named: list[str] = []  # as patterns see them
     wrapped: set[str] = set()
     for name, nested in sorted(factors.items()):
         for depth in range(len(nested)):
@@ -366,13 +362,10 @@ def _modules(
         for depth, parameter in enumerate(parameters):
             if parameter is not None:
                 wrapped.add(f".{name}.{parameter}")
-            named.append(name if parameter is None else f"{name}.{parameter}")
             modules.append(_module(path, config, name, parameter, nested[depth]))
     for target in config.target_parameters:
         if not any(name.endswith(f".{target}") for name in wrapped):
             raise InvalidArtifactError(f"{path}: target_parameters {shown(target)} names no parameter of the adapter")
-    _check_patterns(path, "rank_pattern", config.rank_pattern, named)
-    _check_patterns(path, "alpha_pattern", config.alpha_pattern, named)
     return tuple(modules)
 
 
@@ -471,7 +464,7 @@ def _saved(path: Path, config: LoraConfig, whole: Mapping[str, TensorInfo]) -> t
     _bound_work(path, "modules_to_save", config.modules_to_save, sum(name.count(".") for name in whole))
     saved = []
     for name, tensor in sorted(whole.items()):
-        if _is_to_save(name, config):
+        if is_to_save(name, config):
             why = "modules_to_save"
         elif name.endswith(".bias") and config.bias != "none":
             why = "bias"
@@ -480,14 +473,10 @@ def _saved(path: Path, config: LoraConfig, whole: Mapping[str, TensorInfo]) -> t
         else:
             raise UnsupportedAdapterError(f"{path}: tensor {tensor.name!r} {_why_not(tensor.name)}")
         saved.append(SavedTensor(name, tensor, why))
-    if config.modules_to_save and not any(tensor.why == "modules_to_save" for tensor in saved):
-        raise InvalidArtifactError(
-            f"{path}: holds no tensor of the modules_to_save, {shown(list(config.modules_to_save))}"
-        )
     return tuple(saved)
 
 
-def _is_to_save(name: str, config: LoraConfig) -> bool:
+def is_to_save(name: str, config: LoraConfig) -> bool:
     """Whether a module around the parameter has a name that ends like one of `modules_to_save`, PEFT's rule."""
     while config.modules_to_save and (name := name.rpartition(".")[0]):
         if name.endswith(config.modules_to_save):
@@ -518,12 +507,6 @@ def _tokens(path: Path, config: LoraConfig, rows: Mapping[str, TensorInfo]) -> t
                 f"{path}: {tensor.name!r} is {list(tensor.shape)},"
                 f" but trainable_token_indices has {len(given[module])} tokens for it"
             )
-    for name, indices in config.token_indices.items():
-        if indices and indices not in used:
-            what = f"of {name!r} " if name else ""
-            raise InvalidArtifactError(
-                f"{path}: holds no rows for the trainable_token_indices {what}{shown(list(indices))}"
-            )
     return tuple(
         TokenRows(f"{module}.weight", rows[module], indices, Place(f"{module}.weight"))
         for module, indices in sorted(given.items())
@@ -531,17 +514,17 @@ def _tokens(path: Path, config: LoraConfig, rows: Mapping[str, TensorInfo]) -> t
 
 
 def _checked_copies(
-    path: Path, config: LoraConfig, copies: list[TensorInfo], whole: Mapping[str, TensorInfo]
+    path: Path, config: LoraConfig, copies: Mapping[str, TensorInfo], whole: Mapping[str, TensorInfo]
 ) -> tuple[TensorInfo, ...]:
     """What PEFT adds for modules_to_save that are also biases or embeddings: it reads the tensor without the addition."""
-    for copy in copies:
-        name = re.sub(r"\.(?:modules_to_save|original_module)\.", ".", copy.name[len(PREFIX) :], count=1)
+    for own, copy in copies.items():
+        name = re.sub(r"\.(?:modules_to_save|original_module)\.", ".", own, count=1)
         read = whole.get(name)
-        if read is None or not _is_to_save(name, config) or read.shape != copy.shape:
+        if read is None or not is_to_save(name, config) or read.shape != copy.shape:
             raise UnsupportedAdapterError(
                 f"{path}: tensor {copy.name!r} is no copy of one of the modules_to_save, and nothing else that is known"
             )
-    return tuple(copies)
+    return tuple(copies.values())
 
 
 def _why_not(name: str) -> str:
@@ -560,29 +543,71 @@ def _bound_work(path: Path, field_: str, names: Collection[str], times: int) -> 
         raise InvalidArtifactError(f"{path}: {field_} has {len(names)} names, too many for {times} modules")
 
 
-def _check_patterns(path: Path, field: str, patterns: NamePatterns[Any], modules: Collection[str]) -> None:
-    unused = patterns.values.keys() - {key for module in modules for key in patterns.keys_of(module)}
-    for pattern in patterns.values:
-        if pattern in unused:
-            raise InvalidArtifactError(f"{path}: {field} key {shown(pattern)} matches no module of the adapter")
-
-
-def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
-    if raw.get("peft_type") != "LORA":
-        raise UnsupportedAdapterError(f"{path}: peft_type is {shown(raw.get('peft_type'))}; only LORA can be merged")
-    start = raw.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        altered = isinstance(start, str) and start.lower().startswith(_ALTERED_BASE)
-        raise UnsupportedAdapterError(
-            f"{path}: init_lora_weights is {shown(start)}" + (", which trained on an altered base" if altered else ""),
-            hint="convert it: save_pretrained(…, path_initial_model_for_weight_conversion=…)" if altered else None,
+def _expect_targeted(path: Path, config: LoraConfig, modules: Collection[LoraModule]) -> None:
+    """PEFT gives factors to the modules that the configuration names, and passes over those of others in the file."""
+    if config.targets.modules is None:
+        return
+    left = {module.name for module in modules} - {
+        module.name for module in modules if module.weight.endswith(config.target_parameters or ("\n",))
+    }
+    try:
+        strange = left - config.targets.of(left)
+    except ValueError as error:
+        raise bad_targets(path, error) from error
+    if config.ensure_weight_tying:  # both ends of a tied weight, whichever of them is named
+        strange -= {name for name in strange if is_vocabulary(f"{name}.weight")}
+    if strange:
+        raise InvalidArtifactError(
+            f"{path}: has factors for {len(strange)} modules that adapter_config.json does not target:"
+            f" {some(strange)}; its target_modules: {shown(config.targets.modules)}",
+            hint="put right the configuration or the file: PEFT would load the adapter without these",
         )
-    for key in sorted(raw.keys() - _READ_HERE - _WITHOUT_EFFECT):
-        if raw[key]:
-            field = key if key.isidentifier() and len(key) < 100 else shown(key)
-            raise UnsupportedAdapterError(
-                f"{path}: {field} is {shown(raw[key])}, which merging cannot honour", hint=_HINTS.get(key)
-            )
+
+
+def bad_targets(path: Path, error: ValueError) -> InvalidArtifactError:
+    return InvalidArtifactError(
+        f"{path}: target_modules, exclude_modules, layers_pattern or modules_to_save of adapter_config.json: {error}"
+    )
+
+
+def _lacking_saved(config: LoraConfig, saved: Collection[SavedTensor]) -> Iterator[str]:
+    """All of modules_to_save. Names that fit nothing are PEFT's own habit, as `classifier` beside `score`."""
+    if config.modules_to_save and not any(tensor.why == "modules_to_save" for tensor in saved):
+        yield f"any tensor of the modules_to_save {shown(list(config.modules_to_save))}"
+
+
+def _lacking_tokens(config: LoraConfig, tokens: Collection[TokenRows]) -> Iterator[str]:
+    used = {rows.indices for rows in tokens}
+    for name, indices in config.token_indices.items():
+        if indices and indices not in used:
+            yield f"rows for the trainable_token_indices {f'of {name!r} ' if name else ''}{shown(list(indices))}"
+
+
+def _notes(config: LoraConfig, taken_off: Collection[str]) -> Iterator[str]:
+    if taken_off:
+        yield f"names of its tensors were read without what a wrapper put into them: {', '.join(map(shown, taken_off))}"
+    if config.noted:
+        yield f"keys of adapter_config.json that change nothing here: {', '.join(config.noted)}"
+    if config.targets.modules is None:
+        yield "adapter_config.json has no target_modules, so whether the file is complete was not looked at"
+
+
+def _unused_patterns(config: LoraConfig, modules: Collection[LoraModule]) -> Iterator[str]:
+    """PEFT passes over a key that fits no module, and so do we."""
+    named = {
+        module.weight if module.parameter != "weight" or module.experts > 1 else module.name for module in modules
+    } | {module.weight for module in modules if module.weight.endswith(config.target_parameters or ("\n",))}
+    for field_, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        used = {key for name in named for key in patterns.keys_of(name)}
+        if unused := [key for key in patterns.values if key not in used]:
+            yield f"{field_} has keys that fit no module, which have no effect: {some(unused)}"
+
+
+def some(names: Collection[str], most: int = 5) -> str:
+    """The first few in their order, and how many more there are."""
+    first = sorted(names)[:most]
+    more = len(names) - len(first)
+    return ", ".join(map(shown, first)) + (f" and {more} more" if more else "")
 
 
 class _Text:

@@ -399,9 +399,6 @@ REFUSED: dict[str, tuple[Kind, str]] = {
         Kind("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, WORDS + 3, {"save_embedding_layers": False}),
         "has a vocabulary of 27 tokens, but not all of the result would",
     ),
-    "a tie that is kept": (
-        Kind("tied llama", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}), "ensure_weight_tying is True",
-    ),
     "replicated layers": (
         Kind("llama", {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [0, 2]]}), "layer_replication is",
     ),
@@ -438,7 +435,7 @@ def test_every_option_of_the_installed_peft_is_honoured_without_effect_or_refuse
         "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "task_type", "peft_type",
         "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "target_modules",
         "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core", "loftq_config",
-        "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+        "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
     }  # fmt: skip
     for option in sorted({item.name for item in fields(LoraConfig)} - known):
         raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, option: {"anything": 1}}

@@ -174,7 +174,7 @@ def test_fan_in_fan_out_expects_the_weight_transposed(tmp_path: Path, make_adapt
         {"bias": "some"}, {"layer_replication": [[0, 2]]},
         {"alora_invocation_tokens": [5]}, {"use_qalora": True}, {"use_bdlora": {"nblocks": 2}}, {"arrow_config": {"top_k": 1}},
         {"kasa_config": {"beta": 1}}, {"megatron_config": {"a": 1}}, {"velora_config": {"scale": 1}},
-        {"monteclora_config": {"num_samples": 8}}, {"ensure_weight_tying": True}, {"init_lora_weights": "pissa_niter_4"},
+        {"monteclora_config": {"num_samples": 8}}, {"init_lora_weights": "pissa_niter_4"},
         {"init_lora_weights": "olora"}, {"init_lora_weights": "corda"}, {"init_lora_weights": "loftq"},
         {"init_lora_weights": "lora_ga"}, {"init_lora_weights": "mica"}, {"peft_type": "VERA"}, {"peft_type": None},
         {"from_the_future": 1},
@@ -193,7 +193,7 @@ def test_what_merging_cannot_honour_is_refused_by_name(
     [
         {"r": 0}, {"r": True}, {"r": "2"}, {"r": None}, {"lora_alpha": None}, {"lora_alpha": float("inf")}, {"lora_alpha": 10**400},
         {"use_rslora": "yes"}, {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": 1.5}}, {"alpha_pattern": {"(": 1}},
-        {"rank_pattern": {"k_proj": 2}}, {"alpha_pattern": {"k_proj": 2}}, {"base_model_name_or_path": 7},
+        {"base_model_name_or_path": 7},
         {"use_dora": True}, {"use_dora": 1}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"modules_to_save": "lm_head"},
         {"modules_to_save": [""]}, {"trainable_token_indices": [1]}, {"trainable_token_indices": {"embed_tokens": [1]}},
         {"trainable_token_indices": [-1]}, {"trainable_token_indices": [1, 1]}, {"trainable_token_indices": {"": [1]}},
@@ -409,13 +409,8 @@ def test_scales_and_ranks_are_those_that_peft_uses(peft_adapter: Any) -> None:
         "down_proj": 9},
     )  # fmt: skip
     # PEFT warns that this key ends no module's name, and goes on without it
-    with pytest.raises(InvalidArtifactError, match="matches no module"):
-        inspect_adapter(adapter, inspect_base(base))
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    del config["alpha_pattern"]["^model.layers.1.mlp"]
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-
     facts = inspect_adapter(adapter, inspect_base(base))
+    assert any("alpha_pattern" in note and "^model.layers.1.mlp" in note for note in facts.notes)
     layers = {
         name.removeprefix("base_model.model."): layer
         for name, layer in peft.named_modules()
