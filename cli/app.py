@@ -161,6 +161,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(words: list[str], as_json: bool) -> int:
     """The exit code, once what went wrong is told."""
+    if any("\0" in word for word in words):  # only a program that calls us can say it, and no path may have it
+        return _fail("usage", "an argument has a NUL character", None, 2, as_json, words)
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
     except (RecCocktailError, TaskError) as error:

@@ -66,8 +66,8 @@ class Shell:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RECCOCKTAIL_") and k != "XDG_CONFIG_HOME"}
         return kept | {"RECCOCKTAIL_HOME": str(self.home), "RECCOCKTAIL_DEVICE": "cpu", "HOME": str(self.folder)}
 
-    def __call__(self, *words: object, code: int = 0, columns: int | None = None, **environment: str) -> Answer:
-        """Run it in this process and expect this exit code; with `columns`, on a terminal that is so wide."""
+    def __call__(self, *words: object, code: int | None = 0, columns: int | None = None, **environment: str) -> Answer:
+        """Run it in this process and expect this exit code, or any for None; with `columns`, on a terminal that is so wide."""
         out, err = io.StringIO() if columns is None else Terminal(), io.StringIO()
         variables = self.environment() | environment
         if columns is not None:
@@ -76,7 +76,7 @@ class Shell:
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
                 main([str(word) for word in words])
         answer = Answer(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-        assert answer.code == code, f"reccocktail {' '.join(map(str, words))}\n{answer.out}{answer.err}"
+        assert code in (answer.code, None), f"reccocktail {' '.join(map(str, words))}\n{answer.out}{answer.err}"
         return answer
 
     def registry(self) -> Registry:
