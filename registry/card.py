@@ -330,4 +330,4 @@ def _python(value: object) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(import_module("reccocktail.registry.card")._answer(*pickle.load(sys.stdin.buffer)), sys.stdout)  # noqa: S301  from our own parent
+    json.dump(import_module(__spec__.name)._answer(*pickle.load(sys.stdin.buffer)), sys.stdout)  # noqa: S301  from our own parent
