@@ -43,7 +43,7 @@ class _Sizes:
 QUICK = _Sizes(
     users=12,
     spirit=SPIRIT | {"examples": 6},
-    ingredient=INGREDIENT | {"epochs": 1, "examples": 6},
+    ingredient=INGREDIENT | {"epochs": 1, "examples": 8},
     questions=8,
     search={"points": 3, "prompts": 4, "tokens": 2},
 )
