@@ -102,6 +102,7 @@ def _add(found: Interactions, table: Table, clock: Clock, rated: bool) -> None:
         ratings = array("d")
     users, items = found.users, found.items
     add_user, add_item, add_time = found.user_numbers.append, found.item_numbers.append, times.append
+    add_rating, is_record = ratings.append, isinstance(the_rating, str)
     for number, row in table.rows():
         try:
             user, item = row[the_user], row[the_item]
@@ -113,7 +114,11 @@ def _add(found: Interactions, table: Table, clock: Clock, rated: bool) -> None:
             if item.__class__ is not str or not item:
                 item = identifier(item, "item")
             if the_time is not None:
-                time = moment(row[the_time])
+                time = row[the_time]
+                try:
+                    time = int(time) if time.__class__ is str else moment(time)  # most times need no more
+                except ValueError:
+                    time = moment(time)
                 try:
                     add_time(time)
                 except TypeError:  # the first with a fraction
@@ -121,7 +126,10 @@ def _add(found: Interactions, table: Table, clock: Clock, rated: bool) -> None:
                     add_time = times.append
                     add_time(time)
             if the_rating is not None:
-                ratings.append(_rating(row, the_rating, rated))
+                rating = row.get(the_rating) if is_record else row[the_rating]
+                if rating.__class__ is not float or rating - rating != 0:
+                    rating = _rating(rating, rated)
+                add_rating(rating)
         except KeyError as error:
             raise misread(table.path, number, ValueError(f"has no {error.args[0]}"), unit=table.unit) from error
         except (ValueError, OverflowError) as error:
@@ -132,9 +140,8 @@ def _add(found: Interactions, table: Table, clock: Clock, rated: bool) -> None:
     found.ratings = None if the_rating is None else ratings
 
 
-def _rating(row: Any, column: int | str, needed: bool) -> float:
+def _rating(value: Any, needed: bool) -> float:
     """The rating, or NaN where there is none and none is needed."""
-    value = row.get(column) if row.__class__ is dict else row[column]
     try:
         number = math.inf if value.__class__ is bool else float(value)
     except (ValueError, TypeError):

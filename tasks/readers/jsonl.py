@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..filters import at_least_rated, k_core
 from .dataset import Dataset
 from .lines import UnreadableError, misread, objects
 from .source import Source
-from .times import ONE_UNIT, MixedTimesError, excerpt, factors
+from .times import ONE_UNIT, MixedTimesError, excerpt, factors, in_unit
 
 LARGEST = 2**63 - 1
 FORMAT = "reccocktail jsonl"
@@ -48,10 +48,12 @@ def _file(folder: Path, names: frozenset[str], stem: str) -> Path:
 
 def _domain(items_file: Path, sequences_file: Path, name: str, dataset: Dataset) -> DomainData:
     items = _read(items_file, "item_id", _item, dataset)
-    histories = _read(sequences_file, "user_id", partial(_history, items), dataset)
-    by, counts = _units(sequences_file, histories.values(), dataset)
-    ordered = (_in_time_order(history, by.get(history.user_id)) for history in histories.values())
-    data = DomainData.of(name, items.values(), ordered, origin=Origin(FORMAT, time_units=tuple(counts.items())))
+    histories = _read(sequences_file, "user_id", partial(_history, items, None), dataset)
+    units = _units(sequences_file, histories.values(), dataset)
+    if units:  # read again, because equal moments keep the order of the file
+        histories = _read(sequences_file, "user_id", partial(_history, items, list(units)[-1]), dataset)
+    origin = Origin(FORMAT, time_units=tuple(units.items()))
+    data = DomainData.of(name, items.values(), histories.values(), origin=origin)
     if dataset.min_rating is not None:
         data = at_least_rated(data, dataset.min_rating)
     if dataset.core is not None:
@@ -87,7 +89,8 @@ def _unescaped(value: Any) -> Any:
     return unescaped(value) if isinstance(value, str) else value
 
 
-def _history(items: Mapping[str, Item], record: dict[str, Any]) -> History:
+def _history(items: Mapping[str, Item], unit: str | None, record: dict[str, Any]) -> History:
+    """The history that a record tells, its times in this unit if they are in several."""
     user_id = _identifier(record, "user_id")
     taken = record.pop("items", None)
     if not isinstance(taken, list) or not all(isinstance(item_id, str) for item_id in taken):
@@ -101,37 +104,32 @@ def _history(items: Mapping[str, Item], record: dict[str, Any]) -> History:
     if wrong := [rating for rating in record.get("ratings") or () if rating is not None and not _is_number(rating)]:
         raise ValueError(f"ratings must be finite numbers or null, found {excerpt(wrong[0])}")
     own = tuple([items[item_id].item_id for item_id in taken])  # one text per item, however often it is taken
-    if wrong := [time for time in record.get("timestamps") or () if not _is_number(time)]:
-        raise ValueError(f"timestamps must be numbers, found {excerpt(wrong[0])}")
-    return History(user_id, own, record)
+    return _in_time_order(History(user_id, own, record), unit)
 
 
-def _units(path: Path, histories: Collection[History], dataset: Dataset) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """By what each user's times are multiplied where times are in several units, and how many are in each."""
-    timed = [history for history in histories if history.fields.get("timestamps")]
-    times = np.fromiter(chain.from_iterable(history.fields["timestamps"] for history in timed), np.float64)
+def _units(path: Path, histories: Iterable[History], dataset: Dataset) -> dict[str, int]:
+    """How many times are in each unit, if there are several."""
+    if dataset.time_unit is not None:
+        return {}
+    timed = [times for history in histories if (times := history.fields.get("timestamps"))]
     try:
-        by, counts = (None, {}) if dataset.time_unit is not None else factors(times)
+        return factors(np.fromiter(chain.from_iterable(timed), np.float64))[1]
     except MixedTimesError as error:
-        user_id = next(history.user_id for history in timed if error.value in history.fields["timestamps"])
-        number = next(n for n, record in objects(path, dataset.encoding) if record.get("user_id") == user_id)
+        rows = objects(path, dataset.encoding)
+        number = next(n for n, record in rows if error.value in (record.get("timestamps") or ()))
         raise misread(path, number, UnreadableError(str(error), ONE_UNIT)) from error
-    if by is None:
-        return {}, counts
-    ends = np.cumsum([len(history.fields["timestamps"]) for history in timed])
-    return {
-        history.user_id: part.tolist() for history, part in zip(timed, np.split(by, ends[:-1]), strict=True)
-    }, counts
 
 
-def _in_time_order(history: History, by: list[int] | None) -> History:
+def _in_time_order(history: History, unit: str | None) -> History:
     times = history.fields.get("timestamps")
     if times is None:
         return history
-    if by is not None:
-        times = [time * factor for time, factor in zip(times, by, strict=True)]
-    fields = {**history.fields, "timestamps": times}
+    if wrong := [time for time in times if not _is_number(time)]:
+        raise ValueError(f"timestamps must be numbers, found {excerpt(wrong[0])}")
+    if unit is not None:
+        times = [in_unit(time, unit) for time in times]
     order = sorted(range(len(times)), key=times.__getitem__)
+    fields = {**history.fields, "timestamps": times}
     aligned = {name: [fields[name][i] for i in order] for name in ALIGNED if fields.get(name)}
     return History(history.user_id, tuple(history.items[i] for i in order), {**fields, **aligned})
 

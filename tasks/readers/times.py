@@ -229,6 +229,13 @@ def _mixed(others: NDArray[Any], counts: dict[str, int]) -> MixedTimesError:
     )
 
 
+def in_unit(time: float, unit: str) -> float:
+    """A time from 1990 to 2099 in a unit that is as fine as its own or finer."""
+    own = unit_of(time)
+    by = 1 if own is None else 1000 ** (UNITS.index(unit) - UNITS.index(own))
+    return time if by == 1 else time * by if isinstance(time, int) else round(time * by, 3)
+
+
 def scaled(times: array, by: NDArray[np.int64]) -> array:
     """The times in one unit. Raises ValueError where a double would not hold them exactly."""
     product = np.asarray(times) * by

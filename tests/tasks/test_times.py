@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reccocktail.tasks import DataError, describe, read_domain
 
@@ -44,6 +44,7 @@ def refusal(folder: Path) -> tuple[str, str]:
 FIRST, LAST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1990, 2100))
 
 
+@settings(deadline=None)  # each example writes files
 @given(st.lists(st.tuples(st.integers(FIRST, LAST - 1), st.sampled_from(list(PER_SECOND))), min_size=1, max_size=12))
 def test_every_moment_has_its_place_whatever_its_unit(tmp_path_factory, rows: list[tuple[int, str]]):
     seconds = [second for second, _ in rows]
@@ -116,15 +117,23 @@ def test_files_of_one_data_set_may_be_in_other_units_than_each_other(tmp_path: P
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_numbers_of_parquet_are_told_apart_and_points_in_time_are_seconds(tmp_path: Path, as_text: bool):
-    written = [(DAY + 1) * 1000, DAY, (DAY + 2) * 10**6]
+    written = [DAY * 1000, DAY + 1, (DAY - 1) * 10**6]
     column = pa.array(list(map(str, written)) if as_text else written)
     pq.write_table(pa.table({"user": ["ann"] * 3, "item": ["1", "2", "3"], "time": column}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"item": ["1"], "title": ["A"]}), tmp_path / "b.parquet")
-    assert order(tmp_path) == ("2", "1", "3")
+    assert order(tmp_path) == ("3", "1", "2")
     days = [datetime(year, 1, 2, tzinfo=UTC) for year in (1956, 1970, 2020)]
     old = pa.array(days, pa.timestamp("ms"))
     pq.write_table(pa.table({"user": ["ann"] * 3, "item": ["1", "2", "3"], "time": old}), tmp_path / "a.parquet")
     assert order(tmp_path) == ("1", "2", "3")  # nothing to be told apart
+
+
+def test_equal_moments_of_json_lines_keep_the_order_of_the_file(tmp_path: Path):
+    (tmp_path / "items.jsonl").write_text('{"item_id": "1", "title": "A"}\n{"item_id": "2", "title": "B"}\n')
+    (tmp_path / "sequences.jsonl").write_text(
+        f'{{"user_id": "a", "items": ["1", "2"], "timestamps": [{DAY * 1000}, {DAY}.0]}}\n'
+    )
+    assert order(tmp_path) == ("1", "2")
 
 
 def test_json_lines_are_put_in_order_by_the_real_moments(tmp_path: Path):
