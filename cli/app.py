@@ -24,7 +24,7 @@ from ..registry.settings import Settings
 from ..registry.signals import Stopped, exit_code, raised
 from ..tasks.errors import TaskError
 from . import display
-from .console import json_text, printable
+from .console import json_text, printable, say
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -39,12 +39,17 @@ class App:
 
     def __init__(self, *, actor: str | None = None, **options: str | None) -> None:
         self._options = options
+        self._said = False
         self.actor = _checked(actor if actor is not None else os.environ.get("RECCOCKTAIL_AS") or None)
         """In whose name rows are written; None stands for the login name."""
 
     @property
     def settings(self) -> Settings:
-        return Settings.load(**self._options)  # pyright: ignore[reportArgumentType]
+        found = Settings.load(**self._options)  # pyright: ignore[reportArgumentType]
+        if found.used is not None and not self._said:
+            self._said = True
+            say(f"{', '.join(found.given)} from {found.used}")
+        return found
 
     def registry(self, settings: Settings | None = None, *, create: bool = False) -> Registry:
         """Open the registry of the settings, or make it; use it in a `with`.

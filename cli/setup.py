@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ class _Seen:
 
     detail: str
     read_only: bool = False
+    open: bool = False
 
 
 @click.command(epilog=example("reccocktail init", "reccocktail --home ./here init"))
@@ -57,12 +59,15 @@ def doctor(app: App, as_json: bool) -> None:
         except (RecCocktailError, OSError) as error:
             hint = getattr(error, "hint", None)
             ok, seen = not needed, _Seen(f"{error}" + (f" ({hint})" if hint else ""))
-        checks.append({"check": name, "ok": ok, "read_only": seen.read_only, "detail": seen.detail})
+        about = {"check": name, "ok": ok, "read_only": seen.read_only, "open": seen.open, "detail": seen.detail}
+        checks.append(about)
 
     check("database", True, lambda: _database(app))
     check("store", True, lambda: _store(app))
     if is_remote(app.settings.store_url):
         check("cache", False, lambda: _cache(app))
+    if not app.settings.store_shared:
+        check("modes", False, lambda: _modes(app))
     check("device", True, lambda: _Seen(f"{app.settings.device} → {app.device()}"))
     check("trainers", False, _plugins)
     check("hub", False, _hub_login)
@@ -75,7 +80,7 @@ def doctor(app: App, as_json: bool) -> None:
 def _verdict(check: dict[str, Any]) -> str:
     if not check["ok"]:
         return "FAILS"
-    return "reads" if check["read_only"] else "ok"
+    return "reads" if check["read_only"] else "open" if check["open"] else "ok"
 
 
 def _database(app: App) -> _Seen:
@@ -123,6 +128,27 @@ def _cache(app: App) -> _Seen:
     limit = f"of at most {size(cache.limit)}" if cache.limit else "without limit"
     above = "; above it while that is in use, or until something comes in" if 0 < cache.limit < used else ""
     return _Seen(f"{settings.cache} has {size(used)} {limit}{above}")
+
+
+def _modes(app: App) -> _Seen:
+    """Whether others of this machine may look into what is private; a home that is closed closes all that lies in it."""
+    from ..registry.database import sqlite_file
+    from ..registry.ownership import open_to_others
+
+    settings = app.settings
+    places = [(settings.home, "700"), (sqlite_file(settings.database_url), "600"), (settings.store_folder, "700")]
+    closed = open_to_others(settings.home) is None
+    found = [
+        f"{place} has mode {mode}: `chmod {wanted} {shlex.quote(str(place))}`"
+        for place, wanted in places
+        if place is not None and (mode := open_to_others(place))
+        if not (closed and place.is_relative_to(settings.home))
+    ]
+    if found:
+        return _Seen(
+            f"others of this machine may look in: {'; '.join(found)}; or set store_shared, if it is meant", open=True
+        )
+    return _Seen("home, database and store are this user's alone")
 
 
 def _plugins() -> _Seen:

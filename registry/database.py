@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 from .errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
 from .files import NO_ROOM, is_full
 from .locks import StoreLock
+from .ownership import private_file
 from .settings import redacted_url
 from .tables import login_name
 from .write_queue import begin_writing
@@ -183,6 +184,22 @@ def _check_references(connection: Connection) -> None:
     """SQLite's foreign keys are off while tables are rebuilt; what came of it is checked before the commit."""
     if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first():
         raise DatabaseError(f"row {broken[1]} of {broken[0]} refers to a row of {broken[2]} that is not there")
+
+
+def make_private(url: str) -> None:
+    """A database that is a file is made for this user alone, where it is not there yet; SQLite gives its companions the same mode."""
+    with suppress(OSError, DatabaseError):  # told when it is opened
+        if (path := sqlite_file(url)) is not None:
+            private_file(path)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database, None for any other. Raises DatabaseError."""
+    engine = _engine(url)
+    try:
+        return Path(engine.url.database or "").absolute() if engine.dialect.name == "sqlite" else None
+    finally:
+        engine.dispose()
 
 
 def current(url: str) -> str | None:

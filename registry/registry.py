@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -17,6 +18,7 @@ from .database import Database
 from .domains import Domains
 from .errors import ConflictError, StoreError
 from .events import Events
+from .ownership import private_folder
 from .publications import Publications
 from .references import Reference
 from .settings import Settings, is_remote
@@ -50,11 +52,19 @@ class Registry:
     def create(cls, settings: Settings, *, actor: str | None = None) -> Registry:
         """Makes the home folder, the tables and the store where they are missing, and opens them."""
         try:
-            settings.home.mkdir(parents=True, exist_ok=True)
+            if settings.store_shared:
+                settings.home.mkdir(parents=True, exist_ok=True)
+            else:
+                private_folder(settings.home)
         except OSError as error:
             raise StoreError(f"cannot create the home folder {settings.home}: {error.strerror}") from error
         # first: where it is refused, nothing else is made
+        if settings.store_folder is not None and not settings.store_shared:
+            with suppress(OSError):  # told when the store is made
+                private_folder(settings.store_folder)
         Store.create(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
+        if not settings.store_shared:
+            database.make_private(settings.database_url)
         database.upgrade(settings.database_url)
         return cls.open(settings, actor=actor)
 

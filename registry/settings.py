@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from .documents import WRITTEN_LIMIT, parse_written, regular_bytes
 from .errors import UsageError
+from .ownership import foreign
 
 NOT_A_URL = "(not a URL)"
 _CONFIDENTIAL = "(?:password|passwd|token|secret|key)"
-KEYS = ("home", "database_url", "store_url", "device", "cache_limit")
+KEYS = ("home", "database_url", "store_url", "device", "cache_limit", "store_shared")
+FILE = "reccocktail.toml"
+_PLAIN_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)
 }
@@ -24,7 +28,8 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
 class Settings:
     """What every command needs to know. `store_url` is a folder or a URL; `device` is `auto`, `cpu`, `cuda`, …
 
-    `cache_limit` is in bytes, 0 for none: what copies of an object store may take on this machine.
+    `cache_limit` is in bytes, 0 for none: what copies of an object store may take on this machine. Unless `store_shared`, home, database and
+    store are made for this user alone. `used` is the working folder's file, where it sets anything, and `given` what.
     """
 
     home: Path
@@ -32,11 +37,22 @@ class Settings:
     store_url: str
     device: str
     cache_limit: int = 0
+    store_shared: bool = False
+    used: Path | None = field(default=None, compare=False)
+    given: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def cache(self) -> Path:
         """Where copies of an object store are kept on this machine."""
         return self.home / "cache" / "store"
+
+    @property
+    def store_folder(self) -> Path | None:
+        """Of a store that is a folder."""
+        if is_remote(self.store_url):
+            return None
+        url = self.store_url
+        return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url)
 
     @classmethod
     def load(
@@ -47,12 +63,13 @@ class Settings:
         store_url: str | Path | None = None,
         device: str | None = None,
         cache_limit: str | None = None,
+        store_shared: str | None = None,
         cwd: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
         """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default.
 
-        Raises UsageError.
+        Raises UsageError, also where the file in `cwd` may be somebody else's and says where anything is or is sent.
         """
         environ = os.environ if environ is None else environ
         user = Path(environ.get("HOME") or Path.home())
@@ -63,14 +80,18 @@ class Settings:
             "store_url": store_url,
             "device": device,
             "cache_limit": cache_limit,
+            "store_shared": store_shared,
         }
         variables = {key: environ.get(f"RECCOCKTAIL_{key.upper()}") for key in KEYS}
         configs = Path(environ.get("XDG_CONFIG_HOME") or user / ".config") / "reccocktail"
 
+        own = _read(cwd / FILE)
+        above = {key for key in KEYS if options[key] or variables[key]}
+        _refuse_foreign(cwd / FILE, {key: value for key, value in own.items() if value and key not in above})
         values: dict[str, str] = {}
         for found, folder in (
             (_read(configs / "config.toml"), configs),
-            (_read(cwd / "reccocktail.toml"), cwd),
+            (own, cwd),
             (variables, cwd),
             (options, cwd),
         ):
@@ -90,6 +111,9 @@ class Settings:
             store_url=values.get("store_url") or str(place / "store"),
             device=values.get("device") or "auto",
             cache_limit=_bytes(values.get("cache_limit") or "0"),
+            store_shared=_yes(values.get("store_shared") or "no"),
+            used=cwd / FILE if own else None,
+            given=tuple(own),
         )
 
 
@@ -103,6 +127,31 @@ def _checked_store(text: str) -> str:
             hint=f"write {found[0]}//… for a URL, or ./{found[0]}… for a folder of that name",
         )
     return text
+
+
+def _refuse_foreign(path: Path, given: Mapping[str, str]) -> None:
+    """Raises UsageError where a file that may be somebody else's would say where secrets and data go, or which code is loaded."""
+    if not given:
+        return
+    harmless = {"cache_limit"} | ({"device"} if _PLAIN_DEVICE.fullmatch(given.get("device", "")) else set())
+    try:
+        why = foreign(path)
+    except OSError as error:
+        why = f"{path} cannot be looked at: {error.strerror}"
+    if why is not None and (setting := sorted(given.keys() - harmless)):
+        raise UsageError(
+            f"{path} sets {', '.join(setting)} and is not yours alone: {why}",
+            hint="if it is meant, own it and its folder and run `chmod go-w` on both, or set the same in"
+            " ~/.config/reccocktail/config.toml; otherwise run the command in another folder",
+        )
+
+
+def _yes(text: str) -> bool:
+    """Raises UsageError for what is neither yes nor no."""
+    answer = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.strip().lower() not in answer:
+        raise UsageError(f"a store_shared of {text!r} is neither yes nor no", hint="write true or false")
+    return answer[text.strip().lower()]
 
 
 def _bytes(text: str) -> int:
@@ -134,7 +183,9 @@ def _read(path: Path) -> dict[str, str]:
     for key, value in values.items():
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key {key!r}", hint=f"known keys are {', '.join(KEYS)}")
-        if not isinstance(value, str):
+        if key == "store_shared" and isinstance(value, bool):
+            values[key] = "yes" if value else "no"
+        elif not isinstance(value, str):
             raise UsageError(f"{path}: {key} must be text, not {value!r}")
     return values
 

@@ -267,3 +267,22 @@ def test_all_of_it_on_postgresql(bare: Any, postgres: Any, tiny_base: Path, lora
     assert {entry["domain"] for entry in run("status", "--json").json} == {"skin-care", "toys"}
     assert "open for reading only" in run("domain", "add", "more", code=1).err
     postgres.drop(name)
+
+
+def test_the_working_folders_file_is_named_once_when_it_is_used(bare: Any) -> None:
+    (bare.folder / "reccocktail.toml").write_text('device = "cpu"\n')
+    answer = bare("init", "--json")
+    assert answer.err.count("reccocktail.toml") == 1
+    assert "device from" in answer.err
+
+
+def test_doctor_says_which_modes_are_open_and_the_registry_goes_on_working(bare: Any) -> None:
+    bare("init")
+    assert not _checks(bare)["modes"]["open"]
+    bare.home.chmod(0o755)
+    found = _checks(bare)["modes"]
+    assert (found["ok"], found["open"]) == (True, True)
+    assert f"chmod 700 {bare.home}" in found["detail"]
+    bare.home.chmod(0o700)
+    assert not _checks(bare)["modes"]["open"]
+    assert "modes" not in {entry["check"] for entry in bare("doctor", "--json", RECCOCKTAIL_STORE_SHARED="1").json}

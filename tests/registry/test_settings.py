@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,115 @@ def test_a_relative_path_is_relative_to_the_file_it_stands_in(tmp_path: Path) ->
     settings = Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
     assert settings.home == tmp_path / "bar"
     assert settings.store_url == str(tmp_path / "bar/store")
+
+
+SETTING = {
+    "home": "bar",
+    "database_url": "postgresql://stranger.example/registry",
+    "store_url": "s3://stranger/bucket",
+    "device": "privateuseone",
+    "store_shared": "yes",
+}
+
+
+def strangers_file(folder: Path, how: str, content: str) -> None:
+    """A `reccocktail.toml` that is somebody else's, or could be."""
+    folder.mkdir(mode=0o700)
+    path = folder / "reccocktail.toml"
+    write(path, content)
+    path.chmod(0o600)
+    match how:
+        case "another user's file":
+            os.chown(path, 12345, 12345)
+        case "another user's folder":
+            os.chown(folder, 12345, 12345)
+        case "a link to another user's file":
+            path.rename(folder.parent / "theirs.toml")
+            os.chown(folder.parent / "theirs.toml", 12345, 12345)
+            path.symlink_to(folder.parent / "theirs.toml")
+        case "another user's link":
+            path.rename(folder.parent / "own.toml")
+            path.symlink_to(folder.parent / "own.toml")
+            os.chown(path, 12345, 12345, follow_symlinks=False)
+        case "a file that a group may write":
+            path.chmod(0o620)
+        case "a folder that all may write":
+            folder.chmod(0o707)
+
+
+WAYS = (
+    "another user's file", "another user's folder", "a link to another user's file", "another user's link",
+    "a file that a group may write", "a folder that all may write",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("key", SETTING)
+def test_a_strangers_file_in_the_working_folder_does_not_say_where_anything_is(
+    tmp_path: Path, how: str, key: str
+) -> None:
+    strangers_file(tmp_path / "found", how, f'{key} = "{SETTING[key]}"\n')
+    with pytest.raises(UsageError, match=f"sets {key} and is not yours alone") as caught:
+        Settings.load(cwd=tmp_path / "found", environ={"HOME": "/nowhere"})
+    assert "//stranger" not in str(caught.value)
+    # what is set by somebody who may is not looked for there
+    above = {"HOME": "/nowhere", f"RECCOCKTAIL_{key.upper()}": "no" if key == "store_shared" else "/own"}
+    assert Settings.load(cwd=tmp_path / "found", environ=above).used
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_strangers_file_may_say_what_harms_nobody(tmp_path: Path) -> None:
+    strangers_file(tmp_path / "found", "another user's file", 'device = "cuda:1"\ncache_limit = "1GB"\n')
+    settings = Settings.load(cwd=tmp_path / "found", environ={"HOME": "/nowhere"})
+    assert (settings.device, settings.cache_limit) == ("cuda:1", 10**9)
+
+
+def test_ones_own_file_is_used_and_named(tmp_path: Path) -> None:
+    write(tmp_path / "reccocktail.toml", 'home = "bar"\nstore_shared = true\n')
+    settings = Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
+    assert (settings.used, settings.given) == (tmp_path / "reccocktail.toml", ("home", "store_shared"))
+    assert settings.store_shared
+    with pytest.raises(UsageError, match="store_shared of 'perhaps'"):
+        Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere", "RECCOCKTAIL_STORE_SHARED": "perhaps"})
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("there", [False, True])
+def test_home_database_and_store_are_the_users_alone_whatever_the_umask(
+    tmp_path: Path, umask: int, there: bool
+) -> None:
+    before = os.umask(umask)
+    try:
+        if there:
+            (tmp_path / "home").mkdir()
+            (tmp_path / "elsewhere").mkdir()
+        settings = Settings.load(home=tmp_path / "home", store_url=tmp_path / "elsewhere", cwd=tmp_path, environ={})
+        with Registry.create(settings) as registry:
+            registry.domains.add("beauty")
+            found = modes(settings.home)
+    finally:
+        os.umask(before)
+    assert found["home"] == 0o700
+    databases = {name: mode for name, mode in found.items() if name in ("registry.sqlite", "registry.sqlite-wal")}
+    assert {*databases.values()} == {0o600}
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o700
+
+
+def test_what_is_shared_on_purpose_or_was_there_already_keeps_its_modes(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        shared = Settings.load(home=tmp_path / "shared", store_shared="yes", cwd=tmp_path, environ={})
+        Registry.create(shared).close()
+        Registry.create(Settings.load(home=tmp_path / "shared", cwd=tmp_path, environ={})).close()
+    finally:
+        os.umask(before)
+    found = modes(tmp_path / "shared")
+    assert (found["shared"], found["store"], found["registry.sqlite"]) == (0o755, 0o755, 0o644)
 
 
 def test_an_unknown_key_is_refused_with_file_and_key(tmp_path: Path) -> None:
