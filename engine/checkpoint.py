@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,15 +161,23 @@ def carry_other_files(
 
 
 def _write_config(source: Path, target: Path, changes: Mapping[str, object]) -> None:
-    """A change goes to the nested text model's configuration too, where the key is there."""
-    content = read_object(source, limit=OWN_LIMIT)
-    for key, value in changes.items():
-        name = "torch_dtype" if key == "dtype" and "torch_dtype" in content else key
-        content[name] = value
-        inner = content.get("text_config")
-        if isinstance(inner, dict) and name in inner:
-            inner[name] = value
+    content = changed_config(read_object(source, limit=OWN_LIMIT), changes)
     target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def changed_config(content: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """config.json with other values. A change goes to the nested text model's configuration too, where the key is there.
+
+    The size of the vocabulary goes there also where neither has it, which then was the text model's default.
+    """
+    changed = dict(content)
+    for key, value in changes.items():
+        name = "torch_dtype" if key == "dtype" and "torch_dtype" in changed else key
+        changed[name] = value
+        inner = changed.get("text_config")
+        if isinstance(inner, dict) and (name in inner or (name == "vocab_size" and name not in content)):
+            changed["text_config"] = {**inner, name: value}
+    return changed
 
 
 def write_index(source: Path, target: Path, shards: Mapping[str, Iterable[TensorInfo]], *, changed: bool) -> None:

@@ -90,6 +90,8 @@ def merge_all(
     started = time.perf_counter()
     with ExitStack() as opened:
         results = [Result(base, mix, opened) for mix in mixes]
+        for result in results:
+            result.expect_loadable(base_folder)
         _expect_space(results)
         clock = {"plan": time.perf_counter() - started}
         with one_torch_thread_each():

@@ -22,6 +22,7 @@ from .coefficients import Weight, expect_finite, mean, module_of, weight_at
 from .deltas import AdapterFile
 from .errors import MergeError
 from .journal import Journal
+from .loadable import expect_loadable
 from .methods import METHODS, Method
 from .recipes import DType
 
@@ -287,6 +288,12 @@ class Result:
                     f"{folder.name} brings no tokenizer, so the base's is kept, which lacks the new tokens"
                 )
         return wanted
+
+    def expect_loadable(self, base_folder: Path) -> None:
+        """Raises MergeError for names and shapes that transformers would not load."""
+        shapes = {target.info.name: target.info.shape for targets in self.shards.values() for target in targets}
+        if note := expect_loadable(base_folder, self.base, shapes, self.config):
+            self.notes.append(note)
 
     def bytes_to_write(self) -> int:
         """Of all weight files that no earlier run has finished."""

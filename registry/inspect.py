@@ -29,22 +29,13 @@ from .lora import (
     some,
 )
 from .naming import AmbiguousNameError, Naming, Place
+from .vocabulary import find_embedding, find_head, is_tied
 
 CONFIG = "config.json"
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 
 MERGED_DTYPES = ("F32", "F16", "BF16")
-
-# names under which heads are stored, and what they would be called where a tied one is not stored: by what the class of
-# the architecture ends with, and its model_type where that differs from lm_head.weight
-_HEADS = (
-    "lm_head.weight", "embed_out.weight", "language_model.lm_head.weight", "cls.predictions.decoder.weight",
-    "lm_head.decoder.weight", "vocab_projector.weight",
-)  # fmt: skip
-_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration", "WithLMHeadModel")
-_WITH_MASKED_HEAD = ("ForMaskedLM", "ForPreTraining")
-_HEAD_OF = {"gpt_neox": "embed_out.weight"}
 
 # Models whose layers of these names are Conv1D, which keeps its weight transposed. PEFT changes fan_in_fan_out by what it
 # meets last, so that the configuration only says what all layers are where nothing else is known.
@@ -146,15 +137,17 @@ def inspect_base(folder: Path | str) -> BaseFacts:
         raise InvalidArtifactError(f"{folder}: its weights hold no tensors")
     infos = [tensor.info for tensor in tensors.values()]
     architecture, model_type = _architecture(folder / CONFIG, config), _model_type(folder / CONFIG, config)
-    head, has_head = _head(architecture, model_type, tensors)
+    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
+    embedding = find_embedding(config, shapes)
+    head, has_head = find_head(architecture, model_type, shapes, embedding)
     return BaseFacts(
         architecture=architecture,
         dtype=_main_dtype(infos),
         tensors=tensors,
         parameters=sum(info.elements for info in infos),
         bytes=sum(info.nbytes for info in infos),
-        tied_embeddings=has_head and _is_tied(config, tensors),
-        input_embedding=_input_embedding(config, tensors),
+        tied_embeddings=has_head and is_tied(config, shapes),
+        input_embedding=embedding,
         head=head,
         encoder_decoder=config.get("is_encoder_decoder") is True,
         model_type=model_type,
@@ -368,44 +361,6 @@ def _layers(config: dict[str, Any]) -> int | None:
     return None
 
 
-def _is_tied(config: dict[str, Any], tensors: Collection[str]) -> bool:
-    # configs omit their class's default, so silence is decided by whether a head of its own was saved
-    tied = config.get("tie_word_embeddings")
-    return tied if isinstance(tied, bool) else not any(head in tensors for head in _HEADS)
-
-
-def _head(architecture: str, model_type: str, tensors: Collection[str]) -> tuple[str | None, bool]:
-    """The name of the head's own tensor, and whether the model has a head for tokens, as far as can be known."""
-    for name in _HEADS:
-        if name in tensors:
-            return name, True
-    if architecture.endswith(_WITH_HEAD):
-        name = _HEAD_OF.get(model_type, "lm_head.weight")
-        old = not any(tensor.startswith("model.") for tensor in tensors)
-        if old and any(tensor.startswith("language_model.model.") for tensor in tensors):
-            name = "language_model.lm_head.weight"
-        return name, True
-    if architecture.endswith(_WITH_MASKED_HEAD):
-        return None, True  # BERT's and its kin's have a bias too that is tied, by another name
-    return None, False
-
-
-def _input_embedding(config: dict[str, Any], tensors: dict[str, BaseTensor]) -> str | None:
-    text = config.get("text_config")
-    sizes = [part.get("vocab_size") for part in (config, text) if isinstance(part, dict)]
-    found = [
-        name
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and is_vocabulary(name) and not is_head(name) and len(tensor.info.shape) == 2
-    ]
-    # multimodal models embed more than text; T5 and its kin may store what they share more than once
-    if len(found) > 1:
-        found = [name for name in found if tensors[name].info.shape[0] in sizes] or found
-    if len(found) > 1:
-        found = [name for name in found if name.rpartition(".")[0].endswith("shared")]
-    return found[0] if len(found) == 1 else None
-
-
 def _refuse_pickled_adapter(folder: Path) -> None:
     if os.path.lexists(folder / ADAPTER_WEIGHTS):  # PEFT reads that one, and a pickle beside it is not opened
         return
@@ -539,14 +494,12 @@ class _Placing:
                 missing.append(tensor)
                 continue
             place, shape = found
-            there = place.tensor in self._base.tensors
-            if there:
-                self._check_dtype(tensor.info.name, place)
+            self._check_dtype(tensor.info.name, place)
             given = tensor.info.shape
             # a vocabulary may have grown; whether all that depends on it did is looked at later
             grown = is_vocabulary(tensor.name) and len(given) == len(shape) and given[0] > shape[0]
             self._check_shape(tensor.info.name, tensor.name, given, (given[0], *shape[1:]) if grown else shape)
-            placed.append(replace(tensor, place=place if there else None))
+            placed.append(replace(tensor, place=place))
         if missing:
             raise self._missing(*(name for tensor in missing for name in (tensor.info.name, tensor.name)))
         return tuple(placed) + self._tied_head(placed)
@@ -557,7 +510,7 @@ class _Placing:
         if head is None or embedding is None or any(is_head(tensor.name) for tensor in saved):
             return ()
         return tuple(
-            replace(tensor, name=head, place=None)
+            replace(tensor, name=head, place=Place(head))
             for tensor in saved
             if tensor.why == "embedding"
             and tensor.place

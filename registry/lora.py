@@ -27,6 +27,7 @@ Number = TypeVar("Number", int, float)
 # leaves of the names under which models have their vocabulary, which PEFT saves when it was resized or adapted
 _EMBEDDINGS = {
     "embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings", "word_embedding", "tokens_embed",
+    "embeddings",
 }  # fmt: skip
 _HEADS = {"lm_head", "embed_out", "vocab_projector"}
 _HEADS_WITHIN = ("predictions.decoder", "lm_head.decoder")
@@ -220,9 +221,9 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """A tensor that the adapter holds whole, as it was trained; `place` is None where the base has none of that name.
+    """A tensor that the adapter holds whole, as it was trained. `name` is the parameter's name in the model.
 
-    `name` is the parameter's name in the model.
+    `place` is None where no base was given; for a tied head that the base does not store, it is the name it would have there.
     """
 
     name: str

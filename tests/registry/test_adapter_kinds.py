@@ -19,6 +19,7 @@ from reccocktail.registry.errors import InvalidArtifactError, UnsupportedAdapter
 from reccocktail.registry.headers import read_header
 from reccocktail.registry.inspect import AdapterFacts, inspect_adapter, inspect_base
 from reccocktail.registry.lora import LoraModule
+from reccocktail.registry.naming import Place
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -338,7 +339,7 @@ def test_a_tied_head_has_a_place_that_the_base_lacks(make_base: Any, tmp_path: P
     assert [place.tensor for place in head.places] == ["lm_head.weight"]
     assert "lm_head.weight" not in base.tensors
     facts = inspected(make_base, tmp_path / "2", "tied head saved")
-    assert [(tensor.name, tensor.place) for tensor in facts.saved] == [("lm_head.weight", None)]
+    assert [(tensor.name, tensor.place) for tensor in facts.saved] == [("lm_head.weight", Place("lm_head.weight"))]
 
 
 def test_bases_tell_head_embedding_and_kind(make_base: Any) -> None:
