@@ -46,7 +46,8 @@ def at_least_rated(data: DomainData, least: float) -> DomainData:
     for history in data.sequences:
         if history.items and not history.fields.get("ratings"):
             raise DataError(
-                f"{data.name}: user {history.user_id!r} has no ratings, and min_rating asks for {least:g} at least"
+                f"{data.name}: user {history.user_id!r} has no ratings, and min_rating asks for {least:g} at least",
+                hint="leave min_rating out of dataset.yaml, or give every history ratings",
             )
     ratings = chain.from_iterable(history.fields["ratings"] for history in data.sequences if history.items)
     return _kept(data, np.fromiter((rating is not None and rating >= least for rating in ratings), bool))

@@ -82,4 +82,6 @@ def _names(folder: Path) -> frozenset[str]:
     try:
         return frozenset(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != FILE)
     except OSError as error:
-        raise DataError(f"{folder} is no folder that can be read ({error.strerror})") from error
+        raise DataError(
+            f"{folder} is no folder that can be read ({error.strerror})", hint="name a folder that holds the data set"
+        ) from error

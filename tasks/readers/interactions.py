@@ -237,7 +237,10 @@ def domain(
                 f"{name}: none of {interactions.without_user:,} rows of the data ({format_}) names a user",
                 hint=f"say in {FILE} which column holds the user",
             )
-        raise DataError(f"{name}: the data ({format_}) hold no interaction")
+        raise DataError(
+            f"{name}: the data ({format_}) hold no interaction",
+            hint="is the file of interactions whole, or only a header?",
+        )
     unlisted = [item_id for item_id in wanted if item_id not in items]
     items |= {item_id: Item(item_id, "") for item_id in unlisted}
     origin = Origin(

@@ -43,7 +43,9 @@ class TooLong:
 
 
 def misread(path: Path, number: int, error: Exception, *, unit: str = "line") -> DataError:
-    return DataError(f"{path}, {unit} {number}: {error}", hint=getattr(error, "hint", None))
+    """What is wrong with a line or row, with the way out that the error knows or else the usual one."""
+    hint = getattr(error, "hint", None) or f"correct this {unit}, or take it out of the file"
+    return DataError(f"{path}, {unit} {number}: {error}", hint=hint)
 
 
 def lines(path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:

@@ -45,11 +45,13 @@ def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     found = []
     if "u.data" in names:
         if "u.item" not in names:
-            raise DataError(f"{folder} holds u.data, but no u.item with the titles")
+            raise DataError(f"{folder} holds u.data, but no u.item with the titles", hint="put both files there")
         found.append(_source("movielens 100k", folder / "u.data", {"u.data", "u.item", "u.user"}, _100k))
     if "ratings.dat" in names:
         if "movies.dat" not in names:
-            raise DataError(f"{folder} holds ratings.dat, but no movies.dat with the titles")
+            raise DataError(
+                f"{folder} holds ratings.dat, but no movies.dat with the titles", hint="put both files there"
+            )
         layout = {"ratings.dat", "movies.dat", "users.dat", "tags.dat"}
         if "users.dat" in names:
             found.append(_source("movielens 1m", folder / "ratings.dat", layout, _1m))

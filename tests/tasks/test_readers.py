@@ -54,6 +54,7 @@ def titles(data: DomainData) -> dict[str, str]:
 def refusal(folder: Path) -> str:
     with pytest.raises(DataError) as error:
         read_domain(folder)
+    assert error.value.hint, "a refusal says the way out"
     return f"{error.value} ({error.value.hint})"
 
 
