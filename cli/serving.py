@@ -14,6 +14,7 @@ from .builds import about_choice, new_folder, say_chosen
 from .console import answer, printable, say
 
 if TYPE_CHECKING:
+    from ..engine.serving import Servable
     from ..registry import Build, Registry
 
 
@@ -77,14 +78,26 @@ def _adapter(
     if target is not None:
         model = serving.write_for_peft(registry, found, target)
         say(f"{found.adapter.ref} is in {target}, for the base model in {model}")
-        return about | {"path": str(target), "base_model_name_or_path": str(model)}, [str(target)]
+        about |= {"path": str(target), "base_model_name_or_path": str(model)}
+        return about | _resized(registry, found), [str(target)]
     about["path"] = str(found.folder)
     if format_ == "path":
-        return about, [str(found.folder)]
+        return about | _resized(registry, found), [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
     if found.is_uneven:
         say(f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 heeds it, an older one may not")
     return about | {"lora_module": module, "command": command}, [shlex.join(command)]
+
+
+def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
+    """Says what has to be done to the base model first; what a program reads of it."""
+    from ..engine import serving
+
+    resizing = serving.resizing(registry, found)
+    if resizing is None:
+        return {}
+    say(f"{resizing}: {resizing.way}")
+    return {"resize_token_embeddings": resizing.after, "base_vocabulary": resizing.before}
 
 
 def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:

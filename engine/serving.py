@@ -55,13 +55,40 @@ class Servable:
         """Whether modules have ranks or alphas of their own, which an older vLLM passes over without a word."""
         return bool(self.facts.config.rank_pattern.values or self.facts.config.alpha_pattern.values)
 
-    def refuse_unless_plain(self) -> None:
+    def refuse_unless_plain(self, resizing: Resizing | None = None) -> None:
         """Raises UnsupportedAdapterError for what vLLM refuses, and for what it would leave out without a word."""
-        if reasons := "; ".join(_beyond_vllm(self)):
+        more = [str(resizing)] if resizing else []
+        if reasons := "; ".join([*_beyond_vllm(self), *more]):
             raise UnsupportedAdapterError(
                 f"{self.adapter.ref} cannot be served as a LoRA by vLLM: {reasons}",
                 hint="serve a merged checkpoint of it: `reccocktail build request DOMAIN --wait`, then `reccocktail resolve DOMAIN --merged`",
             )
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """The number of tokens of a base model, and that of an adapter which changes it."""
+
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        return f"the adapter has a vocabulary of {self.after} tokens, and its base model one of {self.before}"
+
+    @property
+    def way(self) -> str:
+        return f"call model.resize_token_embeddings({self.after}) on the base model before PeftModel.from_pretrained"
+
+
+def resizing(registry: Registry, found: Servable) -> Resizing | None:
+    """What has to be done to the base model before the adapter fits; None if it fits as it is. Raises StoreError."""
+    if not any(is_vocabulary(tensor.name) for tensor in found.facts.saved):
+        return None  # so its base need not be fetched
+    base = registry.bases.facts(registry.bases.get(found.adapter.base))
+    facts = inspect_adapter(found.folder, base, allow_base_mismatch=True, allow_partial=True, scan=False)
+    if facts.vocabulary is None or base.input_embedding is None:
+        return None
+    return Resizing(base.tensors[base.input_embedding].info.shape[0], facts.vocabulary)
 
 
 def find(
@@ -163,7 +190,7 @@ def vllm_command(registry: Registry, found: Servable, name: str) -> tuple[dict[s
 
     Raises UnsupportedAdapterError, StoreError.
     """
-    found.refuse_unless_plain()
+    found.refuse_unless_plain(resizing(registry, found))
     base = registry.bases.get(found.adapter.base)
     folder = str(registry.bases.folder(base))
     try:

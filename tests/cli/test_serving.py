@@ -108,3 +108,28 @@ def test_a_build_that_made_an_adapter_is_no_checkpoint(prepared: Any) -> None:
     recipe.write_text("coefficients: {spirit: 0.5, ingredient: 0.5}\noutput: {format: adapter}\n")
     prepared("build", "request", "skin-care", "--recipe", recipe, "--wait")
     assert "made an adapter, not a checkpoint" in prepared("resolve", "skin-care", "--merged", code=1).err
+
+
+def test_a_grown_vocabulary_says_what_the_base_has_to_be_resized_to(prepared: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    plain = prepared("resolve", "skin-care", "--format", "peft", "-o", "plain", "--json")
+    assert "resize_token_embeddings" not in plain.json
+    base = plain.json["base_model_name_or_path"]
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    before = model.config.vocab_size
+    model.resize_token_embeddings(before + 4, mean_resizing=False)
+    options = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    get_peft_model(model, options).save_pretrained(str(tmp_path / "grown"))
+    prepared("adapter", "add", tmp_path / "grown", "--base", "tiny", "--domain", "kitchen", "--allow-base-mismatch")
+    answer = prepared("resolve", "kitchen", "--format", "peft", "-o", "copy", "--json")
+    assert answer.json["resize_token_embeddings"] == before + 4
+    assert answer.json["base_vocabulary"] == before
+    said = prepared("resolve", "kitchen", "--format", "path").err
+    assert f"resize_token_embeddings({before + 4})" in said
+    resized: Any = AutoModelForCausalLM.from_pretrained(base)
+    resized.resize_token_embeddings(answer.json["resize_token_embeddings"])
+    PeftModel.from_pretrained(resized, answer.json["path"])  # raises where the sizes differ
+    refused = prepared("resolve", "kitchen", "--format", "vllm", code=1)
+    assert str(before + 4) in refused.err
