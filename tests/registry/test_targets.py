@@ -155,7 +155,9 @@ LACKS: list[tuple[str, dict[str, Any], Change, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "options", "change", "named"), LACKS, ids=lambda value: None if callable(value) else str(value)[:60])
+@pytest.mark.parametrize(
+    ("kind", "options", "change", "named"), LACKS, ids=lambda value: None if callable(value) else str(value)[:60]
+)
 def test_what_the_configuration_names_and_the_file_lacks_is_refused(
     made: Any, tmp_path: Path, kind: str, options: dict[str, Any], change: Change, named: str
 ) -> None:
