@@ -225,9 +225,11 @@ class _Run:
                     continue
                 target = result.shards[file][position]
                 source = stored[target.source.file]
-                if target.uses and not self._is_plain(result, target):
+                cut = target.info.shape != target.source.info.shape
+                same = target.info.dtype == target.source.info.dtype
+                if (target.uses and not self._is_plain(result, target)) or (cut and not same):
                     jobs.append(lanes.submit(file, self._mixed, result, target, shard, source))
-                elif not target.uses and target.info.dtype == target.source.info.dtype:
+                elif not target.uses and same:  # a tensor that is cut keeps its first rows
                     jobs.append(lanes.submit(file, self._copied, result, target, shard, source))
                 else:
                     together.append(_Pour(result, target, shard, self._device))
@@ -360,8 +362,8 @@ class _Run:
                 write_from(shard.fd, bytes_of(after.contiguous()), position + row * columns * width)
         self._read(target, info.nbytes)
         ranks = [term.factors.a.shape[0] for _, term in terms if isinstance(term, LowRank)]
-        rank = max(ranks) if len(ranks) == len(terms) and result.method.kind == "factors" else 0
-        return [(result, _report(target, rank, tally), 0)]
+        rank = max(ranks, default=0) if len(ranks) == len(terms) and result.method.kind == "factors" else 0
+        return [(result, _report(target, rank, tally) if target.uses else None, 0 if target.uses else 1)]
 
     def _term(
         self, result: Result, use: Use, target: Target, size: tuple[int, int, int], old: Callable[[int, int], Tensor]
@@ -593,6 +595,8 @@ def _combined(
 ) -> Tensor:
     """W + the combined delta of a block, in float32."""
     of_part, weights = _by_part(terms), target.weights
+    if not of_part:
+        return old
     if len(of_part) == 1:
         ((part, alone),) = of_part.items()
         if weights[part] == 1 and result.method.name == "linear":

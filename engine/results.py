@@ -150,6 +150,8 @@ class Result:
         self.digests: dict[str, str] = {}
         _check_parts(mix, self.method)
         self.files = [opened.enter_context(AdapterFile(part.folder)) for part in mix.parts]
+        sizes = {part.facts.vocabulary for part in mix.parts if part.facts.vocabulary is not None}
+        self.vocabulary = min(sizes, default=None)
         self.shards = self._planned(_uses(mix.parts))
 
     def _planned(self, uses: dict[str, list[Use]]) -> dict[str, list[Target]]:
@@ -183,9 +185,14 @@ class Result:
         base, head, embedding = self.base, self.base.head, self.base.embedding
         if embedding is None:
             return
-        trained = [u for u in uses.get(embedding, []) if _breaks_tie(u)]
-        of_head = [u for u in uses.get(head, []) if _breaks_tie(u)] if head else []
+        alike = self._trained_as_one(uses.get(embedding, []), uses.get(head, []) if head else [])
+        trained = [u for u in uses.get(embedding, []) if _breaks_tie(u) and u.part not in alike]
+        of_head = [u for u in uses.get(head, []) if _breaks_tie(u) and u.part not in alike] if head else []
         if not trained and not of_head:
+            if head and head in uses:
+                uses[head] = [use for use in uses[head] if use.part not in alike]
+                if not uses[head]:
+                    del uses[head]
             if head and head not in base.tensors:
                 self._expect_copies(uses.pop(head, []), uses.get(embedding, []))
             elif head and head in base.tensors and embedding in uses and head not in uses:
@@ -207,12 +214,26 @@ class Result:
         uses[head] += [  # PEFT does not write a tied head's tokens down a second time
             replace(use, place=Place(head))
             for use in uses.get(embedding, [])
-            if isinstance(use.what, TokenRows) and use.part not in own
+            if use.part not in own and (isinstance(use.what, TokenRows) or use.part in alike)
         ]
         self.config["tie_word_embeddings"] = False
         self.notes.append(
             f"{head} and {embedding} were one tensor and are two now, since an adapter changes them differently"
         )
+
+    def _trained_as_one(self, of_embedding: Sequence[Use], of_head: Sequence[Use]) -> set[int]:
+        """The parts that were trained with `ensure_weight_tying`, and whose head is what their embedding is."""
+        return {
+            index
+            for index, part in enumerate(self.mix.parts)
+            if part.facts.config.ensure_weight_tying
+            and all(
+                any(use.part == twin.part and self._same(use, twin) for twin in of_embedding)
+                for use in of_head
+                if use.part == index
+            )
+            and any(use.part == index for use in of_embedding)
+        }
 
     def _expect_copies(self, of_head: list[Use], of_embedding: list[Use]) -> None:
         """PEFT saves a tied tensor under both its names. The two are one here, which they must agree on."""
@@ -227,6 +248,17 @@ class Result:
 
     def _same(self, one: Use, other: Use) -> bool:
         file = self.files[one.part]
+        if isinstance(one.what, LoraModule) and isinstance(other.what, LoraModule):
+            # one of a head, the other of an embedding: PEFT ties A to the transpose of B, and B to that of A
+            (a, b), (a_other, b_other) = file.factors(one.what), file.factors(other.what)
+            return (
+                one.what.embeds != other.what.embeds
+                and one.what.scale == other.what.scale
+                and a.shape == b_other.T.shape
+                and bool((a == b_other.T).all())
+                and b.shape == a_other.T.shape
+                and bool((b == a_other.T).all())
+            )
         if isinstance(one.what, LoraModule) or isinstance(other.what, LoraModule):
             return False
         if (
@@ -260,20 +292,21 @@ class Result:
     def _shape(
         self, name: str, shape: tuple[int, ...], uses: tuple[Use, ...], weights: Sequence[float]
     ) -> tuple[int, ...]:
-        """The base's shape, or a longer one where adapters saved an embedding with more rows."""
-        longer = {
+        """The base's shape, or another one where adapters saved an embedding with more rows or fewer."""
+        resized = {
             u.what.info.shape: u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape != shape
         }
-        if not longer:
-            return shape
-        if len(longer) > 1:
-            said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in longer.items())
+        if not resized:
+            return self._cut(name, shape, uses)
+        if len(resized) > 1:
+            said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in resized.items())
             raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
-        ((wanted, part),) = longer.items()
+        ((wanted, part),) = resized.items()
         with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
         if sum(weights[index] for index in with_rows) == 0:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
         folder = self.mix.parts[part].folder
+        self._expect_tokens(name, uses, wanted[0])
         self.config["vocab_size"] = wanted[0]
         brought = {name: folder / name for name in tokenizer_files(folder)}
         for path in brought.values():
@@ -283,7 +316,7 @@ class Result:
         note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
         if note not in self.notes:
             self.notes.append(note)
-            if not self.tokenizer:
+            if not self.tokenizer and wanted[0] > shape[0]:
                 self.notes.append(
                     f"{folder.name} brings no tokenizer, so the base's is kept, which lacks the new tokens"
                 )
@@ -294,6 +327,23 @@ class Result:
         shapes = {target.info.name: target.info.shape for targets in self.shards.values() for target in targets}
         if note := expect_loadable(base_folder, self.base, shapes, self.config):
             self.notes.append(note)
+
+    def _cut(self, name: str, shape: tuple[int, ...], uses: tuple[Use, ...]) -> tuple[int, ...]:
+        """An embedding or a head that no adapter saved, where the vocabulary has become smaller: its first rows."""
+        if name not in (self.base.input_embedding, self.base.head) or self.vocabulary is None:
+            return shape
+        rows = min(shape[0], self.vocabulary)
+        self._expect_tokens(name, uses, rows)
+        return (rows, *shape[1:])
+
+    def _expect_tokens(self, name: str, uses: tuple[Use, ...], rows: int) -> None:
+        for use in uses:
+            if isinstance(use.what, TokenRows) and max(use.what.indices, default=0) >= rows:
+                raise MergeError(
+                    f"{self.mix.parts[use.part].folder.name} has trained token {max(use.what.indices)} of {name}, which"
+                    f" another adapter of the mix cuts to {rows} tokens",
+                    hint="mix adapters of one vocabulary",
+                )
 
     def bytes_to_write(self) -> int:
         """Of all weight files that no earlier run has finished."""

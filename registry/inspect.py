@@ -496,16 +496,16 @@ class _Placing:
             place, shape = found
             self._check_dtype(tensor.info.name, place)
             given = tensor.info.shape
-            # a vocabulary may have grown; whether all that depends on it did is looked at later
-            grown = is_vocabulary(tensor.name) and len(given) == len(shape) and given[0] > shape[0]
-            self._check_shape(tensor.info.name, tensor.name, given, (given[0], *shape[1:]) if grown else shape)
+            # a vocabulary may have another size; whether all that depends on it has it is looked at later
+            resized = is_vocabulary(tensor.name) and len(given) == len(shape)
+            self._check_shape(tensor.info.name, tensor.name, given, (given[0], *shape[1:]) if resized else shape)
             placed.append(replace(tensor, place=place))
         if missing:
             raise self._missing(*(name for tensor in missing for name in (tensor.info.name, tensor.name)))
         return tuple(placed) + self._tied_head(placed)
 
     def _tied_head(self, saved: list[SavedTensor]) -> tuple[SavedTensor, ...]:
-        """A head that is tied to an embedding that grew has grown with it, which PEFT writes only once for an adapted one."""
+        """A head that is tied to an embedding has its size, which PEFT writes only once for an adapted one."""
         head, embedding = self._base.head, self._base.embedding
         if head is None or embedding is None or any(is_head(tensor.name) for tensor in saved):
             return ()
@@ -585,6 +585,10 @@ def _vocabulary(path: Path, base: BaseFacts, found: Contents) -> int | None:
             grown = tensor
     if grown is None:
         return None
+    after = grown.info.shape[0]
+    for name, rows in before.items():  # what a smaller vocabulary keeps of the base's is known: its first rows
+        if sizes[name] == rows > after:
+            sizes[name] = after
     if base.input_embedding is None or len(set(sizes.values())) > 1:
         raise UnsupportedAdapterError(
             f"{path}: {grown.info.name!r} has a vocabulary of {grown.info.shape[0]} tokens, but not all of the result would: "
