@@ -31,6 +31,7 @@ from ..registry.errors import (
 )
 from ..registry.references import SPIRIT, Reference, did_you_mean
 from ..tasks import Question, Split, TaskError, Template, load_template, questions, read_domain, write_questions
+from ..tasks.data import READING
 from .coefficients import Weight, mean
 from .errors import AdaptationError
 from .journal import FORMAT_VERSION
@@ -136,7 +137,7 @@ def _data_digest(registry: Registry, folder: str) -> str:
     place = Path(os.path.realpath(folder))
     files = _signs(place)
     note = registry.settings.home / "cache" / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
-    about = {"version": _own_version("reccocktail"), "folder": str(place), "files": files}
+    about = {"version": _own_version("reccocktail"), "reading": READING, "folder": str(place), "files": files}
     with suppress(InvalidArtifactError):
         content = read_object(note, limit=OWN_LIMIT)
         if files and content == about | {"digest": content.get("digest")}:

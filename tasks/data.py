@@ -22,6 +22,10 @@ ENTITY = re.compile(
 )  # without the semicolon, "R&D" is one
 
 
+READING = 2
+"""Rises when the readers make something else of the same files, so that digests kept from before are not relied on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """Something that can be recommended. `title` is one line without surrounding blanks, or empty if it is missing."""
