@@ -196,7 +196,7 @@ def test_a_check_that_the_system_fails_leaves_the_others(
     monkeypatch.setattr(*{"device": (App, "device", fail), "hub": ("huggingface_hub.get_token", fail)}[name])
     needed = name == "device"
     checks = _checks(prepared, code=int(needed))
-    assert len(checks) == 5
+    assert len(checks) == 6
     assert (checks[name]["ok"], checks[name]["read_only"]) == (not needed, False)
     assert "Permission denied: '/somewhere'" in checks[name]["detail"]
     assert checks["database"]["ok"]

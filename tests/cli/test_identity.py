@@ -75,9 +75,10 @@ def test_the_name_reaches_bases_domains_adapters_and_aliases(
 
 
 def test_the_name_reaches_builds_their_workers_and_publications(prepared: Any, book: Book, loopback_hub: Any) -> None:
-    prepared("--as", "ann", "build", "request", "skin-care", "--recipe", "average", "--wait")
+    asked = ("build", "request", "skin-care", "--recipe", "average", "--wait", "--json")
+    (built,) = prepared("--as", "ann", *asked).json
     assert book.after() == {"builds": {"ann"}, "events": {"ann"}}
-    prepared("--as", "ann", "publish", "skin-care", "--to", "acme/skin-care")
+    prepared("--as", "ann", "publish", built["id"], "--to", "acme/skin-care")
     assert book.after() == {"publications": {"ann"}, "events": {"ann"}}
     (queued,) = prepared("--as", "ann", "build", "request", "skin-care", "--recipe", "spirit-only", "--json").json
     for command in ("cancel", "retry"):
@@ -117,7 +118,7 @@ def test_a_name_that_nobody_could_read_is_refused(prepared: Any, book: Book, nam
 
 
 def test_the_demo_is_in_that_name_too(bare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch_base(trip: Any) -> None:
+    def fetch_base(trip: Any, *_: Any) -> None:
         trip._registry.domains.add("toys")
         raise KeyboardInterrupt
 

@@ -106,8 +106,8 @@ def test_what_cannot_be_resolved_says_why_and_leaves_stdout_empty(
 def test_a_build_that_made_an_adapter_is_no_checkpoint(prepared: Any) -> None:
     recipe = prepared.folder / "lora.yaml"
     recipe.write_text("coefficients: {spirit: 0.5, ingredient: 0.5}\noutput: {format: adapter}\n")
-    prepared("build", "request", "skin-care", "--recipe", recipe, "--wait")
-    assert "made an adapter, not a checkpoint" in prepared("resolve", "skin-care", "--merged", code=1).err
+    (made,) = prepared("build", "request", "skin-care", "--recipe", recipe, "--wait", "--json").json
+    assert "made an adapter, not a checkpoint" in prepared("resolve", made["id"], "--merged", code=1).err
 
 
 def test_a_grown_vocabulary_says_what_the_base_has_to_be_resized_to(prepared: Any, tmp_path: Path) -> None:
