@@ -555,8 +555,10 @@ def _expect_targeted(path: Path, config: LoraConfig, modules: Collection[LoraMod
         strange = left - config.targets.of(left)
     except ValueError as error:
         raise bad_targets(path, error) from error
-    if config.ensure_weight_tying:  # both ends of a tied weight, whichever of them is named
-        strange -= {name for name in strange if is_vocabulary(f"{name}.weight")}
+    # PEFT gives both ends of a tied weight factors and names the embedding alone; files keep them where the key was changed by hand
+    of_vocabulary = {name for name in left if is_vocabulary(f"{name}.weight")}
+    if config.ensure_weight_tying or of_vocabulary - strange:
+        strange -= of_vocabulary
     if strange:
         raise InvalidArtifactError(
             f"{path}: has factors for {len(strange)} modules that adapter_config.json does not target:"

@@ -134,6 +134,16 @@ def test_a_tie_that_was_trained_as_one_is_kept(
     assert json.loads((tmp_path / "o/config.json").read_text())["tie_word_embeddings"] is True
 
 
+def test_factors_of_a_tied_head_count_also_without_the_key(tied: Callable[[bool], Path], tmp_path: Path) -> None:
+    """PEFT names the embedding alone. Without the key the two are merged as two tensors, to the same logits."""
+    options: dict[str, Any] = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    wanted = trained(tied(True), tmp_path / "a", **options)
+    file = tmp_path / "a/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ensure_weight_tying": False}))
+    merge_folders(tied(True), [WeightedFolder(tmp_path / "a", 1.0)], tmp_path / "o")
+    assert float((logits(tmp_path / "o") - wanted).abs().max()) < 1e-4
+
+
 def test_a_kept_tie_is_given_up_where_another_adapter_gives_it_up(tied: Callable[[bool], Path], tmp_path: Path) -> None:
     """Half of each: the head moves with both, the embedding with the tied one alone."""
     base = tied(True)
