@@ -295,6 +295,7 @@ def publishable(registry: Registry, subject: Build | Adapter, choices: Choices |
 
 
 def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choices) -> Parcel:
+    result_folder(registry, build)  # refuses what has not succeeded
     assert build.digest is not None
     known = _linked(registry, build.digest, result_folder(registry, build), folder)
     left = _left_out(registry, build.digest)
