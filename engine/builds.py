@@ -466,6 +466,7 @@ def card_facts(
     *,
     recipe: str | None = None,
     adaptive: CardAdaptation | None = None,
+    tokenizer: str | None = None,
 ) -> CardFacts:
     """The card as the build itself makes it; `publishing` adds what is known when it is published."""
     base = registry.bases.get(build.base)
@@ -489,6 +490,7 @@ def card_facts(
         dtype=build.recipe["output"].get("dtype") or base.dtype,
         recipe=recipe,
         reccocktail_version=version("reccocktail"),
+        tokenizer=tokenizer,
     )
 
 

@@ -91,6 +91,7 @@ def merge_all(
     with ExitStack() as opened:
         results = [Result(base, mix, opened) for mix in mixes]
         for result in results:
+            result.choose_tokenizer(base_folder)
             result.expect_loadable(base_folder)
         _expect_space(results)
         clock = {"plan": time.perf_counter() - started}

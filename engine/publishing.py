@@ -311,6 +311,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
         base_source=_hub_base(registry, base),
         warnings=tuple((build.report or {}).get("warnings", ())),
+        tokenizer=((build.report or {}).get("merge") or {}).get("tokenizer"),
         prompt=prompt_of_build(registry, build, adapters),
         evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
                                  | {build.digest: "this model"}, build.digest),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..registry.allowlist import INDEX, WEIGHTS, tokenizer_files
+from ..registry.allowlist import INDEX, WEIGHTS
 from ..registry.headers import TensorInfo, read_header
 from ..registry.inspect import AdapterFacts, BaseFacts, BaseTensor
 from ..registry.lora import LoraModule, SavedTensor, TokenRows
@@ -25,6 +25,7 @@ from .journal import Journal
 from .loadable import expect_loadable
 from .methods import METHODS, Method
 from .recipes import DType
+from .tokenizers import Bringer, Choice, choose
 
 HEAD_BIASES = (
     "lm_head.bias",
@@ -37,11 +38,16 @@ HEAD_BIASES = (
 
 @dataclass(frozen=True)
 class Part:
-    """One adapter of a mix: where it lies, what it holds, and its weight."""
+    """One adapter of a mix: where it lies, what it holds, its weight, and what it is called where that is not its folder's name."""
 
     folder: Path
     facts: AdapterFacts
     weight: Weight
+    label: str | None = None
+
+    @property
+    def called(self) -> str:
+        return self.label or self.folder.name
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class MergeReport:
     """What a merge did, per target weight, and which files of the base were carried or left out.
 
     `notes` tell what a reader of the result should know, such as a head that is no longer tied. `digests` are the SHA-256 of
-    the weight files. `seconds` per stage: while `merge` lasts, all shards but the last are synced too.
+    the weight files. `tokenizer` says whose it is where it is not the base's. `seconds` per stage: while `merge` lasts, all shards but the last are synced too.
     """
 
     tensors: tuple[TensorReport, ...]
@@ -86,6 +92,7 @@ class MergeReport:
     digests: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     resumed_shards: int = 0
+    tokenizer: str | None = None
 
     def summary(self) -> dict:
         """The figures that a person reads first; medians over the target weights."""
@@ -100,7 +107,7 @@ class MergeReport:
             "left_out": list(self.left_out),
             "notes": list(self.notes),
             "resumed_shards": self.resumed_shards,
-        }
+        } | ({"tokenizer": self.tokenizer} if self.tokenizer else {})
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Result:
         self.base, self.mix = base, mix
         self.method = METHODS[mix.method]
         self.config: dict[str, object] = {"dtype": mix.dtype} if mix.dtype else {}
-        self.tokenizer: dict[str, Path] = {}
+        self.tokenizer = Choice()
         self.notes = [f"{part.folder.name}: {note}" for part in mix.parts for note in part.facts.notes]
         self.tensors: list[TensorReport] = []
         self.copied = self.resumed = 0
@@ -301,26 +308,34 @@ class Result:
         if len(resized) > 1:
             said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in resized.items())
             raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
-        ((wanted, part),) = resized.items()
+        ((wanted, _),) = resized.items()
         with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
         if sum(weights[index] for index in with_rows) == 0:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
-        folder = self.mix.parts[part].folder
         self._expect_tokens(name, uses, wanted[0])
         self.config["vocab_size"] = wanted[0]
-        brought = {name: folder / name for name in tokenizer_files(folder)}
-        for path in brought.values():
-            if not path.is_file():
-                raise MergeError(f"{path} is not a regular file", hint="put the file itself there")
-        self.tokenizer |= brought
         note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
         if note not in self.notes:
             self.notes.append(note)
-            if not self.tokenizer and wanted[0] > shape[0]:
-                self.notes.append(
-                    f"{folder.name} brings no tokenizer, so the base's is kept, which lacks the new tokens"
-                )
         return wanted
+
+    def choose_tokenizer(self, base_folder: Path) -> None:
+        """Raises MergeError where the adapters' tokenizers contradict each other."""
+        rows = {
+            target.info.name: target.info.shape[0]
+            for targets in self.shards.values()
+            for target in targets
+            if target.info.shape
+        }
+        before = self.base.tensors.get(self.base.input_embedding or "")
+        longest = before.info.shape[0] if before else 0
+        bringers = [
+            Bringer(part.called, part.folder, grown=(part.facts.vocabulary or 0) > longest)
+            for part in self.mix.parts
+            if not isinstance(part.weight, float | int) or part.weight
+        ]
+        self.tokenizer = choose(base_folder, bringers, rows.get(self.base.input_embedding or ""))
+        self.notes += self.tokenizer.notes
 
     def expect_loadable(self, base_folder: Path) -> None:
         """Raises MergeError for names and shapes that transformers would not load."""
@@ -364,7 +379,7 @@ class Result:
         """The files beside the weights, and the index."""
         infos = {file: [target.info for target in targets] for file, targets in self.shards.items()}
         carried, left_out = carry_other_files(
-            base_folder, self.base, self.mix.out, config=self.config, tokenizer=self.tokenizer
+            base_folder, self.base, self.mix.out, config=self.config, tokenizer=self.tokenizer.files
         )
         if WEIGHTS not in infos:
             write_index(base_folder / INDEX, self.mix.out / INDEX, infos, changed=bool(self.config))
@@ -386,7 +401,15 @@ class Result:
         tensors = tuple(sorted(self.tensors, key=lambda report: report.name))
         rounded = {stage: round(value, 3) for stage, value in seconds.items()}
         return MergeReport(
-            tensors, self.copied, carried, left_out, tuple(self.notes), self.digests, rounded, self.resumed
+            tensors,
+            self.copied,
+            carried,
+            left_out,
+            tuple(self.notes),
+            self.digests,
+            rounded,
+            self.resumed,
+            self.tokenizer.label,
         )
 
 

@@ -469,7 +469,7 @@ def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence
             write_papers(
                 out,
                 job.recipe.resolved(job.coefficients).to_json(),
-                card_facts(registry, job.build, job.coefficients),
+                card_facts(registry, job.build, job.coefficients, tokenizer=job.report["merge"].get("tokenizer")),
                 {"base": job.base.digest} | {called(role): adapter.digest for role, adapter in job.adapters.items()},
                 job.build.domain,
                 known=digests,
@@ -534,7 +534,7 @@ def _used(registry: Registry, job: _Job) -> list[Part]:
 
     facts = registry.bases.facts(job.base)
     return [
-        Part(part.folder, part.facts, spread(job.coefficients[role], part.facts, facts, role))
+        Part(part.folder, part.facts, spread(job.coefficients[role], part.facts, facts, role), called(role))
         for role, part in job.parts.items()
     ]
 

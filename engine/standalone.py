@@ -19,6 +19,7 @@ from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
 from ..registry.locks import abandoned
+from ..registry.tokenizers import brings_own
 from .coefficients import Weight, expect_finite, mean, spread
 from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_papers
@@ -123,7 +124,10 @@ def merge_folders(
                 {"base": folder_digest(base_folder, base_files(base_folder, base.files)[0], memory)}
                 | {
                     label: folder_digest(
-                        a.folder, adapter_files(a.folder, with_tokenizer=fact.vocabulary is not None)[0]
+                        a.folder,
+                        adapter_files(
+                            a.folder, with_tokenizer=fact.vocabulary is not None or brings_own(a.folder, base_folder)
+                        )[0],
                     )
                     for label, a, fact in zip(labels, adapters, facts, strict=True)
                 }
@@ -164,6 +168,7 @@ def merge_folders(
             dtype=dtype or base.dtype,
             recipe=None,
             reccocktail_version=version("reccocktail"),
+            tokenizer=getattr(report, "tokenizer", None),
         )
         write_papers(staged, recipe, card, digests.result(), None, known=known)
         _sync(staged)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import events, history, lineage
-from .allowlist import adapter_files
+from .allowlist import adapter_files, tokenizer_files
 from .bases import Base, Bases, find_base
 from .database import Database
 from .digests import canonical_json
@@ -30,6 +30,7 @@ from .references import CHAMPION, SPIRIT, Reference, check_name, check_text
 from .search import MetricBound
 from .store import Store
 from .tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
+from .tokenizers import brings_own
 
 MAX_LABEL = 200  # characters of a tag or of a metric's name
 MAX_METRIC = 1e300
@@ -116,8 +117,10 @@ class Adapters:
         if facts.missing:
             about["context"]["partial"] = [*facts.missing]
         folder, linked = Path(folder), cached_repo(Path(folder)) is not None
-        # the tokenizer is the base's, unless the adapter brings tokens of its own
-        files, skipped = adapter_files(folder, with_tokenizer=facts.vocabulary is not None)
+        own = facts.vocabulary is not None or (
+            bool(tokenizer_files(folder)) and brings_own(folder, self._bases.folder(base))
+        )
+        files, skipped = adapter_files(folder, with_tokenizer=own)  # else the base's says the same
         tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
         # a trainer may still have been writing: what counts is what was kept
         kept = self._store.local(tree.digest)

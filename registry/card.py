@@ -129,6 +129,7 @@ class CardFacts:
     metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as reference → metric → value
     recipe: str | None  # its name, where it has one
     warnings: tuple[str, ...] = ()  # what the build itself said
+    tokenizer: str | None = None  # whose it is, where it is not the base's
     repo: str | None = None  # where it is published
     base_digest: str | None = None
     base_revision: str | None = None

@@ -365,10 +365,12 @@ def test_an_adapter_with_tokens_of_its_own_keeps_its_tokenizer(make_base: Any, t
     with Registry.create(
         Settings.load(home=tmp_path / "home", cwd=tmp_path, environ={"HOME": str(tmp_path)})
     ) as registry:
-        base = registry.bases.add("small", make_base("llama"), source="org/small")
+        folder = shutil.copytree(make_base("llama"), tmp_path / "small")
+        (folder / "tokenizer.json").write_text("{}")
+        base = registry.bases.add("small", folder, source="org/small")
         for name, kept in (("resized", True), ("plain", False)):
             adapter = train(tmp_path / name, make_base("llama"), KINDS[name])
-            (adapter / "tokenizer.json").write_text("{}")
+            (adapter / "tokenizer.json").write_text("{}")  # the base's own
             added = registry.adapters.add(adapter, base=base, role="spirit", allow_base_mismatch=True)
             assert ("tokenizer.json" in registry.store.tree(added.digest).files) == kept
             assert ("tokenizer.json" in added.skipped) != kept
