@@ -34,6 +34,8 @@ _CONFIGS = (
 _CARD = ("readme.md",)
 # what RecCocktail writes beside weights; plots go to the Hub with a build
 _PAPERS = ("recipe.json", "provenance.json")
+# what its SFT trainer writes beside an adapter
+_OF_TRAINING = ("training_log.jsonl", "loss.png")
 _SIGNATURE = ("model.sig",)
 _PLOTS = ("entropy.png", "coefficients.png")
 _LEGAL = re.compile(
@@ -72,7 +74,7 @@ def is_of_base(name: str) -> bool:
 
 def is_of_adapter(name: str) -> bool:
     """Kept with an adapter."""
-    return is_of_base(name) or matches(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *_PAPERS))
+    return is_of_base(name) or matches(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *_PAPERS, *_OF_TRAINING))
 
 
 def is_published(name: str) -> bool:

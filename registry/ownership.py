@@ -31,9 +31,11 @@ def foreign(path: Path) -> str | None:
 
 def private_folder(path: Path) -> None:
     """Makes the folder for this user alone, whatever the umask; one that has something in it stays as it is. Raises OSError."""
-    if not path.is_dir():
+    made = False
+    with suppress(FileExistsError):  # another process may make it at the same time
         path.mkdir(parents=True)
-    elif any(path.iterdir()):
+        made = True
+    if not made and any(path.iterdir()):  # NotADirectoryError where it is a file
         return
     with suppress(PermissionError):  # an empty folder of another user
         path.chmod(FOLDER)

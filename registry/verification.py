@@ -54,6 +54,7 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     there -= {".gitattributes", SIGNATURE}
     covered = {*subjects, PROVENANCE, CARD}
+    reported: set[str] = set()
     signature = "none"
     if (folder / SIGNATURE).is_file():
         from . import signing
@@ -68,7 +69,8 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
             open_ = [path for path in unsigned if path in subjects or path == PROVENANCE or _is_used(path)]
             problems += [f"the signature: {path} is not signed" for path in open_]
             notes += [f"{path} is not signed" for path in unsigned if path not in open_]
-            covered |= set(unsigned)  # and told of already
+            covered |= set(unsigned)
+            reported = set(unsigned)
             signature = "broken" if wrong else "partial" if open_ else "sound"
         else:
             notes.append("it is signed; --key PUBLIC_KEY checks the signature")
@@ -78,7 +80,10 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
     for path in sorted(there & covered):
         if not is_published(path):  # papers that vouch for a program make it no part of a model
             runs = _is_like(path, WEIGHTS) or _is_like(path, CODE)
-            (problems if runs else notes).append(f"{path} is no file of a model or adapter that RecCocktail publishes")
+            if runs:
+                problems.append(f"{path} is no file of a model or adapter that RecCocktail publishes")
+            elif path not in reported:
+                notes.append(f"{path} is no file of a model or adapter that RecCocktail publishes")
     for path in sorted(there - covered):
         if _is_used(path):
             problems.append(f"{path} is in no paper, and would be loaded")

@@ -46,7 +46,7 @@ def test_init_is_harmless_when_all_is_there(prepared: Any) -> None:
     assert "ready: database sqlite:///" in prepared("init").err
     assert prepared("status", "--json").json == before
     assert {c["check"]: c["ok"] for c in prepared("doctor", "--json").json} == dict.fromkeys(
-        ("database", "store", "device", "trainers", "hub"), True
+        ("database", "store", "modes", "device", "trainers", "hub"), True
     )
 
 

@@ -147,9 +147,13 @@ def test_how_prompts_are_batched_does_not_show(search, find, nothing, sharpening
 
 @pytest.mark.parametrize("search", ["line", "gradient"])
 def test_labels_are_never_looked_at(search, find, nothing, sharpening, asked):
-    unlabelled = [replace(question, target_index=None, example=None) for question in asked[:2]]
-    found = find(nothing, sharpening, questions=unlabelled, search=search, points=3)
+    def with_answer(index: int) -> Adaptation:
+        questions = [replace(question, target_index=index) for question in asked[:2]]
+        return find(nothing, sharpening, questions=questions, search=search, points=3)
+
+    found = with_answer(0)
     assert found.weights()["ingredient"] > 0.5
+    assert with_answer(1).weights() == found.weights()
 
 
 def test_an_adapter_with_nan_is_refused(find, base, head, write_adapter, nothing):

@@ -802,10 +802,10 @@ def test_neighbours_in_any_order_repeat_from_the_recipe_that_was_written(stocked
     assert again.digest == build.digest
 
 
-def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(stocked):
+def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(stocked, tmp_path):
+    (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
+    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
     made(stocked, SMALL)
-    stocked.domains.add("skin-care", recipe="default")
-    work(stocked, request(stocked, "skin-care", Recipe(adaptive=Adaptive(prompts=2, tokens=1, points=3))).build)
     stocked.adapters.archive("skin-care@v1", force=True)
     state = standing(stocked, "skin-care")
     assert state.state == "blocked"
@@ -864,7 +864,12 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not(error, again, stock
         assert 7 < (left.retry_at - before).total_seconds() < 15
     said = [line.text for line in stocked.builds.logs(asked.id)]
     assert said[0] == "attempt 1 by tester on cpu"
-    assert said[-1].startswith(f"failed: {error}")
+    failed = next(number for number, line in enumerate(said) if line.startswith(f"failed: {error}"))
+    if left.error["code"] == "internal":
+        assert said[failed + 1].startswith("Traceback")
+        assert said[-1] == f"{type(error).__name__}: {error}"
+    else:
+        assert failed == len(said) - 1
 
 
 def test_attempts_lie_further_and_further_apart():

@@ -121,7 +121,7 @@ def test_every_build_is_made_once_whatever_dies(crowded, server):
         code = workers.wait(60)
     finally:
         workers.process.kill()
-    assert code == 130, workers.noise
+    assert code == 0, workers.noise
     assert killed >= 20
     rows = [crowded.builds.get(build_id) for build_id in asked]
     assert Counter(row.status for row in rows) == {"succeeded": BUILDS}

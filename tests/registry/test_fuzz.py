@@ -359,7 +359,7 @@ SEEDS: dict[str, tuple[dict[str, Json], dict[str, tuple[int, ...]]]] = {
         Q | {"model.embed_tokens.token_adapter.trainable_tokens_delta": (3, 8)},
     ),
     "experts": (
-        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
         Q | {f"{LAYER}.mlp.experts.lora_A.weight": (4, 8), f"{LAYER}.mlp.experts.lora_B.weight": (10, 4)},
     ),
 }
