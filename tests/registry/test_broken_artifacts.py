@@ -654,8 +654,8 @@ def test_patterns_that_match_nothing_take_no_time_to_say_so(
     patterns: dict[str, int], adapter: Path, registry: Registry, base: Base, soon: None
 ) -> None:
     config(rank_pattern=patterns)(adapter)
-    (note,) = registry.adapters.add(adapter, base=base, role="spirit").notes
-    assert note.startswith("rank_pattern has keys that fit no module")
+    notes = registry.adapters.add(adapter, base=base, role="spirit").notes
+    assert any(note.startswith("rank_pattern has keys that fit no module") for note in notes)
 
 
 def test_a_configuration_full_of_patterns_is_refused_before_all_are_read(
