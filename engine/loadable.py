@@ -46,22 +46,22 @@ def expect_loadable(base_folder: Path, base: BaseFacts, shapes: Shapes, config: 
     if dict(shapes) == before and not config.keys() - {"dtype"}:
         return None
     content = read_object(base_folder / CONFIG)
+    changed = changed_config(content, config)
     try:
-        model = _model_class(content)
+        model, own = _model_class(changed), _model_class(content)
     except ImportError as error:
         return f"whether transformers loads the result was not checked: {error}"
     if model is None:
         named = content.get("architectures") or content.get("model_type")
         return f"whether transformers loads the result was not checked, since it has no class for {shown(named)}"
-    changed = changed_config(content, config)
     with _quiet():
         load = _Loader(model)
         try:
             found = load(changed, shapes)
         except Exception as error:  # noqa: BLE001  whatever a model's code raises
-            return _not_built(load, content, before, error)
-        known = load(content, before) if found != _NOTHING else _NOTHING
-        _expect_no_new(model, found, known)
+            return _not_built(_Loader(own or model), content, before, error)
+        known = _Loader(own or model)(content, before) if found != _NOTHING else _NOTHING
+        _expect_no_new(model, found, known, _NEW_CLASS if own is not model else _SAME_CLASS)
         _expect_all_wanted(lambda rest: load(changed, rest), shapes, before, found)
     return None
 
@@ -117,7 +117,11 @@ def _not_built(load: _Loader, content: Mapping[str, Any], before: Shapes, error:
     ) from error
 
 
-def _expect_no_new(model: Any, found: _Findings, known: _Findings) -> None:
+_SAME_CLASS = "the adapter changes embedding or head in a way that this model's checkpoints have no place for"
+_NEW_CLASS = "save the base by this class (from_pretrained, then save_pretrained), train on that, and merge into that"
+
+
+def _expect_no_new(model: Any, found: _Findings, known: _Findings, hint: str) -> None:
     problems = {
         "would be missing": found.missing - known.missing,
         "would not be used": found.unexpected - known.unexpected,
@@ -125,10 +129,7 @@ def _expect_no_new(model: Any, found: _Findings, known: _Findings) -> None:
     }
     said = [f"{_some(names)} {what}" for what, names in problems.items() if names]
     if said:
-        raise MergeError(
-            f"transformers would not load the result as {model.__name__}: {'; '.join(said)}",
-            hint="the adapter changes embedding or head in a way that this model's checkpoints have no place for",
-        )
+        raise MergeError(f"transformers would not load the result as {model.__name__}: {'; '.join(said)}", hint=hint)
 
 
 def _expect_all_wanted(load: Callable[[Shapes], _Findings], shapes: Shapes, before: Shapes, found: _Findings) -> None:
@@ -139,7 +140,7 @@ def _expect_all_wanted(load: Callable[[Shapes], _Findings], shapes: Shapes, befo
         if load(rest).missing <= found.missing:
             raise MergeError(
                 f"the result would hold {name}, which transformers takes for a tensor that is there already, or is tied",
-                hint="the adapter changes embedding or head in a way that this model's checkpoints have no place for",
+                hint=_SAME_CLASS,
             )
 
 

@@ -219,12 +219,16 @@ class _Run:
     ) -> list[Future]:
         """One job or more per tensor; a job gives back (result, its report or None for a copy)."""
         jobs = []
-        for position in range(max(len(result.shards[file]) for result, _ in writing)):
+        by_name: dict[str, list[tuple[Result, Target, Shard]]] = {}  # not all results have the same tensors
+        for result, shard in writing:
+            for target in result.shards[file]:
+                by_name.setdefault(target.info.name, []).append((result, target, shard))
+        for name, tensor in self._base.tensors.items():
+            if tensor.file == file and name not in by_name:  # a head that no result keeps
+                self._progress(tensor.info.nbytes)
+        for wanted in by_name.values():
             together: list[_Pour] = []
-            for result, shard in writing:
-                if position >= len(result.shards[file]):
-                    continue
-                target = result.shards[file][position]
+            for result, target, shard in wanted:
                 source = stored[target.source.file]
                 cut = target.info.shape != target.source.info.shape
                 same = target.info.dtype == target.source.info.dtype
@@ -260,8 +264,9 @@ class _Run:
         """Progress counts the base's bytes once, whichever results they are read for, and also where an untied head reads the
         embedding's again."""
         with self._counting:
-            count = min(count, self._unread[target.source.info.name])
-            self._unread[target.source.info.name] -= count
+            left = self._unread.get(target.source.info.name, 0)  # a head of a task's own has nothing to read
+            count = min(count, left)
+            self._unread[target.source.info.name] = left - count
         if count:
             self._progress(count)
 

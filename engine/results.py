@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from ..registry.allowlist import INDEX, WEIGHTS
 from ..registry.headers import TensorInfo, read_header
 from ..registry.inspect import AdapterFacts, BaseFacts, BaseTensor
 from ..registry.lora import LoraModule, SavedTensor, TokenRows
 from ..registry.naming import Place
+from ..registry.task_heads import is_of_head, without_head
 from .checkpoint import FILE_DTYPES, TORCH_DTYPES, carry_other_files, write_index
 from .coefficients import Weight, expect_finite, mean, module_of, weight_at
 from .deltas import AdapterFile
@@ -25,6 +26,7 @@ from .journal import Journal
 from .loadable import expect_loadable
 from .methods import METHODS, Method
 from .recipes import DType
+from .task_classes import class_for_task, different_heads, notes_of, refuse_use, task_of
 from .tokenizers import Bringer, Choice, choose
 
 HEAD_BIASES = (
@@ -156,6 +158,7 @@ class Result:
         self.copied = self.resumed = 0
         self.digests: dict[str, str] = {}
         _check_parts(mix, self.method)
+        self.task = task_of(mix.parts)
         self.files = [opened.enter_context(AdapterFile(part.folder)) for part in mix.parts]
         sizes = {part.facts.vocabulary for part in mix.parts if part.facts.vocabulary is not None}
         self.vocabulary = min(sizes, default=None)
@@ -163,19 +166,42 @@ class Result:
 
     def _planned(self, uses: dict[str, list[Use]]) -> dict[str, list[Target]]:
         base = self.base
-        if base.tied_embeddings:
-            self._untie(uses)
         shards: dict[str, list[Target]] = {file: [] for file in sorted({t.file for t in base.tensors.values()})}
+        if self.task is not None:
+            base = self._for_task(self.task, uses)
+        elif base.tied_embeddings:
+            self._untie(uses)
         for name, tensor in base.tensors.items():
             shards[tensor.file].append(self._target(name, tensor, tuple(uses.pop(name, ()))))
         for targets in shards.values():
             targets.sort(key=lambda target: target.source.info.start)
         self._expect_all_biases_to_grow(shards)
-        last = list(shards)[-1]
-        for name, used in uses.items():  # an untied head: the base holds it as its embedding
-            assert base.embedding is not None
-            shards[last].append(self._target(name, base.tensors[base.embedding], tuple(used)))
+        for name, used in uses.items():
+            file, source = self._source(name, used, list(shards)[-1])
+            shards[file].append(self._target(name, source, tuple(used)))
         return shards
+
+    def _source(self, name: str, uses: Sequence[Use], last: str) -> tuple[str, BaseTensor]:
+        """For a tensor that the base does not have: the file that it goes into, and where its old values are.
+
+        An untied head has them in the embedding. The head of a task has none, and takes the place of the language model's.
+        """
+        base, what = self.base, uses[0].what if uses else None
+        if not _is_task_head(what):
+            assert base.embedding is not None
+            return last, base.tensors[base.embedding]
+        stored = base.tensors.get(base.head or "")
+        file = stored.file if stored else last
+        kind = base.dtype if base.dtype in TORCH_DTYPES else what.info.dtype
+        return file, BaseTensor(file, TensorInfo(name, kind, (0, *what.info.shape[1:]), 0, 0))
+
+    def _for_task(self, task: str, uses: Mapping[str, Sequence[Use]]) -> BaseFacts:
+        """The base as the result's class has it, and what config.json says of that class. Raises MergeError."""
+        for name in (name for name in uses if is_of_head(name, self.base)):
+            raise refuse_use(name, self.base, task, self.mix.parts[uses[name][0].part].folder)
+        heads = {name: used[0].what.info.shape for name, used in uses.items() if _is_task_head(used[0].what)}
+        self.config |= class_for_task(self.base, task, heads)
+        return without_head(self.base)
 
     def _expect_all_biases_to_grow(self, shards: Mapping[str, Sequence[Target]]) -> None:
         """With a longer vocabulary the head's bias must grow too, under each of its names, or no model loads the result."""
@@ -305,6 +331,9 @@ class Result:
         }
         if not resized:
             return self._cut(name, shape, uses)
+        is_head = _is_task_head(uses[0].what)
+        if len(resized) > 1 and is_head:
+            raise different_heads(name, {shape: self.mix.parts[part].called for shape, part in resized.items()})
         if len(resized) > 1:
             said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in resized.items())
             raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
@@ -312,6 +341,8 @@ class Result:
         with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
         if sum(weights[index] for index in with_rows) == 0:
             raise MergeError(f"the new rows of {name} would be averaged with weights that sum to zero")
+        if is_head:
+            return wanted
         self._expect_tokens(name, uses, wanted[0])
         self.config["vocab_size"] = wanted[0]
         note = f"the vocabulary was resized from {shape[0]} to {wanted[0]} tokens"
@@ -340,6 +371,8 @@ class Result:
     def expect_loadable(self, base_folder: Path) -> None:
         """Raises MergeError for names and shapes that transformers would not load."""
         shapes = {target.info.name: target.info.shape for targets in self.shards.values() for target in targets}
+        if self.task is not None:
+            self.notes += notes_of(base_folder, self.config)
         if note := expect_loadable(base_folder, self.base, shapes, self.config):
             self.notes.append(note)
 
@@ -472,6 +505,10 @@ def _uses(parts: Sequence[Part]) -> dict[str, list[Use]]:
         for rows in part.facts.tokens:
             add(Use(index, rows, rows.place))
     return uses
+
+
+def _is_task_head(what: object) -> TypeGuard[SavedTensor]:
+    return isinstance(what, SavedTensor) and what.why == "task_head"
 
 
 def _breaks_tie(use: Use) -> bool:

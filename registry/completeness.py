@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .lora import Contents, LoraConfig, is_head, is_to_save, is_vocabulary, some
+from .task_heads import TASK_CLASSES
 
 if TYPE_CHECKING:
     from .inspect import BaseFacts, BaseTensor
@@ -107,7 +108,9 @@ class _Look:
 
     def saved(self) -> Iterator[str]:
         """Every parameter of the modules that are saved whole."""
-        if not any(tensor.why == "modules_to_save" for tensor in self._found.saved):
+        if not any(tensor.why in ("modules_to_save", "task_head") for tensor in self._found.saved):
+            if self._config.task in TASK_CLASSES and self._base.head is not None and not self._config.modules_to_save:
+                yield f"the head of its task_type {self._config.task}, which the base model does not have either"
             return  # all of them, which is among what is lacking already
         every = [
             tensor

@@ -29,6 +29,7 @@ from .lora import (
     some,
 )
 from .naming import AmbiguousNameError, Naming, Place
+from .task_heads import TASK_CLASSES, brings_head, is_new_head, without_head
 from .vocabulary import find_embedding, find_head, is_tied
 
 CONFIG = "config.json"
@@ -117,6 +118,11 @@ class AdapterFacts:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def task_head(self) -> tuple[SavedTensor, ...]:
+        """The head for the adapter's task that its base does not have, as of a classifier made of a language model."""
+        return tuple(tensor for tensor in self.saved if tensor.why == "task_head")
+
 
 def inspect_base(folder: Path | str) -> BaseFacts:
     """Raises InvalidArtifactError."""
@@ -180,7 +186,8 @@ def inspect_adapter(
     found, vocabulary = contents(header, config), None
     missing = found.lacking
     if base is not None:
-        found = _Placing(header.path, base, found).placed()
+        base = without_head(base) if brings_head(config, found.saved, base) else base
+        found = _Placing(header.path, base, config, found).placed()
         vocabulary = _vocabulary(header.path, base, found)
         missing = _missing(config_path, base, config, found)
     if missing and not allow_partial:
@@ -392,8 +399,8 @@ def _target(module: LoraModule) -> str:
 class _Placing:
     """Finds the parameters of an adapter in a base, and checks that they fit there."""
 
-    def __init__(self, path: Path, base: BaseFacts, found: Contents) -> None:
-        self._path, self._base, self._found = path, base, found
+    def __init__(self, path: Path, base: BaseFacts, config: LoraConfig, found: Contents) -> None:
+        self._path, self._base, self._config, self._found = path, base, config, found
         self._naming = Naming({name: tensor.info.shape for name, tensor in base.tensors.items()})
         self._trained = {tensor.name: tensor.info.shape for tensor in found.saved}
 
@@ -487,9 +494,13 @@ class _Placing:
         return replace(module, places=places, transposed=transposed)
 
     def _saved(self) -> tuple[SavedTensor, ...]:
-        placed, missing = [], []
+        placed, missing = list[SavedTensor](), list[SavedTensor]()
+        roots = {name.partition(".")[0] for name in self._base.tensors}
         for tensor in self._found.saved:
             found = self._find(tensor.name)
+            if found is None and is_new_head(tensor, self._config, roots):
+                placed.append(replace(tensor, why="task_head", place=Place(tensor.name)))
+                continue
             if found is None:
                 missing.append(tensor)
                 continue
@@ -501,8 +512,18 @@ class _Placing:
             self._check_shape(tensor.info.name, tensor.name, given, (given[0], *shape[1:]) if resized else shape)
             placed.append(replace(tensor, place=place))
         if missing:
-            raise self._missing(*(name for tensor in missing for name in (tensor.info.name, tensor.name)))
+            error = self._missing(*(name for tensor in missing for name in (tensor.info.name, tensor.name)))
+            error.hint = self._way_out(missing, roots)
+            raise error
         return tuple(placed) + self._tied_head(placed)
+
+    def _way_out(self, missing: list[SavedTensor], roots: set[str]) -> str | None:
+        """What may help where a saved module is not in the base: many say no task, and have a head for one."""
+        for task in TASK_CLASSES if self._config.task is None else ():
+            if all(is_new_head(tensor, replace(self._config, task=task), roots) for tensor in missing):
+                tasks = " or ".join(TASK_CLASSES)
+                return f"if this is the head of a classifier, say so in {ADAPTER_CONFIG}: set task_type to {tasks}"
+        return None
 
     def _tied_head(self, saved: list[SavedTensor]) -> tuple[SavedTensor, ...]:
         """A head that is tied to an embedding has its size, which PEFT writes only once for an adapted one."""
@@ -576,6 +597,8 @@ def _vocabulary(path: Path, base: BaseFacts, found: Contents) -> int | None:
         sizes.setdefault(base.head, sizes[base.embedding])
     before, grown = dict(sizes), None
     for tensor in found.saved:
+        if tensor.why == "task_head":
+            continue
         name = tensor.place.tensor if tensor.place else base.head
         rows = tensor.info.shape[0]
         if name in sizes:

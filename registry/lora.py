@@ -224,11 +224,12 @@ class SavedTensor:
     """A tensor that the adapter holds whole, as it was trained. `name` is the parameter's name in the model.
 
     `place` is None where no base was given; for a tied head that the base does not store, it is the name it would have there.
+    A `task_head` is part of a head that the base does not have, such as a classifier's.
     """
 
     name: str
     info: TensorInfo
-    why: Literal["modules_to_save", "bias", "embedding"]
+    why: Literal["modules_to_save", "bias", "embedding", "task_head"]
     place: Place | None = None
 
 
