@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 ACTOR_LENGTH = 100
+MAY_BE_EMPTY = ("--note",)  # an empty note says the same as none
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -168,6 +170,9 @@ def _run(words: list[str], as_json: bool) -> int:
     """The exit code, once what went wrong is told."""
     if any("\0" in word for word in words):  # only a program that calls us can say it, and no path may have it
         return _fail("usage", "an argument has a NUL character", None, 2, as_json, words)
+    if (empty := _empty(words)) is not None:
+        hint = "give a value, or leave it out; in a shell script, look at the variable"
+        return _fail("usage", f"{empty} has an empty value", hint, 2, as_json, words)
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
     except (RecCocktailError, TaskError) as error:
@@ -194,6 +199,16 @@ def _run(words: list[str], as_json: bool) -> int:
             "internal", message, "this should not happen; --traceback before the command shows where", 1, as_json, words
         )
     return code if isinstance(code, int) else 0
+
+
+def _empty(words: list[str]) -> str | None:
+    """The option or argument whose value is empty, which would be taken for one that was left out, or for this folder."""
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        option = word[:-1] if re.fullmatch(r"--[a-z][a-z-]*=", word) else before if not word else None
+        if option is not None and option not in MAY_BE_EMPTY:
+            return option if option.startswith("-") else f"argument {number + 1}"
+    return None
 
 
 class Interrupted(click.exceptions.Abort):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -364,14 +363,14 @@ def retry(app: App, id_: str, as_json: bool) -> None:
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     """Copy a build's merged checkpoint into the new folder DIR; a domain means what `publish` would take."""
     from ..engine.builds import result_folder
-    from ..registry.files import whole_folder
+    from ..registry.files import copy_folder, whole_folder
 
     with app.registry() as registry:
         row = named_build(registry, id_, to_serve=True)
         source = result_folder(registry, row)
         target = new_folder(folder)
         with whole_folder(target) as staged:
-            shutil.copytree(source, staged, copy_function=shutil.copyfile)
+            copy_folder(source, staged)
     answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
 
 

@@ -118,7 +118,7 @@ class _Trip:
         target = None
         for sample in SAMPLE_DOMAINS:
             data = generate(sample.name, users=self._sizes.users, seed=SEED)
-            folder = self._registry.settings.home / "data" / sample.name
+            folder = self._registry.settings.own_folder("data") / sample.name
             write_domain(data, folder)
             self._registry.domains.add(sample.name, title=sample.title, data=str(folder))
             if not sample.mature:
@@ -198,7 +198,7 @@ class _Trip:
                     task,
                     asked,
                     device=self._device,
-                    kept_in=self._registry.settings.home / "evaluations",
+                    kept_in=self._registry.settings.own_folder("evaluations"),
                     progress=bar.update,
                 )
             results.append(replace(result, label=label))

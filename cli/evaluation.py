@@ -103,7 +103,7 @@ def evaluate(
                         data=data,
                         mode=mode,  # pyright: ignore[reportArgumentType]
                         device=device,
-                        kept_in=registry.settings.home / "evaluations",
+                        kept_in=registry.settings.own_folder("evaluations"),
                         progress=bar.update,
                     )
                 )

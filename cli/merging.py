@@ -78,7 +78,7 @@ def merge(
     weighted = weigh([_adapter(text) for text in adapters], recipe)
     said = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
     output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | said)
-    target, home = new_folder(out), app.settings.home
+    target, settings = new_folder(out), app.settings
     with progress("merging", unit="bytes") as bar:
         try:
             report = merge_folders(
@@ -93,7 +93,7 @@ def merge(
                 device=device or app.settings.device,
                 allow_base_mismatch=allow_base_mismatch,
                 allow_partial=allow_partial,
-                memory=DigestMemory(home / "cache" / "digests") if home.is_dir() else None,
+                memory=DigestMemory(settings.own_folder("cache") / "digests") if settings.home.is_dir() else None,
                 progress=bar.update,
             )
         except KeyboardInterrupt:

@@ -137,6 +137,7 @@ def _modes(app: App) -> _Seen:
 
     settings = app.settings
     places = [(settings.home, "700"), (sqlite_file(settings.database_url), "600"), (settings.store_folder, "700")]
+    places += [(settings.home / name, "700") for name in ("cache", "data", "evaluations", "runs")]
     closed = open_to_others(settings.home) is None
     found = [
         f"{place} has mode {mode}: `chmod {wanted} {shlex.quote(str(place))}`"

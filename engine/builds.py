@@ -136,7 +136,9 @@ def _data_digest(registry: Registry, folder: str) -> str:
     """
     place = Path(os.path.realpath(folder))
     files = _signs(place)
-    note = registry.settings.home / "cache" / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    note = (
+        registry.settings.own_folder("cache") / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    )
     about = {"version": _own_version("reccocktail"), "reading": READING, "folder": str(place), "files": files}
     with suppress(InvalidArtifactError):
         content = read_object(note, limit=OWN_LIMIT)

@@ -108,7 +108,7 @@ class Shard:
         ).encode()
         head += b" " * (-len(head) % 8)
         self.data_start = 8 + len(head)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             # Taken at once: a disk that is too small says so before any work, and threads wait less for each other.
             os.posix_fallocate(self.fd, 0, self.data_start + self._size)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry import Build, Registry, Settings
 from ..registry.errors import ConflictError, UnavailableError, UsageError
+from ..registry.ownership import private_folder
 from .needs import Needs, needs_of
 from .running import PATIENCE_SECONDS, patiently, worker_name
 from .workers import BROKEN_AFTER, GROUP, Happening, Outage, Tell, Watch, given_back, work_off
@@ -371,5 +372,8 @@ def _here(settings: Settings) -> Settings:
     if settings.home.is_dir():
         return settings
     home = Path(os.environ.get("RECCOCKTAIL_HOME") or Path.home() / ".reccocktail")
-    home.mkdir(parents=True, exist_ok=True)
+    if settings.store_shared:
+        home.mkdir(parents=True, exist_ok=True)
+    else:
+        private_folder(home)
     return replace(settings, home=home)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from ..registry.errors import (
     UnsupportedAdapterError,
     UsageError,
 )
-from ..registry.files import whole_folder
+from ..registry.files import copy_folder, whole_folder
 from ..registry.inspect import ADAPTER_CONFIG, CONFIG, INDEX
 from ..registry.lora import is_vocabulary
 from ..registry.references import SPIRIT, Reference
@@ -137,7 +136,7 @@ def served_base(registry: Registry, model: str, revision: str | None, named: str
     if not candidates:
         raise NotFoundError("there is no base model yet", hint="run `reccocktail base add NAME SOURCE`")
     if os.path.isdir(model):  # noqa: PTH112  unlike a Path it answers for a name of any length
-        memory = DigestMemory(registry.settings.home / "cache" / "digests")
+        memory = DigestMemory(registry.settings.own_folder("cache") / "digests")
         told = {base.name: _difference(registry, base, Path(model), memory) for base in candidates}
         same = [base for base in candidates if told[base.name] is None]
         if not same:
@@ -213,7 +212,7 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     """
     base = registry.bases.folder(registry.bases.get(found.adapter.base))
     with whole_folder(target) as staged:
-        shutil.copytree(found.folder, staged, copy_function=shutil.copyfile)
+        copy_folder(found.folder, staged)
         path = staged / ADAPTER_CONFIG
         config = read_object(path)
         config |= {"base_model_name_or_path": str(base), "revision": None}  # of a Hub repo, which a folder is not

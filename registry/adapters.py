@@ -26,7 +26,7 @@ from .inspect import AdapterFacts, inspect_adapter
 from .lineage import Reached
 from .links import cached_repo
 from .records import NOT_IN_JSON, Record
-from .references import CHAMPION, SPIRIT, Reference, check_name, check_text
+from .references import CHAMPION, SPIRIT, Reference, check_name, check_text, did_you_mean
 from .search import MetricBound
 from .store import Store
 from .tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
@@ -428,7 +428,18 @@ def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundEr
             f"{domain.name!r} has no adapter yet{where}",
             hint=f"run `reccocktail adapter add PATH --base {base or 'B'} {option}`",
         )
-    return NotFoundError(f"there is no {str(ref)!r}{where}", hint=f"`reccocktail adapter list --domain {ref.name}`")
+    return NotFoundError(
+        f"there is no {str(ref)!r}{where}{_like(session, ref, query)}",
+        hint=f"`reccocktail adapter list --domain {ref.name}`",
+    )
+
+
+def _like(session: Session, ref: Reference, ids: Select[tuple[int]]) -> str:
+    """The reference with a known version or alias in the place of one that is much like it."""
+    aliases = session.scalars(select(AliasRow.name).where(AliasRow.adapter_id.in_(ids)).distinct())
+    versions = session.scalars(ids.with_only_columns(AdapterRow.version).distinct())
+    known = [*aliases, *(f"v{number}" for number in versions)]
+    return did_you_mean(str(ref).partition("@")[2], known, before=f"{ref.name}@")
 
 
 def _find_locked(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:

@@ -146,8 +146,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     It is gone if the block fails; what a killed process left near `target` goes too.
     Raises ConflictError if `target` is there by then, OSError.
     """
-    _clear_abandoned(target.parent)
-    with _own_folder(target.parent) as own:
+    with own_folder(target.parent) as own:
         staged = own / own.name
         yield staged
         sync_all([Path(place, name) for place, _, names in os.walk(staged) for name in [*names, ""]])
@@ -161,8 +160,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
-    """A new hidden folder, locked for as long as this process works in it, and gone afterwards."""
+def own_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder, locked for as long as this process works in it, and gone afterwards.
+
+    Those that killed processes left in `parent` go before. Raises OSError.
+    """
+    _clear_abandoned(parent)
     while True:
         own = parent / f".{uuid.uuid4().hex}.part"  # nobody else's, whoever makes the same folder
         own.mkdir()
@@ -185,6 +188,15 @@ def _clear_abandoned(parent: Path) -> None:
             with suppress(OSError), abandoned(folder) as free:  # another one cleared it, or it is not ours to remove
                 if free:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """A copy with the modes that new files get here, whatever the source's are. Raises OSError."""
+    for place, _, names in os.walk(source):
+        there = target / Path(place).relative_to(source)
+        there.mkdir()
+        for name in names:
+            shutil.copyfile(Path(place, name), there / name)
 
 
 def link_file(source: Path, target: Path) -> None:

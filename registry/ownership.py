@@ -12,17 +12,18 @@ OTHERS = 0o077
 _WRITE = 0o022
 
 
-def foreign(path: Path) -> str | None:
+def foreign(path: Path, *, or_root: bool = False) -> str | None:
     """Why somebody else may have written the file, or could; None where it and its folder are this user's alone.
 
-    Raises OSError.
+    With `or_root`, the administrator's are as good. Raises OSError.
     """
     if not hasattr(os, "geteuid"):  # Windows
         return None
+    trusted = (os.geteuid(), 0) if or_root else (os.geteuid(),)
     for place in (path, path.parent):
         # of a link both: who made it, and who owns what it leads to
         for status in (place.lstat(), place.stat()):
-            if status.st_uid != os.geteuid():
+            if status.st_uid not in trusted:
                 return f"{place} belongs to another user"
             if not stat.S_ISLNK(status.st_mode) and status.st_mode & _WRITE:
                 return f"{place} may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"

@@ -84,7 +84,7 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     return text
 
 
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is much like the text; nothing else."""
+def did_you_mean(text: str, known: Iterable[str], *, before: str = "") -> str:
+    """`; did you mean 'x'?` where a known name is much like the text, with what stands `before` it; nothing else."""
     near = difflib.get_close_matches(text[:100], list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {before + near[0]!r}?" if near else ""

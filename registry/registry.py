@@ -62,6 +62,8 @@ class Registry:
         if settings.store_folder is not None and not settings.store_shared:
             with suppress(OSError):  # told when the store is made
                 private_folder(settings.store_folder)
+        if is_remote(settings.store_url):
+            settings.own_folder("cache")
         Store.create(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
         if not settings.store_shared:
             database.make_private(settings.database_url)
@@ -79,6 +81,8 @@ class Registry:
         # a local store's lock is a file in it; what machines share over a network they lock in the database
         lock = opened.store_lock() if is_remote(settings.store_url) else None
         try:
+            if is_remote(settings.store_url):
+                settings.own_folder("cache")
             store = Store.open(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit, lock=lock)
             return cls(settings, opened, store)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 from .documents import WRITTEN_LIMIT, parse_written, regular_bytes
 from .errors import UsageError
-from .ownership import foreign
+from .ownership import foreign, private_folder
 
 NOT_A_URL = "(not a URL)"
 _CONFIDENTIAL = "(?:password|passwd|token|secret|key)"
 KEYS = ("home", "database_url", "store_url", "device", "cache_limit", "store_shared")
 FILE = "reccocktail.toml"
 _PLAIN_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+OTHERWISE = ", or set the same in ~/.config/reccocktail/config.toml; otherwise run the command in another folder"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)
 }
@@ -46,6 +48,17 @@ class Settings:
         """Where copies of an object store are kept on this machine."""
         return self.home / "cache" / "store"
 
+    def own_folder(self, name: str) -> Path:
+        """The home's folder of this name, made where it is missing: for this user alone, unless the store is shared.
+
+        What cannot be made is reported where it is used.
+        """
+        folder = self.home / name
+        if not self.store_shared and self.home.is_dir():
+            with suppress(OSError):
+                private_folder(folder)
+        return folder
+
     @property
     def store_folder(self) -> Path | None:
         """Of a store that is a folder."""
@@ -69,7 +82,7 @@ class Settings:
     ) -> Settings:
         """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default.
 
-        Raises UsageError, also where the file in `cwd` may be somebody else's and says where anything is or is sent.
+        Raises UsageError, also where one of the files may be somebody else's and says where anything is or is sent.
         """
         environ = os.environ if environ is None else environ
         user = Path(environ.get("HOME") or Path.home())
@@ -85,12 +98,16 @@ class Settings:
         variables = {key: environ.get(f"RECCOCKTAIL_{key.upper()}") for key in KEYS}
         configs = Path(environ.get("XDG_CONFIG_HOME") or user / ".config") / "reccocktail"
 
-        own = _read(cwd / FILE)
+        own, of_user = _read(cwd / FILE), _read(configs / "config.toml")
         above = {key for key in KEYS if options[key] or variables[key]}
-        _refuse_foreign(cwd / FILE, {key: value for key, value in own.items() if value and key not in above})
+        _refuse_foreign(cwd / FILE, {key: value for key, value in own.items() if key not in above})
+        above |= own.keys()
+        _refuse_foreign(
+            configs / "config.toml", {key: value for key, value in of_user.items() if key not in above}, or_root=True
+        )
         values: dict[str, str] = {}
         for found, folder in (
-            (_read(configs / "config.toml"), configs),
+            (of_user, configs),
             (own, cwd),
             (variables, cwd),
             (options, cwd),
@@ -129,20 +146,20 @@ def _checked_store(text: str) -> str:
     return text
 
 
-def _refuse_foreign(path: Path, given: Mapping[str, str]) -> None:
+def _refuse_foreign(path: Path, given: Mapping[str, str], *, or_root: bool = False) -> None:
     """Raises UsageError where a file that may be somebody else's would say where secrets and data go, or which code is loaded."""
     if not given:
         return
     harmless = {"cache_limit"} | ({"device"} if _PLAIN_DEVICE.fullmatch(given.get("device", "")) else set())
     try:
-        why = foreign(path)
+        why = foreign(path, or_root=or_root)
     except OSError as error:
         why = f"{path} cannot be looked at: {error.strerror}"
     if why is not None and (setting := sorted(given.keys() - harmless)):
         raise UsageError(
             f"{path} sets {', '.join(setting)} and is not yours alone: {why}",
-            hint="if it is meant, own it and its folder and run `chmod go-w` on both, or set the same in"
-            " ~/.config/reccocktail/config.toml; otherwise run the command in another folder",
+            hint="if it is meant, own it and its folder and run `chmod go-w` on both"
+            + ("; otherwise remove it, or set XDG_CONFIG_HOME" if or_root else OTHERWISE),
         )
 
 
@@ -187,6 +204,8 @@ def _read(path: Path) -> dict[str, str]:
             values[key] = "yes" if value else "no"
         elif not isinstance(value, str):
             raise UsageError(f"{path}: {key} must be text, not {value!r}")
+        elif not value.strip():
+            raise UsageError(f"{path}: {key} is empty", hint="give a value, or remove the line")
     return values
 
 

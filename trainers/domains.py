@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from ..registry import Domain, Registry
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError
+from ..registry.files import own_folder
 from ..tasks import DataFacts, DomainData, TaskError, describe, read_domain
 from .plugin import PluginDomain, Trainer, TrainerError, domains_of, stdout_kept
 
@@ -63,7 +63,7 @@ def register(
     recipe = recipe or recipe_of(brought)
     if recipe is not None:
         check_recipe(recipe)
-    folder, data = _data(registry.settings.home / "data" / "plugins" / trainer.name, trainer, brought)
+    folder, data = _data(registry.settings.own_folder("data") / "plugins" / trainer.name, trainer, brought)
     row = registry.domains.add(
         brought.name, title=title or brought.title, data=str(folder), trainer=trainer.name, recipe=recipe
     )
@@ -103,8 +103,8 @@ def _data(place: Path, trainer: Trainer, brought: PluginDomain) -> tuple[Path, D
         return brought.data.absolute(), read_brought(trainer, brought, brought.data)
     above = place / brought.name
     above.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staged-", dir=above, ignore_cleanup_errors=True) as staging:
-        staged = Path(staging) / "data"
+    with own_folder(above) as staging:
+        staged = staging / "data"
         staged.mkdir()
         data = read_brought(trainer, brought, staged)
         folder = above / data.digest.removeprefix("sha256:")[:16]

@@ -259,7 +259,7 @@ def run_folder(
             "options": options.model_dump(mode="json"),
         }
     )
-    return registry.settings.home / "runs" / key.removeprefix("sha256:")[:16]
+    return registry.settings.own_folder("runs") / key.removeprefix("sha256:")[:16]
 
 
 def _data_folder(domain: Domain) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ def test_a_domain_with_a_lora_and_no_data_hears_of_recipes_that_need_none(
 SLIPS = {
     "a domain": (("domain", "show", "skincare"), "'skin-care'"),
     "a base": (("base", "show", "tinny"), "'tiny'"),
+    "a domain of a version": (("adapter", "show", "skincare@v1"), "'skin-care'"),
+    "a domain that is resolved": (("resolve", "skincare@v1"), "'skin-care'"),
+    "an alias": (("adapter", "show", "skin-care@chmpion"), "'skin-care@champion'"),
+    "a version": (("adapter", "show", "skin-care@v11"), "'skin-care@v1'"),
     "a recipe": (("recipe", "show", "averge"), "'average'"),
     "a trainer": (("trainers", "show", "stf"), "'sft'"),
     "a trainer's option": (("train", "skin-care", "-o", "epoch=1"), "'epochs'"),
@@ -57,8 +63,29 @@ SLIPS = {
 def test_a_slip_of_a_name_is_answered_with_the_name_that_was_meant(
     prepared: Any, words: tuple[str, ...], meant: str
 ) -> None:
+    prepared("adapter", "alias", "skin-care@v1", "champion")
     told = prepared(*words, "--json", code=2 if words[0] == "biuld" or "--domian" in words else 1)
     assert meant in told.json["error"]["message"].partition("id you mean")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "skin-care", "--trainer", ""),
+        ("train", "skin-care", "--trainer="),
+        ("build", "request", "skin-care", "--recipe", ""),
+        ("build", "list", "--domain", ""),
+        ("adapter", "list", "--search="),
+        ("domain", "add", "skin-care", "--title", ""),
+        ("--home", "", "status"),
+        ("merge", "", "-a", "x", "-o", "y"),
+        ("status", ""),
+    ],
+)
+def test_an_empty_value_never_stands_for_the_default(prepared: Any, words: tuple[str, ...]) -> None:
+    assert prepared(*words, "--json", code=2).json["error"]["code"] == "usage"
+    option = next((word for word in words if word.startswith("--")), "argument").rstrip("=")
+    assert option in prepared(*words, code=2).err
 
 
 @pytest.mark.parametrize(
@@ -77,6 +104,20 @@ def test_a_slip_in_a_recipe_is_too(bare: Any, tmp_path: Path, text: str, meant: 
     (tmp_path / "mine.yaml").write_text(text)
     told = bare("recipe", "check", tmp_path / "mine.yaml", "--json", code=1)
     assert meant in told.json["error"]["message"].partition("did you mean")[2]
+
+
+def test_a_result_outside_the_home_has_the_modes_that_the_umask_gives(
+    built: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    before = os.umask(0o007)
+    try:
+        built("merge", tiny_base, "-a", loras["spirit"], "-o", tmp_path / "merged")
+        built("build", "export", "skin-care", tmp_path / "exported")
+    finally:
+        os.umask(before)
+    for folder in ("merged", "exported"):
+        found = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / folder).rglob("*") if path.is_file()}
+        assert (stat.S_IMODE((tmp_path / folder).stat().st_mode), found) == (0o770, {0o660})
 
 
 def test_one_adapter_alone_is_merged_with_weight_one(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reccocktail.registry import Registry
+from reccocktail.registry.digests import write_whole
 from reccocktail.registry.errors import UsageError
 from reccocktail.registry.settings import Settings, redacted_url
 
@@ -135,6 +136,34 @@ def test_ones_own_file_is_used_and_named(tmp_path: Path) -> None:
         Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere", "RECCOCKTAIL_STORE_SHARED": "perhaps"})
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("how", WAYS)
+def test_a_strangers_user_configuration_is_refused_as_well(tmp_path: Path, how: str) -> None:
+    strangers_file(tmp_path / "reccocktail", how, 'store_url = "s3://stranger/bucket"\n')
+    (tmp_path / "reccocktail" / "reccocktail.toml").rename(tmp_path / "reccocktail" / "config.toml")
+    environ = {"HOME": "/nowhere", "XDG_CONFIG_HOME": str(tmp_path)}
+    with pytest.raises(UsageError, match="sets store_url and is not yours alone"):
+        Settings.load(cwd=tmp_path, environ=environ)
+    assert Settings.load(cwd=tmp_path, environ=environ | {"RECCOCKTAIL_STORE_URL": "/own"}).store_url == "/own"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_administrators_user_configuration_is_as_good_as_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers_file(tmp_path / "reccocktail", "root's", 'device = "cpu"\nhome = "/own"\n')
+    (tmp_path / "reccocktail" / "reccocktail.toml").rename(tmp_path / "reccocktail" / "config.toml")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert Settings.load(cwd=tmp_path, environ={"XDG_CONFIG_HOME": str(tmp_path)}).home == Path("/own")
+
+
+@pytest.mark.parametrize("key", SETTING)
+def test_an_empty_setting_is_refused(tmp_path: Path, key: str) -> None:
+    write(tmp_path / "reccocktail.toml", f'{key} = ""\n')
+    with pytest.raises(UsageError, match=f"{key} is empty"):
+        Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"})
+
+
 def modes(folder: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
 
@@ -171,6 +200,25 @@ def test_what_is_shared_on_purpose_or_was_there_already_keeps_its_modes(tmp_path
         os.umask(before)
     found = modes(tmp_path / "shared")
     assert (found["shared"], found["store"], found["registry.sqlite"]) == (0o755, 0o755, 0o644)
+
+
+@pytest.mark.parametrize(("shared", "mode"), [("no", 0o700), ("yes", 0o755)])
+def test_what_commands_keep_in_an_open_home_is_the_users_alone_unless_shared(
+    tmp_path: Path, shared: str, mode: int
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes").touch()  # which was there before, and so keeps its mode
+    (tmp_path / "home").chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        settings = Settings.load(home=tmp_path / "home", store_shared=shared, cwd=tmp_path, environ={})
+        Registry.create(settings).close()
+        for name in ("runs", "evaluations", "cache"):
+            write_whole(settings.own_folder(name) / "file", "{}")
+    finally:
+        os.umask(before)
+    found = modes(settings.home)
+    assert {found[name] for name in ("runs", "evaluations", "cache")} == {mode}
 
 
 def test_an_unknown_key_is_refused_with_file_and_key(tmp_path: Path) -> None:
@@ -272,7 +320,7 @@ def test_a_store_url_is_a_folder_or_a_url(tmp_path: Path, text: str, found: str)
 def test_a_cache_limit_is_a_size(tmp_path: Path, text: str | None, count: int) -> None:
     environ = {"HOME": "/nowhere"} | ({"RECCOCKTAIL_CACHE_LIMIT": text} if text else {})
     assert Settings.load(cwd=tmp_path, environ=environ).cache_limit == count
-    write(tmp_path / "reccocktail.toml", f'cache_limit = "{text or ""}"')
+    write(tmp_path / "reccocktail.toml", f'cache_limit = "{text or 0}"')
     assert Settings.load(cwd=tmp_path, environ={"HOME": "/nowhere"}).cache_limit == count
     assert Settings.load(cache_limit="7B", cwd=tmp_path, environ=environ).cache_limit == 7
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -173,3 +175,41 @@ def test_what_a_plugin_prints_while_it_makes_data_stays_off_stdout(registry: Reg
     out, err = capfd.readouterr()
     assert out == ""
     assert "the descriptor talks" in err
+
+
+MAKING = """
+import sys, time
+from pathlib import Path
+from reccocktail.registry.files import own_folder
+with own_folder(Path(sys.argv[1])) as own:
+    (own / "half").touch()
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(registry: Registry) -> None:
+    above = registry.settings.home / "data" / "plugins" / "bringing" / "toys"
+    above.mkdir(parents=True)
+    making = [
+        subprocess.Popen([sys.executable, "-c", MAKING, above], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in making:
+        assert process.stdout is not None
+        process.stdout.readline()
+    making[0].kill()
+    making[0].communicate()
+    before = set(above.iterdir())
+
+    def fill(folder: Path) -> None:
+        assert folder.parent.parent == above
+        assert len(set(above.iterdir()) & before) == 1
+        write()(folder)
+
+    made = Path(put(registry, toys(fill)).domain.data)
+    assert len(before) == 2
+    assert len(set(above.iterdir()) - {made}) == 1
+    making[1].kill()
+    making[1].communicate()
+    put(registry, toys())
+    assert list(above.iterdir()) == [made]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from typing import ClassVar
 
 import pytest
@@ -183,3 +185,13 @@ def test_another_wording_of_the_template_makes_another_run(stocked, trainer, tmp
         base = stocked.bases.get("tiny")
         folders.append(run_folder(stocked, trainer, [], role="spirit", base=base, options=options))
     assert folders[0] != folders[1]
+
+
+def test_runs_are_the_users_alone(stocked, run):
+    before = os.umask(0o022)
+    try:
+        stocked.settings.home.chmod(0o755)
+        run()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((stocked.settings.home / "runs").stat().st_mode) == 0o700
