@@ -102,6 +102,12 @@ class Mixture:
 
 def _expect_plain(part: Part) -> None:
     """Raises MergeError for what is more than B A on the input of a linear layer, rather than leave it out."""
+    if head := part.facts.task_head:
+        raise MergeError(
+            f"{part.folder}: brings the head {head[0].name} for {part.facts.config.task}, so it answers with labels, and neither entropy"
+            " nor ranking of words says anything of it",
+            hint="give coefficients instead of `adaptive`: `--recipe average`, say",
+        )
     more = [tensor.name for tensor in (*part.facts.saved, *part.facts.tokens)]
     more += [
         f"{m.name} ({'DoRA' if m.magnitude else 'a LoRA bias' if m.bias else 'an embedding' if m.embeds else 'experts'})"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..registry.errors import UsageError
+from ..registry.documents import read_object
+from ..registry.errors import InvalidArtifactError, UsageError
+from ..registry.inspect import CONFIG
+from ..registry.task_heads import TASK_CLASSES
 from .errors import EvaluationError
 
 
@@ -45,21 +49,50 @@ def _cpu_has_bf16() -> bool:
 def load_model(folder: Path, device: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """(model, tokenizer) from a local checkpoint, in evaluation mode and without gradients.
 
-    Raises EvaluationError when transformers cannot load the folder.
+    Raises EvaluationError when transformers cannot load the folder, and where it would make up weights that the folder lacks.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # whoever called shows progress of its own
+    _expect_words(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or compute_dtype(device), trust_remote_code=False, local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or compute_dtype(device),
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
+        model, found = loaded
+        _expect_all(folder, found["missing_keys"])
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EvaluationError(f"{folder} does not load as a causal language model: {error}") from error
-    model.to(torch.device(device))  # pyright: ignore[reportArgumentType]  the stub takes no device
+    model.to(torch.device(device))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _expect_all(folder: Path, missing: Iterable[object]) -> None:
+    if missing := sorted(map(str, missing)):
+        raise EvaluationError(
+            f"{folder} does not load as a causal language model: it lacks {missing[0]}, which would be random",
+            hint="name a checkpoint of a model with a head for tokens",
+        )
+
+
+def _expect_words(folder: Path) -> None:
+    """Raises EvaluationError for a classifier, which transformers would load with a head for tokens that was never trained."""
+    try:
+        names = read_object(folder / CONFIG).get("architectures")
+    except InvalidArtifactError as error:
+        raise EvaluationError(f"{folder} does not load as a causal language model: {error}") from error
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name.endswith(tuple(TASK_CLASSES.values())):
+            raise EvaluationError(
+                f"{folder} holds a {name}, which answers with labels and not with words",
+                hint="ranking and adaptive recipes need a language model: load it with transformers, and measure its labels there",
+            )
 
 
 def load_tokenizer(folder: Path) -> Any:

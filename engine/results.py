@@ -26,6 +26,7 @@ from .journal import Journal
 from .loadable import expect_loadable
 from .methods import METHODS, Method
 from .recipes import DType
+from .special_tokens import beyond
 from .task_classes import class_for_task, different_heads, notes_of, refuse_use, task_of
 from .tokenizers import Bringer, Choice, choose
 
@@ -371,6 +372,10 @@ class Result:
     def expect_loadable(self, base_folder: Path) -> None:
         """Raises MergeError for names and shapes that transformers would not load."""
         shapes = {target.info.name: target.info.shape for targets in self.shards.values() for target in targets}
+        if isinstance(rows := self.config.get("vocab_size"), int):
+            changes, notes = beyond(base_folder, rows)
+            self.config |= changes
+            self.notes += notes
         if self.task is not None:
             self.notes += notes_of(base_folder, self.config)
         if note := expect_loadable(base_folder, self.base, shapes, self.config):

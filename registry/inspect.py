@@ -468,7 +468,9 @@ class _Placing:
         if fused and self._base.model_type in _TURNED_EXPERTS:
             raise UnsupportedAdapterError(
                 f"{self._path}: {module.a.name!r} adapts the experts {module.weight!r}, which"
-                f" {self._base.model_type} turns while it is loaded"
+                f" {self._base.model_type} turns while it is loaded",
+                hint="train without target_parameters that name experts: factors of attention and of the language model's other"
+                " layers merge",
             )
         first = [place for place in places if place.expert == 0]
         for place in places if not fused else first:

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reccocktail.engine.errors import MergeError
+from reccocktail.engine.errors import EvaluationError, MergeError
 from reccocktail.engine.merge import Mix, merge_all
+from reccocktail.engine.mixture import Mixture
+from reccocktail.engine.models import load_model
 from reccocktail.engine.results import Part, Result
 from reccocktail.engine.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_adapter, inspect_base
@@ -426,3 +428,23 @@ def test_only_the_files_that_the_base_has_are_planned(
         planned = Result(facts, Mix([Part(adapter, inspect_adapter(adapter, facts), 1.0)], tmp_path / "o"), opened)
     assert planned.shards.keys() == facts.files
     assert all(planned.shards.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_are_not_ranked_as_words(catalogue: Any, trained: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers would load a classifier as a language model with a head that was never trained."""
+    base = catalogue.base("Llama", tied=True)
+    adapter = trained("Llama", base)
+    merge_folders(base, [WeightedFolder(adapter, 1.0)], tmp_path / "o")
+    with pytest.raises(EvaluationError, match="LlamaForSequenceClassification"):
+        load_model(tmp_path / "o", "cpu")
+    part = Part(adapter, inspect_adapter(adapter, inspect_base(base)), 1.0)
+    with pytest.raises(MergeError, match=r"score\.weight.*SEQ_CLS") as refused:
+        Mixture(AutoModelForCausalLM.from_pretrained(base), [part], "linear")
+    assert refused.value.hint
+
+
+def test_a_model_without_a_head_is_not_ranked_with_a_random_one(catalogue: Any, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(catalogue.base("Llama")).save_pretrained(tmp_path / "trunk")
+    with pytest.raises(EvaluationError, match=r"lm_head\.weight"):
+        load_model(tmp_path / "trunk", "cpu")

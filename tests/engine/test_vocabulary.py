@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,21 @@ def test_a_kept_tie_is_given_up_where_another_adapter_gives_it_up(tied: Callable
         one, two = a.get_tensor(f"{prefix}model.embed_tokens.weight"), b.get_tensor(f"{prefix}lm_head.weight")
         torch.testing.assert_close(made.get_tensor("model.embed_tokens.weight"), w + 0.5 * (one - w))
         torch.testing.assert_close(made.get_tensor("lm_head.weight"), w + 0.5 * (one - w) + 0.5 * (two - w))
+
+
+@pytest.mark.parametrize(("padding", "left"), [(ROWS - 1, None), (FEWER, None), (FEWER - 1, FEWER - 1)])
+def test_padding_beyond_a_smaller_vocabulary_is_left_out_and_said(
+    padding: int, left: int | None, tied: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    """transformers builds no embedding whose padding is beyond its rows."""
+    base = shutil.copytree(tied(False), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"pad_token_id": padding, "eos_token_id": [2, ROWS - 2]}))
+    wanted = trained(base, tmp_path / "a", FEWER, modules_to_save=["embed_tokens", "lm_head"])
+    report = merge_folders(base, [WeightedFolder(tmp_path / "a", 1.0)], tmp_path / "o")
+    assert float((logits(tmp_path / "o") - wanted).abs().max()) < 1e-4
+    made = json.loads((tmp_path / "o/config.json").read_text())
+    assert made.get("pad_token_id") == left
+    assert made["eos_token_id"] == [2, ROWS - 2]
+    assert any(f"pad_token_id {padding}" in note for note in report.notes) is (left is None)
+    assert any(f"eos_token_id {ROWS - 2}" in note for note in report.notes)
