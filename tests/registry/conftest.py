@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,36 +117,63 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@contextmanager
-def _settings(dialect: str, request: pytest.FixtureRequest, home: Path, template: str) -> Iterator[Settings]:
-    if dialect == "sqlite":
-        yield Settings.load(home=home, cwd=home.parent, environ={"HOME": str(home.parent)})
-        return
-    server = request.getfixturevalue("postgres")
-    name = server.create(template)
-    url = server.url(name)
-    yield Settings.load(home=home, database_url=url, cwd=home.parent, environ={"HOME": str(home.parent)})
-    server.drop(name)
+@pytest.fixture(scope="session")
+def open_settings(request: pytest.FixtureRequest) -> Callable[..., AbstractContextManager[Settings]]:
+    """(dialect, home, PostgreSQL's template): settings with a database of their own, on PostgreSQL for as long as they last."""
+
+    @contextmanager
+    def opened(dialect: str, home: Path, template: str = "") -> Iterator[Settings]:
+        if dialect == "sqlite":
+            yield Settings.load(home=home, cwd=home.parent, environ={"HOME": str(home.parent)})
+            return
+        server = request.getfixturevalue("postgres")
+        name = server.create(template or request.getfixturevalue("migrated"))
+        url = server.url(name)
+        yield Settings.load(home=home, database_url=url, cwd=home.parent, environ={"HOME": str(home.parent)})
+        server.drop(name)
+
+    return opened
 
 
 @pytest.fixture
-def settings(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+def settings(dialect: str, open_settings: Callable[..., Any], tmp_path: Path) -> Iterator[Settings]:
     """Settings of a registry that is still to be created; PostgreSQL has the tables already, which saves time."""
-    template = request.getfixturevalue("migrated") if dialect == "postgresql" else ""
-    with _settings(dialect, request, tmp_path / "home", template) as found:
+    with open_settings(dialect, tmp_path / "home") as found:
         yield found
 
 
 @pytest.fixture
-def untouched(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+def untouched(dialect: str, open_settings: Callable[..., Any], tmp_path: Path) -> Iterator[Settings]:
     """Settings of a registry of which nothing is there; on PostgreSQL an empty database."""
-    with _settings(dialect, request, tmp_path / "untouched", "template0") as found:
+    with open_settings(dialect, tmp_path / "untouched", "template0") as found:
         yield found
 
 
+@pytest.fixture(scope="session")
+def empty_home(open_settings: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a new registry on SQLite, to be copied, which is quicker than migrating."""
+    home = tmp_path_factory.mktemp("empty") / "home"
+    with open_settings("sqlite", home) as settings:
+        Registry.create(settings).close()
+    return home
+
+
+@pytest.fixture(scope="session")
+def create_registry(empty_home: Path) -> Callable[[Settings], Registry]:
+    """(settings): a new registry there, as `Registry.create` leaves it; on PostgreSQL the tables are there already."""
+
+    def create(settings: Settings) -> Registry:
+        shutil.copytree(empty_home, settings.home)
+        if not settings.database_url.startswith("sqlite"):
+            (settings.home / "registry.sqlite").unlink()
+        return Registry.open(settings)
+
+    return create
+
+
 @pytest.fixture
-def registry(settings: Settings) -> Iterator[Registry]:
-    with Registry.create(settings) as registry:
+def registry(settings: Settings, create_registry: Callable[[Settings], Registry]) -> Iterator[Registry]:
+    with create_registry(settings) as registry:
         yield registry
 
 
@@ -204,6 +232,12 @@ def just_before_lstat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callab
         return done
 
     return arrange
+
+
+@pytest.fixture(scope="session")
+def open_sql() -> type[PlainSql]:
+    """(settings): a plain connection."""
+    return PlainSql
 
 
 @pytest.fixture
