@@ -11,7 +11,7 @@ SERVE_STAMP := $(SERVE_VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check test quick bench serve-check lint migrations-check wheel clean
+.PHONY: help setup demo demo-check test quick soak bench serve-check lint migrations-check wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +34,20 @@ demo: setup  ## The whole trip on sample domains, in .demo; goes on where it was
 demo-check: setup  ## The demo with tiny sizes on a pseudo-terminal, to its last table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_demo.py
 
-test: setup  ## All tests
-	$(PYTEST)
+# Each process begins with a half of the tests and takes from the other when it is done: most fixtures of a file are made once.
+# Ray comes last and alone: a process that it has been in must not fork any more, as other tests do.
+test: setup  ## All tests, and which were the slowest
+	$(PYTEST) --dist=worksteal -m 'not ray' --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/engine/test_workers.py
 
 quick: setup  ## The tests that take seconds
 	$(PYTEST) -m 'not slow'
+
+# What `make test` shortens: every cell of the matrices, thousands of damaged files, minutes of killing.
+SOAKED := engine/test_equality.py engine/test_chaos.py registry/test_kills.py registry/test_crowds.py \
+	registry/test_store_crowds.py registry/test_fuzz.py registry/test_broken_artifacts.py
+soak: setup  ## The tests that `make test` runs shortened, at full length; about a quarter of an hour
+	RECCOCKTAIL_SOAK=1 $(PYTEST) --dist=worksteal --durations=15 $(addprefix tests/,$(SOAKED))
 
 bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, and fails if one is missed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registration.py

@@ -188,10 +188,17 @@ PEFTS: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("shape", [(9, 13), (31,), (1, 1), (3, 4, 5)], ids=str)
-@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.75, -1.5], [0.2, 0.3, 0.9], [2.0]], ids=str)
-@pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 0.97, 1.0])
-@pytest.mark.parametrize("name", PEFTS)
+SHAPES = [(9, 13), (31,), (1, 1), (3, 4, 5)]
+MIXES = [[0.5, 0.5], [0.75, -1.5], [0.2, 0.3, 0.9], [2.0]]
+# every method with every density, and over these every pair of a method or a density with a shape or a mix
+GRID = [
+    (name, density, MIXES[(row + column) % 4], SHAPES[(row + 3 * column + column // 4) % 4])
+    for row, name in enumerate(PEFTS)
+    for column, density in enumerate([0.01, 0.3, 0.5, 0.97, 1.0])
+]
+
+
+@pytest.mark.parametrize(("name", "density", "weights", "shape"), GRID, ids=str)
 def test_a_method_of_peft_gives_what_peft_gives(name, density, weights, shape):
     original, our_choices, their_choices = PEFTS[name]
     deltas = random_deltas(len(weights), shape, len(weights))

@@ -166,8 +166,9 @@ def persist(registry: Registry, places: list[Place]) -> dict[str, Any]:
     return {"refused": refused, "added": added}
 
 
-def die(settings: Settings, places: list[Place]) -> dict[str, Any]:
-    """Of each place a child process begins the registration, and kills itself before its 1st, 2nd, 3rd … step.
+def die(settings: Settings, places: list[Place], every: int) -> dict[str, Any]:
+    """Of each place a child process begins the registration, and kills itself before its 1st, 2nd, 3rd … step, or
+    with `every` 4 before its 1st, 5th, 9th … step.
 
     A step is what the interpreter does to the file system, a statement to the database, or a commit. Ends when a
     registration went through; that one and how it ended is not among the deaths.
@@ -178,7 +179,7 @@ def die(settings: Settings, places: list[Place]) -> dict[str, Any]:
         if child == 0:
             signal.alarm(LIFETIME)
             with Registry.open(settings) as registry:
-                _count_down(number)
+                _count_down(number * every)
                 add(registry, place)
                 os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -29,6 +29,8 @@ from reccocktail.registry.filenames import check_file_name, check_file_names
 from reccocktail.registry.headers import HEADER_LIMIT, NAME_LIMIT
 from reccocktail.registry.inspect import inspect_adapter
 
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+
 Spoil = Callable[[Path], object]
 
 CONFIG, WEIGHTS, INDEX = "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json"
@@ -682,18 +684,20 @@ def test_patterns_that_would_take_long_with_many_modules_are_refused(
 @pytest.mark.parametrize(
     "members",
     [
-        lambda: b",".join(b'"%06d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(850_000)),
-        lambda: b'"a":[' + b"[]," * 16_000_000 + b"[]]",
-        lambda: b'"a":[' + b"{}," * 16_000_000 + b"{}]",
-        lambda: b",".join(b'"%x":0' % n for n in range(4_000_000)),
+        lambda n: b",".join(b'"%06d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(850_000 // n)),
+        lambda n: b'"a":[' + b"[]," * (16_000_000 // n) + b"[]]",
+        lambda n: b'"a":[' + b"{}," * (16_000_000 // n) + b"{}]",
+        lambda n: b",".join(b'"%x":0' % i for i in range(4_000_000 // n)),
     ],
     ids=["tensors", "lists", "objects", "keys"],
 )
 def test_the_largest_header_that_is_read_takes_bounded_time_and_memory(
-    tmp_path: Path, members: Callable[[], bytes]
+    tmp_path: Path, members: Callable[[int], bytes]
 ) -> None:
-    text = b"{" + members() + b"}"
-    assert HEADER_LIMIT * 0.8 < len(text) <= HEADER_LIMIT
+    """`make soak` reads the largest; else an eighth of it, in an eighth of the time and memory."""
+    share = 1 if SOAK else 8
+    text = b"{" + members(share) + b"}"
+    assert HEADER_LIMIT * 0.75 < len(text) * share <= HEADER_LIMIT + share
     path = tmp_path / "large.safetensors"
     path.write_bytes(packed(text))
     script = (
@@ -710,8 +714,8 @@ def test_the_largest_header_that_is_read_takes_bounded_time_and_memory(
     )
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
     kibibytes, seconds = done.stdout.split()
-    assert int(kibibytes) < 2 << 20
-    assert float(seconds) < 20
+    assert int(kibibytes) < (2 << 20) // share
+    assert float(seconds) < 20 / share
 
 
 # --- whatever the bytes
@@ -751,7 +755,7 @@ def mutated(data: bytes, changes: list[tuple[str, float, Any]], within: int) -> 
 
 
 quickly = hypothesis_settings(
-    max_examples=400, deadline=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=400 if SOAK else 100, deadline=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import runpy
 import subprocess
@@ -19,7 +20,8 @@ import psycopg
 import pytest
 from reccocktail.registry import Base, Registry, Settings, inspect_adapter
 
-KILLS, BY_COMMAND, MOST_KILLS = 50, 10, 200
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+KILLS, BY_COMMAND, MOST_KILLS = (50, 10, 200) if SOAK else (10, 2, 200)
 ROUND = 5  # kills between two checks
 STEPS = 400  # more than a registration has
 MEMBERS, EACH = 3, 20
@@ -101,7 +103,8 @@ def assert_next_add_works(registry: Registry, base: Base, victims: Victims) -> N
 def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_database(
     registry: Registry, beauty: Base, victims: Victims, sql: Sql
 ) -> None:
-    member = Member(registry.settings, "die", places=victims.places(STEPS))
+    every = 1 if SOAK else 4
+    member = Member(registry.settings, "die", places=victims.places(STEPS // every), every=every)
     member.go()
     done = member.done()
     assert done["ended"] == 0  # the one that had steps enough went through
@@ -109,7 +112,7 @@ def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_da
     assert_sound(registry, sql)
 
     left = assert_collected(registry)
-    print(f"{done['deaths']} deaths, one before each step, left {left}")
+    print(f"{done['deaths']} deaths, each before another step, left {left}")
     assert left.staging
     assert left.trees
     assert left.blobs

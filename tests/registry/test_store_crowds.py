@@ -23,6 +23,10 @@ from reccocktail.registry.local_store import LocalStore
 from reccocktail.registry.locks import FileLock
 from reccocktail.registry.store import Store
 
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+WRITERS, SECONDS, REMOVED, LOOKED = (4, 5, 20, 20) if SOAK else (3, 2, 5, 5)
+ROUNDS, KILLS = (15, 25) if SOAK else (4, 8)
+
 AT_ONCE = timedelta(seconds=-1)
 GRACE = 0.3  # seconds
 spawned = multiprocessing.get_context("spawn")
@@ -84,15 +88,15 @@ def test_collections_never_take_what_writers_are_putting_in(root: Path, tmp_path
     folders = [make_folder(tmp_path / f"folder-{number}", f"folder-{number}") for number in range(40)]
     kept = {store.add_folder(folder).digest for folder in folders[:3]}
     removed = 0
-    with ProcessPoolExecutor(4, mp_context=spawned) as processes:
-        crowd = [processes.submit(add_again_and_again, root, folders, 5, seed) for seed in range(4)]
+    with ProcessPoolExecutor(WRITERS, mp_context=spawned) as processes:
+        crowd = [processes.submit(add_again_and_again, root, folders, SECONDS, seed) for seed in range(WRITERS)]
         while not all(writer.done() for writer in crowd):
             removed += len(store.gc(kept, grace=timedelta(seconds=GRACE)).trees)
             assert kept <= store.digests()
         outcomes = [writer.result() for writer in crowd]
-    assert [wrong for _, wrong in outcomes] == [[]] * 4
-    assert removed > 20
-    assert sum(looked for looked, _ in outcomes) > 20
+    assert [wrong for _, wrong in outcomes] == [[]] * WRITERS
+    assert removed > REMOVED
+    assert sum(looked for looked, _ in outcomes) > LOOKED
     assert store.verify() == []
 
 
@@ -141,7 +145,7 @@ def test_many_who_repair_one_tree_at_once_all_succeed(root: Path, tmp_path: Path
     store = LocalStore(root)
     tree = store.add_folder(folder)
     with ThreadPoolExecutor(8) as threads:
-        for _ in range(15):
+        for _ in range(ROUNDS):
             for name in ("own", "weights"):
                 damaged = store.folder(tree.digest) / name
                 damaged.chmod(0o644)
@@ -180,7 +184,7 @@ def test_killed_writers_leave_only_whole_trees_and_nothing_after_a_collection(ro
     folder = make_folder(tmp_path / "folder", "folder")
     store = Store.open(root)
     stored: set[str] = set()
-    for reported in killed_writers(25, lambda number: [str(root), str(folder), str(number)]):
+    for reported in killed_writers(KILLS, lambda number: [str(root), str(folder), str(number)]):
         stored |= set(reported)
         assert store.verify() == []
         assert stored <= store.digests()  # what was said to be stored is
