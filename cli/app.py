@@ -21,6 +21,7 @@ import click
 
 from ..registry.errors import RecCocktailError, UsageError
 from ..registry.redaction import redacted
+from ..registry.room import NO_ROOM, lacks_room
 from ..registry.settings import Settings
 from ..registry.signals import Stopped, exit_code, raised
 from ..tasks.errors import TaskError
@@ -192,9 +193,11 @@ def _run(words: list[str], as_json: bool) -> int:
         hint = f"`{usage.command_path} --help`" if usage else None
         return _fail("usage", error.format_message(), hint, error.exit_code, as_json, words)
     except OSError as error:
-        return _fail("os", str(error), None, 1, as_json, words)
+        return _fail("os", str(error), NO_ROOM if lacks_room(error) else None, 1, as_json, words)
     except Exception as error:  # noqa: BLE001  the last resort: a bug is told like any other failure
         message = f"{type(error).__name__}: {error}"
+        if lacks_room(error):  # as a library reports it
+            return _fail("os", message, NO_ROOM, 1, as_json, words)
         return _fail(
             "internal", message, "this should not happen; --traceback before the command shows where", 1, as_json, words
         )

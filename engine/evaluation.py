@@ -17,10 +17,11 @@ from typing import Literal, get_args
 
 from ..registry import Registry
 from ..registry.allowlist import published_files
-from ..registry.digests import digest_of_json
+from ..registry.digests import digest_of_json, write_whole
 from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError
 from ..registry.inspect import inspect_adapter, inspect_base
+from ..registry.room import room_in
 from ..tasks import (
     DomainData,
     Interval,
@@ -206,10 +207,8 @@ def evaluate(
     else:
         found = made(*_model_ranks(system, questions, mode, device, progress))
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        staged = kept.with_suffix(f".{os.getpid()}.tmp")
-        staged.write_text(json.dumps(found.to_json()) + "\n", encoding="utf-8")
-        staged.replace(kept)
+        with room_in(kept.parent):
+            write_whole(kept, json.dumps(found.to_json()) + "\n")
     return found
 
 

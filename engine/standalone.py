@@ -19,6 +19,7 @@ from ..registry.digests import DigestMemory, digest_of_json, file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.inspect import BaseFacts, inspect_adapter, inspect_base
 from ..registry.locks import abandoned
+from ..registry.room import room_in
 from ..registry.tokenizers import brings_own
 from .coefficients import Weight, expect_finite, mean, spread
 from .journal import FORMAT_VERSION, NOTES, Journal
@@ -240,8 +241,9 @@ def _mixed_adapter(
 def _workplace(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, for one process at a time. It stays for the next one after a kill or Ctrl-C only."""
     folder = out.with_name(f".{out.name}.partial")
-    folder.mkdir(exist_ok=True)
-    with abandoned(folder) as free:
+    with room_in(out.parent):
+        folder.mkdir(exist_ok=True)
+    with room_in(out.parent), abandoned(folder) as free:
         if not free or not folder.exists():
             raise ConflictError(f"{out} is being made by another process", hint="wait for it, or name another folder")
         try:

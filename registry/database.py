@@ -27,9 +27,10 @@ from sqlalchemy.orm import Session, configure_mappers
 from sqlalchemy.pool import NullPool
 
 from .errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
-from .files import NO_ROOM, is_full
+from .files import is_full
 from .locks import StoreLock
 from .ownership import private_file
+from .room import NO_ROOM
 from .settings import redacted_url
 from .tables import login_name
 from .write_queue import begin_writing

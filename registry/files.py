@@ -19,15 +19,13 @@ from pathlib import Path
 
 from .errors import ConflictError, InvalidArtifactError
 from .locks import abandoned
+from .room import FULL, room_in
 from .trees import FileEntry
 
 CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than larger ones
 THREAD_WORTH = 256 << 10  # what takes longer to hash than a thread takes to start
 WRITEBACK = 16 << 20
 SYNC_THREADS = 4
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_ROOM = "free some space or files on that disk, for example by `reccocktail store gc`"
 
 Progress = Callable[[int], None]
 
@@ -146,7 +144,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     It is gone if the block fails; what a killed process left near `target` goes too.
     Raises ConflictError if `target` is there by then, OSError.
     """
-    with own_folder(target.parent) as own:
+    with room_in(target.parent), own_folder(target.parent) as own:
         staged = own / own.name
         yield staged
         sync_all([Path(place, name) for place, _, names in os.walk(staged) for name in [*names, ""]])

@@ -24,8 +24,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from .errors import InvalidArtifactError, StoreError
-from .files import FULL, NO_ROOM, Progress, copy_file, hash_file, link_file, open_regular, sync_all
+from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
 from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
+from .room import FULL, NO_ROOM
 from .store import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import RecCocktailError
+from ..registry.room import NO_ROOM, lacks_room
 from ..tasks import DomainData, TaskError, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, load
 from .runs import Progress, Run, finished, in_this_process
@@ -231,7 +232,7 @@ def main(job_file: str, pipe: str, *locks: str) -> int:
             _tell(lines, {"error": _failure(error)})
             return 1
         except BaseException as error:  # noqa: BLE001  the last resort of a process that someone waits for
-            wrapped = TrainerError(f"{type(error).__name__}: {error}")
+            wrapped = TrainerError(f"{type(error).__name__}: {error}", hint=NO_ROOM if lacks_room(error) else None)
             _tell(lines, {"error": _failure(wrapped) | {"traceback": traceback.format_exc()}})
             return 1
     return 0

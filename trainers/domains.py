@@ -11,6 +11,7 @@ from typing import Literal
 from ..registry import Domain, Registry
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError
 from ..registry.files import own_folder
+from ..registry.room import NO_ROOM, lacks_room, room_in
 from ..tasks import DataFacts, DomainData, TaskError, describe, read_domain
 from .plugin import PluginDomain, Trainer, TrainerError, domains_of, stdout_kept
 
@@ -91,7 +92,10 @@ def read_brought(trainer: Trainer, brought: PluginDomain, folder: Path) -> Domai
     except (RecCocktailError, TaskError) as error:
         raise TrainerError(f"{where}: {error}", hint=error.hint) from error
     except (Exception, SystemExit) as error:  # a plugin may raise anything
-        raise TrainerError(f"{where}: its data could not be made: {type(error).__name__}: {error}") from error
+        raise TrainerError(
+            f"{where}: its data could not be made: {type(error).__name__}: {error}",
+            hint=NO_ROOM if lacks_room(error) else None,
+        ) from error
 
 
 def _data(place: Path, trainer: Trainer, brought: PluginDomain) -> tuple[Path, DomainData]:
@@ -103,7 +107,7 @@ def _data(place: Path, trainer: Trainer, brought: PluginDomain) -> tuple[Path, D
         return brought.data.absolute(), read_brought(trainer, brought, brought.data)
     above = place / brought.name
     above.mkdir(parents=True, exist_ok=True)
-    with own_folder(above) as staging:
+    with room_in(above), own_folder(above) as staging:
         staged = staging / "data"
         staged.mkdir()
         data = read_brought(trainer, brought, staged)

@@ -22,6 +22,7 @@ from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect
 from ..registry.digests import canonical_json, digest_of_json
 from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
+from ..registry.room import NO_ROOM, lacks_room, room_in
 from ..tasks import DomainData, TaskError, read_domain
 from .context import discreet, known_context, template_of
 from .launch import Launch
@@ -76,7 +77,8 @@ def train_and_register(
                 shutil.rmtree(run.job.folder, ignore_errors=True)
             result = finished(run.job.folder)
             if result is None:
-                run.job.folder.mkdir(parents=True, exist_ok=True)
+                with room_in(run.job.folder):
+                    run.job.folder.mkdir(parents=True, exist_ok=True)
             tell("train" if result is None else "finished")
             result = result or (carry_out or in_this_process)(replace(run, lock=lock))
     return registry.adapters.add(
@@ -125,7 +127,8 @@ def in_this_process(run: Run) -> TrainingResult:
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         context["processes"] = processes
     result = replace(result, context=discreet(context))
-    _note_finished(run.job.folder, result)
+    with room_in(run.job.folder):
+        _note_finished(run.job.folder, result)
     return result
 
 
@@ -182,6 +185,8 @@ def _trained(run: Run) -> TrainingResult:
     except Exception as error:  # a plugin, and the libraries below it, may raise anything
         full = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
         hint = "train with smaller batches, or on a larger device" if full else WHERE
+        if lacks_room(error):
+            hint = f"{NO_ROOM}; the run is in {run.job.folder}"
         raise TrainerError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
 
 

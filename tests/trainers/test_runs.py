@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -195,3 +196,15 @@ def test_runs_are_the_users_alone(stocked, run):
     finally:
         os.umask(before)
     assert stat.S_IMODE((stocked.settings.home / "runs").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_trainer_without_room_says_what_to_free_and_where(run, trainer, monkeypatch, code):
+    def fail(job):
+        raise OSError(code, os.strerror(code), str(job.folder / "checkpoint"))
+
+    monkeypatch.setattr(trainer, "train", fail)
+    with pytest.raises(TrainerError, match="checkpoint") as caught:
+        run()
+    assert "store gc" in caught.value.hint
+    assert "runs" in caught.value.hint
