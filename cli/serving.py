@@ -79,14 +79,26 @@ def _adapter(
         model = serving.write_for_peft(registry, found, target)
         say(f"{found.adapter.ref} is in {target}, for the base model in {model}")
         about |= {"path": str(target), "base_model_name_or_path": str(model)}
-        return about | _resized(registry, found), [str(target)]
+        return about | _resized(registry, found) | _classified(found.folder), [str(target)]
     about["path"] = str(found.folder)
     if format_ == "path":
-        return about | _resized(registry, found), [str(found.folder)]
+        return about | _resized(registry, found) | _classified(found.folder), [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
     if found.is_uneven:
         say(f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 heeds it, an older one may not")
     return about | {"lora_module": module, "command": command}, [shlex.join(command)]
+
+
+def _classified(folder: Path) -> dict[str, Any]:
+    """Says of which class a classifier or its kin has to be loaded, an adapter's base model or a merged checkpoint."""
+    from ..registry.task_heads import TASK_CLASSES, task_in
+
+    task = task_in(folder)
+    if task is None:
+        return {}
+    loaded = f"AutoModel{TASK_CLASSES[task]}"
+    say(f"it answers with labels and not with words: load it, or the base model under the adapter, as {loaded}")
+    return {"auto_class": loaded}
 
 
 def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
@@ -138,6 +150,7 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
         "path": str(folder),
         **(about_choice(found) if found else {}),
     }
+    about |= _classified(folder)
     if format_ == "path":
         return about, [str(folder)]
     command = ["vllm", "serve", str(folder), "--served-model-name", domain]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from ..registry.card import CardFacts, render_card
 from ..registry.digests import file_digest
+from ..registry.task_heads import task_in
 
 BUILD_TYPE = "urn:reccocktail:merge:v1"
 ADAPTER_TYPE = "urn:reccocktail:adapter:v1"
@@ -34,7 +36,7 @@ def write_papers(
     `known` gives digests of files that need not be read again for theirs.
     """
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(render_card(card), encoding="utf-8")
+    (out / "README.md").write_text(render_card(replace(card, task=task_in(out))), encoding="utf-8")
     # The card is about the result, not part of it: it may be rewritten when the result is published.
     files = (path for path in out.rglob("*") if path.is_file())
     names = sorted(name for path in files if (name := path.relative_to(out).as_posix()) != "README.md")

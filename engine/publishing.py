@@ -27,6 +27,7 @@ from ..registry.errors import ConflictError, HubError, UsageError
 from ..registry.licences import Licence, known_licence, metadata, parse, strictest, texts
 from ..registry.publications import SIGNATURE
 from ..registry.signing import alike, holds
+from ..registry.task_heads import task_in
 from .builds import Standing, Standings, card_facts, result_folder, standing
 from .measurements import evaluations_of, system_of
 from .provenance import adapter_statement
@@ -317,7 +318,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Choic
                                  | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
     )  # fmt: skip
-    (folder / CARD).write_text(render_card(card, choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
     return Parcel(
         folder,
         f"RecCocktail-Build: {build.id}",
@@ -361,7 +362,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         ),
         **_common(registry, base, [adapter], [adapter.role], licence, choices),
     )
-    (folder / CARD).write_text(render_card(card, choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
     names = [name for name in published_files(folder)[0] if name != CARD]
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .documents import WRITTEN_LIMIT, regular_bytes
 from .errors import UsageError
+from .task_heads import PIPELINES, TASK_CLASSES
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -145,6 +146,7 @@ class CardFacts:
     alpha: float | None = None
     target_modules: tuple[str, ...] = ()
     note: str | None = None
+    task: str | None = None  # where it has a head of its own, as a classifier has: one of TASK_CLASSES
 
 
 def render_card(facts: CardFacts, template: Path | None = None) -> str:
@@ -171,13 +173,14 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
         base_model=base if facts.kind == "adapter" else _one_or_all(parents),
         base_model_relation=relation if (base if facts.kind == "adapter" else parents) else None,
         library_name="peft" if facts.kind == "adapter" else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=PIPELINES.get(facts.task or "", "text-generation"),
         tags=kinds,
         datasets=list(facts.datasets) or None,
         model_name=_line(facts.title) if (results := _results(facts)) else None,
         eval_results=results or None,
     )
     known: dict[str, Any] = {
+        "auto_class": f"AutoModel{TASK_CLASSES[facts.task]}" if facts.task else None,
         "facts": facts,
         "base": base,
         "mixture": [

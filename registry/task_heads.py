@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .allowlist import ADAPTER_CONFIG
+from .documents import read_object
 from .lora import LoraConfig, SavedTensor, is_head, is_to_save
 
 if TYPE_CHECKING:
     from .inspect import BaseFacts
 
+CONFIG = "config.json"
 TASK_CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
 """PEFT's tasks that have a head of their own, and how transformers' classes for them end."""
+
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
+"""The same tasks by the Hub's names."""
 
 # what only the head of a language model has; BERT's and its kin's are more than one matrix
 _HEADS_OF_LANGUAGE_MODELS = (
@@ -31,6 +42,19 @@ _HEADS_OF_LANGUAGE_MODELS = (
     "generator_predictions.",
     "vocab_projector.",
 )
+
+
+def task_in(folder: Path) -> str | None:
+    """The task of a checkpoint's class, or of an adapter, where it is one of those with a head of their own."""
+    for file, key in ((CONFIG, "architectures"), (ADAPTER_CONFIG, "task_type")):
+        if not (folder / file).is_file():
+            continue
+        named = read_object(folder / file).get(key)
+        for name in named if isinstance(named, list) else [named]:
+            for task, ending in TASK_CLASSES.items():
+                if isinstance(name, str) and (name == task or name.endswith(ending)):
+                    return task
+    return None
 
 
 def brings_head(config: LoraConfig, saved: Iterable[SavedTensor], base: BaseFacts) -> bool:
