@@ -27,6 +27,8 @@ from sqlalchemy import make_url
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 
 NOBODY = 65_534
+# the database is neither lost nor restored there, so that one of them does
+ONE_DATABASE = pytest.mark.parametrize("dialect", ["sqlite"])
 
 Member: Any = runpy.run_path(str(Path(__file__).with_name("crowd.py")))["Member"]
 
@@ -191,6 +193,7 @@ def test_a_lost_database_comes_back_and_what_came_later_is_registered_again_from
 
 
 @pytest.mark.slow
+@ONE_DATABASE
 def test_a_lost_store_comes_back_and_what_came_later_is_stored_again_from_its_source(drill: Drill) -> None:
     backup = drill.back_up("backup")
     source = drill.adapter()
@@ -207,6 +210,7 @@ def test_a_lost_store_comes_back_and_what_came_later_is_stored_again_from_its_so
 
 
 @pytest.mark.slow
+@ONE_DATABASE
 def test_a_store_without_a_backup_is_filled_again_from_the_sources(drill: Drill, tmp_path: Path) -> None:
     sources = [tmp_path / "adapters" / str(seed) for seed in (2, 3)]
     drill.run("reccocktail build request beauty --wait")
@@ -233,6 +237,7 @@ def test_a_store_without_a_backup_is_filled_again_from_the_sources(drill: Drill,
 
 
 @pytest.mark.slow
+@ONE_DATABASE
 def test_damaged_bytes_are_named_and_repaired_from_the_source(drill: Drill, tmp_path: Path) -> None:
     tree = drill.store / "trees" / drill.sight().adapters["beauty@v1"].removeprefix("sha256:")
     weights = tree / "adapter_model.safetensors"
