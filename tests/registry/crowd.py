@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,8 @@ def persist(registry: Registry, places: list[Place]) -> dict[str, Any]:
     return {"refused": refused, "added": added}
 
 
-def die(settings: Settings, places: list[Place], every: int) -> dict[str, Any]:
-    """Of each place a child process begins the registration, and kills itself before its 1st, 2nd, 3rd … step, or
-    with `every` 4 before its 1st, 5th, 9th … step.
+def die(settings: Settings, places: list[Place]) -> dict[str, Any]:
+    """Of each place a child process begins the registration, and kills itself before its 1st, 2nd, 3rd … step.
 
     A step is what the interpreter does to the file system, a statement to the database, or a commit. Ends when a
     registration went through; that one and how it ended is not among the deaths.
@@ -179,13 +179,39 @@ def die(settings: Settings, places: list[Place], every: int) -> dict[str, Any]:
         if child == 0:
             signal.alarm(LIFETIME)
             with Registry.open(settings) as registry:
-                _count_down(number * every)
+                _count_down(number)
                 add(registry, place)
                 os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
             return {"deaths": number, "ended": os.WEXITSTATUS(status)}
     return {"deaths": len(places), "ended": None}
+
+
+def die_collecting(settings: Settings, waste: list[str], steps: int) -> dict[str, Any]:
+    """A child process begins a collection of these folders and kills itself before its 1st, 2nd, 3rd … step.
+
+    Ends when a collection went through; `broken` is what was lost or damaged meanwhile.
+    """
+    begin()
+    broken: list[str] = []
+    for number in range(steps):
+        with Registry.open(settings) as registry:
+            for folder in waste:
+                registry.store.add_folder(Path(folder))
+        child = os.fork()
+        if child == 0:
+            signal.alarm(LIFETIME)
+            with Registry.open(settings) as registry:
+                _count_down(number)
+                registry.store.gc(registry.digests(), grace=timedelta(0))
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        with Registry.open(settings) as registry:
+            broken += [*map(str, registry.missing()), *map(str, registry.store.verify())]
+        if os.WIFEXITED(status):
+            return {"deaths": number, "ended": os.WEXITSTATUS(status), "broken": broken}
+    return {"deaths": steps, "ended": None, "broken": broken}
 
 
 def _count_down(steps: int) -> None:
@@ -216,8 +242,8 @@ def main() -> None:
     settings = Settings(**plan["settings"] | {"home": Path(plan["settings"]["home"])})
     works: dict[str, Callable[..., dict[str, Any]]] = {"mix": mix, "persist": persist}
     work = plan.pop("work")
-    if work == "die":
-        done = die(settings, **plan["given"])
+    if work in ("die", "die_collecting"):
+        done = (die if work == "die" else die_collecting)(settings, **plan["given"])
     else:
         with Registry.open(settings, actor=plan["actor"]) as registry:
             done = works[work](registry, **plan["given"])

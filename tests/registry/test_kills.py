@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import runpy
 import subprocess
@@ -20,8 +19,7 @@ import psycopg
 import pytest
 from reccocktail.registry import Base, Registry, Settings, inspect_adapter
 
-SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-KILLS, BY_COMMAND, MOST_KILLS = (50, 10, 200) if SOAK else (10, 2, 200)
+KILLS, BY_COMMAND, MOST_KILLS = 50, 10, 200
 ROUND = 5  # kills between two checks
 STEPS = 400  # more than a registration has
 MEMBERS, EACH = 3, 20
@@ -103,8 +101,7 @@ def assert_next_add_works(registry: Registry, base: Base, victims: Victims) -> N
 def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_database(
     registry: Registry, beauty: Base, victims: Victims, sql: Sql
 ) -> None:
-    every = 1 if SOAK else 4
-    member = Member(registry.settings, "die", places=victims.places(STEPS // every), every=every)
+    member = Member(registry.settings, "die", places=victims.places(STEPS))
     member.go()
     done = member.done()
     assert done["ended"] == 0  # the one that had steps enough went through
@@ -112,11 +109,46 @@ def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_da
     assert_sound(registry, sql)
 
     left = assert_collected(registry)
-    print(f"{done['deaths']} deaths, each before another step, left {left}")
+    print(f"{done['deaths']} deaths, one before each step, left {left}")
     assert left.staging
     assert left.trees
     assert left.blobs
     assert_sound(registry, sql)
+    assert_next_add_works(registry, beauty, victims)
+
+
+@pytest.mark.slow
+def test_a_collection_killed_before_any_of_its_steps_loses_nothing_and_the_next_one_ends_it(
+    registry: Registry, beauty: Base, victims: Victims, sql: Sql
+) -> None:
+    registry.adapters.add(victims.one(), base=beauty, role="ingredient", domain="beauty")
+    waste = [str(victims.one()) for _ in range(2)]
+    member = Member(registry.settings, "die_collecting", waste=waste, steps=STEPS)
+    member.go()
+    done = member.done()
+    assert done["ended"] == 0  # the one that had steps enough went through
+    assert done["deaths"] > 5
+    assert done["broken"] == []
+    assert_collected(registry)
+    assert_sound(registry, sql)
+    assert_next_add_works(registry, beauty, victims)
+
+
+def test_a_check_that_is_interrupted_changes_nothing(registry: Registry, beauty: Base, victims: Victims) -> None:
+    registry.adapters.add(victims.one(), base=beauty, role="ingredient", domain="beauty")
+    before = {path: path.lstat() for path in Path(registry.settings.home).rglob("*")}
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        registry.store.verify(progress=interrupt)
+    store = registry.settings.home / "store"
+    kept = {
+        path: (s.st_ino, s.st_mtime_ns) for path, s in before.items() if path.is_relative_to(store) and path != store
+    }
+    assert {path: (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in store.rglob("*")} == kept
+    assert registry.store.verify() == []
     assert_next_add_works(registry, beauty, victims)
 
 
