@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,7 @@ _hub_server = _beside("hub_server")
 _postgres = _beside("postgres")
 _terminal = _beside("terminal")
 _tiny = _beside("tiny")
+_warm = _beside("warm")
 
 _one_thread = _tiny._one_thread
 shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
@@ -37,6 +40,14 @@ homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 def on_terminal() -> type:
     """The installed command on a pseudo-terminal (tests/terminal.py)."""
     return _terminal.Terminal
+
+
+@pytest.fixture(scope="session")
+def on_warm_terminal() -> Iterator[Callable[..., Any]]:
+    """As `on_terminal`, for commands that are there at once: their libraries are imported once for all of them (tests/warm.py)."""
+    warm = _warm.Warm()
+    yield partial(_terminal.Terminal, start=warm.start)
+    warm.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,12 +14,35 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyte
 
 COMMAND = Path(sys.executable).with_name("reccocktail")
+
+
+def _installed(
+    words: Sequence[str], streams: Sequence[int], environment: Mapping[str, str], folder: Path, survives: bool
+) -> subprocess.Popen[bytes]:
+    """The command as a shell starts it, with a terminal of its own."""
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if survives:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    return subprocess.Popen(
+        [COMMAND, *words],
+        stdin=streams[0],
+        stdout=streams[1],
+        stderr=streams[2],
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
 
 
 class Terminal:
@@ -35,8 +58,10 @@ class Terminal:
         term: str = "xterm-256color",
         survives: bool = False,
         answers_to: Path | None = None,
+        start: Callable[..., Any] | None = None,
     ) -> None:
-        """`survives` is `nohup`: SIGHUP is ignored. With `answers_to`, stdout is that file."""
+        """`survives` is `nohup`: SIGHUP is ignored. With `answers_to`, stdout is that file. `start` is `Warm.start`, or the installed command."""
+        start = start or _installed
         self._screen = pyte.Screen(columns or 80, lines or 24)
         self._stream = pyte.Stream(self._screen)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -46,21 +71,8 @@ class Terminal:
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         out = inside if answers_to is None else os.open(answers_to, os.O_WRONLY | os.O_CREAT, 0o600)
 
-        def take_terminal() -> None:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            if survives:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-        self._process = subprocess.Popen(
-            [COMMAND, *map(str, words)],
-            stdin=inside,
-            stdout=out,
-            stderr=inside,
-            env={**environment, "TERM": term},
-            cwd=folder,
-            start_new_session=True,
-            preexec_fn=take_terminal,
-        )
+        streams = (inside, out, inside)
+        self._process = start([*map(str, words)], streams, {**environment, "TERM": term}, folder, survives)
         os.close(inside)
         if out != inside:
             os.close(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_the_demo_runs_to_its_last_table_and_a_second_time_at_no_cost(
-    bare: Any, tiny_base: Path, on_terminal: type
+    bare: Any, tiny_base: Path, on_terminal: type, on_warm_terminal: Callable[..., Any]
 ) -> None:
     words = ("demo", "--quick", "--base-source", tiny_base, "--folder", bare.folder / "demo")
     how = {"environment": bare.environment() | {"OMP_NUM_THREADS": "1"}, "folder": bare.folder}
@@ -22,7 +23,7 @@ def test_the_demo_runs_to_its_last_table_and_a_second_time_at_no_cost(
         assert [line for line in shown.screen if line.split("  ")[0].strip() == label], (label, shown.screen)
     assert [line for line in shown.screen if line.startswith("done in ")]
     assert not [line for line in shown.screen if "━━━" in line or "Traceback" in line]
-    again = on_terminal(*words, **how, lines=60)
+    again = on_warm_terminal(*words, **how, lines=60)
     assert again.ends(900) == 0
     assert "training spirit ━" not in again.written
     assert [line for line in again.screen if line.startswith("cocktail")] == [

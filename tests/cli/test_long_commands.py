@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 
-def _shown(shell: Any, on_terminal: type, *words: object) -> Any:
+def _shown(shell: Any, on_terminal: Callable[..., Any], *words: object) -> Any:
     """The terminal after the command, which has succeeded and left nothing of a bar."""
     environment = shell.environment() | {"OMP_NUM_THREADS": "1"}
     shown = on_terminal(*words, environment=environment, folder=shell.folder)
@@ -18,24 +19,24 @@ def _shown(shell: Any, on_terminal: type, *words: object) -> Any:
 
 
 @pytest.mark.slow
-def test_train_and_evaluate(prepared: Any, on_terminal: type) -> None:
-    trained = _shown(prepared, on_terminal, "train", "skin-care", "-o", "epochs=1", "-o", "examples=8")
+def test_train_and_evaluate(prepared: Any, on_warm_terminal: Callable[..., Any]) -> None:
+    trained = _shown(prepared, on_warm_terminal, "train", "skin-care", "-o", "epochs=1", "-o", "examples=8")
     assert "training ingredient" in trained.written
     assert trained.screen[-1] == "registered: skin-care@v2"
     words = ("evaluate", "tiny", "skin-care", "--domain", "skin-care", "--limit", "4")
-    assert "ranking with tiny" in _shown(prepared, on_terminal, *words).written
+    assert "ranking with tiny" in _shown(prepared, on_warm_terminal, *words).written
 
 
 @pytest.mark.slow
 def test_merge_verify_and_publish(
-    built: Any, on_terminal: type, tiny_base: Path, loras: dict[str, Path], loopback_hub: Any
+    built: Any, on_warm_terminal: Callable[..., Any], tiny_base: Path, loras: dict[str, Path], loopback_hub: Any
 ) -> None:
     words = ("merge", tiny_base, "-a", f"{loras['spirit']}=0.4", "-a", f"{loras['ingredient']}=0.6", "-o", "merged")
-    merged = _shown(built, on_terminal, *words)
+    merged = _shown(built, on_warm_terminal, *words)
     assert (built.folder / "merged" / "model.safetensors").exists()
     assert any(line.startswith("merged into") for line in merged.screen)
-    assert "verifying" in _shown(built, on_terminal, "store", "verify").written
+    assert "verifying" in _shown(built, on_warm_terminal, "store", "verify").written
     newest = built("build", "list", "--json").json[0]["id"]
-    published = _shown(built, on_terminal, "publish", newest, "--to", "acme/skin-care")
+    published = _shown(built, on_warm_terminal, "publish", newest, "--to", "acme/skin-care")
     assert any(line.startswith("published: acme/skin-care at commit") for line in published.screen)
     assert loopback_hub.files("acme/skin-care")

@@ -20,9 +20,10 @@ MANY = "method: linear\nadaptive: {points: 40, prompts: 60, tokens: 3}\noutput: 
 
 
 @pytest.fixture
-def run(prepared: Any, on_terminal: type) -> Callable[..., Any]:
+def run(prepared: Any, on_warm_terminal: Callable[..., Any]) -> Callable[..., Any]:
     """(words, terminal's options): the command, started on a terminal with the prepared home."""
-    return lambda *words, **how: on_terminal(*words, environment=prepared.environment(), folder=prepared.folder, **how)
+    how = {"environment": prepared.environment(), "folder": prepared.folder}
+    return lambda *words, **options: on_warm_terminal(*words, **how, **options)
 
 
 def statuses(shell: Any) -> list[str]:
@@ -46,12 +47,14 @@ def endless(prepared: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("columns", "lines", "term"), [(80, 24, "xterm"), (120, 40, "xterm"), (80, 24, "dumb"), (0, 0, "xterm")]
+    ("columns", "lines", "term", "started"),
+    [(80, 24, "xterm", "by a shell"), (120, 40, "xterm", "warm"), (80, 24, "dumb", "warm"), (0, 0, "xterm", "warm")],
 )
 def test_a_build_shows_progress_and_ends_in_a_table(
-    columns: int, lines: int, term: str, run: Any, prepared: Any
+    columns: int, lines: int, term: str, started: str, run: Any, prepared: Any
 ) -> None:
-    shown = run("build", "request", "skin-care", "--wait", columns=columns, lines=lines, term=term)
+    how = {"start": None} if started == "by a shell" else {}
+    shown = run("build", "request", "skin-care", "--wait", columns=columns, lines=lines, term=term, **how)
     assert shown.ends() == 0
     assert_clean(shown)
     assert statuses(prepared) == ["succeeded"]
