@@ -102,7 +102,7 @@ class _Trip:
         say(f"[{self._step}/8] {text}")
 
     def fetch_base(self, source: str) -> None:
-        self._begin(f"base model {BASE}: SmolLM2-135M-Instruct, dequantised once from an installed package")
+        self._begin(f"base model {BASE}: SmolLM2-135M-Instruct, from an installed package")
         if any(base.name == BASE for base in self._registry.bases.list()):
             return
         from .bases import checkpoint
@@ -234,22 +234,28 @@ def _by_reason(target: DomainData, results: Sequence[Evaluation]) -> dict[str, d
     return found
 
 
+def _brief(figure: float) -> str:
+    """As `.483`: two intervals a row fit a terminal of 80 columns."""
+    return f"{figure:.3f}".removeprefix("0")
+
+
 def _show(home: Path, target: DomainData, cocktail: Build, results: Sequence[Evaluation], seconds: float) -> None:
     from ..tasks import paired_difference
 
     apart = _by_reason(target, results)
-    columns = ["", "HR@1", "NDCG@3", "HR@1 general", "HR@1 its own"]
+    columns = ["", "HR@1", "NDCG@3", "general", "its own"]
     rows = []
     for result in results:
         cells = [
-            f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in (result.metrics["HR@1"], result.metrics["NDCG@3"])
+            f"{_brief(m.mean)} [{_brief(m.low)}, {_brief(m.high)}]"
+            for m in (result.metrics["HR@1"], result.metrics["NDCG@3"])
         ]
-        rows.append([result.label, *cells, *(f"{g['HR@1']:.3f} ({g['n']})" for g in apart[result.label].values())])
+        rows.append([result.label, *cells, *(f"{_brief(g['HR@1'])} ({g['n']})" for g in apart[result.label].values())])
     click.echo(f"\n{target.name}, {len(results[0].ranks)} shoppers, 10 candidates, 95 % intervals:")
     table(columns, rows, empty="")
     click.echo(
-        "`general` counts purchases that follow rules of every shop, `its own` those that follow this shop's alone,"
-        " with how many there are."
+        "`general`: HR@1 of the purchases that follow rules of every shop, and how many\n"
+        "they are; `its own`: of those that follow the rules of this shop alone."
     )
     by_label = {result.label: result for result in results}
     for other in ("ingredient alone", "average"):

@@ -20,7 +20,8 @@ def test_the_demo_runs_to_its_last_table_and_a_second_time_at_no_cost(
     assert "training spirit" in shown.written
     assert "Loading weights" not in shown.written  # the bar of a library would run into ours
     for label in ("base model", "spirit alone", "ingredient alone", "average", "cocktail"):
-        assert [line for line in shown.screen if line.split("  ")[0].strip() == label], (label, shown.screen)
+        (row,) = [line for line in shown.screen if line.split("  ")[0].strip() == label]
+        assert row.count("]") == 2, "both intervals are in one line of 80 columns"
     assert [line for line in shown.screen if line.startswith("done in ")]
     assert not [line for line in shown.screen if "━━━" in line or "Traceback" in line]
     again = on_warm_terminal(*words, **how, lines=60)
