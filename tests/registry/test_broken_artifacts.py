@@ -697,7 +697,7 @@ def test_the_largest_header_that_is_read_takes_bounded_time_and_memory(
     """`make soak` reads the largest; else an eighth of it, in an eighth of the time and memory."""
     share = 1 if SOAK else 8
     text = b"{" + members(share) + b"}"
-    assert HEADER_LIMIT * 0.75 < len(text) * share <= HEADER_LIMIT + share
+    assert HEADER_LIMIT * (0.8 if SOAK else 0.75) < len(text) * share <= HEADER_LIMIT
     path = tmp_path / "large.safetensors"
     path.write_bytes(packed(text))
     script = (
