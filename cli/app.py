@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 ACTOR_LENGTH = 100
-MAY_BE_EMPTY = ("--note",)  # an empty note says the same as none
+MAY_BE_EMPTY = (
+    "--note",
+    "--as",
+    "--at",
+)  # an empty note says the same as none; the others are refused by their own checks
+CHECK_ARGUMENTS = ("adapter", "base")  # groups whose commands refuse an empty argument in words of their own
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -209,7 +214,9 @@ def _empty(words: list[str]) -> str | None:
     for number, word in enumerate(words):
         before = words[number - 1] if number else ""
         option = word[:-1] if re.fullmatch(r"--[a-z][a-z-]*=", word) else before if not word else None
-        if option is not None and option not in MAY_BE_EMPTY:
+        if option is None or option in MAY_BE_EMPTY:
+            continue
+        if option.startswith("-") or not any(group in words[:number] for group in CHECK_ARGUMENTS):
             return option if option.startswith("-") else f"argument {number + 1}"
     return None
 
