@@ -132,8 +132,8 @@ def peak() -> dict[str, int] | int:
 
 def make_inputs(place: Path) -> None:
     import torch
-    from reccocktail.engine.gguf import dequantise, find_in_package
-    from reccocktail.registry.inspect import inspect_base
+    from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
+    from reccocktail.registry.artifacts.inspect import inspect_base
     from safetensors.torch import save_file
 
     base = place / "base"
@@ -160,9 +160,9 @@ def make_inputs(place: Path) -> None:
 def opened(place: Path, prompts: int, titles: str) -> tuple[Any, Any, list[Any], list[Any], Any]:
     """(model, tokenizer, parts, questions, template) of the benchmark."""
     import torch
+    from reccocktail.engine.merging.plan import Part
     from reccocktail.engine.models import load_model
-    from reccocktail.engine.results import Part
-    from reccocktail.registry.inspect import inspect_adapter, inspect_base
+    from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
     from reccocktail.tasks import SAMPLE_DOMAINS, fit, generate, load_template, questions
 
     facts = inspect_base(place / "base")
@@ -178,8 +178,8 @@ def opened(place: Path, prompts: int, titles: str) -> tuple[Any, Any, list[Any],
 
 
 def by_us(place: str, prompts: int, batch: int, titles: str, longest: int, rates: list[float]) -> dict[str, Any]:
-    from reccocktail.engine import entropy, search
-    from reccocktail.engine.adaptive import adapt
+    from reccocktail.engine.adapting import entropy, search
+    from reccocktail.engine.adapting.adapt import adapt
     from reccocktail.engine.recipes import Adaptive
 
     model, tokenizer, parts, asked, _ = opened(Path(place), prompts, titles)

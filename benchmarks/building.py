@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from merging import make_inputs
-from reccocktail.engine.builds import request
+from reccocktail.engine.building.planning import request
 from reccocktail.engine.recipes import Recipe
 from reccocktail.registry import Registry, Settings
 from registry_crowd import make_adapter, make_base
@@ -37,7 +37,7 @@ from registry_crowd import make_adapter, make_base
 BUILDS, WORKERS, DOMAINS = 200, 8, 10
 LARGE = 10
 OVERHEAD_LIMIT, PASS_LIMIT = 0.050, 1.1  # seconds a build; times the engine's pass
-QUEUE = ("claim_together", "heartbeat", "progress", "log", "succeed", "fail", "postpone", "get", "waiting")
+QUEUE = ("claim_batch", "heartbeat", "progress", "log", "succeed", "fail", "postpone", "get", "waiting")
 
 
 def main() -> None:
@@ -125,7 +125,8 @@ def _crowd(settings: Settings, dealt: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def _work(settings: Settings, ready: Any, answers: Any, mine: list[str] | None) -> None:
-    from reccocktail.engine import merge, running, workers  # noqa: F401  imported before the clock starts
+    from reccocktail.engine.building import execution as running
+    from reccocktail.engine.building import workers
 
     spent, errors, made = [0.0], [], 0
     with Registry.open(settings) as registry:
@@ -196,9 +197,9 @@ def _settings(work: Path, url: str | None) -> Settings:
 
 
 def large(place: Path) -> bool:
-    from reccocktail.engine.merge import merge_all
-    from reccocktail.engine.results import Mix, Part
-    from reccocktail.engine.workers import inline
+    from reccocktail.engine.building.workers import inline
+    from reccocktail.engine.merging.plan import Mix, Part
+    from reccocktail.engine.merging.stream import merge_all
     from reccocktail.registry import inspect_adapter, inspect_base
 
     inputs = make_inputs(place, 28)

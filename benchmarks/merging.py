@@ -274,8 +274,8 @@ def merge_by_engine(base: str, first: str, second: str, out: str, mixes: str, ex
     The engine syncs and digests what it wrote while it merges; `extras` says which of these it really does.
     """
     begun = time.perf_counter()
-    from reccocktail.engine import merge
-    from reccocktail.registry.inspect import inspect_adapter, inspect_base
+    from reccocktail.engine.merging import stream as merge
+    from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
 
     if "fsync" not in extras:
         os.fsync = lambda _: None

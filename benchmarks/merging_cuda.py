@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 from merging import ALPHA, RANK, WEIGHTS, Inputs, make_inputs, step_at, tensors_of
-from reccocktail.engine.checkpoint import bytes_of
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
-from reccocktail.registry.headers import read_header
+from reccocktail.engine.merging.checkpoint import bytes_of
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.registry.artifacts.safetensors import read_header
 from safetensors import safe_open
 from torch import Tensor
 

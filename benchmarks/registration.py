@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from reccocktail.registry import Base, Registry, Settings, Store
+from reccocktail.registry import Base, Registry, Settings
+from reccocktail.registry.store import create_store
 from safetensors.numpy import save_file
 
 HIDDEN, RANK = 1024, 512
@@ -67,7 +68,7 @@ def measure(place: Path, modules: int, rounds: int) -> bool:
 
 
 def measure_small(place: Path, rounds: int) -> None:
-    store, means = Store.create(place / "small"), []
+    store, means = create_store(place / "small"), []
     for turn in range(rounds):
         folders = [make_small(place / f"small-{turn}-{number}") for number in range(SMALL)]
         means.append(timed(lambda folders=folders: [store.add_folder(folder) for folder in folders]) / SMALL)

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 from reccocktail.registry import RecCocktailError, Registry, Settings
-from reccocktail.registry import database as database_room
+from reccocktail.registry.database import connection as database_room
 from safetensors.numpy import save_file
 
 HIDDEN, LAYERS, RANK = 64, 4, 4

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reccocktail.engine.publishing import overview
+from reccocktail.publishing.outdated import overview
 from reccocktail.registry import Registry, Settings
-from reccocktail.registry.search import MetricBound
-from reccocktail.registry.tables import AdapterRow, EventRow
+from reccocktail.registry.catalog.filters import MetricBound
+from reccocktail.registry.database.tables import AdapterRow, EventRow
 from reccocktail.tasks import generate, write_domain
 from safetensors.numpy import save_file
 from sqlalchemy import event as listening
@@ -178,7 +178,7 @@ def fill(registry: Registry, folder: Path, domains: int, versions: int, events: 
 
 def build_all(registry: Registry) -> None:
     """A build that has succeeded for every domain; its result is the base's own tree."""
-    from reccocktail.engine.builds import request
+    from reccocktail.engine.building.planning import request
     from reccocktail.engine.recipes import load_recipe
 
     recipe, digest = load_recipe("default"), registry.bases.get("tiny").digest

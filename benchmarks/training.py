@@ -28,11 +28,12 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from reccocktail.engine.gguf import dequantise, find_in_package
 from reccocktail.engine.models import pick_device
+from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from reccocktail.tasks import SAMPLE_DOMAINS, fit, generate, load_template, read_domain
-from reccocktail.trainers import sft, tuning
 from reccocktail.trainers.plugin import TrainingJob
+from reccocktail.trainers.sft import trainer as sft
+from reccocktail.trainers.sft import tuning
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer

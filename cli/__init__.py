@@ -1,5 +1,5 @@
 """The `reccocktail` command."""
 
-from .app import main
+from .main import main
 
 __all__ = ["main"]

@@ -19,7 +19,7 @@ from .console import answer, details, page, progress, say, short, size, table, w
 
 if TYPE_CHECKING:
     from ..registry import Adapter, Event
-    from ..registry.lineage import Reached
+    from ..registry.catalog.usage import Reached
 
 MOST_APART = 10
 EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
@@ -80,7 +80,7 @@ def add(
 
     PATH_OR_REPO is a PEFT folder, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
     """
-    from ..registry.sources import find_adapter_source
+    from ..registry.artifacts.sources import find_adapter_source
 
     if spirit == (domain is not None):
         raise UsageError("say either --spirit or --domain NAME")
@@ -167,7 +167,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """List adapter versions, newest first."""
-    from ..registry.search import MetricBound
+    from ..registry.catalog.filters import MetricBound
 
     if spirit and domain is not None:
         raise UsageError("a spirit belongs to no domain: say --spirit or --domain, not both")
@@ -464,7 +464,7 @@ def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_js
 @pass_app
 def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
     """Repeat every registration check on a registered version, its weights and their digests included."""
-    from ..registry.inspect import inspect_adapter
+    from ..registry.artifacts.inspect import inspect_adapter
 
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
+from ..registry.catalog.references import check_name
 from ..registry.errors import UsageError
-from ..registry.references import check_name
 from .app import App, example, json_option, pass_app
 from .console import answer, details, progress, say, short, size, table
 
@@ -65,8 +65,8 @@ class _Found:
 @contextmanager
 def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
     """The folder behind SOURCE, for as long as it is needed."""
-    from ..engine.gguf import SCHEME, dequantise, find_in_package
-    from ..registry.sources import is_folder, without_secrets
+    from ..registry.artifacts.gguf import SCHEME, dequantise, find_in_package
+    from ..registry.artifacts.sources import is_folder, without_secrets
 
     if not source.strip():
         raise UsageError("no source was named", hint="a folder, ORG/NAME, or package:NAME")
@@ -89,7 +89,7 @@ def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
             f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
         )
     else:
-        from ..registry.hub import constants, fetch
+        from ..registry.artifacts.hub import constants, fetch
 
         place = "the Hub's cache, since offline mode is on" if constants.is_offline_mode() else "the Hub"
         say(f"fetching {source} from {place}")

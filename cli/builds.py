@@ -16,9 +16,9 @@ from .console import answer, details, page, printable, say, short, stages, table
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
-    from ..engine.builds import Standing
+    from ..engine.building.freshness import Freshness
     from ..registry import Build, Registry
-    from ..registry.builds import LogLine
+    from ..registry.catalog.builds import LogLine
 
 
 @click.group(epilog=example("reccocktail build request beauty --wait"))
@@ -66,15 +66,15 @@ def request(
         raise UsageError("name domains, or say --all, or --stale")
     if keep_best and not wait:
         raise UsageError("--keep-best is for a build that is carried out here: say --wait, too")
-    from ..engine.builds import request as ask
-    from ..engine.builds import standings
+    from ..engine.building.freshness import freshness_by_domain
+    from ..engine.building.planning import request as ask
     from ..engine.recipes import load_recipe
 
     held_up = False
     with app.registry() as registry:
         names = list(domains)
         if not domains:
-            states = standings(registry, base=base, recipe=load_recipe(recipe_name) if recipe_name else None)
+            states = freshness_by_domain(registry, base=base, recipe=load_recipe(recipe_name) if recipe_name else None)
             for name, state in states.items():
                 if state.state == "blocked":
                     warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
@@ -113,7 +113,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
-    from ..engine.running import UNITS, run, worker_name
+    from ..engine.building.execution import UNITS, run, worker_name
 
     me = worker_name()
     waited = False
@@ -227,7 +227,7 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
 
 def _follow(registry: Registry, id_: str) -> None:
     """Bars of a build that runs anywhere, from what its worker notes in the row."""
-    from ..engine.running import UNITS
+    from ..engine.building.execution import UNITS
 
     row = registry.builds.get(id_)
     told: str | None = None
@@ -362,8 +362,8 @@ def retry(app: App, id_: str, as_json: bool) -> None:
 @pass_app
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     """Copy a build's merged checkpoint into the new folder DIR; a domain means what `publish` would take."""
-    from ..engine.builds import result_folder
-    from ..registry.files import copy_folder, whole_folder
+    from ..engine.building.planning import result_folder
+    from ..registry.store.files import copy_folder, whole_folder
 
     with app.registry() as registry:
         row = named_build(registry, id_, to_serve=True)
@@ -379,7 +379,7 @@ def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Bui
 
     `to_serve` means the domain's as `publish` means it. Raises NotFoundError, UsageError where several ids begin so.
     """
-    from ..engine.builds import chosen
+    from ..engine.building.freshness import chosen
 
     try:
         return registry.builds.get(text)
@@ -400,7 +400,7 @@ def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Bui
     return newest[0]
 
 
-def say_chosen(domain: str, found: Standing) -> None:
+def say_chosen(domain: str, found: Freshness) -> None:
     """Which build a domain means, and why that one."""
     assert found.build is not None
     say(f"{domain} means build {found.build.id}: {found.why}")
@@ -410,7 +410,7 @@ def say_chosen(domain: str, found: Standing) -> None:
         say(f"build {found.trial.id} is newer, by another recipe than the domain's own: it stands for nothing")
 
 
-def about_choice(found: Standing) -> dict[str, Any]:
+def about_choice(found: Freshness) -> dict[str, Any]:
     """The same for programs."""
     trial = found.trial.id if found.trial else None
     return {"state": found.state, "reasons": list(found.reasons), "why": found.why, "trial": trial}
@@ -434,7 +434,7 @@ def new_folder(folder: Path) -> Path:
 @pass_app
 def status(app: App, domain: str | None, as_json: bool) -> None:
     """Per domain: what is current, what is built and published, and whether the build is fresh."""
-    from ..engine.publishing import overview
+    from ..publishing.outdated import overview
 
     with app.registry() as registry:
         found = overview(registry, domain)

@@ -161,7 +161,7 @@ class _Trip:
         say(f"      {adapter.ref} is {'registered' if adapter.created else 'there already'}")
 
     def build(self, domain: str, recipe: str) -> Build:
-        from ..engine.builds import request
+        from ..engine.building.planning import request
         from ..engine.coefficients import mean
         from ..engine.recipes import SHIPPED, load_recipe
 
@@ -205,11 +205,11 @@ class _Trip:
         return results
 
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:
-        from ..engine.publishing import Choices, publishable
-        from ..registry import publishing
+        from ..publishing import upload as publishing
+        from ..publishing.package import PublishOptions, publishable
 
         self._begin(f"publication to {repo}, rehearsed without the Hub")
-        with publishable(self._registry, build, Choices(repo)) as parcel:
+        with publishable(self._registry, build, PublishOptions(repo)) as parcel:
             planned = publishing.plan(parcel.folder, repo, trailer=parcel.trailer, known=parcel.known, offline=True)
         say(f"      {len(planned.files)} files, {size(planned.bytes)}, one commit")
         return [asdict(file) for file in planned.files]

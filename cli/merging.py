@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from ..registry.documents import parse_value
 from ..registry.errors import UsageError
+from ..registry.strict_json import parse_value
 from .app import App, example, json_option, pass_app
 from .builds import new_folder
 from .console import answer, details, progress, say
@@ -68,8 +68,8 @@ def merge(
 
     A merge that was interrupted goes on where it was when the same command is given again.
     """
+    from ..engine.merging.standalone import merge_folders, weigh
     from ..engine.recipes import load_recipe, parse_output
-    from ..engine.standalone import merge_folders, weigh
     from ..registry.digests import DigestMemory
 
     if recipe_name and (method or options):

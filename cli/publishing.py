@@ -15,9 +15,10 @@ from .console import alarm, answer, details, page, printable, say, size, table, 
 from .display import working
 
 if TYPE_CHECKING:
-    from ..engine.publishing import Choices, Trip
+    from ..publishing.package import PublishOptions
+    from ..publishing.plan import PublicationPlan
+    from ..publishing.release import Release
     from ..registry import Adapter, Build, Publication, Registry
-    from ..registry.publishing import PublicationPlan
 
 FILE = click.Path(path_type=Path)
 
@@ -72,13 +73,16 @@ def publish(
         raise UsageError("--stale publishes to several repositories, and one tag would stand in all of them")
     if stale and (base is not None or _is_said("private")):
         raise UsageError("--stale goes where something is: base model and visibility stay what they are there")
-    from ..engine.publishing import Choices, planned, rehearse
-    from ..registry.licences import parse
-    from ..registry.publishing import check_names
+    from ..publishing.licenses import parse
+    from ..publishing.package import PublishOptions
+    from ..publishing.release import planned, rehearse
+    from ..publishing.upload import check_names
 
     if repo is not None:
         check_names(repo, tag)
-    choices = Choices(repo, parse(licence) if licence else None, card_template, key, rebase=rebase, replaces=replaces)
+    choices = PublishOptions(
+        repo, parse(licence) if licence else None, card_template, key, rebase=rebase, replaces=replaces
+    )
     with app.registry() as registry:
         if stale:
             _publish_stale(registry, choices, dry_run=dry_run, as_json=as_json)
@@ -102,7 +106,7 @@ def _is_said(option: str) -> bool:
 
 def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | Adapter, dict[str, Any]]:
     """A domain's build (and why that one), an adapter by its reference, or a build by the start of its id, in this order."""
-    from ..engine.builds import chosen
+    from ..engine.building.freshness import chosen
 
     try:
         domain = registry.domains.get(text)
@@ -124,9 +128,9 @@ def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | A
         ) from None
 
 
-def _send(registry: Registry, trip: Trip) -> Publication:
+def _send(registry: Registry, trip: Release) -> Publication:
     """Carry the trip out, saying what is done."""
-    from ..engine.publishing import send
+    from ..publishing.release import send
 
     plan = trip.plan
     if plan.commit is None:
@@ -145,7 +149,7 @@ def _send(registry: Registry, trip: Trip) -> Publication:
 
 def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
     """What the repository loses, in red where there are colours."""
-    from ..registry.repository import NAMES
+    from ..publishing.repository import NAMES
 
     if plan.held is not None and (plan.removed or plan.replaced):
         alarm(f"- {plan.repo} holds {NAMES[plan.held]}, and this is {NAMES[plan.kind]}")
@@ -156,8 +160,9 @@ def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
         alarm(f"- {replacing} {path}, which no publication of ours put there")
 
 
-def _publish_stale(registry: Registry, choices: Choices, *, dry_run: bool, as_json: bool) -> None:
-    from ..engine.publishing import behind, planned, rehearse
+def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool, as_json: bool) -> None:
+    from ..publishing.outdated import behind
+    from ..publishing.release import planned, rehearse
 
     done: list[dict[str, Any]] = []
     failed = skipped = False
@@ -168,7 +173,7 @@ def _publish_stale(registry: Registry, choices: Choices, *, dry_run: bool, as_js
             skipped = True
             continue
         try:
-            mine = choices.going_on(last)
+            mine = choices.inherit(last)
             with planned(registry, build, mine, private=False, again=True, tell=say) as trip:
                 if dry_run:
                     _say_losses(trip.plan, "would remove", "would replace")
@@ -238,7 +243,7 @@ def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
 @pass_app
 def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
     """Mark what was published to a repository, or one publication, as withdrawn. Nothing is deleted, here or on the Hub."""
-    from ..registry import publishing
+    from ..publishing import upload as publishing
 
     with app.registry() as registry:
         repo = registry.publications.get(what).repo
@@ -315,16 +320,16 @@ def show(app: App, what: str, as_json: bool) -> None:
 @pass_app
 def verify(app: App, source: str, revision: str | None, key: Path | None, as_json: bool) -> None:
     """Check a published folder or repository: digests against provenance, signature, and whether the registry knows it."""
-    from ..registry import verification
-    from ..registry.sources import is_folder, without_secrets
+    from ..publishing import verification
+    from ..registry.artifacts.sources import is_folder, without_secrets
 
     folder, commit = Path(source).expanduser(), None
     if is_folder(folder):
         if revision is not None:
             raise UsageError("--revision belongs to a Hub repo, and this is a folder")
     else:
-        from ..registry.hub import download
-        from ..registry.publishing import check_names
+        from ..publishing.upload import check_names
+        from ..registry.artifacts.hub import download
 
         if source.startswith((".", "/", "~")):
             raise UsageError(f"{folder} is no folder", hint="a folder, or ORG/NAME on the Hub")

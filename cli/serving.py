@@ -14,8 +14,8 @@ from .builds import about_choice, new_folder, say_chosen
 from .console import answer, printable, say
 
 if TYPE_CHECKING:
-    from ..engine.serving import Servable
     from ..registry import Build, Registry
+    from ..serving.resolve import Servable
 
 
 @click.command(
@@ -65,7 +65,7 @@ def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, ba
 def _adapter(
     registry: Registry, ref: str, format_: str, out: Path | None, base: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    from ..engine import serving
+    from ..serving import resolve as serving
 
     target = None if out is None else new_folder(out)
     found = serving.find(registry, ref, base=base)
@@ -91,7 +91,7 @@ def _adapter(
 
 def _classified(folder: Path) -> dict[str, Any]:
     """Says of which class a classifier or its kin has to be loaded, an adapter's base model or a merged checkpoint."""
-    from ..registry.task_heads import TASK_CLASSES, task_in
+    from ..registry.artifacts.task_heads import TASK_CLASSES, task_in
 
     task = task_in(folder)
     if task is None:
@@ -103,7 +103,7 @@ def _classified(folder: Path) -> dict[str, Any]:
 
 def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
     """Says what has to be done to the base model first; what a program reads of it."""
-    from ..engine import serving
+    from ..serving import resolve as serving
 
     resizing = serving.resizing(registry, found)
     if resizing is None:
@@ -114,8 +114,9 @@ def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
 
 def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
     """The build that `publish` would take: that of the domain's present inputs, else the newest by its own recipe."""
-    from ..engine.builds import chosen, result_folder
-    from ..registry.references import SPIRIT, Reference
+    from ..engine.building.freshness import chosen
+    from ..engine.building.planning import result_folder
+    from ..registry.catalog.references import SPIRIT, Reference
 
     ref = Reference.parse(domain)
     if ref.name == SPIRIT or ref != Reference(ref.name):

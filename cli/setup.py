@@ -12,6 +12,7 @@ import click
 
 from ..registry.errors import DatabaseError, RecCocktailError, StoreError, UsageError
 from ..registry.settings import is_remote, redacted_url
+from ..registry.store import open_store
 from .app import App, example, json_option, pass_app
 from .console import answer, progress, say, size, table
 
@@ -86,7 +87,8 @@ def _verdict(check: dict[str, Any]) -> str:
 def _database(app: App) -> _Seen:
     from sqlalchemy import text
 
-    from ..registry.database import Database, check
+    from ..registry.database.connection import Database
+    from ..registry.database.migrate import check
 
     found = f"{redacted_url(app.settings.database_url)} at {check(app.settings.database_url)}"
     database = Database(app.settings.database_url, actor=app.actor)
@@ -101,13 +103,12 @@ def _database(app: App) -> _Seen:
 
 
 def _store(app: App) -> _Seen:
-    from ..registry.store import Store
 
     try:
         with app.registry() as registry:
             return _probed(app, registry.store)
     except DatabaseError:  # has a line of its own
-        return _probed(app, Store.open(app.settings.store_url, cache=app.settings.cache))
+        return _probed(app, open_store(app.settings.store_url, cache=app.settings.cache))
 
 
 def _probed(app: App, store: Store) -> _Seen:
@@ -120,7 +121,7 @@ def _probed(app: App, store: Store) -> _Seen:
 
 
 def _cache(app: App) -> _Seen:
-    from ..registry.cache import Cache
+    from ..registry.store.cache import Cache
 
     settings = app.settings
     cache = Cache(settings.cache, settings.cache_limit)
@@ -132,7 +133,7 @@ def _cache(app: App) -> _Seen:
 
 def _modes(app: App) -> _Seen:
     """Whether others of this machine may look into what is private; a home that is closed closes all that lies in it."""
-    from ..registry.database import sqlite_file
+    from ..registry.database.connection import sqlite_file
     from ..registry.ownership import open_to_others
 
     settings = app.settings
@@ -174,7 +175,7 @@ def db() -> None:
 @pass_app
 def upgrade(app: App, as_json: bool) -> None:
     """Bring the database to this version's schema."""
-    from ..registry.database import upgrade as run
+    from ..registry.database.migrate import upgrade as run
 
     revision = run(app.settings.database_url)
     answer(as_json, {"revision": revision}, lambda: say(f"database is at {revision}"))
@@ -187,7 +188,7 @@ def upgrade(app: App, as_json: bool) -> None:
 @pass_app
 def downgrade(app: App, revision: str, allow_data_loss: bool, as_json: bool) -> None:
     """Bring the database back to an older revision, for an older version of reccocktail. Make a backup first."""
-    from ..registry.database import downgrade as run
+    from ..registry.database.migrate import downgrade as run
 
     reached = run(app.settings.database_url, revision, allow_loss=allow_data_loss)
     answer(as_json, {"revision": reached}, lambda: say(f"database is at {reached}"))
@@ -198,7 +199,7 @@ def downgrade(app: App, revision: str, allow_data_loss: bool, as_json: bool) -> 
 @pass_app
 def current(app: App, as_json: bool) -> None:
     """Show the schema revision that the database is at."""
-    from ..registry.database import current as look
+    from ..registry.database.migrate import current as look
 
     revision = look(app.settings.database_url)
     answer(as_json, {"revision": revision}, lambda: click.echo(revision or "not initialised"))
@@ -209,7 +210,7 @@ def current(app: App, as_json: bool) -> None:
 @pass_app
 def check(app: App, as_json: bool) -> None:
     """Fail unless the database is at this version's schema, without drift."""
-    from ..registry.database import check as look
+    from ..registry.database.migrate import check as look
 
     revision = look(app.settings.database_url)
     answer(as_json, {"revision": revision, "drift": False}, lambda: say(f"database is at {revision}, without drift"))

@@ -19,8 +19,8 @@ from .console import say, stages, warn
 from .display import json_line, write
 
 if TYPE_CHECKING:
-    from ..engine.running import Progress
-    from ..engine.workers import Happening
+    from ..engine.building.execution import Progress
+    from ..engine.building.workers import WorkerEvent
     from ..registry import Build, Registry
     from .bars import Stages
 
@@ -126,22 +126,22 @@ class _Post:
 
 
 def _opened(app: App, opened: ExitStack) -> Registry:
-    from ..engine import workers as placing
-    from ..engine.running import patiently
+    from ..engine.building import workers as placing
+    from ..engine.building.execution import retry_until_available
 
     # a worker process that was started by another is not to give up where that one waits
     patient = os.environ.get(placing.TOKEN)
-    return opened.enter_context(patiently(app.registry) if patient else app.registry())
+    return opened.enter_context(retry_until_available(app.registry) if patient else app.registry())
 
 
 def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Build]:
     """The builds that were ended. Raises KeyboardInterrupt, of which Stopped is one, once builds at hand are given back."""
-    from ..engine import workers as placing
-    from ..engine.running import UNITS
+    from ..engine.building import workers as placing
+    from ..engine.building.execution import UNITS
 
     with stages("build", UNITS) as ears.bars, placing.stopped_by_signals():
         if post.metrics is not None:
-            from ..engine.counters import Counters
+            from ..engine.building.prometheus import Counters
 
             ears.hears.append(Counters(registry, *post.metrics).hear)
             say(f"counters are at http://{post.metrics[0]}:{post.metrics[1]}/metrics")
@@ -149,7 +149,7 @@ def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Buil
             count, device = post.workers or os.cpu_count() or 1, app.settings.device
             return placing.processes(registry, count=count, device=device, actor=app.actor, tell=ears.hear, **post.how)
         if post.executor == "ray":
-            from ..engine.on_ray import on_ray
+            from ..engine.building.ray_executor import on_ray
 
             return on_ray(
                 registry,
@@ -165,7 +165,7 @@ def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Buil
         return placing.inline(
             registry,
             device=app.device(),
-            beside=int(os.environ.get(placing.BESIDE, "1")) if token else 1,
+            num_workers=int(os.environ.get(placing.NUM_WORKERS, "1")) if token else 1,
             token=token,
             parent=int(os.environ[placing.PARENT]) if token else None,
             tell=ears.hear,
@@ -180,11 +180,11 @@ class _Ears:
     bars: Stages
 
     def __init__(self, log_json: bool) -> None:
-        self.hears: list[Callable[[Happening], None]] = []
+        self.hears: list[Callable[[WorkerEvent], None]] = []
         self.ended: dict[str, None] = {}
         self._log_json = log_json
 
-    def hear(self, happening: Happening) -> None:
+    def hear(self, happening: WorkerEvent) -> None:
         if happening.build and happening.what in ENDS:
             self.ended[happening.build] = None
         for hear in self.hears:

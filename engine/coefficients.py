@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ..registry.lora import LoraModule, SavedTensor, TokenRows
+from ..registry.artifacts.lora import LoraModule, SavedTensor, TokenRows
 from .errors import MergeError
 
 if TYPE_CHECKING:
-    from ..registry.inspect import AdapterFacts, BaseFacts
+    from ..registry.artifacts.facts import AdapterFacts, BaseFacts
 
 Granularity = Literal["model", "layer", "module"]
 Weight = float | Mapping[str, float]
@@ -47,7 +47,9 @@ def modules_of(facts: AdapterFacts) -> list[str]:
     return list(dict.fromkeys(map(module_of, (*facts.modules, *facts.saved, *facts.tokens))))
 
 
-def spread(coefficient: Weight | Sequence[float], facts: AdapterFacts, base: BaseFacts, who: str) -> Weight:
+def expand_coefficients(
+    coefficient: Weight | Sequence[float], facts: AdapterFacts, base: BaseFacts, who: str
+) -> Weight:
     """A coefficient as merging takes it: a list, one number per layer, is dealt out to the modules that the adapter changes.
 
     What lies in no layer gets the list's mean. Raises MergeError where a list does not have one number per layer of the base,

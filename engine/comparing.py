@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..registry import Adapter, AdapterFacts, BaseFacts, Registry, inspect_adapter
-from ..registry.documents import read_object
-from ..registry.headers import TensorInfo
-from ..registry.inspect import ADAPTER_CONFIG
-from ..registry.lora import LoraModule
-from .deltas import BLOCK_VALUES, AdapterFile
+from ..registry.artifacts.inspect import ADAPTER_CONFIG
+from ..registry.artifacts.lora import LoraModule
+from ..registry.artifacts.safetensors import TensorInfo
+from ..registry.strict_json import read_object
+from .merging.deltas import BLOCK_VALUES, AdapterFile
 
 # what no two versions share, and what `weights` tells better
 _OF_EACH = {"ref", "version", "digest", "aliases", "archived_at", "created_at", "created_by"}

@@ -17,17 +17,17 @@ class MergeError(RecCocktailError):
     code = "merge"
 
 
-class NoRoomError(MergeError):
+class InsufficientResourcesError(MergeError):
     """The disk or the memory is too small for what is to be done, which was found out before it began.
 
-    It `heals`, for another machine's may do or this one's later, unless this one never has so much even when it is idle.
+    It `retryable`, for another machine's may do or this one's later, unless this one never has so much even when it is idle.
     """
 
     code = "no_room"
 
-    def __init__(self, message: str, *, hint: str | None = None, heals: bool = True) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, retryable: bool = True) -> None:
         super().__init__(message, hint=hint)
-        self.heals = heals
+        self.retryable = retryable
 
 
 class AdaptationError(RecCocktailError):

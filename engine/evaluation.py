@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..registry import Registry
-from ..registry.allowlist import published_files
+from ..registry.artifacts.allowlist import published_files
+from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.digests import digest_of_json, write_whole
-from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError
-from ..registry.inspect import inspect_adapter, inspect_base
-from ..registry.room import room_in
+from ..registry.store.room import room_in
+from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (
     DomainData,
+    GeneratedRanking,
     Interval,
-    Naming,
     Question,
     Ranking,
     SasRecOptions,
@@ -37,15 +37,15 @@ from ..tasks import (
     rank_by_sasrec,
     summarise,
 )
+from .adapting.mixture import Mixture
 from .errors import EvaluationError
-from .mixture import Mixture
+from .merging.plan import Part
+from .merging.standalone import folder_digest
 from .models import compute_dtype, load_model
-from .results import Part
-from .standalone import folder_digest
 
 Mode = Literal["likelihood", "pmi", "generate"]
 YardstickName = Literal["popularity", "sasrec"]
-YARDSTICKS: tuple[YardstickName, ...] = get_args(YardstickName)
+BASELINES: tuple[YardstickName, ...] = get_args(YardstickName)
 RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
 COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
 
@@ -115,7 +115,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
 
     Raises NotFoundError when it is none of them.
     """
-    if text in YARDSTICKS:
+    if text in BASELINES:
         return _yardstick(text)
     if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
         return _folder(registry, Path(text), base)
@@ -127,7 +127,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" yardsticks are {' and '.join(YARDSTICKS)}",
+        f" yardsticks are {' and '.join(BASELINES)}",
     )
 
 
@@ -250,7 +250,7 @@ def _model_ranks(
     return tuple(naming.rank for naming in namings), _list_facts(namings)
 
 
-def _list_facts(namings: Sequence[Naming]) -> ListFacts:
+def _list_facts(namings: Sequence[GeneratedRanking]) -> ListFacts:
     return ListFacts(
         entries=sum(len(naming.named) for naming in namings),
         unknown=sum(naming.unknown for naming in namings),

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..registry.documents import read_object
+from ..registry.artifacts.inspect import CONFIG
+from ..registry.artifacts.task_heads import TASK_CLASSES
 from ..registry.errors import InvalidArtifactError, UsageError
-from ..registry.inspect import CONFIG
-from ..registry.task_heads import TASK_CLASSES
+from ..registry.strict_json import read_object
 from .errors import EvaluationError
 
 

@@ -24,10 +24,10 @@ from pydantic import (
     model_validator,
 )
 
+from ..registry.catalog.references import SPIRIT, Reference, did_you_mean
 from ..registry.digests import digest_of_json
-from ..registry.documents import LIMIT, WRITTEN_LIMIT, parse_written, regular_bytes, shown
 from ..registry.errors import InvalidReferenceError
-from ..registry.references import SPIRIT, Reference, did_you_mean
+from ..registry.strict_json import LIMIT, WRITTEN_LIMIT, parse_written, regular_bytes, shown
 from ..tasks import DEFAULT_TEMPLATE
 from .coefficients import Granularity, Weight, mean
 from .errors import RecipeError

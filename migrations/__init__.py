@@ -1,1 +1,1 @@
-"""Alembic's environment and the versions of the tables; driven by `reccocktail.registry.database`."""
+"""Alembic's environment and the versions of the tables; driven by `reccocktail.registry.database.connection`."""

@@ -1,7 +1,7 @@
 """Alembic runs this file by its path; the connection, already in a transaction, comes from the caller."""
 
 from alembic import context
-from reccocktail.registry.tables import Table
+from reccocktail.registry.database.tables import Table
 
 context.configure(
     connection=context.config.attributes["connection"],

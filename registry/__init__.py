@@ -9,40 +9,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import Adapter as Adapter
-    from .bases import Base as Base
-    from .builds import Build as Build
-    from .builds import Request as Request
-    from .domains import Domain as Domain
+    from .artifacts.facts import AdapterFacts as AdapterFacts
+    from .artifacts.facts import BaseFacts as BaseFacts
+    from .artifacts.inspect import inspect_adapter as inspect_adapter
+    from .artifacts.inspect import inspect_base as inspect_base
+    from .catalog.adapters import Adapter as Adapter
+    from .catalog.bases import Base as Base
+    from .catalog.builds import Build as Build
+    from .catalog.builds import Request as Request
+    from .catalog.domains import Domain as Domain
+    from .catalog.events import Event as Event
+    from .catalog.publications import Publication as Publication
+    from .catalog.references import Reference as Reference
     from .errors import RecCocktailError as RecCocktailError
-    from .events import Event as Event
-    from .inspect import AdapterFacts as AdapterFacts
-    from .inspect import BaseFacts as BaseFacts
-    from .inspect import inspect_adapter as inspect_adapter
-    from .inspect import inspect_base as inspect_base
-    from .publications import Publication as Publication
-    from .references import Reference as Reference
     from .registry import Registry as Registry
     from .settings import Settings as Settings
-    from .store import Store as Store
+    from .store import create_store as create_store
+    from .store import open_store as open_store
+    from .store.contract import Store as Store
 
 _HOMES = {
-    "Adapter": "adapters",
-    "AdapterFacts": "inspect",
-    "Base": "bases",
-    "BaseFacts": "inspect",
-    "Build": "builds",
-    "Domain": "domains",
-    "Event": "events",
-    "Publication": "publications",
+    "Adapter": "catalog.adapters",
+    "AdapterFacts": "artifacts.facts",
+    "Base": "catalog.bases",
+    "BaseFacts": "artifacts.facts",
+    "Build": "catalog.builds",
+    "Domain": "catalog.domains",
+    "Event": "catalog.events",
+    "Publication": "catalog.publications",
     "RecCocktailError": "errors",
-    "Reference": "references",
+    "Reference": "catalog.references",
     "Registry": "registry",
-    "Request": "builds",
+    "Request": "catalog.builds",
     "Settings": "settings",
-    "Store": "store",
-    "inspect_adapter": "inspect",
-    "inspect_base": "inspect",
+    "Store": "store.contract",
+    "create_store": "store",
+    "open_store": "store",
+    "inspect_adapter": "artifacts.inspect",
+    "inspect_base": "artifacts.inspect",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .documents import read_object
 from .errors import InvalidArtifactError
+from .strict_json import read_object
 
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
@@ -57,14 +57,14 @@ class DigestMemory:
         """As `file_digest`, from memory where it can be."""
         place = os.path.realpath(path)
         note = self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
-        signs = _signs(place)
+        signs = stat_fingerprint(place)
         with suppress(InvalidArtifactError, KeyError):
             kept = read_object(note)
             if (kept["path"], kept["signs"]) == (place, signs):
                 return str(kept["digest"])
         digest = file_digest(place)
         settled = max(signs[-2:]) < (time.time() - RACE_SECONDS) * 1e9
-        if settled and _signs(place) == signs:
+        if settled and stat_fingerprint(place) == signs:
             with suppress(OSError, ValueError):
                 write_whole(note, json.dumps({"path": place, "signs": signs, "digest": digest}))
         return digest
@@ -83,6 +83,6 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def _signs(path: str) -> list[int]:
+def stat_fingerprint(path: str) -> list[int]:
     seen = os.stat(path)  # noqa: PTH116  the path is text already, and may hold any bytes
     return [seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]

@@ -7,7 +7,7 @@ class RecCocktailError(Exception):
     """Anything RecCocktail refuses or cannot do; the message names the value and the place, the hint the next step."""
 
     code = "error"
-    heals = False  # whether the same may succeed later, or on another machine, with nothing changed
+    retryable = False  # whether the same may succeed later, or on another machine, with nothing changed
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class DatabaseError(RecCocktailError):
     """The database cannot be used: unreachable, not migrated, or from a newer version."""
 
     code = "database"
-    heals = True
+    retryable = True
 
 
 class UnavailableError(DatabaseError):
@@ -71,11 +71,11 @@ class StoreError(RecCocktailError):
     """The artifact store cannot be read or written, or holds bytes that do not match their digest."""
 
     code = "store"
-    heals = True
+    retryable = True
 
 
 class HubError(RecCocktailError):
     """The Hugging Face Hub refused or could not be reached."""
 
     code = "hub"
-    heals = True
+    retryable = True

@@ -10,20 +10,21 @@ from types import TracebackType
 
 from sqlalchemy import select
 
-from . import database
-from .adapters import Adapters
-from .bases import Bases
-from .builds import Builds
-from .database import Database
-from .domains import Domains
+from .catalog.adapters import Adapters
+from .catalog.bases import Bases
+from .catalog.builds import Builds
+from .catalog.domains import Domains
+from .catalog.events import Events
+from .catalog.publications import Publications
+from .catalog.references import Reference
+from .database.connection import Database, make_private
+from .database.migrate import require_head, upgrade
+from .database.tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
 from .errors import ConflictError, StoreError
-from .events import Events
 from .ownership import private_folder
-from .publications import Publications
-from .references import Reference
 from .settings import Settings, is_remote
-from .store import GRACE, GcReport, Store
-from .tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
+from .store import create_store, open_store
+from .store.contract import GRACE, GcReport, Store
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Registry:
                 private_folder(settings.store_folder)
         if is_remote(settings.store_url):
             settings.own_folder("cache")
-        Store.create(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
+        create_store(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
         if not settings.store_shared:
-            database.make_private(settings.database_url)
-        database.upgrade(settings.database_url)
+            make_private(settings.database_url)
+        upgrade(settings.database_url)
         return cls.open(settings, actor=actor)
 
     @classmethod
@@ -76,14 +77,14 @@ class Registry:
 
         Rows are created in the name of `actor`; without one, of the login name.
         """
-        database.require_head(settings.database_url)
+        require_head(settings.database_url)
         opened = Database(settings.database_url, actor=actor)
         # a local store's lock is a file in it; what machines share over a network they lock in the database
         lock = opened.store_lock() if is_remote(settings.store_url) else None
         try:
             if is_remote(settings.store_url):
                 settings.own_folder("cache")
-            store = Store.open(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit, lock=lock)
+            store = open_store(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit, lock=lock)
             return cls(settings, opened, store)
         except BaseException:
             opened.close()

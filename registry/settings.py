@@ -11,9 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from .documents import WRITTEN_LIMIT, parse_written, regular_bytes
 from .errors import UsageError
 from .ownership import foreign, private_folder
+from .strict_json import WRITTEN_LIMIT, parse_written, regular_bytes
 
 NOT_A_URL = "(not a URL)"
 _CONFIDENTIAL = "(?:password|passwd|token|secret|key)"

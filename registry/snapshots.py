@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .digests import file_digest, git_blob_id, write_whole
 from .errors import HubError
-from .links import COMMIT
+from .store.links import COMMIT
 
 _GIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

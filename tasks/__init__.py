@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .data import DataFacts, DomainData, History, Item, describe, read_domain, write_domain
+    from .data import DataFacts, DomainData, History, Item, describe, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
-    from .generation import Naming, answer_ends, rank_by_generation, read_answer
+    from .generation import GeneratedRanking, answer_ends, rank_by_generation, read_answer
     from .metrics import Interval, auc, hit_rate, mrr, ndcg, paired_difference, summarise
     from .popularity import rank_by_popularity
     from .prompts import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         write_questions,
     )
     from .ranking import Ranking, rank_by_likelihood
+    from .readers import read_domain
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
     from .splits import Example, Split, examples, sample
@@ -36,10 +37,10 @@ __all__ = [
     "DataFacts",
     "DomainData",
     "Example",
+    "GeneratedRanking",
     "History",
     "Interval",
     "Item",
-    "Naming",
     "Question",
     "Ranking",
     "SampleDomain",
@@ -77,10 +78,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data": ("DataFacts", "DomainData", "History", "Item", "describe", "read_domain", "write_domain"),
+    "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
-    "generation": ("Naming", "answer_ends", "rank_by_generation", "read_answer"),
+    "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
     "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("rank_by_popularity",),
     "prompts": (
@@ -95,6 +96,7 @@ _HOMES = {
         "read_questions",
         "write_questions",
     ),
+    "readers": ("read_domain",),
     "ranking": ("Ranking", "rank_by_likelihood"),
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),

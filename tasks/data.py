@@ -185,18 +185,6 @@ def _escaped(value: Any) -> Any:
     return value
 
 
-def read_domain(folder: str | Path, name: str | None = None) -> DomainData:
-    """Read a data folder in any format of docs/data.md; the domain is named after it unless `name` is given.
-
-    Interactions with timestamps are put in their order; equal times keep the order of the file. Raises DataError, which
-    names file and line, or says what was looked for in a folder that is no data set.
-    """
-    from .readers import read  # the readers make what this module defines
-
-    folder = Path(folder)
-    return read(folder, name or folder.resolve().name.replace("_", "-"))
-
-
 def write_domain(data: DomainData, folder: str | Path) -> None:
     """Write a data folder that `read_domain` reads back to the same digest."""
     folder = Path(folder)

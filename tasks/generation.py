@@ -16,7 +16,7 @@ SPARE_TOKENS = 8  # beyond the longest right answer: the end of the turn, a sepa
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
+class GeneratedRanking:
     """One question's answer in words. `rank` is the target's place in the list (0 is first), None if it is not named.
 
     `named` holds the entries that count, at most as many as the template asks for. `unknown` of them are no candidate's exact
@@ -37,7 +37,7 @@ def rank_by_generation(
     *,
     batch_tokens: int = 4096,
     progress: Callable[[int], None] | None = None,
-) -> list[Naming]:
+) -> list[GeneratedRanking]:
     """Decode every answer greedily and find the target in it.
 
     The questions are put as `fit` has them; those of like length share a batch of at most `batch_tokens` with what is generated.
@@ -48,7 +48,7 @@ def rank_by_generation(
     end = end_of_turn(tokenizer, asked[0].messages).strip() if asked else ""
     prompts = [token_ids(tokenizer, prompt_text(tokenizer, question)) for question in asked]
     room = [_room(tokenizer, question) for question in asked]
-    found: dict[int, Naming] = {}
+    found: dict[int, GeneratedRanking] = {}
     with torch.inference_mode(), evaluating(model):
         for batch in _batches(prompts, room, batch_tokens):
             most = max(room[index] for index in batch)
@@ -61,7 +61,7 @@ def rank_by_generation(
     return [found[index] for index in range(len(asked))]
 
 
-def read_answer(text: str, question: Question) -> Naming:
+def read_answer(text: str, question: Question) -> GeneratedRanking:
     """The entries of an answer: cut at the template's mark, and equal to a candidate's title to the letter but for blanks around.
 
     Between two marks with nothing between them there is no entry.
@@ -76,7 +76,7 @@ def read_answer(text: str, question: Question) -> Naming:
             unknown += 1
         elif title == question.titles[question.target_index]:
             rank = place
-    return Naming(text, named, rank, unknown, duplicates)
+    return GeneratedRanking(text, named, rank, unknown, duplicates)
 
 
 def _room(tokenizer: PreTrainedTokenizerBase, question: Question) -> int:

@@ -1,81 +1,81 @@
-"""Which room may import which: DESIGN §2's column, read off the source of every module."""
+"""Which room may import which, and that no files import each other in a circle: docs/architecture.md, read off the source."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+import importlib.util
+import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location(
+    "reccocktail_tests_import_graph", Path(__file__).with_name("import_graph.py")
+)
+assert _spec
+assert _spec.loader
+import_graph = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(import_graph)
+
 MAY_IMPORT = {
     "registry": set(),
     "tasks": set(),
     "engine": {"registry", "tasks"},
+    "publishing": {"registry", "tasks", "engine"},
+    "serving": {"registry", "tasks"},
     "trainers": {"registry", "tasks"},
-    "cli": {"registry", "tasks", "engine", "trainers", "migrations"},
+    "cli": {"registry", "tasks", "engine", "publishing", "serving", "trainers", "migrations"},
     "migrations": {"registry"},
 }
 # Alembic runs these files by their path, so they are in no package from which an import could be relative.
 RUN_BY_PATH = {ROOT / "migrations" / "env.py", *(ROOT / "migrations" / "versions").glob("[0-9]*.py")}
-MODULES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
-
-
-def imported(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every (room, whether it was named relatively) that a module imports, at its top or inside functions."""
-    inside = path.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names, relative = [alias.name for alias in node.names], False
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names, relative = [f"{node.module}.{alias.name}" for alias in node.names], False
-        elif isinstance(node, ast.ImportFrom):
-            above = ("reccocktail", *inside)[: len(inside) + 2 - node.level]
-            package = ".".join((*above, *filter(None, [node.module])))
-            names, relative = [f"{package}.{alias.name}" for alias in node.names], True
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "reccocktail":
-                yield parts[1], relative
-
-
-def label(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 def test_every_room_of_the_house_is_held():
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= MAY_IMPORT.keys()
-    assert MODULES
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys() == set(import_graph.ROOMS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=label)
-def test_a_module_imports_only_the_rooms_it_may(path):
-    room = path.relative_to(ROOT).parts[0]
-    assert {name for name, _ in imported(path)} <= MAY_IMPORT[room] | {room}
+def test_a_module_imports_only_the_rooms_it_may():
+    wrong = [
+        (name, target)
+        for name, path in import_graph.modules().items()
+        for target, _ in import_graph.imports(path)
+        if target.split(".")[0] not in MAY_IMPORT[name.split(".")[0]] | {name.split(".")[0]}
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path not in RUN_BY_PATH], ids=label)
-def test_imports_of_our_own_modules_are_relative(path):
-    assert [name for name, relative in imported(path) if not relative] == []
+def test_imports_of_our_own_modules_are_relative():
+    paths = [path for path in import_graph.modules().values() if path not in RUN_BY_PATH]
+    assert [(path, name) for path in paths for name, relative in import_graph.imports(path) if not relative] == []
 
 
-def test_the_reader_of_imports_sees_every_kind(tmp_path, monkeypatch):
+def test_no_files_import_each_other_in_a_circle():
+    edges = import_graph.graph()
+    assert len(edges) > 100
+    assert import_graph.circle(edges) == []
+
+
+def test_a_circle_is_found(tmp_path):
+    for name, text in {"a": "from . import b\n", "b": "def f():\n    from .deep.c import x\n"}.items():
+        (tmp_path / "engine").mkdir(exist_ok=True)
+        (tmp_path / "engine" / f"{name}.py").write_text(text)
+    (tmp_path / "engine" / "deep").mkdir()
+    (tmp_path / "engine" / "deep" / "c.py").write_text("from ..a import y\n")
+    assert set(import_graph.circle(import_graph.graph(tmp_path))) == {"engine.a", "engine.b", "engine.deep.c"}
+
+
+def test_the_reader_of_imports_sees_every_kind(tmp_path):
     module = tmp_path / "engine" / "deep" / "module.py"
     module.parent.mkdir(parents=True)
     module.write_text(
         "import reccocktail.cli\nfrom reccocktail import tasks\nfrom reccocktail.trainers.sft import x\n"
         "def f():\n    from ...registry import y\n    from . import z\n    from .. import w\n    from ... import migrations\n"
     )
-    monkeypatch.setitem(imported.__globals__, "ROOT", tmp_path)
-    assert list(imported(module)) == [
+    assert list(import_graph.imports(module, tmp_path)) == [
         ("cli", False),
         ("tasks", False),
-        ("trainers", False),
-        ("registry", True),
-        ("engine", True),
-        ("engine", True),
+        ("trainers.sft.x", False),
+        ("registry.y", True),
+        ("engine.deep.z", True),
+        ("engine.w", True),
         ("migrations", True),
     ]

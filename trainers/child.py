@@ -27,9 +27,9 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import RecCocktailError
-from ..registry.room import NO_ROOM, lacks_room
+from ..registry.store.room import NO_ROOM, lacks_room
+from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, TaskError, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, load
 from .runs import Progress, Run, finished, in_this_process

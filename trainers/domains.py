@@ -10,8 +10,8 @@ from typing import Literal
 
 from ..registry import Domain, Registry
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError
-from ..registry.files import own_folder
-from ..registry.room import NO_ROOM, lacks_room, room_in
+from ..registry.store.files import own_folder
+from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..tasks import DataFacts, DomainData, TaskError, describe, read_domain
 from .plugin import PluginDomain, Trainer, TrainerError, domains_of, stdout_kept
 

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from ..registry.documents import shown
+from ..registry.catalog.references import check_name, check_text, did_you_mean
 from ..registry.errors import RecCocktailError, UsageError
-from ..registry.references import check_name, check_text, did_you_mean
+from ..registry.strict_json import shown
 from ..tasks import DomainData
 
 GROUP = "reccocktail.trainers"

@@ -20,9 +20,9 @@ from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
 from ..registry.digests import canonical_json, digest_of_json
-from ..registry.documents import OWN_LIMIT, read_object
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
-from ..registry.room import NO_ROOM, lacks_room, room_in
+from ..registry.store.room import NO_ROOM, lacks_room, room_in
+from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, TaskError, read_domain
 from .context import discreet, known_context, template_of
 from .launch import Launch

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry import rules
+from reccocktail.registry.database import triggers as rules
 
 revision = "0002"
 down_revision = "0001"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry import rules
+from reccocktail.registry.database import triggers as rules
 
 revision = "0004"
 down_revision = "0003"

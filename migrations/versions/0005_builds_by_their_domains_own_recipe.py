@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry import rules
+from reccocktail.registry.database import triggers as rules
 
 revision = "0005"
 down_revision = "0004"

@@ -14,7 +14,17 @@ READERS = (jsonl, amazon, movielens, recbole, tables)  # the tables last: they l
 FORMATS = {name: files for reader in READERS for name, files in reader.FORMATS.items()}
 
 
-def read(folder: Path, name: str) -> DomainData:
+def read_domain(folder: str | Path, name: str | None = None) -> DomainData:
+    """Read a data folder in any format of docs/data.md; the domain is named after it unless `name` is given.
+
+    Interactions with timestamps are put in their order; equal times keep the order of the file. Raises DataError, which
+    names file and line, or says what was looked for in a folder that is no data set.
+    """
+    folder = Path(folder)
+    return _read(folder, name or folder.resolve().name.replace("_", "-"))
+
+
+def _read(folder: Path, name: str) -> DomainData:
     """The data of the folder, under this name. Raises DataError."""
     dataset = read_dataset(folder)
     data = _source(folder, dataset).read(name, dataset)

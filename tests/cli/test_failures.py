@@ -10,15 +10,15 @@ def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reccocktail.engine.merge.merge_all", full)
-    monkeypatch.setattr("reccocktail.engine.running.back_off", lambda attempts: 0.0)
+    monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", full)
+    monkeypatch.setattr("reccocktail.engine.building.execution.back_off", lambda attempts: 0.0)
     answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", "--json", code=1)
     assert answer.json["error"]["code"] == "os"
     assert "No space left on device" in answer.json["error"]["message"]
 
 
 def test_a_bug_is_told_as_one_and_kept_in_the_row(prepared, monkeypatch):
-    monkeypatch.setattr("reccocktail.engine.merge.merge_all", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", lambda *_, **__: 1 // 0)
     answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", code=1)
     assert "error: ZeroDivisionError" in answer.err
     assert "--traceback" in answer.err
@@ -33,7 +33,7 @@ def test_what_was_expected_to_go_wrong_has_no_traceback_in_the_log(prepared, mon
     def refuse(*_: object, **__: object) -> None:
         raise MergeError("these two do not fit")
 
-    monkeypatch.setattr("reccocktail.engine.merge.merge_all", refuse)
+    monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", refuse)
     prepared("build", "request", "skin-care", "--recipe", "average", "--wait", code=1)
     row = prepared("build", "list", "--json").json[0]
     lines = [line["text"] for line in prepared("build", "logs", row["id"], "--json").json]
@@ -53,7 +53,7 @@ def test_a_display_that_breaks_is_nothing_to_the_build(prepared, monkeypatch):
 def test_a_worker_survives_a_build_that_breaks(prepared, monkeypatch):
     prepared("build", "request", "skin-care", "--recipe", "average")
     prepared("build", "request", "skin-care", "--recipe", "spirit-only")
-    monkeypatch.setattr("reccocktail.engine.merge.merge_all", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", lambda *_, **__: 1 // 0)
     answer = prepared("worker", "--once", "--json", code=1)
     assert [row["status"] for row in answer.json] == ["failed", "failed"]
 

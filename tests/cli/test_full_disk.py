@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import digests, files
+from reccocktail.registry import digests
+from reccocktail.registry.store import files
 from safetensors import SafetensorError
 
 
@@ -79,6 +80,6 @@ def test_what_a_library_says_in_its_own_words(
     def fail(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("reccocktail.engine.lora_output.write_adapter", fail)
+    monkeypatch.setattr("reccocktail.engine.merging.adapter_output.write_adapter", fail)
     words = ("merge", tiny_base, "-a", loras["spirit"], "-o", tmp_path / "out", "--format", "adapter", "--json")
     assert_told(bare(*words, code=1), tmp_path, errno.ENOSPC)

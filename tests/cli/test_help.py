@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 from reccocktail.cli import commands
-from reccocktail.cli.app import reccocktail
+from reccocktail.cli.main import reccocktail
 
 HEAVY = {"torch", "transformers", "peft", "sqlalchemy", "pydantic", "huggingface_hub", "numpy", "rich"}
 

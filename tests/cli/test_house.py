@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from reccocktail.cli.app import App
-from reccocktail.engine.builds import RACE_SECONDS
+from reccocktail.engine.building.planning import RACE_SECONDS
 from reccocktail.registry.errors import StoreError
 from sqlalchemy import Engine, event
 
@@ -71,15 +71,15 @@ def test_status_needs_no_torch(built: Any) -> None:
         command, env=built.environment(), cwd=built.folder, capture_output=True, text=True, check=True
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "reccocktail.engine.builds" in imported, "the trace was read"
+    assert "reccocktail.engine.building.planning" in imported, "the trace was read"
     assert not {name.partition(".")[0] for name in imported} & {"torch", "transformers", "peft", "numpy", "matplotlib"}
 
 
 def test_what_is_not_on_this_machine_has_no_path_and_is_still_fresh(
     built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reccocktail.registry.local_store.LocalStore.has", lambda *_: True)
-    monkeypatch.setattr("reccocktail.registry.local_store.LocalStore.local", lambda *_: None)
+    monkeypatch.setattr("reccocktail.registry.store.local.LocalStore.has", lambda *_: True)
+    monkeypatch.setattr("reccocktail.registry.store.local.LocalStore.local", lambda *_: None)
     assert built("status", "skin-care", "--json").json[0]["state"] == "fresh"
     assert built("build", "list", "--json").json[0]["path"] is None
     assert built("adapter", "show", "spirit", "--json").json["path"] is None
@@ -147,7 +147,7 @@ def test_a_loss_of_data_has_to_be_allowed(prepared: Any, monkeypatch: pytest.Mon
         told.append(allow_loss)
         return revision
 
-    monkeypatch.setattr("reccocktail.registry.database.downgrade", downgrade)
+    monkeypatch.setattr("reccocktail.registry.database.migrate.downgrade", downgrade)
     prepared("db", "downgrade", "0001")
     prepared("db", "downgrade", "0001", "--allow-data-loss")
     assert told == [False, True]
@@ -178,7 +178,7 @@ def test_a_store_that_can_only_be_read_is_told_and_works(built: Any, monkeypatch
     def refuse(_: object) -> None:
         raise StoreError("cannot write to the store: Read-only file system")
 
-    monkeypatch.setattr("reccocktail.registry.local_store.LocalStore.probe", refuse)
+    monkeypatch.setattr("reccocktail.registry.store.local.LocalStore.probe", refuse)
     checks = _checks(built)
     assert (checks["store"]["ok"], checks["store"]["read_only"]) == (True, True)
     assert "Read-only file system" in checks["store"]["detail"]

@@ -95,7 +95,7 @@ def test_the_name_reaches_what_is_trained(
         return TrainingResult(Path(shutil.copytree(loras["newer"], job.folder / "adapter")), {})
 
     monkeypatch.setattr("reccocktail.trainers.child.in_a_child", lambda _: in_this_process)
-    monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", train)
+    monkeypatch.setattr("reccocktail.trainers.sft.trainer.SftTrainer.train", train)
     prepared("--as", "ann", "train", "skin-care")
     assert book.after() == {"adapters": {"ann"}, "events": {"ann"}}
 

@@ -68,7 +68,7 @@ def test_a_build_tells_what_went_in_down_to_the_data(
         return TrainingResult(adapter, {}, {"tasks": tasks})
 
     monkeypatch.setattr("reccocktail.trainers.child.in_a_child", lambda _: in_this_process)
-    monkeypatch.setattr("reccocktail.trainers.sft.SftTrainer.train", train)
+    monkeypatch.setattr("reccocktail.trainers.sft.trainer.SftTrainer.train", train)
     prepared("--as", "ann", "train", "skin-care", "-o", "template=pick-one")
     (done,) = prepared("build", "request", "skin-care", "--wait", "--json").json
     lineage = prepared("build", "show", done["id"], "--json").json["lineage"]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, snapshot_download
 from peft import PeftModel
-from reccocktail.registry import publishing
-from reccocktail.registry.signing import sign
+from reccocktail.publishing import upload as publishing
+from reccocktail.publishing.signing import sign
 from transformers import AutoModelForCausalLM
 
 REPO = "acme/skin-care"
@@ -401,7 +401,7 @@ def test_programs_that_an_older_version_stored_are_not_published_and_not_signed(
         (folder / name).write_text("x")
     everything = [path.name for path in folder.iterdir()]
     with monkeypatch.context() as older:
-        older.setattr("reccocktail.registry.adapters.adapter_files", lambda folder, **_: (everything, ()))
+        older.setattr("reccocktail.registry.catalog.adapters.adapter_files", lambda folder, **_: (everything, ()))
         (row,) = [built("adapter", "add", folder, "--base", "tiny", "--domain", "skin-care", "--json").json]
     assert row["not_stored"] == []
     sent = built("publish", row["ref"], "--to", "acme/ingredient", "--sign", key)
@@ -419,15 +419,15 @@ def test_programs_that_an_older_version_stored_are_not_published_and_not_signed(
 def test_programs_in_a_build_that_an_older_version_made_are_not_published(
     built: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reccocktail.engine.running as running
+    import reccocktail.engine.building.execution as running
 
     def with_program(out: Path, *given: Any, **known: Any) -> None:
         (out / "modeling_tiny.py").write_text("import os")
-        write_papers(out, *given, **known)
+        write_metadata(out, *given, **known)
 
-    write_papers = running.write_papers
+    write_metadata = running.write_metadata
     with monkeypatch.context() as older:
-        older.setattr(running, "write_papers", with_program)
+        older.setattr(running, "write_metadata", with_program)
         (row,) = built("build", "request", "skin-care", "--recipe", "spirit-only", "--wait", "--json").json
     sent = built("publish", row["id"], "--to", "acme/mixed")
     assert "modeling_tiny.py" in sent.err

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reccocktail.engine import merge as merging
-from reccocktail.engine.results import MergeReport, Part
+from reccocktail.engine.merging import stream as merging
+from reccocktail.engine.merging.plan import MergeReport, Part
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import Question
 from safetensors import safe_open

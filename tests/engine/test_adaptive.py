@@ -13,13 +13,14 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from reccocktail.engine import adaptive as adaptive_module
-from reccocktail.engine.adaptive import Adaptation, _with_warnings, adapt, load_on
+from reccocktail.engine.adapting import adapt as adaptive_module
+from reccocktail.engine.adapting.adapt import Adaptation, _with_warnings, adapt, load_on
+from reccocktail.engine.adapting.objective import Objective
+from reccocktail.engine.adapting.plots import plot_all, plot_search
+from reccocktail.engine.adapting.search import Point, Run
 from reccocktail.engine.errors import AdaptationError, RecipeError
 from reccocktail.engine.models import load_tokenizer
-from reccocktail.engine.plots import plot_all, plot_search
 from reccocktail.engine.recipes import Adaptive
-from reccocktail.engine.search import Objective, Point, Run
 from reccocktail.registry import inspect_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM

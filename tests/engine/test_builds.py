@@ -12,12 +12,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
-from reccocktail.engine import builds, running
-from reccocktail.engine.builds import plan, request, standing, standings
-from reccocktail.engine.errors import AdaptationError, MergeError, NoRoomError
-from reccocktail.engine.publishing import overview, publishable
+from reccocktail.engine.building import execution as running
+from reccocktail.engine.building import planning as builds
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.freshness import freshness_by_domain, freshness_of
+from reccocktail.engine.building.planning import plan, request
+from reccocktail.engine.errors import AdaptationError, InsufficientResourcesError, MergeError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
-from reccocktail.engine.running import run
+from reccocktail.publishing.outdated import overview
+from reccocktail.publishing.package import publishable
 from reccocktail.registry import Build, RecCocktailError, Registry
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
@@ -201,8 +204,8 @@ def test_every_recipe_that_ships_has_a_key_of_its_own(stocked):
 
 def state(registry: Registry) -> tuple[str, tuple[str, ...]]:
     """Of the one domain there is, asked for alone and with all others: the answers are the same."""
-    found = standing(registry, "skin-care")
-    assert standings(registry) == {"skin-care": found}
+    found = freshness_of(registry, "skin-care")
+    assert freshness_by_domain(registry) == {"skin-care": found}
     return found.state, found.reasons
 
 
@@ -338,7 +341,7 @@ def test_an_interrupted_build_is_a_failed_one_and_can_be_asked_for_again(recipe,
 
 def test_an_error_nobody_foresaw_is_in_the_row_too(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
-    monkeypatch.setattr("reccocktail.engine.merge.merge_all", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         work(stocked, build)
     assert stocked.builds.get(build.id).error == {
@@ -461,9 +464,9 @@ def test_going_back_to_an_earlier_version_makes_its_build_the_fresh_one_again(st
     stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="skin-care")
     stocked.adapters.alias("skin-care@v2", "champion")
     second = made(stocked, AVERAGE)
-    assert standing(stocked, "skin-care").build.id == second.id
+    assert freshness_of(stocked, "skin-care").build.id == second.id
     stocked.adapters.alias("skin-care@v1", "champion")
-    found = standing(stocked, "skin-care")
+    found = freshness_of(stocked, "skin-care")
     assert (found.state, found.build.id) == ("fresh", first.id)
 
 
@@ -473,7 +476,7 @@ def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked,
     trial = made(stocked, load_recipe("spirit-only"))
     assert (own.own_recipe, trial.own_recipe) == (True, False)
     again = made(stocked, AVERAGE, force=True)
-    found = standing(stocked, "skin-care")
+    found = freshness_of(stocked, "skin-care")
     assert (found.state, found.build.id, found.trial) == ("fresh", again.id, None)
     # the very recipe in a file is the same recipe
     written = tmp_path / "mine.yaml"
@@ -482,11 +485,11 @@ def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked,
     # one by what was the domain's recipe once goes before an experiment that is newer
     stocked.domains.add("skin-care", recipe="ingredient-only")
     trial = made(stocked, load_recipe("spirit-only"), force=True)
-    found = standing(stocked, "skin-care")
+    found = freshness_of(stocked, "skin-care")
     assert (found.state, found.trial.id) == ("stale", trial.id)
     assert "recipe" in found.reasons
     assert found.build.recipe == AVERAGE.to_json()
-    assert standings(stocked) == {"skin-care": found}
+    assert freshness_by_domain(stocked) == {"skin-care": found}
     # a recipe that cannot be read is nobody's
     stocked.domains.add("skin-care", recipe=str(tmp_path / "gone.yaml"))
     assert not made(stocked, load_recipe("spirit-only"), force=True).own_recipe
@@ -499,13 +502,13 @@ def test_a_build_from_before_it_was_kept_stands_until_there_is_one_that_is_known
     before = work(stocked, stocked.builds.request(*words).build)
     assert before.own_recipe is None
     made(stocked, load_recipe("spirit-only"))
-    found = standing(stocked, "skin-care")
+    found = freshness_of(stocked, "skin-care")
     assert (found.state, found.build.id) == ("stale", before.id)
     assert "was not kept" in found.why
-    assert standings(stocked) == {"skin-care": found}
+    assert freshness_by_domain(stocked) == {"skin-care": found}
     own = made(stocked, load_recipe("ingredient-only"))
-    assert standing(stocked, "skin-care").build.id == own.id
-    assert standings(stocked)["skin-care"] == standing(stocked, "skin-care")
+    assert freshness_of(stocked, "skin-care").build.id == own.id
+    assert freshness_by_domain(stocked)["skin-care"] == freshness_of(stocked, "skin-care")
 
 
 def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatch):
@@ -532,7 +535,12 @@ def test_a_result_that_is_missing_from_the_store_is_stale_and_says_so(stocked):
 def test_many_domains_are_told_in_as_many_queries_as_few(stocked, statements):
     def count() -> int:
         statements.clear()
-        assert {found.state for found in standings(stocked).values()} <= {"fresh", "stale", "unbuilt", "blocked"}
+        assert {found.state for found in freshness_by_domain(stocked).values()} <= {
+            "fresh",
+            "stale",
+            "unbuilt",
+            "blocked",
+        }
         return len(statements)
 
     stocked.domains.add("skin-care", recipe="average")
@@ -542,7 +550,7 @@ def test_many_domains_are_told_in_as_many_queries_as_few(stocked, statements):
     for number in range(30):
         stocked.domains.add(f"shop-{number}", recipe="spirit-only")
     assert count() == few
-    found = standings(stocked)
+    found = freshness_by_domain(stocked)
     assert found["skin-care"].state == "stale"
     assert {found[f"shop-{number}"].state for number in range(30)} == {"unbuilt"}
 
@@ -575,7 +583,7 @@ def test_many_publications_are_told_in_as_many_queries_as_few_and_as_each_domain
     for name, (last, build) in late.items():
         assert (found.published[name], found.behind[name].last, found.behind[name].build) == (last, last, build)
         alone = overview(stocked, name)
-        assert alone.states == {name: found.states[name]} == {name: standing(stocked, name)}
+        assert alone.states == {name: found.states[name]} == {name: freshness_of(stocked, name)}
         assert (alone.published, alone.behind) == ({name: last}, {name: found.behind[name]})
 
 
@@ -593,12 +601,12 @@ def test_domains_of_every_kind_stand_as_each_of_them_does_alone(stocked, make_ba
     stocked.adapters.add(make_adapter(make_base(seed=1), 3), base=other, role="ingredient", domain="games")
     work(stocked, request(stocked, "games", load_recipe("ingredient-only"), base="other").build)
     for which in (None, "tiny", "other", "absent"):
-        alone = {row.name: standing(stocked, row.name, base=which) for row in stocked.domains.list()}
-        assert standings(stocked, base=which) == alone
-    found = standings(stocked)
+        alone = {row.name: freshness_of(stocked, row.name, base=which) for row in stocked.domains.list()}
+        assert freshness_by_domain(stocked, base=which) == alone
+    found = freshness_by_domain(stocked)
     assert found["games"].reasons == ("'games' means versions for several base models: other and tiny",)
     assert (found["games"].spirit, found["games"].ingredient) == ("spirit@v1", None)
-    assert standings(stocked, base="other")["games"].state == "fresh"
+    assert freshness_by_domain(stocked, base="other")["games"].state == "fresh"
     assert (found["food"].state, found["food"].spirit, found["food"].ingredient) == ("cold", "spirit@v1", None)
 
 
@@ -783,10 +791,12 @@ def test_a_cold_domain_is_the_spirit_alone_until_it_has_an_ingredient(stocked, b
     assert build.report["warnings"] == ["there is no adapter but the spirit, so nothing is mixed"]
     alone = stocked.builds.get(work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build).id)
     assert alone.digest == build.digest
-    assert standing(stocked, "toys").state == "fresh"
+    assert freshness_of(stocked, "toys").state == "fresh"
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="toys")
-    assert standing(stocked, "toys").state == "blocked"  # now there is something to mix, and no data to find out how
+    assert (
+        freshness_of(stocked, "toys").state == "blocked"
+    )  # now there is something to mix, and no data to find out how
 
 
 def test_neighbours_in_any_order_repeat_from_the_recipe_that_was_written(stocked, base, make_adapter):
@@ -807,10 +817,10 @@ def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(st
     stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
     made(stocked, SMALL)
     stocked.adapters.archive("skin-care@v1", force=True)
-    state = standing(stocked, "skin-care")
+    state = freshness_of(stocked, "skin-care")
     assert state.state == "blocked"
     assert "has no ingredient any more" in state.reasons[0]
-    assert standings(stocked)["skin-care"] == state
+    assert freshness_by_domain(stocked)["skin-care"] == state
 
 
 def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked):
@@ -838,7 +848,7 @@ def test_coefficients_by_layer_and_by_module_are_what_their_numbers_say(stocked)
     [
         (StoreError("the bucket does not answer"), True),
         (DatabaseError("gone"), True),
-        (NoRoomError("no space left on device"), True),
+        (InsufficientResourcesError("no space left on device"), True),
         (OSError(28, "No space left on device"), True),
         (OSError(2, "No such file or directory"), False),
         (MergeError("an adapter that cannot be merged"), False),

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.engine.builds import request
+from reccocktail.engine.building.planning import request
 from reccocktail.engine.recipes import Recipe
-from reccocktail.registry import Registry, database
+from reccocktail.registry import Registry
+from reccocktail.registry.database import migrate
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def crowded(stocked: Registry, server: Any, base: Path, make_adapter: Any) -> Iterator[Registry]:
     """A registry in that PostgreSQL with a base, a spirit and four domains with an ingredient each."""
     url = server.get_uri(database="postgres")
-    database.upgrade(url)
+    migrate.upgrade(url)
     settings = replace(stocked.settings, database_url=url)
     with Registry.open(settings) as registry:
         row = registry.bases.add("tiny", base, source=str(base))

@@ -18,7 +18,7 @@ import pytest
 import torch
 from reccocktail.engine.comparing import compare_weights
 from reccocktail.engine.errors import MergeError
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_base
 from reccocktail.registry.errors import InvalidArtifactError
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from peft import PeftModel
 from reccocktail.engine import evaluation
-from reccocktail.engine.builds import request
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import EvaluationError
 from reccocktail.engine.evaluation import Evaluation, evaluate, find_system
 from reccocktail.engine.recipes import load_recipe
-from reccocktail.engine.running import run
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError
 from reccocktail.tasks import (
     generate,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reccocktail.engine.gguf import dequantise, find_in_package
 from reccocktail.registry import inspect_base
+from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError, UsageError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -15,8 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from reccocktail.engine.errors import MergeError, RecipeError
-from reccocktail.engine.lora_output import AdapterReport, nearest, rank_patterns, target_modules, write_adapter
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.adapter_output import AdapterReport, write_adapter
+from reccocktail.engine.merging.low_rank import nearest
+from reccocktail.engine.merging.peft_names import rank_patterns, target_modules
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_adapter, inspect_base
 from safetensors import safe_open
 from safetensors.torch import load_file

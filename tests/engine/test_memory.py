@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from reccocktail.engine import memory
-from reccocktail.engine.entropy import Counting
-from reccocktail.engine.memory import Growth, available
-from reccocktail.engine.mixture import Mixture
-from reccocktail.engine.search import Objective
+from reccocktail.engine.adapting import memory
+from reccocktail.engine.adapting.entropy import TokenSelection
+from reccocktail.engine.adapting.memory import MemoryModel, available
+from reccocktail.engine.adapting.mixture import Mixture
+from reccocktail.engine.adapting.objective import Objective
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 
 def test_a_growth_is_the_parabola_of_its_probes_with_its_constant_once():
-    growth = Growth(lambda length: 1000 + 10 * length + 2 * length * length, each=50)
+    growth = MemoryModel(lambda length: 1000 + 10 * length + 2 * length * length, each=50)
     one = 1000 + 10 * 200 + 2 * 200 * 200 + 50
     assert growth(200) == pytest.approx(memory.MARGIN * one, rel=1e-4)
     assert growth(200, 3) == pytest.approx(memory.MARGIN * (3 * (one - 1000) + 1000), rel=1e-4)
@@ -47,7 +47,7 @@ def peak_of(work) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("counting", "prompts"), [(Counting(3), 1), (Counting(3), 4), (Counting(3, "||", longest=40), 3)]
+    ("counting", "prompts"), [(TokenSelection(3), 1), (TokenSelection(3), 4), (TokenSelection(3, "||", longest=40), 3)]
 )
 def test_a_gradient_takes_about_what_was_expected(counting, prompts, base, make_adapter, parts_of, tokenizer):
     parts = parts_of(base, [(make_adapter(base, 1, r=16), 1.0), (make_adapter(base, 2, r=16), 1.0)])

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from reccocktail.engine import merge as merging
 from reccocktail.engine.errors import MergeError, RecipeError
-from reccocktail.engine.results import Mix
+from reccocktail.engine.merging import stream as merging
+from reccocktail.engine.merging.plan import Mix
 from reccocktail.registry import inspect_base
 from reccocktail.registry.errors import UnsupportedAdapterError
 from safetensors.torch import load_file, save_file

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.registry.errors import RecCocktailError
 from safetensors.torch import save_file
 

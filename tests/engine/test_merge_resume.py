@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from reccocktail.engine.journal import NOTES
-from reccocktail.engine.merge import MergeReport
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.journal import NOTES
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.stream import MergeReport
 from reccocktail.registry.errors import ConflictError, RecCocktailError
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -126,7 +126,7 @@ def test_a_merge_killed_at_any_moment_leaves_no_result_and_the_next_run_makes_th
     draw = random.Random(seed)
     # a server that has everything imported already gives a process that does nothing but merge
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["reccocktail.engine.standalone", "reccocktail.engine.merge"])
+    processes.set_forkserver_preload(["reccocktail.engine.merging.standalone", "reccocktail.engine.merging.stream"])
 
     def start(out: Path) -> Any:
         process = processes.Process(target=merge_folders, args=(large, mix, out), kwargs={"threads": 2})

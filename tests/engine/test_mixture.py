@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from reccocktail.engine.entropy import Counting, answer, entropies
+from reccocktail.engine.adapting.entropy import TokenSelection, answer, entropies
+from reccocktail.engine.adapting.mixture import Mixture
 from reccocktail.engine.errors import MergeError, RecipeError
-from reccocktail.engine.mixture import Mixture
 from transformers import AutoModelForCausalLM
 
 
@@ -114,7 +114,7 @@ class Speaker:
 
 def answer_entropies(model, prompts, tokens, pad, stop) -> torch.Tensor:
     """Those found while decoding; reading the answers in one pass has to find the same."""
-    answers = answer(model, Speaker(stop, pad), prompts, Counting(tokens))
+    answers = answer(model, Speaker(stop, pad), prompts, TokenSelection(tokens))
     with torch.no_grad():
         assert (entropies(model, answers) - answers.entropies).abs().max() < 1e-4
     return answers.entropies

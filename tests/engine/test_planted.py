@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.engine.adaptive import adapt, load_on
+from reccocktail.engine.adapting.adapt import adapt, load_on
 from reccocktail.engine.recipes import Adaptive
 from reccocktail.registry import inspect_base
 from reccocktail.tasks import load_template, questions

@@ -10,20 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reccocktail.engine.entropy import Counting, answer
-from reccocktail.engine.errors import AdaptationError
-from reccocktail.engine.mixture import Mixture
-from reccocktail.engine.recipes import Adaptive
-from reccocktail.engine.search import (
+from reccocktail.engine.adapting.entropy import TokenSelection, answer
+from reccocktail.engine.adapting.mixture import Mixture
+from reccocktail.engine.adapting.objective import Objective
+from reccocktail.engine.adapting.search import (
     BROKEN,
     CONSTRAINTS,
     IN_A_CORNER,
     LEVEL,
-    Objective,
-    Sought,
-    down_the_gradient,
-    onto_the_simplex,
+    SearchTrace,
+    gradient_descent,
+    project_simplex,
 )
+from reccocktail.engine.errors import AdaptationError
+from reccocktail.engine.recipes import Adaptive
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_stepwise_decoding(
     model = load(base)
     with Mixture(model, parts, method, granularity=granularity) as mixture:
         objective = Objective(
-            model, tokenizer, mixture, prompts, Counting(3), batch_tokens=9999, gradient_tokens=together
+            model, tokenizer, mixture, prompts, TokenSelection(3), batch_tokens=9999, gradient_tokens=together
         )
         torch.manual_seed(0)
         weights = torch.rand(len(mixture.groups), 2)
@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_stepwise_decoding(
 @settings(deadline=None)
 def test_the_simplex_is_met_at_its_nearest_point(rows):
     raw = torch.tensor(rows, dtype=torch.float64)
-    found = onto_the_simplex(raw)
+    found = project_simplex(raw)
     assert (found >= 0).all()
     assert found.sum(-1) == pytest.approx(torch.ones(len(rows), dtype=torch.float64), abs=1e-9)
     corners = torch.eye(3, dtype=torch.float64)
@@ -141,12 +141,18 @@ def descend(base, parts_of, prompts, tokenizer):
     def run(*folders: Path, held_out: Sequence[int] = (2, 3), method: str = "linear", **options):
         adaptive = Adaptive(**{"search": "gradient", "batch": 1, "learning_rates": (0.1,), "tokens": 2} | options)
         parts = parts_of(base, [(folder, 1.0) for folder in folders])
-        model, sought = load(base), Sought()
+        model, sought = load(base), SearchTrace()
         with Mixture(model, parts, method, granularity=adaptive.granularity) as mixture:
             objective = Objective(
-                model, tokenizer, mixture, prompts, Counting(adaptive.tokens), batch_tokens=9999, gradient_tokens=9999
+                model,
+                tokenizer,
+                mixture,
+                prompts,
+                TokenSelection(adaptive.tokens),
+                batch_tokens=9999,
+                gradient_tokens=9999,
             )
-            down_the_gradient(objective, len(parts), adaptive, (0, 1), held_out, sought)
+            gradient_descent(objective, len(parts), adaptive, (0, 1), held_out, sought)
             return sought.runs, mixture.groups
 
     return run
@@ -289,7 +295,7 @@ CASES = {
 @pytest.mark.parametrize(("mark", "script", "expected"), CASES.values(), ids=CASES)
 def test_the_first_tokens_of_each_title_count(mark, script, expected):
     model = Scripted(script, 20)
-    answers = answer(model, Words(), [[5, 6], [7]], Counting(2, mark, longest=15))
+    answers = answer(model, Words(), [[5, 6], [7]], TokenSelection(2, mark, longest=15))
     counts = answers.counts.tolist()
     assert [[n for n, counted in enumerate(row) if counted] for row in counts] == [expected, expected]
     assert answers.entropies.tolist() == pytest.approx(

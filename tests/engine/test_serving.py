@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from reccocktail.engine import serving
 from reccocktail.registry import Registry
 from reccocktail.registry.errors import (
     BaseMismatchError,
@@ -33,6 +32,7 @@ from reccocktail.registry.errors import (
     UnsupportedAdapterError,
     UsageError,
 )
+from reccocktail.serving import resolve as serving
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -278,7 +278,7 @@ def test_the_folder_for_peft_is_made_whole_and_takes_nobodys_place(
 
 def test_nothing_but_vllm_imports_its_plugin() -> None:
     code = (
-        "import sys, reccocktail.cli.commands, reccocktail.engine.serving, reccocktail.engine.builds\n"
+        "import sys, reccocktail.cli.commands, reccocktail.serving.resolve, reccocktail.engine.building.planning\n"
         "print([name for name in sys.modules if 'vllm' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -340,9 +340,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         vars(module).update(values)
         monkeypatch.setitem(sys.modules, name, module)
     vars(sys.modules["vllm"])["envs"] = sys.modules["vllm.envs"]
-    monkeypatch.delitem(sys.modules, "reccocktail.engine.vllm_plugin", raising=False)
-    module = importlib.import_module("reccocktail.engine.vllm_plugin")
-    monkeypatch.delitem(sys.modules, "reccocktail.engine.vllm_plugin")
+    monkeypatch.delitem(sys.modules, "reccocktail.serving.vllm_plugin", raising=False)
+    module = importlib.import_module("reccocktail.serving.vllm_plugin")
+    monkeypatch.delitem(sys.modules, "reccocktail.serving.vllm_plugin")
     return module
 
 

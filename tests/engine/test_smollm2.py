@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from reccocktail.engine.gguf import dequantise, find_in_package
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from reccocktail.engine import standalone
-from reccocktail.engine.builds import request
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.planning import request
+from reccocktail.engine.merging import standalone
+from reccocktail.engine.merging.standalone import WeightedFolder, folder_digest, merge_folders, weigh
 from reccocktail.engine.recipes import Recipe, load_recipe
-from reccocktail.engine.running import run
-from reccocktail.engine.standalone import WeightedFolder, folder_digest, merge_folders, weigh
 from reccocktail.registry.errors import BaseMismatchError, ConflictError, InvalidArtifactError, UsageError
 from safetensors.torch import load_file
 
@@ -175,7 +175,7 @@ def test_a_merge_that_was_interrupted_before_a_shard_was_finished_leaves_no_fold
 
 
 def test_papers_that_cannot_be_written_leave_no_folder_behind(base, adapters, out, monkeypatch):
-    monkeypatch.setattr(standalone, "write_papers", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(standalone, "write_metadata", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         merge_folders(base, adapters, out, **PLAIN)
     assert not list(out.parent.iterdir())

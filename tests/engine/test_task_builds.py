@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.cli.app import main
-from reccocktail.engine.builds import request
+from reccocktail.cli.main import main
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import MergeError
 from reccocktail.engine.recipes import load_recipe
-from reccocktail.engine.running import run
 from reccocktail.registry import Build, Registry
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from reccocktail.engine.adapting.mixture import Mixture
 from reccocktail.engine.errors import EvaluationError, MergeError
-from reccocktail.engine.merge import Mix, merge_all
-from reccocktail.engine.mixture import Mixture
+from reccocktail.engine.merging.plan import Part, Result
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.stream import Mix, merge_all
 from reccocktail.engine.models import load_model
-from reccocktail.engine.results import Part, Result
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.registry.errors import InvalidArtifactError
 from safetensors.torch import load_file, save_file

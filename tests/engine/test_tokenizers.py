@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from reccocktail.engine.errors import MergeError
-from reccocktail.engine.results import MergeReport
-from reccocktail.engine.standalone import WeightedFolder, folder_digest, merge_folders
+from reccocktail.engine.merging.plan import MergeReport
+from reccocktail.engine.merging.standalone import WeightedFolder, folder_digest, merge_folders
 from reccocktail.registry import Registry, Settings
-from reccocktail.registry.allowlist import adapter_files
+from reccocktail.registry.artifacts.allowlist import adapter_files
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from reccocktail.engine import results
 from reccocktail.engine.errors import MergeError
-from reccocktail.engine.loadable import expect_loadable
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging import plan as results
+from reccocktail.engine.merging.loadable import expect_loadable
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_base
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -149,7 +149,7 @@ def test_the_head_has_the_name_of_the_layout_that_it_is_in(tied: bool, current: 
 @pytest.mark.filterwarnings("ignore")
 def test_a_vocabulary_that_the_config_leaves_to_its_default_grows_in_the_text_model(tmp_path: Path) -> None:
     content = {"architectures": ["X"], "text_config": {"hidden_size": 8}}
-    from reccocktail.engine.checkpoint import changed_config
+    from reccocktail.engine.merging.checkpoint import changed_config
 
     assert changed_config(content, {"vocab_size": 9})["text_config"] == {"hidden_size": 8, "vocab_size": 9}
     assert "vocab_size" not in content["text_config"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.engine.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config

@@ -17,15 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reccocktail.engine import on_ray as placing_on_ray
-from reccocktail.engine import workers
-from reccocktail.engine.builds import request, standing
-from reccocktail.engine.counters import Counters
-from reccocktail.engine.needs import Needs
-from reccocktail.engine.on_ray import on_ray
+from reccocktail.engine.building import ray_executor as placing_on_ray
+from reccocktail.engine.building import workers
+from reccocktail.engine.building.execution import BuildOutcome
+from reccocktail.engine.building.freshness import freshness_of
+from reccocktail.engine.building.planning import request
+from reccocktail.engine.building.prometheus import Counters
+from reccocktail.engine.building.ray_executor import on_ray
+from reccocktail.engine.building.resources import Needs
+from reccocktail.engine.building.workers import WorkerEvent, inline, processes, stopped_by_signals
 from reccocktail.engine.recipes import Recipe
-from reccocktail.engine.running import Ended
-from reccocktail.engine.workers import Happening, inline, processes, stopped_by_signals
 from reccocktail.registry import Build, Registry
 from reccocktail.registry.errors import StoreError, UnavailableError, UsageError
 
@@ -67,7 +68,7 @@ def share(ingredient: float) -> Recipe:
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_every_waiting_build_is_carried_out_once(executor, address, stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(5)]
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
     ended = serve(executor, address, stocked, once=True, tell=told.append)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
@@ -85,7 +86,7 @@ def test_a_build_that_cannot_succeed_fails_and_the_others_do_not(executor, addre
         stocked, "skin-care", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)})
     ).build  # the base has two layers
     good = request(stocked, "skin-care", share(0.5)).build
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
     ended = {build.id: build.status for build in serve(executor, address, stocked, once=True, tell=told.append)}
     assert ended == {bad.id: "failed", good.id: "succeeded"}
     (failed,) = [happening for happening in told if happening.what == "failed"]
@@ -107,24 +108,24 @@ def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked
 def test_watching_builds_what_moved(executor, address, stocked, base, make_adapter, monkeypatch):
     monkeypatch.setattr(workers, "WATCH_SECONDS", 0.5)
     stocked.domains.add("skin-care", recipe="average")
-    assert standing(stocked, "skin-care").state == "unbuilt"
+    assert freshness_of(stocked, "skin-care").state == "unbuilt"
     assert [b.domain for b in serve(executor, address, stocked, once=True, watch=True)] == ["skin-care"]
-    assert standing(stocked, "skin-care").state == "fresh"
+    assert freshness_of(stocked, "skin-care").state == "fresh"
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 9), base=row, role="ingredient", domain="skin-care")
-    assert standing(stocked, "skin-care").state == "stale"
-    told: list[Happening] = []
+    assert freshness_of(stocked, "skin-care").state == "stale"
+    told: list[WorkerEvent] = []
     serve(executor, address, stocked, once=True, watch=True, tell=told.append)
-    assert standing(stocked, "skin-care").state == "fresh"
+    assert freshness_of(stocked, "skin-care").state == "fresh"
     assert str(told[0]).endswith("of skin-care requested: ingredient skin-care@v1 → skin-care@v2")
 
 
 def test_a_worker_process_that_is_killed_is_replaced_and_its_build_made_by_another(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(4)]
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
     killed: list[int] = []
 
-    def kill_the_first(happening: Happening) -> None:
+    def kill_the_first(happening: WorkerEvent) -> None:
         told.append(happening)
         if happening.what == "begins" and not killed:
             killed.append(int(happening.worker.split(":")[-2]))
@@ -152,9 +153,9 @@ def test_processes_that_die_at_once_are_not_started_for_ever(stocked, monkeypatc
 
 def test_being_stopped_gives_builds_back(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
 
-    def stop(happening: Happening) -> None:
+    def stop(happening: WorkerEvent) -> None:
         told.append(happening)
         if [each.what for each in told].count("begins") == 1 and happening.what == "begins":
             threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
@@ -186,9 +187,9 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
         "cancelled": request(stocked, "cancelled", share(0.25)).build,
     }
     alone = request(stocked, "good", share(0.75)).build
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
 
-    def cancel(happening: Happening) -> None:
+    def cancel(happening: WorkerEvent) -> None:
         told.append(happening)
         if happening.what == "begins" and happening.domain == "cancelled":
             stocked.builds.cancel(asked["cancelled"].id)
@@ -213,13 +214,13 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
 
 def test_every_worker_takes_its_share_and_what_was_lost_goes_alone(stocked):
     asked = [request(stocked, "skin-care", share(n / 20)).build.id for n in range(10)]
-    first = stocked.builds.claim_together("one", 8, beside=4)
+    first = stocked.builds.claim_batch("one", 8, num_workers=4)
     assert [build.id for build in first] == asked[:3]  # a quarter of ten, rounded up
     stocked.builds.free("one", "it died")
-    assert [build.id for build in stocked.builds.claim_together("two", 8)] == asked[:1]
-    assert [build.id for build in stocked.builds.claim_together("three", 8)] == asked[1:2]
-    assert [build.attempts for build in stocked.builds.claim_together("four", 8)] == [2]
-    assert [build.id for build in stocked.builds.claim_together("five", 8)] == asked[3:]
+    assert [build.id for build in stocked.builds.claim_batch("two", 8)] == asked[:1]
+    assert [build.id for build in stocked.builds.claim_batch("three", 8)] == asked[1:2]
+    assert [build.attempts for build in stocked.builds.claim_batch("four", 8)] == [2]
+    assert [build.id for build in stocked.builds.claim_batch("five", 8)] == asked[3:]
 
 
 def test_a_worker_is_freed_by_its_token_and_by_no_other(stocked):
@@ -233,7 +234,7 @@ def test_a_worker_is_freed_by_its_token_and_by_no_other(stocked):
 def test_a_database_that_is_away_for_a_while_is_waited_for(stocked, monkeypatch):
     asked = request(stocked, "skin-care", share(0.5)).build
     monkeypatch.setattr(workers, "AWAY_SECONDS", 0.01)
-    failures = {"claim_together": 3, "succeed": 2}
+    failures = {"claim_batch": 3, "succeed": 2}
     for name in failures:
         real = getattr(stocked.builds, name)
 
@@ -244,7 +245,7 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(stocked, monkeypatch)
             return real(*arguments, **options)
 
         monkeypatch.setattr(stocked.builds, name, shaky)
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
     ended = inline(stocked, device="cpu", once=True, tell=told.append)
     assert [(build.id, build.status, build.attempts) for build in ended] == [(asked.id, "succeeded", 1)]
     assert [happening.what for happening in told] == ["waiting", "back", "begins", "succeeded"]
@@ -275,7 +276,7 @@ def test_one_who_has_no_patience_left_says_so(stocked, monkeypatch):
     def away(*_: object, **__: object) -> None:
         raise UnavailableError("nobody answers")
 
-    monkeypatch.setattr(stocked.builds, "claim_together", away)
+    monkeypatch.setattr(stocked.builds, "claim_batch", away)
     with pytest.raises(UnavailableError, match="nobody answers"):
         inline(stocked, device="cpu", once=True)
 
@@ -312,7 +313,7 @@ def test_counters_tell_prometheus_what_happened(stocked):
 
 @pytest.mark.parametrize(("total", "again"), [(10**4, False), (10**15, True)])
 def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_begins(total, again, stocked, monkeypatch):
-    from reccocktail.engine import memory
+    from reccocktail.engine.adapting import memory
 
     monkeypatch.setattr(memory, "available", lambda device: 10_000)
     monkeypatch.setattr(memory, "total", lambda: total)
@@ -331,8 +332,8 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
     file.write_text("coefficients: {spirit: [0.1, 0.2, 0.3], ingredient: 1.0}\n")  # the base has two layers
     stocked.domains.add("skin-care", recipe=str(file))
     monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
-    told: list[Happening] = []
-    watch = workers.Watch(stocked, True, told.append)
+    told: list[WorkerEvent] = []
+    watch = workers.StaleBuildPoller(stocked, True, told.append)
     for _ in range(3):
         watch.look()
         inline(stocked, device="cpu", once=True)
@@ -347,20 +348,20 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
 
 def test_watching_goes_on_where_the_store_does_not_answer(stocked, monkeypatch):
     monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
 
     def away() -> set[str]:
         raise StoreError("the bucket does not answer")
 
-    monkeypatch.setattr(workers, "standings", lambda registry: away())
-    workers.Watch(stocked, True, told.append).look()
+    monkeypatch.setattr(workers, "freshness_by_domain", lambda registry: away())
+    workers.StaleBuildPoller(stocked, True, told.append).look()
     assert str(told[0]) == "blocked: what is stale cannot be told now: the bucket does not answer"
 
 
 def test_who_listens_is_nothing_to_the_builds(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
 
-    def deaf(happening: Happening) -> None:
+    def deaf(happening: WorkerEvent) -> None:
         if happening.what in ("says", "succeeded"):
             raise BrokenPipeError("nobody listens any more")
 
@@ -372,7 +373,7 @@ def test_who_listens_is_nothing_to_the_builds(stocked):
 def test_what_was_claimed_and_not_begun_is_given_back(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
 
-    def stopped(happening: Happening) -> None:
+    def stopped(happening: WorkerEvent) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -404,7 +405,7 @@ def test_worker_processes_end_with_the_one_that_started_them(stocked):
 def test_a_build_that_another_worker_has_by_now_is_told_as_lost(stocked):
     asked = request(stocked, "skin-care", share(0.5)).build
     row = stocked.builds.claim("another", build_id=asked.id)
-    said = Happening.of(Ended(row, RuntimeError("it is not mine")), "me")
+    said = WorkerEvent.of(BuildOutcome(row, RuntimeError("it is not mine")), "me")
     assert str(said) == f"build {asked.id} of skin-care lost: another has it now"
 
 
@@ -412,9 +413,9 @@ def test_a_happening_goes_through_json_unharmed():
     import json
     from datetime import datetime
 
-    happening = Happening("failed", "66", "skin-care", "no: space\nleft")
+    happening = WorkerEvent("failed", "66", "skin-care", "no: space\nleft")
     said = json.loads(json.dumps(happening.to_json()))
-    assert Happening(**said | {"at": datetime.fromisoformat(said["at"])}) == happening
+    assert WorkerEvent(**said | {"at": datetime.fromisoformat(said["at"])}) == happening
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------
@@ -424,7 +425,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def process_of(happening: Happening) -> int:
+def process_of(happening: WorkerEvent) -> int:
     return int(happening.worker.split(":")[1])
 
 
@@ -433,7 +434,7 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(6)]
     nodes: set[int] = set()
 
-    def note(happening: Happening) -> None:
+    def note(happening: WorkerEvent) -> None:
         if happening.what in ("begins", "succeeded"):
             nodes.add(parent(process_of(happening)))
 
@@ -446,9 +447,9 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
 @pytest.mark.ray
 def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
-    told: list[Happening] = []
+    told: list[WorkerEvent] = []
 
-    def kill_the_first(happening: Happening) -> None:
+    def kill_the_first(happening: WorkerEvent) -> None:
         told.append(happening)
         if happening.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
             os.kill(process_of(happening), signal.SIGKILL)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from reccocktail.registry import Adapter, Base, Registry, Settings, database
+from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry.database import migrate
 
 HIDDEN, OUT = 8, 6
 MODULES = {f"model.layers.{layer}.self_attn.{name}": (OUT, HIDDEN) for layer in (0, 1) for name in ("q_proj", "v_proj")}
@@ -107,7 +108,7 @@ def make_adapter(
 def migrated(postgres: Any) -> str:
     """A database with our tables, to be copied."""
     name = postgres.create()
-    database.upgrade(postgres.url(name))
+    migrate.upgrade(postgres.url(name))
     return name
 
 

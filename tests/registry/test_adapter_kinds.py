@@ -15,11 +15,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from reccocktail.registry import Registry, Settings
+from reccocktail.registry.artifacts.facts import AdapterFacts
+from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.lora import LoraModule
+from reccocktail.registry.artifacts.safetensors import read_header
+from reccocktail.registry.artifacts.tensor_names import Place
 from reccocktail.registry.errors import InvalidArtifactError, UnsupportedAdapterError
-from reccocktail.registry.headers import read_header
-from reccocktail.registry.inspect import AdapterFacts, inspect_adapter, inspect_base
-from reccocktail.registry.lora import LoraModule
-from reccocktail.registry.naming import Place
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -431,7 +432,7 @@ def test_every_option_of_the_installed_peft_is_honoured_without_effect_or_refuse
     """A new field of LoraConfig has to be looked at before an adapter that uses it is taken."""
     from dataclasses import fields
 
-    from reccocktail.registry.lora import LoraConfig as Ours
+    from reccocktail.registry.artifacts.lora import LoraConfig as Ours
 
     known = {
         "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",

@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from reccocktail.registry import Base, Registry, Settings
+from reccocktail.registry.artifacts.inspect import inspect_adapter
+from reccocktail.registry.artifacts.safetensors import HEADER_LIMIT, NAME_LIMIT
 from reccocktail.registry.errors import (
     BaseMismatchError,
     InvalidArtifactError,
@@ -26,8 +28,6 @@ from reccocktail.registry.errors import (
     UnsupportedAdapterError,
 )
 from reccocktail.registry.filenames import check_file_name, check_file_names
-from reccocktail.registry.headers import HEADER_LIMIT, NAME_LIMIT
-from reccocktail.registry.inspect import inspect_adapter
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
 
@@ -704,7 +704,7 @@ def test_the_largest_header_that_is_read_takes_bounded_time_and_memory(
         "import re, resource, sys\n"
         "from pathlib import Path\n"
         "from reccocktail.registry.errors import InvalidArtifactError\n"
-        "from reccocktail.registry.headers import read_header\n"
+        "from reccocktail.registry.artifacts.safetensors import read_header\n"
         "try:\n    read_header(sys.argv[1])\n"
         "except InvalidArtifactError:\n    pass\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"

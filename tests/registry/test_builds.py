@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Base, Build, Registry
-from reccocktail.registry.builds import MAX_ATTEMPTS
+from reccocktail.registry.catalog.builds import MAX_ATTEMPTS
 from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError, UsageError
 
 

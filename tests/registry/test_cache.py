@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import bucket as buckets
-from reccocktail.registry import cache as caches
+from reccocktail.registry import Store
 from reccocktail.registry.errors import StoreError
-from reccocktail.registry.locks import FileLock
-from reccocktail.registry.pins import Pins
-from reccocktail.registry.store import Store
-from reccocktail.registry.trees import StoredTree
+from reccocktail.registry.store import bucket as buckets
+from reccocktail.registry.store import cache as caches
+from reccocktail.registry.store import create_store, open_store
+from reccocktail.registry.store.locks import FileLock
+from reccocktail.registry.store.pins import Pins
+from reccocktail.registry.store.trees import StoredTree
 
 from .s3 import keys, serve
 
@@ -39,9 +40,9 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from reccocktail.registry import bucket
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import create_store, open_store
 
-store = Store.open(sys.argv[1], cache=Path(sys.argv[2]), cache_limit=int(sys.argv[3]))
+store = open_store(sys.argv[1], cache=Path(sys.argv[2]), cache_limit=int(sys.argv[3]))
 store.digests()  # loads the driver
 words = sys.argv[4:]
 
@@ -69,7 +70,7 @@ def origin(server: Any, tmp_path: Path) -> Store:
     """Another machine, which has put in what is fetched here."""
     for key in keys(server):
         server.delete_object(Bucket="shop", Key=key)
-    return Store.create(URL, cache=tmp_path / "origin")
+    return create_store(URL, cache=tmp_path / "origin")
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def here(origin: Store, place: Path) -> Callable[..., Store]:
     """(limit): the store as opened on this machine."""
-    return lambda limit=0: Store.open(URL, cache=place, cache_limit=limit)
+    return lambda limit=0: open_store(URL, cache=place, cache_limit=limit)
 
 
 @contextmanager

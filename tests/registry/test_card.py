@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from reccocktail.registry.card import (
+from reccocktail.engine.merging.card import (
     CardAdaptation,
     CardData,
     CardEvaluation,
@@ -311,7 +311,7 @@ def test_what_is_not_known_of_the_licence_is_said():
     ],
 )
 def test_a_template_of_ones_own_is_bounded_and_named(tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr("reccocktail.registry.card.SECONDS", 1)
+    monkeypatch.setattr("reccocktail.engine.merging.card.SECONDS", 1)
     (template := tmp_path / "mine.jinja").write_text(text)
     with pytest.raises(UsageError, match=rf"mine\.jinja.*{said}"):
         render_card(FACTS, template)

@@ -15,9 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from reccocktail.registry import Adapter, Base, Registry, Settings, database, rules
+from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry.database import connection as database
+from reccocktail.registry.database import migrate
+from reccocktail.registry.database import triggers as rules
+from reccocktail.registry.database.tables import BaseModelRow, Table
 from reccocktail.registry.errors import ConflictError, DatabaseError, UnavailableError, UsageError
-from reccocktail.registry.tables import BaseModelRow, Table
 from sqlalchemy import create_engine, inspect
 
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -100,21 +103,21 @@ def made_from_mappings(url: str, request: pytest.FixtureRequest, folder: Path) -
 def test_migrating_gives_the_very_tables_of_the_mappings(
     url: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     assert schema(url) == schema(made_from_mappings(url, request, tmp_path))
-    assert database.check(url) == database.current(url) == HEAD
+    assert migrate.check(url) == migrate.current(url) == HEAD
 
 
 def test_upgrading_twice_changes_nothing(url: str) -> None:
-    assert database.upgrade(url) == HEAD
+    assert migrate.upgrade(url) == HEAD
     before = schema(url)
-    assert database.upgrade(url) == HEAD
+    assert migrate.upgrade(url) == HEAD
     assert schema(url) == before
 
 
 def test_upgrading_from_all_sides_at_once_does_it_once(url: str, tmp_path: Path) -> None:
     load(url, SCHEMAS / f"0001.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
-    script = "import sys; from reccocktail.registry import database; print(database.upgrade(sys.argv[1]))"
+    script = "import sys; from reccocktail.registry import database; print(migrate.upgrade(sys.argv[1]))"
     processes = [
         subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -122,7 +125,7 @@ def test_upgrading_from_all_sides_at_once_does_it_once(url: str, tmp_path: Path)
     for process in processes:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, f"{HEAD}\n"), err
-    assert database.check(url) == HEAD
+    assert migrate.check(url) == HEAD
     assert run_sql(url, "SELECT count(*) FROM adapter_metrics") == [(3,)]
 
 
@@ -131,7 +134,7 @@ def test_two_upgrades_in_one_process_do_it_once(url: str) -> None:
 
     def upgrade(_: int) -> str:
         start.wait()
-        return database.upgrade(url)
+        return migrate.upgrade(url)
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(upgrade, range(4))) == [HEAD] * 4
@@ -170,21 +173,21 @@ ONLY_SQLITE = {
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("statement", ONLY_POSTGRESQL.values(), ids=ONLY_POSTGRESQL.keys())
 def test_what_alembic_does_not_compare_is_found_on_postgresql(url: str, statement: str) -> None:
-    database.upgrade(url)
-    assert database.check(url) == HEAD
+    migrate.upgrade(url)
+    assert migrate.check(url) == HEAD
     run_sql(url, statement)
     with pytest.raises(DatabaseError, match="differs from its revision"):
-        database.check(url)
+        migrate.check(url)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("statement", ONLY_SQLITE.values(), ids=ONLY_SQLITE.keys())
 def test_what_alembic_does_not_compare_is_found_on_sqlite(url: str, statement: str) -> None:
-    database.upgrade(url)
-    assert database.check(url) == HEAD
+    migrate.upgrade(url)
+    assert migrate.check(url) == HEAD
     run_sql(url, "PRAGMA writable_schema = ON", *statement.split("; "))
     with pytest.raises(DatabaseError, match="differs from its revision"):
-        database.check(url)
+        migrate.check(url)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
@@ -195,9 +198,9 @@ def test_what_others_keep_in_the_same_schema_is_left_alone(url: str) -> None:
         "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
         'CREATE TRIGGER "Order_audit" AFTER INSERT ON "Order" FOR EACH ROW EXECUTE FUNCTION audit()',
     )
-    database.upgrade(url)
-    database.downgrade(url, "0001", allow_loss=True)
-    database.upgrade(url)
+    migrate.upgrade(url)
+    migrate.downgrade(url, "0001", allow_loss=True)
+    migrate.upgrade(url)
     assert run_sql(url, "SELECT tgname FROM pg_trigger WHERE tgname = 'Order_audit'") == [("Order_audit",)]
 
 
@@ -205,56 +208,56 @@ def test_what_others_keep_in_the_same_schema_is_left_alone(url: str) -> None:
 def test_a_schema_of_our_own_is_the_urls_to_name(url: str) -> None:
     run_sql(url, "CREATE SCHEMA reg")
     ours = f"{url}&options=-csearch_path%3Dreg"
-    database.upgrade(ours)
-    assert database.check(ours) == HEAD
-    assert database.current(url) is None
+    migrate.upgrade(ours)
+    assert migrate.check(ours) == HEAD
+    assert migrate.current(url) is None
     assert run_sql(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'reg'")[0][0] > 10
 
 
 @pytest.mark.parametrize("statement", DRIFTS.values(), ids=DRIFTS.keys())
 def test_a_table_that_differs_from_its_revision_is_found(url: str, statement: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     run_sql(url, statement)
     with pytest.raises(DatabaseError, match="differs from its revision"):
-        database.check(url)
+        migrate.check(url)
 
 
 def test_a_rule_that_is_missing_altered_or_foreign_is_found(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     sqlite = url.startswith("sqlite")
     on, restore = ("", "") if sqlite else (" ON events", "")
     body = "BEGIN SELECT 1; END" if sqlite else "FOR EACH ROW EXECUTE FUNCTION reccocktail_refuse('x')"
     run_sql(url, f"DROP TRIGGER events_stay{on}{restore}")
     with pytest.raises(DatabaseError, match="the rule events_stay is missing"):
-        database.check(url)
+        migrate.check(url)
     run_sql(url, f"CREATE TRIGGER events_stay BEFORE DELETE ON events {body}")
     with pytest.raises(DatabaseError, match="the rule events_stay was altered"):
-        database.check(url)
+        migrate.check(url)
     run_sql(url, f"CREATE TRIGGER more BEFORE DELETE ON events {body}")
     with pytest.raises(DatabaseError, match="the rule more is not one of ours") as caught:
-        database.check(url)
+        migrate.check(url)
     assert "(and 1 more)" in str(caught.value)
     assert "operations.md" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 def test_a_rule_that_is_switched_off_is_found(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     run_sql(url, "ALTER TABLE events DISABLE TRIGGER events_stay")
     with pytest.raises(DatabaseError, match="the rule events_stay was altered"):
-        database.check(url)
+        migrate.check(url)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 def test_a_rules_function_that_was_rewritten_is_found(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     run_sql(
         url,
         "CREATE OR REPLACE FUNCTION reccocktail_refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RETURN NEW; END $$",
     )
     with pytest.raises(DatabaseError, match="the rule reccocktail_refuse was altered"):
-        database.check(url)
+        migrate.check(url)
 
 
 # --- released schemas, with data in them
@@ -264,7 +267,7 @@ def test_a_rules_function_that_was_rewritten_is_found(url: str) -> None:
 def released(request: pytest.FixtureRequest, url: str) -> str:
     """The URL of a database as an earlier version left it."""
     load(url, SCHEMAS / f"{request.param}.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
-    assert database.current(url) == request.param
+    assert migrate.current(url) == request.param
     return url
 
 
@@ -276,7 +279,7 @@ def opened(url: str, folder: Path) -> Registry:
 
 def test_a_released_schema_is_refused_until_it_is_upgraded(released: str) -> None:
     with pytest.raises(DatabaseError, match=f"is at revision 0001, but this version needs {HEAD}") as caught:
-        database.require_head(released)
+        migrate.require_head(released)
     assert caught.value.hint == "run `reccocktail db upgrade`"
 
 
@@ -285,8 +288,8 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
     before = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
     numbers = run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id")
     kinds = run_sql(released, "SELECT id, kind, subject, created_at, created_by FROM events ORDER BY id")
-    database.upgrade(released)
-    assert database.check(released) == HEAD
+    migrate.upgrade(released)
+    assert migrate.check(released) == HEAD
     after = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
     after["builds"] = [row[:-3] for row in after["builds"]]  # without the columns that were added
     after["publications"] = [row[:-3] for row in after["publications"]]
@@ -348,8 +351,8 @@ def test_what_the_first_schema_took_by_hand_is_upgraded_too(url: str, tmp_path: 
         WHERE id = (SELECT min(id) FROM adapters)""",
     )
     count = run_sql(url, "SELECT count(*) FROM events")[0][0]
-    database.upgrade(url)
-    assert database.check(url) == HEAD
+    migrate.upgrade(url)
+    assert migrate.check(url) == HEAD
     with opened(url, tmp_path) as registry:
         assert registry.adapters.resolve("beauty@champion").ref == "beauty@v3"
         assert registry.adapters.resolve("beauty@by-hand").ref == "beauty@v3"
@@ -369,9 +372,9 @@ def test_an_upgrade_that_fails_leaves_the_schema_it_found(released: str, monkeyp
 
     monkeypatch.setattr(rules, "install", fail)
     with pytest.raises(OSError, match="no space left"):
-        database.upgrade(released)
+        migrate.upgrade(released)
     assert schema(released) == before
-    assert database.current(released) == "0001"
+    assert migrate.current(released) == "0001"
 
 
 # --- going back
@@ -390,11 +393,11 @@ def test_going_back_one_schema_keeps_what_the_older_one_knows(
     before = schema(url)
     events = registry.events.list()
     registry.close()
-    assert database.downgrade(url, "0001", allow_loss=True) == "0001"
-    assert database.current(url) == "0001"
+    assert migrate.downgrade(url, "0001", allow_loss=True) == "0001"
+    assert migrate.current(url) == "0001"
     with pytest.raises(DatabaseError, match="is at revision 0001"):
         Registry.open(registry.settings)
-    database.upgrade(url)
+    migrate.upgrade(url)
     assert schema(url) == before
     with Registry.open(registry.settings) as again:
         assert again.adapters.resolve("beauty").ref == "beauty@v1"
@@ -404,44 +407,44 @@ def test_going_back_one_schema_keeps_what_the_older_one_knows(
 
 
 def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     with pytest.raises(
         UsageError,
         match=r"loses data: 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
     ) as caught:
-        database.downgrade(url, "base")
+        migrate.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
-    assert database.check(url) == HEAD
-    database.downgrade(url, "base", allow_loss=True)
-    assert database.current(url) is None
-    database.upgrade(url)
-    assert database.check(url) == HEAD
+    assert migrate.check(url) == HEAD
+    migrate.downgrade(url, "base", allow_loss=True)
+    assert migrate.current(url) is None
+    migrate.upgrade(url)
+    assert migrate.check(url) == HEAD
 
 
 def test_going_back_goes_on_from_an_older_revision(url: str) -> None:
-    database.upgrade(url)
-    database.downgrade(url, "0001", allow_loss=True)
+    migrate.upgrade(url)
+    migrate.downgrade(url, "0001", allow_loss=True)
     with pytest.raises(UsageError, match=f"is at revision 0001, and {HEAD} is newer"):
-        database.downgrade(url, HEAD)
-    assert database.downgrade(url, "0001", allow_loss=True) == "0001"
-    database.downgrade(url, "base", allow_loss=True)
+        migrate.downgrade(url, HEAD)
+    assert migrate.downgrade(url, "0001", allow_loss=True) == "0001"
+    migrate.downgrade(url, "base", allow_loss=True)
     with pytest.raises(DatabaseError, match="has no tables yet"):
-        database.downgrade(url, "0001", allow_loss=True)
+        migrate.downgrade(url, "0001", allow_loss=True)
 
 
 def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
-        database.downgrade(url, "7")
+        migrate.downgrade(url, "7")
     assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:
-    assert database._revisions() == [script.revision for script in database._scripts().walk_revisions()][::-1]
+    assert migrate._revisions() == [script.revision for script in migrate._scripts().walk_revisions()][::-1]
 
 
 def test_every_migration_says_what_going_back_loses() -> None:
-    for script in database._scripts().walk_revisions():
+    for script in migrate._scripts().walk_revisions():
         assert script.module.LOSES is None or len(script.module.LOSES) > 10
 
 
@@ -459,14 +462,14 @@ def test_a_newer_database_is_refused_with_both_revisions(registry: Registry) -> 
 def test_an_empty_database_is_not_migrated_by_opening_it(url: str) -> None:
     if url.startswith("sqlite"):
         Path(url.removeprefix("sqlite:///")).touch()
-    assert database.current(url) is None
+    assert migrate.current(url) is None
     with pytest.raises(DatabaseError, match="has no tables yet") as caught:
-        database.check(url)
+        migrate.check(url)
     assert caught.value.hint == "run `reccocktail init`"
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(url: str) -> None:
-    database.upgrade(url)
+    migrate.upgrade(url)
     place = database.Database(url)
     row = {"source": "s", "digest": "d", "architecture": "a", "dtype": "F32", "parameters": 1, "bytes": 1}
 
@@ -490,18 +493,18 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_database_that_is_not_there_is_not_made_by_looking(file: Path) -> None:
     with pytest.raises(DatabaseError, match="there is no database"):
-        database.current(f"sqlite:///{file}")
+        migrate.current(f"sqlite:///{file}")
     assert not file.exists()
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=f"{tmp_path}/none"):
-        database.upgrade(f"sqlite:///{tmp_path}/none/r.sqlite")
+        migrate.upgrade(f"sqlite:///{tmp_path}/none/r.sqlite")
 
 
 def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
     file.write_bytes(b"not a database" * 100)
-    for attempt in (database.current, database.upgrade):
+    for attempt in (migrate.current, migrate.upgrade):
         with pytest.raises(DatabaseError, match="not a database") as caught:
             attempt(f"sqlite:///{file}")
         assert "move the file away" in (caught.value.hint or "")
@@ -509,7 +512,7 @@ def test_a_file_that_is_no_database_is_refused(file: Path) -> None:
 
 def test_a_server_that_is_not_there_is_named_and_its_password_is_not(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=r"postgresql://ann:\*\*\*@") as caught:
-        database.current(f"postgresql://ann:S3CRET@/r?host={tmp_path}")
+        migrate.current(f"postgresql://ann:S3CRET@/r?host={tmp_path}")
     assert "S3CRET" not in str(caught.value)
     assert caught.value.__cause__ is not None
 
@@ -517,18 +520,18 @@ def test_a_server_that_is_not_there_is_named_and_its_password_is_not(tmp_path: P
 @pytest.mark.parametrize("bad", ["", "nonsense", "postgresql+nosuch://x"])
 def test_a_url_that_cannot_be_used_is_refused(bad: str) -> None:
     with pytest.raises(DatabaseError, match="cannot be used as a database URL"):
-        database.current(bad)
+        migrate.current(bad)
 
 
 @pytest.mark.parametrize("url", ["mysql://ann@db/r", "nosuch://x"])
 def test_a_database_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(DatabaseError, match=f"{url.partition(':')[0]} is not supported"):
-        database.current(url)
+        migrate.current(url)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_database_that_would_keep_nothing_is_refused(url: str) -> None:
-    for attempt in (database.current, database.upgrade):
+    for attempt in (migrate.current, migrate.upgrade):
         with pytest.raises(DatabaseError, match="keeps nothing"):
             attempt(url)
 
@@ -542,22 +545,22 @@ def test_a_database_that_would_keep_nothing_is_refused(url: str) -> None:
 )  # fmt: skip
 def test_no_part_of_a_password_is_shown_however_the_url_is_broken(url: str) -> None:
     with pytest.raises(DatabaseError) as caught:
-        database.current(url)
+        migrate.current(url)
     assert "S3CRET" not in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_password_in_the_url_is_never_shown() -> None:
     with pytest.raises(DatabaseError) as caught:
-        database.current("nosuch://ann:S3CRET@db/r")
+        migrate.current("nosuch://ann:S3CRET@db/r")
     assert "S3CRET" not in str(caught.value)
 
 
 def test_the_older_name_of_postgresql_urls_is_understood(postgres: Any) -> None:
-    assert database.current(postgres.url().replace("postgresql://", "postgres://")) is None
+    assert migrate.current(postgres.url().replace("postgresql://", "postgres://")) is None
 
 
 def test_sqlite_is_set_up_for_many_processes(file: Path) -> None:
-    database.upgrade(f"sqlite:///{file}")
+    migrate.upgrade(f"sqlite:///{file}")
     place = database.Database(f"sqlite:///{file}")
     with place.reading() as session:
         pragmas = [
@@ -570,7 +573,7 @@ def test_sqlite_is_set_up_for_many_processes(file: Path) -> None:
 
 def test_sqlites_writers_stand_in_line(file: Path) -> None:
     """A writer that waits longer than SQLite would, or than it sleeps, gets its turn when the one before it is done."""
-    database.upgrade(f"sqlite:///{file}")
+    migrate.upgrade(f"sqlite:///{file}")
     place = database.Database(f"sqlite:///{file}")
     order: list[str] = []
     first, done = Event(), Event()
@@ -603,7 +606,7 @@ def test_sqlites_writers_stand_in_line(file: Path) -> None:
 
 
 def test_a_writer_that_never_ends_is_waited_for_only_so_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database.upgrade(f"sqlite:///{file}")
+    migrate.upgrade(f"sqlite:///{file}")
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     one, two = (database.Database(f"sqlite:///{file}") for _ in range(2))
     impatient = pytest.raises(
@@ -621,7 +624,7 @@ def test_a_writer_that_never_ends_is_waited_for_only_so_long(file: Path, monkeyp
 def test_a_process_forked_in_the_middle_of_a_write_keeps_nobody_waiting(file: Path) -> None:
     script = """
 import os, sys, time
-from reccocktail.registry.database import Database
+from reccocktail.registry.database.connection import Database
 place = Database(sys.argv[1])
 with place.writing() as session:
     session.connection()
@@ -635,7 +638,7 @@ with Database(sys.argv[1]).writing() as session:
 print(time.monotonic() - started < 5)
 os.kill(child, 9)
 """
-    database.upgrade(f"sqlite:///{file}")
+    migrate.upgrade(f"sqlite:///{file}")
     done = subprocess.run(
         [sys.executable, "-c", script, f"sqlite:///{file}"], capture_output=True, text=True, timeout=50, check=True
     )

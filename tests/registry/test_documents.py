@@ -12,14 +12,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reccocktail.registry.documents import (
-    parse_mapping,
-    parse_value,
-    parse_written,
-    read_object,
-    regular_bytes,
-)
 from reccocktail.registry.errors import InvalidArtifactError
+from reccocktail.registry.strict_json import parse_mapping, parse_value, parse_written, read_object, regular_bytes
 from reccocktail.registry.strict_yaml import parse_yaml
 from reccocktail.tasks.documents import read_yaml
 

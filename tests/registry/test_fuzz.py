@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reccocktail.registry.artifacts.facts import AdapterFacts, BaseFacts
+from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.safetensors import BITS, read_header
 from reccocktail.registry.errors import InvalidArtifactError
-from reccocktail.registry.headers import BITS, read_header
-from reccocktail.registry.inspect import AdapterFacts, BaseFacts, inspect_adapter, inspect_base
 from safetensors import deserialize, safe_open
 
 Json = Any

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from reccocktail.registry.artifacts.safetensors import TensorInfo, read_header
 from reccocktail.registry.errors import InvalidArtifactError
-from reccocktail.registry.headers import TensorInfo, read_header
 from safetensors.numpy import save_file
 
 SOUND: dict[str, Any] = {

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from reccocktail.registry import Adapter, Base, Build, Registry, Settings
+from reccocktail.registry.catalog.filters import MetricBound
+from reccocktail.registry.catalog.references import Reference
 from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
-from reccocktail.registry.references import Reference
-from reccocktail.registry.search import MetricBound
 
 Add = Callable[..., Adapter]
 Make = Callable[..., Path]

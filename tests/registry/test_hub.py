@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
-from reccocktail.registry import hub as hub_module
+from reccocktail.publishing.upload import plan, publish
+from reccocktail.registry.artifacts import hub as hub_module
+from reccocktail.registry.artifacts.hub import HubUnreachableError, download, fetch
 from reccocktail.registry.errors import HubError, InvalidArtifactError, UsageError
-from reccocktail.registry.hub import HubUnreachableError, download, fetch
-from reccocktail.registry.publishing import plan, publish
 
 BASE = {
     "config.json": b"{}",
@@ -258,8 +258,8 @@ def test_no_request_carries_the_token_to_the_storage_host(hub):
 
 def test_a_process_that_knows_the_hub_from_its_environment_alone_shows_no_token(hub, result):
     program = (
-        "import sys; from pathlib import Path; from reccocktail.registry.hub import fetch\n"
-        "from reccocktail.registry.publishing import plan, publish\n"
+        "import sys; from pathlib import Path; from reccocktail.registry.artifacts.hub import fetch\n"
+        "from reccocktail.publishing.upload import plan, publish\n"
         "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', trailer='RecCocktail-Build: 7', tag='v1'); print(planned)\n"
         "print(publish(planned, folder, message='child')); print(fetch('cellar/beauty', revision='v1', kind='base'))\n"
         "fetch('maker/nothing', kind='base')"

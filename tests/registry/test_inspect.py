@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from reccocktail.registry.artifacts.facts import BaseFacts
+from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.patterns import NamePatterns
 from reccocktail.registry.errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
-from reccocktail.registry.inspect import BaseFacts, inspect_adapter, inspect_base
-from reccocktail.registry.lora import NamePatterns
 
 Make = Callable[..., Path]
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -255,7 +256,7 @@ def test_a_value_that_is_not_finite_is_found_in_every_dtype(
 def test_the_largest_finite_values_are_finite_and_the_bits_above_them_are_not(
     tmp_path: Path, make_adapter: Make, lora_tensors: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reccocktail.registry.inspect._SCAN_BYTES", 16)  # so that a tensor is read in pieces
+    monkeypatch.setattr("reccocktail.registry.artifacts.inspect._SCAN_BYTES", 16)  # so that a tensor is read in pieces
     width, exponent = {
         "float64": (8, 0x7FF << 52),
         "float32": (4, 0x7F8 << 20),

@@ -6,8 +6,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from reccocktail.publishing.licenses import KNOWN, Licence, known_licence, metadata, parse, strictest, texts
 from reccocktail.registry.errors import ConflictError, UsageError
-from reccocktail.registry.licences import KNOWN, Licence, known_licence, metadata, parse, strictest, texts
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,7 +112,7 @@ def test_the_text_of_a_licence_is_known_by_what_only_it_says(tmp_path, text, id_
 
 
 def test_what_is_detected_is_what_the_hub_knows():
-    from reccocktail.registry.licences import _TEXTS
+    from reccocktail.publishing.licenses import _TEXTS
 
     assert {id_ for _, id_ in _TEXTS} <= KNOWN
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import Adapter, Registry, Settings, local_store, object_store
+from reccocktail.registry import Adapter, Registry, Settings
 from reccocktail.registry.errors import StoreError
 from reccocktail.registry.registry import Missing
+from reccocktail.registry.store import local as local_store
+from reccocktail.registry.store import remote as object_store
 
 from .s3 import keys, serve
 

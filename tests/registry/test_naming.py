@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from reccocktail.registry.naming import AmbiguousNameError, Naming, Place
+from reccocktail.registry.artifacts.tensor_names import AmbiguousNameError, Place, TensorNameResolver
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -83,7 +83,9 @@ def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def assembled(naming: Naming, name: str, stored: dict[str, torch.Tensor], dimensions: int) -> torch.Tensor | None:
+def assembled(
+    naming: TensorNameResolver, name: str, stored: dict[str, torch.Tensor], dimensions: int
+) -> torch.Tensor | None:
     """The parameter put together from its places, and from nothing else."""
     if dimensions != 3:
         place = naming.place(name)
@@ -109,7 +111,7 @@ def test_every_parameter_is_where_the_loaded_model_has_it_from(kind: str, tmp_pa
     stored = load_file(tmp_path / "model.safetensors")
     model = type(MODELS[kind]()).from_pretrained(tmp_path)
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
-    naming = Naming(shapes(stored))
+    naming = TensorNameResolver(shapes(stored))
     for name, parameter in model.named_parameters():
         found = assembled(naming, name, stored, 3 if ".experts." in name or parameter.ndim == 3 else 1)
         if ".conv1d." in name:  # a true convolution, which is one tensor of three dimensions
@@ -134,7 +136,7 @@ def test_a_checkpoint_of_the_base_model_alone_lacks_the_prefix(kind: str, prefix
     }
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = type(whole).from_pretrained(tmp_path)
-    naming = Naming(shapes(stored))
+    naming = TensorNameResolver(shapes(stored))
     inner = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
     assert inner
     for name in inner:
@@ -144,18 +146,18 @@ def test_a_checkpoint_of_the_base_model_alone_lacks_the_prefix(kind: str, prefix
 
 
 def test_an_adapter_of_the_base_model_alone_is_found_in_the_checkpoint_with_a_head() -> None:
-    naming = Naming({"transformer.h.0.attn.c_attn.weight": (4, 12), "lm_head.weight": (9, 4)})
+    naming = TensorNameResolver({"transformer.h.0.attn.c_attn.weight": (4, 12), "lm_head.weight": (9, 4)})
     assert naming.place("h.0.attn.c_attn.weight") == Place("transformer.h.0.attn.c_attn.weight")
     assert naming.place("h.1.attn.c_attn.weight") is None
 
 
 def test_a_prefix_that_the_checkpoint_has_is_never_dropped() -> None:
-    naming = Naming({"model.layers.0.weight": (2, 2), "layers.1.weight": (2, 2)})
+    naming = TensorNameResolver({"model.layers.0.weight": (2, 2), "layers.1.weight": (2, 2)})
     assert naming.place("model.layers.1.weight") is None
 
 
 def test_experts_that_the_checkpoint_keeps_fused_are_found_by_their_index() -> None:
-    naming = Naming({"model.layers.0.mlp.experts.down_proj": (2, 4, 3)})
+    naming = TensorNameResolver({"model.layers.0.mlp.experts.down_proj": (2, 4, 3)})
     assert naming.expert_places("model.layers.0.mlp.experts.down_proj") == (
         Place("model.layers.0.mlp.experts.down_proj", expert=0, index=0),
         Place("model.layers.0.mlp.experts.down_proj", expert=1, index=1),
@@ -163,7 +165,9 @@ def test_experts_that_the_checkpoint_keeps_fused_are_found_by_their_index() -> N
 
 
 def test_gate_and_up_are_the_rows_of_each_expert_in_this_order() -> None:
-    naming = Naming({f"m.mlp.experts.{e}.{part}.weight": (3, 4) for e in (0, 1) for part in ("up_proj", "gate_proj")})
+    naming = TensorNameResolver(
+        {f"m.mlp.experts.{e}.{part}.weight": (3, 4) for e in (0, 1) for part in ("up_proj", "gate_proj")}
+    )
     assert naming.expert_places("m.mlp.experts.gate_up_proj") == (
         Place("m.mlp.experts.0.gate_proj.weight", expert=0, rows=(0, 3)),
         Place("m.mlp.experts.0.up_proj.weight", expert=0, rows=(3, 6)),
@@ -173,7 +177,7 @@ def test_gate_and_up_are_the_rows_of_each_expert_in_this_order() -> None:
 
 
 def test_half_an_expert_is_no_place() -> None:
-    naming = Naming({f"m.mlp.experts.{name}.weight": (3, 4) for name in ("0.w1", "0.w3", "1.w1")})
+    naming = TensorNameResolver({f"m.mlp.experts.{name}.weight": (3, 4) for name in ("0.w1", "0.w3", "1.w1")})
     assert naming.expert_places("m.mlp.experts.gate_up_proj") == ()
 
 
@@ -192,23 +196,25 @@ def test_half_an_expert_is_no_place() -> None:
     ],
 )  # fmt: skip
 def test_names_that_changed_with_transformers_are_found_under_the_other(parameter: str, stored: str) -> None:
-    naming = Naming({stored: (2, 2), "model.norm.weight": (2,)} if stored.startswith("model.") else {stored: (2, 2)})
+    naming = TensorNameResolver(
+        {stored: (2, 2), "model.norm.weight": (2,)} if stored.startswith("model.") else {stored: (2, 2)}
+    )
     assert naming.place(parameter) == Place(stored)
 
 
 def test_the_name_itself_comes_before_any_other() -> None:
-    naming = Naming({"lm_head.weight": (2, 2), "embed_out.weight": (2, 2)})
+    naming = TensorNameResolver({"lm_head.weight": (2, 2), "embed_out.weight": (2, 2)})
     assert naming.place("lm_head.weight") == Place("lm_head.weight")
 
 
 def test_two_tensors_that_could_be_the_parameter_are_ambiguous() -> None:
-    naming = Naming({"language_model.model.norm.weight": (2,), "model.norm.weight": (2,)})
+    naming = TensorNameResolver({"language_model.model.norm.weight": (2,), "model.norm.weight": (2,)})
     with pytest.raises(AmbiguousNameError, match=r"language_model\.model\.norm.*model\.norm"):
         naming.place("model.language_model.norm.weight")
 
 
 def test_what_cannot_be_placed_has_near_names_that_help() -> None:
-    naming = Naming({f"model.layers.{n}.self_attn.qkv_proj.weight": (2, 2) for n in range(40)})
+    naming = TensorNameResolver({f"model.layers.{n}.self_attn.qkv_proj.weight": (2, 2) for n in range(40)})
     assert naming.place("model.layers.0.self_attn.q_proj.weight") is None
     assert "model.layers.0.self_attn.qkv_proj.weight" in naming.near("model.layers.0.self_attn.q_proj.weight")
 
@@ -217,7 +223,7 @@ def test_gpt2_files_name_no_tensor_twice_and_have_no_masks(tmp_path: Path) -> No
     """What the naming of a tied head rests on: it is not stored."""
     GPT2LMHeadModel(GPT2).save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    naming = Naming(shapes(stored))
+    naming = TensorNameResolver(shapes(stored))
     assert naming.place("lm_head.weight") is None
     assert naming.could_be("lm_head.weight", "lm_head.weight")
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "gpt2"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Base, Build, Registry
+from reccocktail.registry.catalog.publications import Publication
 from reccocktail.registry.errors import NotFoundError
-from reccocktail.registry.publications import Publication
 
 REPO = "acme/beauty"
 FILES = {"model.safetensors": "a" * 64}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub.utils import _http as client
-from reccocktail.registry import hub as hub_module
-from reccocktail.registry import publishing
+from reccocktail.publishing import upload as publishing
+from reccocktail.publishing.plan import PublicationPlan, Published, RemoteHistory
+from reccocktail.registry.artifacts import hub as hub_module
+from reccocktail.registry.artifacts.hub import HubUnreachableError, fetch
 from reccocktail.registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
-from reccocktail.registry.hub import HubUnreachableError, fetch
-from reccocktail.registry.publishing import Before, PublicationPlan, Published
 
 RESULT = {
     "README.md": b"---\nlibrary_name: transformers\n---\n\n# merged\n",
@@ -66,9 +66,9 @@ def publish(folder: Path, *, message: str = "beauty, build 7", **options: Any) -
     return publishing.publish(plan(folder, **options), folder, message=message)
 
 
-def before(published: Published, folder: Path) -> Before:
+def before(published: Published, folder: Path) -> RemoteHistory:
     files = {path.name: sha(path.read_bytes()) for path in folder.iterdir()}
-    return Before(published.commit, False, files, publishing.ever_published([files]))
+    return RemoteHistory(published.commit, False, files, publishing.ever_published([files]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -252,7 +252,7 @@ def test_a_file_of_somebody_else_that_was_kept_once_is_kept_by_the_next_publicat
     (result / "recipe.json").unlink()
     second = publish(result, before=known, rebase=True, message="second")
     files = {path.name: sha(path.read_bytes()) for path in result.iterdir()}
-    known = Before(second.commit, False, files, publishing.ever_published([known.files, files]))
+    known = RemoteHistory(second.commit, False, files, publishing.ever_published([known.files, files]))
     (result / "config.json").write_bytes(b'{"third": 1}')
     planned = plan(result, before=known)
     assert (planned.removed, planned.kept) == ((), ("recipe.json",))
@@ -603,7 +603,7 @@ REFUSALS = {
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 def test_what_lasts_leaves_the_old_commit_and_the_same_again_completes(hub, result, waits, name, second):
     pattern, what, said, hint = LASTS[name]
-    known = Before()
+    known = RemoteHistory()
     if second:
         known = before(publish(result, message="first"), result)
         (result / SHARD).write_bytes(b"newer " * 2000)
@@ -690,7 +690,7 @@ def test_a_password_in_a_url_is_in_no_error(hub):
 
 
 def test_a_connection_that_stays_silent_is_given_up(hub):
-    with hub_module.patient_and_discreet():
+    with hub_module.timeouts_and_redaction():
         timeout = client.get_session().timeout
         assert None not in (timeout.connect, timeout.read, timeout.write)
     assert client.get_session().timeout.read is None

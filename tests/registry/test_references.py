@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reccocktail.registry.catalog.references import Reference, check_name
 from reccocktail.registry.errors import InvalidReferenceError, UsageError
-from reccocktail.registry.references import Reference, check_name
 
 slugs = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 aliases = slugs.filter(lambda text: not (text[0] == "v" and text[1:].isdigit()))

@@ -20,8 +20,9 @@ import click
 import psycopg
 import pytest
 from reccocktail.cli import commands
-from reccocktail.cli.app import reccocktail
-from reccocktail.registry import Registry, Settings, Store
+from reccocktail.cli.main import reccocktail
+from reccocktail.registry import Registry, Settings
+from reccocktail.registry.store import create_store
 from sqlalchemy import make_url
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -301,7 +302,7 @@ def test_the_store_is_copied_there_and_back_by_a_user_who_is_not_root_again_and_
     shared: Path, make_adapter: Callable[..., Path]
 ) -> None:
     home, backup, path = shared / "home", shared / "backup", os.environ["PATH"]
-    store = Store.create(home / "store")
+    store = create_store(home / "store")
     digest = store.add_folder(make_adapter(shared / "adapter")).digest
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
@@ -325,7 +326,7 @@ def test_the_store_is_copied_there_and_back_by_a_user_who_is_not_root_again_and_
     for _ in range(2):
         run("restore-store")
     assert not [*(home / "store" / "trees").glob("*/trees")], "nothing was copied into itself"
-    restored = Store.create(home / "store")
+    restored = create_store(home / "store")
     assert (restored.digests(), restored.verify()) == ({digest}, [])
     assert all(path.stat().st_nlink == 2 for path in restored.folder(digest).iterdir())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Registry, Settings
-from reccocktail.registry.tables import Table
+from reccocktail.registry.database.tables import Table
 from sqlalchemy import make_url
 
 Sql = Any

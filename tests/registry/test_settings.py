@@ -334,7 +334,7 @@ def test_a_cache_limit_that_is_not_a_size_is_refused(tmp_path: Path, text: str) 
 
 def test_importing_the_room_and_its_light_modules_loads_no_heavy_library() -> None:
     code = (
-        "import sys, reccocktail.registry, reccocktail.registry.settings, reccocktail.registry.references;"
+        "import sys, reccocktail.registry, reccocktail.registry.settings, reccocktail.registry.catalog.references;"
         "print(sorted({'torch', 'sqlalchemy', 'alembic', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

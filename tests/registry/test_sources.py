@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from reccocktail.registry import Adapter, Base, Registry
+from reccocktail.registry.artifacts.sources import AdapterSource, find_adapter_source
 from reccocktail.registry.errors import HubError, InvalidArtifactError, RecCocktailError, UsageError
-from reccocktail.registry.sources import AdapterSource, find_adapter_source
 
 RUN = "0123456789abcdef0123456789abcdef"
 UUID = "fedcba9876543210fedcba9876543210"

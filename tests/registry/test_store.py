@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from reccocktail.registry import local_store, object_store
+from reccocktail.registry import Store
 from reccocktail.registry.digests import canonical_json, digest_of_json
 from reccocktail.registry.errors import InvalidArtifactError, StoreError
-from reccocktail.registry.locks import FileLock
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import create_store, open_store
+from reccocktail.registry.store import local as local_store
+from reccocktail.registry.store import remote as object_store
+from reccocktail.registry.store.locks import FileLock
 
 from .s3 import keys, serve
 
@@ -124,7 +126,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
 
 @pytest.fixture
 def store(house: House) -> Store:
-    return Store.create(house.url, cache=house.cache)
+    return create_store(house.url, cache=house.cache)
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def test_a_large_file_keeps_every_byte(store: Store, tmp_path: Path) -> None:
 
 def test_creating_a_store_again_changes_nothing(store: Store, house: House, folder: Path) -> None:
     tree = store.add_folder(folder)
-    for again in (Store.create(house.url, cache=house.cache), Store.open(house.url, cache=house.cache)):
+    for again in (create_store(house.url, cache=house.cache), open_store(house.url, cache=house.cache)):
         assert again.digests() == {tree.digest}
 
 
@@ -220,7 +222,7 @@ def test_a_place_that_is_no_store_is_refused(house: House) -> None:
     if isinstance(house, Folder):
         house.root.mkdir()
     with pytest.raises(StoreError, match="not an artifact store") as caught:
-        Store.open(house.url, cache=house.cache)
+        open_store(house.url, cache=house.cache)
     assert "only for a new registry run `reccocktail init`" in (caught.value.hint or "")
 
 
@@ -385,7 +387,7 @@ def test_a_damaged_manifest_is_named_stops_a_collection_and_comes_back(
 ) -> None:
     tree = store.add_folder(folder)
     house.spoil_manifest(tree.digest)
-    store = Store.open(house.url, cache=house.cache)
+    store = open_store(house.url, cache=house.cache)
     assert (tree.digest, "") in {(found.digest, found.path) for found in store.verify()}
     with pytest.raises(StoreError, match="does not match its digest"):
         store.tree(tree.digest)
@@ -440,8 +442,8 @@ def test_staging_is_safe_while_its_owner_lives_however_old(store: Store) -> None
 
 def test_staging_of_a_dead_process_goes_at_once_however_young(store: Store, house: House) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from reccocktail.registry.store import Store\n"
-        "with Store.open(sys.argv[1], cache=Path(sys.argv[2])).staging('build') as staged:\n"
+        "import os, signal, sys; from pathlib import Path; from reccocktail.registry.store import create_store, open_store\n"
+        "with open_store(sys.argv[1], cache=Path(sys.argv[2])).staging('build') as staged:\n"
         "    (staged / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", program, house.url, str(house.cache)], check=False)
@@ -457,7 +459,7 @@ def test_gc_does_not_interrupt_a_commit_and_says_when_it_waited_in_vain(
     monkeypatch.setattr(local_store, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(object_store, "WAIT_SECONDS", 0.1)
     lock = FileLock(tmp_path / "lock")
-    store = Store.create(house.url, cache=house.cache, lock=lock)
+    store = create_store(house.url, cache=house.cache, lock=lock)
     tree = store.add_folder(folder)
     with lock.shared():
         store.add_folder(folder)  # writers do not exclude one another
@@ -471,7 +473,7 @@ def test_an_exclusive_lock_holds_writers_off_until_it_is_free(
     house: House, folder: Path, tmp_path: Path, in_thread: Callable[..., Any]
 ) -> None:
     lock = FileLock(tmp_path / "lock")
-    store = Store.create(house.url, cache=house.cache, lock=lock)
+    store = create_store(house.url, cache=house.cache, lock=lock)
     with lock.exclusive(1):
         adding = in_thread(store.add_folder, folder)
         with pytest.raises(TimeoutError):

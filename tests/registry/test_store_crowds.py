@@ -19,9 +19,9 @@ from threading import Event
 
 import pytest
 from reccocktail.registry.errors import RecCocktailError
-from reccocktail.registry.local_store import LocalStore
-from reccocktail.registry.locks import FileLock
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import create_store, open_store
+from reccocktail.registry.store.local import LocalStore
+from reccocktail.registry.store.locks import FileLock
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
 WRITERS, SECONDS, REMOVED, LOOKED = (4, 5, 20, 20) if SOAK else (3, 2, 5, 5)
@@ -34,7 +34,7 @@ spawned = multiprocessing.get_context("spawn")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    Store.create(tmp_path / "store")
+    create_store(tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -55,7 +55,7 @@ def is_whole(folder: Path, text: str) -> bool:
 
 def add_again_and_again(root: Path, folders: list[Path], seconds: float, seed: int) -> tuple[int, list[str]]:
     """How many trees were looked at just after they had been added, and what was wrong with them."""
-    store, random, looked, wrong = Store.open(root), Random(seed), 0, list[str]()
+    store, random, looked, wrong = open_store(root), Random(seed), 0, list[str]()
     until = time.monotonic() + seconds
     while (started := time.monotonic()) < until:
         folder = random.choice(folders)
@@ -159,8 +159,8 @@ def test_many_who_repair_one_tree_at_once_all_succeed(root: Path, tmp_path: Path
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from reccocktail.registry.store import Store
-store, folder = Store.open(sys.argv[1]), Path(sys.argv[2])
+from reccocktail.registry.store import create_store, open_store
+store, folder = open_store(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 for number in itertools.count():
     (folder / "own").write_text(f"{sys.argv[3]}-{number % 7}")
@@ -182,7 +182,7 @@ def killed_writers(count: int, start: Callable[[int], list[str]]) -> Iterator[li
 
 def test_killed_writers_leave_only_whole_trees_and_nothing_after_a_collection(root: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "folder", "folder")
-    store = Store.open(root)
+    store = open_store(root)
     stored: set[str] = set()
     for reported in killed_writers(KILLS, lambda number: [str(root), str(folder), str(number)]):
         stored |= set(reported)

@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 from reccocktail.registry.digests import file_digest
 from reccocktail.registry.errors import InvalidArtifactError, StoreError
-from reccocktail.registry.local_store import LocalStore
-from reccocktail.registry.locks import FileLock, held
-from reccocktail.registry.store import Store
-from reccocktail.registry.trees import StoredTree
+from reccocktail.registry.store import create_store, open_store
+from reccocktail.registry.store.local import LocalStore
+from reccocktail.registry.store.locks import FileLock, held
+from reccocktail.registry.store.trees import StoredTree
 
 AT_ONCE = timedelta(seconds=-1)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    store = Store.create(tmp_path / "store")
+    store = create_store(tmp_path / "store")
     assert isinstance(store, LocalStore)
     return store
 
@@ -58,19 +58,19 @@ def overwrite(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["file://", "file://localhost"])
 def test_a_file_url_is_a_folder(tmp_path: Path, folder: Path, prefix: str) -> None:
-    tree = Store.create(f"{prefix}{tmp_path}/a%20b").add_folder(folder)
-    assert Store.open(tmp_path / "a b").has(tree.digest)
+    tree = create_store(f"{prefix}{tmp_path}/a%20b").add_folder(folder)
+    assert open_store(tmp_path / "a b").has(tree.digest)
 
 
 def test_a_file_url_of_another_machine_is_refused() -> None:
     with pytest.raises(StoreError, match="another machine"):
-        Store.open("file://server/store")
+        open_store("file://server/store")
 
 
 def test_a_folder_that_cannot_be_made_is_a_failure_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot create the store"):
-        Store.create(tmp_path / "file/store")
+        create_store(tmp_path / "file/store")
 
 
 def test_the_manifest_is_a_blob_too(store: LocalStore, folder: Path) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import bucket as buckets
+from reccocktail.registry import Store
 from reccocktail.registry.errors import StoreError
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import bucket as buckets
+from reccocktail.registry.store import create_store, open_store
 
 from .s3 import SECRET, keys, serve
 
@@ -42,13 +43,13 @@ def client(server: Any) -> Any:
 
 @pytest.fixture
 def store(client: Any, tmp_path: Path) -> Store:
-    return Store.create(URL, cache=tmp_path / "cache")
+    return create_store(URL, cache=tmp_path / "cache")
 
 
 @pytest.fixture
 def elsewhere(store: Store, tmp_path: Path) -> Store:
     """The same store, opened on another machine."""
-    return Store.open(URL, cache=tmp_path / "elsewhere")
+    return open_store(URL, cache=tmp_path / "elsewhere")
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_only_what_the_cache_lacks_is_fetched(store: Store, elsewhere: Store, cl
 def test_a_cache_that_is_thrown_away_is_filled_again(store: Store, folder: Path, tmp_path: Path) -> None:
     tree = store.add_folder(folder)
     shutil.rmtree(tmp_path / "cache")
-    again = Store.open(URL, cache=tmp_path / "cache")
+    again = open_store(URL, cache=tmp_path / "cache")
     assert (again.folder(tree.digest) / "one.txt").read_text() == "one"
 
 
@@ -142,9 +143,9 @@ def test_without_a_given_cache_each_store_has_its_own(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    tree = Store.create("s3://shop/a").add_folder(folder)
-    assert (tmp_path / "caches/reccocktail") in (Store.open("s3://shop/a").folder(tree.digest)).parents
-    assert Store.create("s3://shop/b").local(tree.digest) is None
+    tree = create_store("s3://shop/a").add_folder(folder)
+    assert (tmp_path / "caches/reccocktail") in (open_store("s3://shop/a").folder(tree.digest)).parents
+    assert create_store("s3://shop/b").local(tree.digest) is None
 
 
 # uploading
@@ -295,7 +296,7 @@ def test_a_password_in_the_endpoint_is_not_repeated(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:1")
     with refused_without_secrets("cannot be read", "AWS_ENDPOINT_URL"):
-        Store.open(URL, cache=tmp_path / "cache")
+        open_store(URL, cache=tmp_path / "cache")
 
 
 def test_a_server_that_never_answers_is_given_up(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,13 +307,13 @@ def test_a_server_that_never_answers_is_given_up(store: Store, tmp_path: Path, m
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         with refused_without_secrets("the server does not answer", "AWS_ENDPOINT_URL"):
-            Store.open(URL, cache=tmp_path / "cache")
+            open_store(URL, cache=tmp_path / "cache")
         assert time.monotonic() - started < 10
 
 
 def test_a_bucket_that_does_not_exist_is_said_so(client: Any, tmp_path: Path) -> None:
     with refused_without_secrets("no such bucket", "create the bucket"):
-        Store.create("s3://warehouse/x", cache=tmp_path / "cache")
+        create_store("s3://warehouse/x", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
@@ -336,7 +337,7 @@ def test_missing_credentials_are_said_so(client: Any, tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with refused_without_secrets("access denied .*Credential", "AWS_PROFILE"):
-        Store.create(URL, cache=tmp_path / "cache")
+        create_store(URL, cache=tmp_path / "cache")
 
 
 def test_a_refused_deletion_is_not_passed_over(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +359,7 @@ def test_a_refused_deletion_is_not_passed_over(store: Store, folder: Path, monke
 @pytest.mark.parametrize("url", ["http://host/x", "memory://x", "ftp://user:pass-word@host/x", "S4://x", "://x"])
 def test_only_known_schemes_are_stores(url: str, tmp_path: Path) -> None:
     with refused_without_secrets("is not supported", "s3://", secret="pass-word"):
-        Store.open(url, cache=tmp_path)
+        open_store(url, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -366,13 +367,13 @@ def test_only_known_schemes_are_stores(url: str, tmp_path: Path) -> None:
 )
 def test_credentials_in_the_url_are_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
     with refused_without_secrets("only a bucket and a prefix", "in the environment", secret="pass-word"):
-        Store.open(url, cache=tmp_path)
+        open_store(url, cache=tmp_path)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://shop/../x", "s3://key:pass-word/x", "s3://shop/a\nb"])
 def test_a_url_without_a_bucket_or_with_strange_parts_is_refused(url: str, tmp_path: Path) -> None:
     with refused_without_secrets("not the place of a store", "s3://BUCKET/PREFIX", secret="pass-word"):
-        Store.open(url, cache=tmp_path)
+        open_store(url, cache=tmp_path)
 
 
 def test_a_missing_driver_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +383,7 @@ def test_a_missing_driver_is_named_with_what_to_install(tmp_path: Path, monkeypa
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(StoreError, match="driver for s3:// is not installed") as caught:
-        Store.open(URL, cache=tmp_path)
+        open_store(URL, cache=tmp_path)
     assert caught.value.hint == "pip install reccocktail[s3]"
 
 

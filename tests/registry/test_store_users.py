@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import create_store, open_store
 
 from .s3 import keys, serve
 
@@ -30,7 +30,7 @@ from datetime import timedelta
 from pathlib import Path
 from reccocktail.registry import local_store, object_store
 from reccocktail.registry.errors import StoreError
-from reccocktail.registry.store import Store
+from reccocktail.registry.store import create_store, open_store
 
 def become(user):  # from root to another user all capabilities are lost
     os.umask(0)
@@ -74,18 +74,18 @@ def make_folder(folder: Path, own: str) -> Path:
 @pytest.mark.parametrize("umask", [0o000, 0o022])
 def test_a_user_adds_to_a_store_what_another_one_has_added_before(ground: Path, umask: int) -> None:
     first, second = make_folder(ground / "first", "ann's"), make_folder(ground / "second", "bob's")
-    run("become(int(sys.argv[1])); Store.create(sys.argv[2])", ANN, ground / "store")
+    run("become(int(sys.argv[1])); create_store(sys.argv[2])", ANN, ground / "store")
     add = """
 become(int(sys.argv[1]))
 os.umask(int(sys.argv[2]))
-print(*(Store.open(sys.argv[3]).add_folder(Path(folder)).digest for folder in sys.argv[4:]))
+print(*(open_store(sys.argv[3]).add_folder(Path(folder)).digest for folder in sys.argv[4:]))
 """
     (known,) = run(add, ANN, umask, ground / "store", first).split()
     for path in (*ground.glob("store/blobs/sha256/*/*"), *ground.glob("store/trees/*")):
         os.utime(path, (0, 0))
     added, again = run(add, BOB, umask, ground / "store", second, first).split()
     assert again == known
-    store = Store.open(ground / "store")
+    store = open_store(ground / "store")
     assert store.verify() == []
     assert list((ground / "store/staging").iterdir()) == []
     collected = store.gc(set())  # both were put in just now, whoever made them first
@@ -95,12 +95,12 @@ print(*(Store.open(sys.argv[3]).add_folder(Path(folder)).digest for folder in sy
 
 @as_root
 def test_who_may_only_read_a_store_is_told_what_a_collection_would_remove(ground: Path) -> None:
-    store = Store.create(ground / "store")
+    store = create_store(ground / "store")
     tree = store.add_folder(make_folder(ground / "folder", "root's"))
     (ground / "store/lock").unlink()
     look = """
 become(int(sys.argv[1]))
-store = Store.open(sys.argv[2])
+store = open_store(sys.argv[2])
 print(*store.gc(set(), dry_run=True, grace=timedelta(seconds=-1)).trees)
 print(refusal(lambda: store.gc(set(), grace=timedelta(seconds=-1))))
 """
@@ -126,15 +126,15 @@ def client() -> Iterator[Any]:
 def test_an_object_store_is_read_without_a_cache_to_write_to(ground: Path, client: Any, mode: int, there: bool) -> None:
     (ground / "home").mkdir(mode=mode)
     cache = ground / "home/cache"
-    tree = Store.create(URL, cache=ground / "elsewhere").add_folder(make_folder(ground / "folder", "root's"))
+    tree = create_store(URL, cache=ground / "elsewhere").add_folder(make_folder(ground / "folder", "root's"))
     if there:
-        Store.create(URL, cache=cache).probe()
+        create_store(URL, cache=cache).probe()
     before = sorted(keys(client))
     look = """
 url, cache, digest = sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-Store.open(url, cache=cache).digests()  # loads the driver
+open_store(url, cache=cache).digests()  # loads the driver
 become(int(sys.argv[1]))
-store = Store.open(url, cache=cache)
+store = open_store(url, cache=cache)
 assert store.digests() == {digest}
 assert store.has(digest)
 assert store.tree(digest).digest == digest
@@ -157,7 +157,7 @@ print(refusal(store.gc, set()))
 def test_a_lock_ends_with_its_block_though_a_forked_child_lives_on(tmp_path: Path) -> None:
     program = """
 import signal
-from reccocktail.registry.locks import FileLock, abandoned, held
+from reccocktail.registry.store.locks import FileLock, abandoned, held
 lock, lease = FileLock(Path(sys.argv[1])), Path(sys.argv[2])
 children = []
 
@@ -184,7 +184,7 @@ finally:
 
 def test_a_forked_child_that_leaves_the_block_does_not_unlock_it(tmp_path: Path) -> None:
     program = """
-from reccocktail.registry.locks import FileLock
+from reccocktail.registry.store.locks import FileLock
 lock = FileLock(Path(sys.argv[1]))
 with lock.shared():
     child = os.fork()

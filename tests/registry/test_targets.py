@@ -13,9 +13,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from reccocktail.registry.artifacts.facts import BaseFacts
+from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.targets import Targets
 from reccocktail.registry.errors import InvalidArtifactError, UnsupportedAdapterError
-from reccocktail.registry.inspect import BaseFacts, inspect_adapter, inspect_base
-from reccocktail.registry.targets import Targets
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -85,7 +86,7 @@ def test_a_configuration_targets_the_modules_that_peft_gives_factors_to(
 
 
 def test_an_expression_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reccocktail.registry.expressions.SECONDS", 1)
+    monkeypatch.setattr("reccocktail.registry.artifacts.expressions.SECONDS", 1)
     targets = Targets.parse({"target_modules": "(a+)+b"}, tmp_path, ())
     with pytest.raises(ValueError, match="takes more than"):
         targets.of(["a" * 60])

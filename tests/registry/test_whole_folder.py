@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reccocktail.registry.files import whole_folder
+from reccocktail.registry.store.files import whole_folder
 
 MAKING = """
 import sys, time
 from pathlib import Path
-from reccocktail.registry.files import whole_folder
+from reccocktail.registry.store.files import whole_folder
 with whole_folder(Path(sys.argv[1])) as staged:
     staged.mkdir()
     (staged / "half").write_text("x")

@@ -12,14 +12,14 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from reccocktail.registry import write_queue
+from reccocktail.registry.database import write_queue
+from reccocktail.registry.database.write_queue import begin_writing
 from reccocktail.registry.errors import UnavailableError
-from reccocktail.registry.write_queue import begin_writing
 
 URL = "sqlite:///here"
 WRITER = """
 import sqlite3, sys, time
-from reccocktail.registry.write_queue import begin_writing
+from reccocktail.registry.database.write_queue import begin_writing
 place = sqlite3.connect(sys.argv[1], isolation_level=None)
 def write(name, hold=0):
     begin_writing(place, 60, "sqlite:///here")

@@ -180,7 +180,7 @@ def test_what_a_plugin_prints_while_it_makes_data_stays_off_stdout(registry: Reg
 MAKING = """
 import sys, time
 from pathlib import Path
-from reccocktail.registry.files import own_folder
+from reccocktail.registry.store.files import own_folder
 with own_folder(Path(sys.argv[1])) as own:
     (own / "half").touch()
     print("at work", flush=True)

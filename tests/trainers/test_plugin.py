@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 from reccocktail.trainers import plugin
 from reccocktail.trainers.plugin import Trainer, TrainerError, installed, load, parse_options
-from reccocktail.trainers.sft import SftOptions, SftTrainer
+from reccocktail.trainers.sft.options import SftOptions
+from reccocktail.trainers.sft.trainer import SftTrainer
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def entry_points(monkeypatch):
 
 
 def test_the_shipped_trainer_is_installed_and_keeps_the_contract():
-    assert installed()["sft"].value == "reccocktail.trainers.sft:SftTrainer"
+    assert installed()["sft"].value == "reccocktail.trainers.sft.trainer:SftTrainer"
     assert isinstance(load("sft"), Trainer)
 
 
@@ -39,7 +40,7 @@ def test_listing_imports_no_plugin(entry_points):
     ("reference", "problem"),
     [
         ("a_module_that_is_not_there:Trainer", "ModuleNotFoundError"),
-        ("reccocktail.trainers.sft:NoSuchName", "AttributeError"),
+        ("reccocktail.trainers.sft.trainer:NoSuchName", "AttributeError"),
         ("json:loads", "TypeError"),
         ("collections:OrderedDict", "lacks one of"),
     ],
@@ -53,7 +54,7 @@ def test_a_broken_plugin_is_an_error_that_names_it(entry_points, reference, prob
 
 
 def test_an_unknown_trainer_is_refused_with_the_known_ones(entry_points):
-    entry_points(sft="reccocktail.trainers.sft:SftTrainer")
+    entry_points(sft="reccocktail.trainers.sft.trainer:SftTrainer")
     with pytest.raises(TrainerError, match=r"no trainer 'stf'; installed: sft"):
         load("stf")
 
@@ -96,13 +97,13 @@ def test_a_class_with_the_four_attributes_is_a_trainer():
 
 
 def test_a_trainer_that_goes_by_another_name_than_its_entry_point_is_refused(entry_points):
-    entry_points(other="reccocktail.trainers.sft:SftTrainer")
+    entry_points(other="reccocktail.trainers.sft.trainer:SftTrainer")
     with pytest.raises(TrainerError, match=r"trainer 'other' .* calls itself 'sft'"):
         load("other")
 
 
 def test_a_trainer_whose_options_are_no_model_of_its_own_is_refused(entry_points, monkeypatch):
     monkeypatch.setattr(SftTrainer, "Options", BaseModel)
-    entry_points(sft="reccocktail.trainers.sft:SftTrainer")
+    entry_points(sft="reccocktail.trainers.sft.trainer:SftTrainer")
     with pytest.raises(TrainerError, match="Options is no pydantic model of its own"):
         load("sft")

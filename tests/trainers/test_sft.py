@@ -18,9 +18,11 @@ import torch
 from peft import PeftModel
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import examples, generate
-from reccocktail.trainers import sft, tuning
 from reccocktail.trainers.plugin import TrainerError, TrainingJob
-from reccocktail.trainers.sft import SftOptions, SftTrainer
+from reccocktail.trainers.sft import trainer as sft
+from reccocktail.trainers.sft import tuning
+from reccocktail.trainers.sft.options import SftOptions
+from reccocktail.trainers.sft.trainer import SftTrainer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from trl.trainer.sft_trainer import SFTTrainer

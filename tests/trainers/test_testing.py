@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from reccocktail.tasks import generate, write_domain
 from reccocktail.trainers import testing
 from reccocktail.trainers.plugin import PluginDomain, TrainerError, TrainingJob, TrainingResult
-from reccocktail.trainers.sft import SftTrainer
+from reccocktail.trainers.sft.trainer import SftTrainer
 from reccocktail.trainers.testing import check_trainer
 from transformers import AutoModelForCausalLM, set_seed
 

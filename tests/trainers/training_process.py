@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from reccocktail.tasks import generate
-from reccocktail.trainers import sft
 from reccocktail.trainers.plugin import TrainingJob
+from reccocktail.trainers.sft import trainer as sft
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Finding coefficients: the mixture, objectives, search."""

@@ -1,0 +1,1 @@
+"""Builds: planning, freshness, execution, workers."""

@@ -1,0 +1,302 @@
+"""Builds of a domain: what they would be made of, requests for them, how domains stand, and what came of them.
+
+A request resolves its inputs to digests and writes them into the row, so that a build depends on nothing that can move.
+What computes is imported where it is used: to tell how builds stand, torch is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ...registry import Adapter, Base, Build, Domain, Registry, Request
+from ...registry.catalog.references import SPIRIT, Reference
+from ...registry.digests import digest_of_json, write_whole
+from ...registry.errors import (
+    ConflictError,
+    InvalidArtifactError,
+    NotFoundError,
+    RecCocktailError,
+    StoreError,
+    UsageError,
+)
+from ...registry.strict_json import OWN_LIMIT, read_object
+from ...tasks import Question, Split, Template, load_template, questions, read_domain, write_questions
+from ...tasks.data import READING
+from ..coefficients import Weight, mean
+from ..errors import AdaptationError
+from ..merging.card import CardAdaptation, CardFacts, CardInput
+from ..merging.journal import FORMAT_VERSION
+from ..recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
+
+DEFAULT = "default"  # the recipe of a domain that has none of its own
+PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
+FIXED = ", ".join(name for name, (_, recipe) in SHIPPED.items() if recipe.adaptive is None)
+RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build of a domain would be made of right now, and the key that follows from it."""
+
+    domain: str
+    base: Base
+    recipe: Recipe
+    inputs: dict
+    key: str
+
+
+def plan(registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None) -> Plan:
+    """Resolve a domain's current inputs. Raises NotFoundError, UsageError when spirit and ingredient do not fit."""
+    return _planned(live_lookups(registry), registry.domains.get(domain), recipe, base)
+
+
+@dataclass(frozen=True)
+class _Lookups:
+    """Where a plan finds what it is made of: `adapter(name, base)` is what the bare name means now."""
+
+    adapter: Callable[[str, str | None], Adapter]
+    base: Callable[[str], Base]
+    recipe: Callable[[str], Recipe]
+    template: Callable[[str], Template]
+    data_digest: Callable[[str], str]
+
+
+def live_lookups(registry: Registry) -> _Lookups:
+    """Lookups that ask the registry each time."""
+    return _Lookups(
+        adapter=lambda name, base: registry.adapters.resolve(name, base=base),
+        base=registry.bases.get,
+        recipe=load_recipe,
+        template=load_template,
+        data_digest=lambda folder: _data_digest(registry, folder),
+    )
+
+
+def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -> Plan:
+    adapters: dict[Role, Adapter] = {}
+    # The ingredient first, since it says which base is meant.
+    for role in sorted(recipe.roles, key=lambda role: role != "ingredient"):
+        name = {"ingredient": domain.name, "spirit": SPIRIT}.get(role, role)
+        if Reference.parse(name).name == domain.name and role != "ingredient":
+            raise UsageError(f"the recipe names {role} as a neighbour of its own domain {domain.name}")
+        try:
+            adapters[role] = look.adapter(name, base)
+        except NotFoundError:
+            if role == "ingredient" and recipe.adaptive is not None:
+                continue  # a cold domain: what there is, is mixed
+            raise
+        base = adapters[role].base
+    roles = [role for role in recipe.roles if role in adapters]
+    seen: dict[str, Role] = {}
+    for role in roles:
+        twin = seen.setdefault(adapters[role].digest, role)
+        if twin != role and twin not in OWN_ROLES:
+            raise UsageError(f"the recipe names {adapters[role].ref} twice, as {twin} and as {role}")
+    assert base is not None
+    base_model = look.base(base)
+    inputs: dict = {
+        "base": {"name": base_model.name, "digest": base_model.digest},
+        "adapters": [{"role": r, "ref": adapters[r].ref, "digest": adapters[r].digest} for r in roles],
+    }
+    if recipe.adaptive is not None and not _needs_no_search(recipe, roles):
+        if domain.data is None:
+            raise UsageError(
+                f"domain {domain.name!r} has no data, which an adaptive recipe needs; {FIXED} need none",
+                hint=f"`reccocktail domain add {domain.name} --data DIR`, or `--recipe average`",
+            )
+        template = look.template(recipe.adaptive.template)
+        recipe.adaptive.expect_lists(template)
+        recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
+        inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
+        inputs["template"] = {"name": template.name, "digest": template.digest}
+    return Plan(domain.name, base_model, recipe, inputs, _key(domain.name, recipe, inputs))
+
+
+def _needs_no_search(recipe: Recipe, roles: Sequence[Role]) -> bool:
+    """Whether there is one adapter alone whose coefficients sum to 1."""
+    return recipe.adaptive is not None and len(roles) == 1 and recipe.adaptive.constraint in ("simplex", "softmax")
+
+
+_own_version = cache(version)
+
+
+def _data_digest(registry: Registry, folder: str) -> str:
+    """The digest of a domain's data, remembered under the home until a file of the folder changes.
+
+    Raises what `read_domain` raises.
+    """
+    place = Path(os.path.realpath(folder))
+    files = stat_fingerprint(place)
+    note = (
+        registry.settings.own_folder("cache") / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    )
+    about = {"version": _own_version("reccocktail"), "reading": READING, "folder": str(place), "files": files}
+    with suppress(InvalidArtifactError):
+        content = read_object(note, limit=OWN_LIMIT)
+        if files and content == about | {"digest": content.get("digest")}:
+            return str(content["digest"])
+    digest = read_domain(Path(folder)).digest
+    settled = all(seen[-1] < (time.time() - RACE_SECONDS) * 1e9 for seen in files.values())
+    if files and settled and stat_fingerprint(place) == files:
+        with suppress(OSError, ValueError):  # a home that cannot be written costs time, nothing else
+            write_whole(note, json.dumps(about | {"digest": digest}))
+    return digest
+
+
+def stat_fingerprint(folder: Path) -> dict[str, list[int]]:
+    """Inode, size and times of every file by its name, where a change shows; nothing if they cannot be seen."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return {}
+    return {name: [seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns] for name, seen in sorted(found)}
+
+
+def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
+    """SHA-256 over everything that decides the weights and what their papers say of them.
+
+    The domain and the base's name are in the papers; where data and templates lie is not.
+    """
+    content = recipe.to_json()
+    if recipe.adaptive is not None:
+        # Where templates lie does not matter; what is left to be chosen does, should the choice ever change.
+        del content["adaptive"]["template"]
+        content["adaptive"].pop("search", None)
+        if recipe.adaptive.searching == "gradient":
+            content["adaptive"] |= {"search": "gradient", "learning_rates": list(recipe.adaptive.rates)}
+    return digest_of_json(
+        {
+            "domain": domain,
+            "base": [inputs["base"]["name"], inputs["base"]["digest"]],
+            "adapters": [[a["role"], a["digest"]] for a in inputs["adapters"]],
+            "recipe": content,
+            "data": inputs.get("data", {}).get("digest"),
+            "template": inputs.get("template", {}).get("digest"),
+            "format": FORMAT_VERSION,
+        }
+    )
+
+
+def request(
+    registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None, force: bool = False
+) -> Request:
+    """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row.
+
+    One by another recipe than the domain's own is an experiment: it is built, and does not stand for the domain.
+    """
+    planned = plan(registry, domain, recipe, base=base)
+    if "data" in planned.inputs and not registry.builds.has_reusable_build(planned.key, force=force):
+        planned.inputs["prompts"] = {"digest": _keep_prompts(registry, planned)}
+    return registry.builds.request(
+        planned.domain,
+        planned.base.name,
+        planned.key,
+        planned.recipe.to_json(),
+        planned.inputs,
+        force=force,
+        own_recipe=_is_own(registry.domains.get(domain), recipe),
+    )
+
+
+def _is_own(domain: Domain, recipe: Recipe) -> bool:
+    """Whether the recipe says what the domain's own does, however it was named."""
+    try:
+        own = load_recipe(domain.recipe or DEFAULT)
+    except RecCocktailError:
+        return False
+    return own.with_absolute_template().to_json() == recipe.with_absolute_template().to_json()
+
+
+def _keep_prompts(registry: Registry, planned: Plan) -> str:
+    """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template."""
+    adaptive = planned.recipe.adaptive
+    assert adaptive is not None
+    data = read_domain(Path(planned.inputs["data"]["path"]), planned.domain)
+    template = load_template(adaptive.template)
+    for name, digest in ("data", data.digest), ("template", template.digest):
+        if digest != planned.inputs[name]["digest"]:
+            raise AdaptationError(
+                f"the {name} of {planned.domain} changed while the build was requested", hint="request it again"
+            )
+
+    def drawn(split: Split, limit: int) -> list[Question]:
+        return questions(data, split, template, n_negatives=adaptive.negatives, seed=adaptive.seed, limit=limit)[1]
+
+    with registry.store.staging("prompts") as folder:
+        write_questions(
+            folder / PROMPTS,
+            drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts),
+        )
+        write_questions(folder / LABELLED, drawn("validation", adaptive.labels) if adaptive.labels else [])
+        return registry.store.adopt(folder).digest
+
+
+def _later(one: Build, other: Build) -> bool:
+    assert one.finished_at is not None
+    assert other.finished_at is not None
+    return (one.finished_at, one.id) > (other.finished_at, other.id)
+
+
+def called(role: Role) -> str:
+    """How an adapter is called beside the base: a neighbour's domain may have any name."""
+    return role if role in OWN_ROLES else f"neighbour {role}"
+
+
+def card_facts(
+    registry: Registry,
+    build: Build,
+    coefficients: Mapping[Role, Coefficient | Weight],
+    *,
+    recipe: str | None = None,
+    adaptive: CardAdaptation | None = None,
+    tokenizer: str | None = None,
+) -> CardFacts:
+    """The card as the build itself makes it; `publishing` adds what is known when it is published."""
+    base = registry.bases.get(build.base)
+    return CardFacts(
+        title=f"{build.domain}: {base.name} with a RecCocktail",
+        kind="adapter" if build.recipe["output"].get("format") == "adapter" else "checkpoint",
+        domain=build.domain,
+        domain_title=registry.domains.get(build.domain).title,
+        base_name=base.name,
+        base_source=base.source if base.revision else None,  # a folder's path may look like a repository
+        license=None,
+        method=build.recipe["method"],
+        coefficients={role: mean(value) for role, value in coefficients.items()},
+        inputs=tuple(
+            CardInput(a["role"], a["ref"], a["digest"], lacks=tuple(known.context.get("partial", ())))
+            for a in build.inputs["adapters"]
+            for known in [registry.adapters.resolve(a["ref"], base=build.base)]
+        ),
+        adaptive=adaptive,
+        metrics=None,
+        dtype=build.recipe["output"].get("dtype") or base.dtype,
+        recipe=recipe,
+        reccocktail_version=version("reccocktail"),
+        tokenizer=tokenizer,
+    )
+
+
+def result_folder(registry: Registry, build: Build) -> Path:
+    """The merged checkpoint of a succeeded build, fetched to this machine where it is not here yet.
+
+    Raises ConflictError for a build without a result, StoreError when its files are gone or cannot be fetched.
+    """
+    if build.status != "succeeded" or build.digest is None:
+        raise ConflictError(f"build {build.id} is {build.status} and has no result")
+    if not registry.store.has(build.digest):
+        raise StoreError(
+            f"the files of build {build.id} ({build.digest}) are missing from the store",
+            hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
+        )
+    return registry.store.folder(build.digest)

@@ -1,0 +1,424 @@
+"""Workers: who takes queued builds and carries them out, until they are stopped or nothing is left.
+
+SQL owns the truth; an executor only places the work. `inline` works in this process; `process` starts worker processes on this
+machine and replaces those that die; `ray` (in `on_ray`) has tasks of a cluster do it. What happens is told as `WorkerEvent`s, one per
+change of a build's state. A database that cannot be reached for a while is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+from ...registry import Build, Registry
+from ...registry.errors import RecCocktailError, UnavailableError
+from ...registry.signals import raised
+from ...tasks import TaskError
+from ..recipes import load_recipe
+from .execution import PATIENCE_SECONDS, BuildOutcome, Progress, run_together, worker_name
+from .freshness import freshness_by_domain
+from .planning import plan, request
+
+POLL_SECONDS = 2.0
+WATCH_SECONDS = 30.0
+AWAY_SECONDS = 1.0  # between attempts to reach a database
+END_SECONDS = 30.0  # for a worker process to give its builds back
+BROKEN_AFTER = 3  # processes or tasks one after the other that ended before they had begun a build
+GROUP = 8  # builds over one base in one pass: each is a result on the disk until all are done
+TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  by which whoever started a worker process frees its builds
+NUM_WORKERS = "RECCOCKTAIL_WORKERS"  # how many such processes there are
+PARENT = "RECCOCKTAIL_WORKER_PARENT"  # the process that started it, with which it ends
+
+Tell = Callable[["WorkerEvent"], None]
+Silent: Progress = lambda stage, done, total: None  # noqa: E731
+
+
+@dataclass(frozen=True)
+class WorkerEvent:
+    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, lost, blocked;
+    of worker processes started, died, ended, error (that ends one), log (of a library); of the database waiting, back.
+    `seconds` is what a build took."""
+
+    what: str
+    build: str | None = None
+    domain: str | None = None
+    detail: str | None = None
+    worker: str = field(default_factory=worker_name)
+    seconds: float | None = None
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def to_json(self) -> dict:
+        return {k: v for k, v in asdict(self).items() if v is not None} | {"at": self.at.isoformat()}
+
+    @staticmethod
+    def from_json(said: dict) -> WorkerEvent:
+        """Raises KeyError, TypeError, ValueError."""
+        return WorkerEvent(**{**said, "at": datetime.fromisoformat(said["at"])})
+
+    @staticmethod
+    def of(ended: BuildOutcome, worker: str) -> WorkerEvent:
+        build, error = ended.build, ended.error
+        if error is None:
+            return WorkerEvent(
+                "succeeded", build.id, build.domain, build.digest, worker, (build.report or {}).get("seconds")
+            )
+        if build.worker not in (worker, None):
+            return WorkerEvent("lost", build.id, build.domain, f"{build.worker} has it now", worker)
+        what = "postponed" if build.status == "queued" else build.status
+        return WorkerEvent(what, build.id, build.domain, str(error) or type(error).__name__, worker)
+
+    def __str__(self) -> str:
+        said = f"build {self.build} of {self.domain} {self.what}" if self.build else self.what
+        return said + (f": {self.detail}" if self.detail else "")
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal, like Ctrl-C, end what is being done by KeyboardInterrupt."""
+    with raised((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+class DatabaseOutage:
+    """The time in which the database cannot be reached: told once, and waited out, at most for `patience` seconds."""
+
+    def __init__(self, tell: Tell, patience: float | None) -> None:
+        self._tell, self._patience = tell, patience
+        self._since: float | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return self._since is not None
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """The block ends where the database fails; then a moment is waited. Raises UnavailableError when patience has ended."""
+        try:
+            yield
+        except UnavailableError as error:
+            if self._since is None:
+                self._since = time.monotonic()
+                self._tell(WorkerEvent("waiting", detail=f"the database cannot be used: {error}"))
+            if self._patience is not None and time.monotonic() - self._since > self._patience:
+                raise
+            time.sleep(AWAY_SECONDS)
+        else:
+            if self._since is not None:
+                self._since = None
+                self._tell(WorkerEvent("back", detail="the database answers again"))
+
+
+class StaleBuildPoller:
+    """Requests what has become stale, every now and then."""
+
+    def __init__(self, registry: Registry, wanted: bool, tell: Tell) -> None:
+        self._registry, self._wanted, self._tell = registry, wanted, tell
+        self._looked = float("-inf")
+        self._told: set[str] = set()
+
+    def look(self) -> None:
+        """Raises UnavailableError; a store that does not answer is told, and looked at again."""
+        if not self._wanted or time.monotonic() - self._looked < WATCH_SECONDS:
+            return
+        try:
+            request_what_is_stale(self._registry, self._tell, self._told)
+        except UnavailableError:
+            raise
+        except RecCocktailError as error:
+            if not error.retryable:
+                raise
+            self._tell(WorkerEvent("blocked", detail=f"what is stale cannot be told now: {error}"))
+        self._looked = time.monotonic()
+
+
+def inline(
+    registry: Registry,
+    *,
+    device: str,
+    once: bool,
+    watch: bool = False,
+    group: int = GROUP,
+    num_workers: int = 1,
+    token: str | None = None,
+    parent: int | None = None,
+    tell: Tell = lambda happening: None,
+    progress: Callable[[Sequence[Build]], Progress] = lambda builds: Silent,
+) -> list[Build]:
+    """Work in this process. With `once` until no build waits that could be claimed now; the builds it ended, in order.
+
+    Up to `group` builds over one base are made in one pass, and of `beside` workers each takes its share only. With `watch`, domains
+    that are stale or were never built are requested as their inputs move. It ends when its `parent` process is gone. KeyboardInterrupt gives the builds at hand back to the
+    queue and is raised on.
+    """
+    me, done = worker_name(token), []
+    outage = DatabaseOutage(tell, PATIENCE_SECONDS if once else None)
+    watching = StaleBuildPoller(registry, watch, tell)
+    while parent is None or os.getppid() == parent:
+        builds: list[Build] | None = None
+        with outage.wait(), given_back(registry, me):
+            if outage.is_on:  # a claim may have been made though its answer was lost
+                registry.builds.free(me, f"worker {me} did not hear that it has the build")
+            watching.look()
+            builds = registry.builds.claim_batch(me, group, num_workers=num_workers)
+        if builds is None:
+            continue
+        if not builds:
+            if once:
+                return done
+            time.sleep(POLL_SECONDS)
+            continue
+        with given_back(registry, me):
+            done += run_claimed(registry, builds, me, device, tell, progress(builds))
+    return done
+
+
+@contextmanager
+def given_back(registry: Registry, me: str) -> Iterator[None]:
+    """What was claimed and could not even be begun is not left to its lease."""
+    try:
+        yield
+    except UnavailableError:
+        raise  # `inline` frees it when the database is back
+    except BaseException:
+        with suppress(RecCocktailError):
+            registry.builds.free(me, f"worker {me} was stopped")
+        raise
+
+
+def run_claimed(
+    registry: Registry,
+    builds: Sequence[Build],
+    me: str,
+    device: str,
+    tell: Tell,
+    progress: Progress = Silent,
+    *,
+    threads: int | None = None,
+) -> list[Build]:
+    """Carry out builds over one base that `me` has claimed, and tell of it; as they are afterwards."""
+    for build in builds:
+        together = f", in one pass with {len(builds) - 1} more" if len(builds) > 1 else ""
+        tell(WorkerEvent("begins", build.id, build.domain, f"attempt {build.attempts}{together}", me))
+    ended = run_together(
+        registry,
+        builds,
+        worker=me,
+        device=device,
+        progress=progress,
+        give_back=True,
+        tell=lambda build, text: tell(WorkerEvent("says", build.id, build.domain, text, me)),
+        ended=lambda ended: tell(WorkerEvent.of(ended, me)),
+        threads=threads,
+    )
+    return [each.build for each in ended]
+
+
+def request_what_is_stale(
+    registry: Registry, tell: Tell = lambda happening: None, told: set[str] | None = None
+) -> list[Build]:
+    """Builds of all domains whose inputs moved, or that were never built though there is something to mix.
+
+    What has failed or was cancelled with these very inputs is not asked for again, but told, once for what is in `told`.
+    """
+    asked = []
+    told = set() if told is None else told
+    for domain, state in freshness_by_domain(registry).items():
+        if state.state not in ("stale", "unbuilt"):
+            continue
+        try:
+            recipe = load_recipe(registry.domains.get(domain).recipe or "default")
+            last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
+            if last is not None and last.status in ("failed", "cancelled"):
+                if last.id not in told:
+                    told.add(last.id)
+                    why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
+                    tell(WorkerEvent("blocked", None, domain, why))
+                continue
+            answered = request(registry, domain, recipe)
+        except UnavailableError:
+            raise
+        except (RecCocktailError, TaskError) as error:  # it moved meanwhile
+            tell(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
+            continue
+        if answered.created:
+            why = "; ".join(state.reasons) or "never built"
+            tell(WorkerEvent("requested", answered.build.id, domain, why))
+            asked.append(answered.build)
+    return asked
+
+
+def processes(
+    registry: Registry,
+    *,
+    count: int,
+    device: str,
+    once: bool,
+    watch: bool = False,
+    group: int = GROUP,
+    actor: str | None = None,
+    tell: Tell = lambda happening: None,
+) -> list[Build]:
+    """Work in `count` processes of this machine, each with an equal share of the builds that wait and of the cores.
+
+    One that dies is replaced, and its builds freed at once rather than when their leases end. Ctrl-C and SIGTERM let them give
+    their builds back. With `once` it ends when no build waits. Raises ChildProcessError when processes cannot even start.
+    """
+    environment = _environment(registry, device, actor, count)
+    running: list[_Child] = []
+    gone: list[_Child] = []  # whose builds are still to be freed
+    ended: dict[str, None] = {}
+    quick = 0
+    lock = threading.Lock()
+
+    def heard(happening: WorkerEvent) -> None:
+        with lock:
+            if happening.build and happening.what in ("succeeded", "failed", "cancelled", "postponed"):
+                ended[happening.build] = None
+            tell(happening)
+
+    outage = DatabaseOutage(heard, PATIENCE_SECONDS if once else None)
+    watching = StaleBuildPoller(registry, watch, heard)
+    waiting = 0
+    try:
+        while True:
+            for child in [child for child in running if not child.is_alive]:
+                running.remove(child)
+                if child.has_ended:  # its exit code tells of its builds, not of itself
+                    continue
+                gone.append(child)
+                # a signal came from outside, and without a database none can start
+                is_broken = (child.code or 0) > 0 and not child.has_begun and not outage.is_on
+                quick = quick + 1 if is_broken else 0
+                heard(WorkerEvent("died", None, None, f"worker process {child.pid}: {child.ending}"))
+                if quick >= BROKEN_AFTER:
+                    raise ChildProcessError(
+                        f"{quick} worker processes died as soon as they were started: {child.last_words}"
+                    )
+            with outage.wait():
+                while gone:
+                    for build in registry.builds.free(gone[0].token, f"worker {gone[0].pid} died ({gone[0].ending})"):
+                        what = "postponed" if build.status == "queued" else build.status
+                        heard(WorkerEvent(what, build.id, build.domain, "its worker died"))
+                    gone.pop(0)
+                watching.look()
+                waiting = registry.builds.waiting()
+            if outage.is_on:
+                continue
+            if once and not running and not waiting:
+                break
+            wanted = min(count, len(running) + waiting) if once else count
+            while len(running) < wanted:
+                running.append(_Child(environment, once, group, heard))
+                heard(WorkerEvent("started", detail=f"worker process {running[-1].pid}"))
+            time.sleep(0.2)
+    finally:
+        try:
+            _end(running)
+        finally:  # also if we are told a second time that it is enough
+            for child in running:
+                child.stop(signal.SIGKILL)
+            with suppress(UnavailableError):  # otherwise their leases run out
+                for child in (*gone, *running):
+                    registry.builds.free(child.token, f"worker {child.pid} was stopped")
+    return [registry.builds.get(build) for build in ended]
+
+
+def _environment(registry: Registry, device: str, actor: str | None, count: int) -> dict[str, str]:
+    """Where the registry is goes by the environment: a command line can be read by everybody on the machine."""
+    settings = registry.settings
+    threads = max(1, (os.cpu_count() or 1) // count)
+    own = {
+        "RECCOCKTAIL_HOME": str(settings.home),
+        "RECCOCKTAIL_DATABASE_URL": settings.database_url,
+        "RECCOCKTAIL_STORE_URL": settings.store_url,
+        "RECCOCKTAIL_DEVICE": device,
+        "RECCOCKTAIL_CACHE_LIMIT": f"{settings.cache_limit}B",
+        NUM_WORKERS: str(count),
+        PARENT: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+    return os.environ | own | ({"RECCOCKTAIL_AS": actor} if actor else {})
+
+
+class _Child:
+    """A worker process, and what it says."""
+
+    def __init__(self, environment: Mapping[str, str], once: bool, group: int, tell: Tell) -> None:
+        self.token = secrets.token_hex(8)
+        command = [sys.executable, "-c", "from reccocktail.cli import main; main()", "worker", "--log-json"]
+        self._process = subprocess.Popen(
+            [*command, "--group", str(group), *(["--once"] if once else [])],
+            env={**environment, TOKEN: self.token},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is passed on by us, once
+        )
+        self.pid = self._process.pid
+        self.last_words = ""
+        self.has_begun = self.has_ended = False
+        self._reader = threading.Thread(target=self._read, args=(tell,), name=f"worker-{self.pid}", daemon=True)
+        self._reader.start()
+
+    def _read(self, tell: Tell) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            try:
+                said = json.loads(line)
+                if said["what"] in ("error", "log"):
+                    self.last_words = said["detail"]
+                    continue
+                happening = WorkerEvent.from_json(said)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                self.last_words = line.strip() or self.last_words
+                continue
+            self.has_begun |= happening.what == "begins"
+            if happening.what == "ended":
+                self.has_ended = True
+            else:
+                tell(happening)
+
+    @property
+    def is_alive(self) -> bool:
+        if self._process.poll() is None:
+            return True
+        self._reader.join(timeout=5)
+        return False
+
+    @property
+    def code(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def ending(self) -> str:
+        code = self._process.returncode
+        return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+    def stop(self, number: int) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> None:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _end(children: Sequence[_Child]) -> None:
+    for child in children:
+        child.stop(signal.SIGTERM)
+    until = time.monotonic() + END_SECONDS
+    for child in children:
+        child.wait(max(0.0, until - time.monotonic()))

@@ -1,0 +1,1 @@
+"""The streaming merge: plan, deltas, blocks, checkpoint, metadata."""

@@ -1,0 +1,1 @@
+"""Publication to the Hugging Face Hub: package, licenses, upload, signing, verification."""

@@ -1,0 +1,87 @@
+"""Publications that no longer are the build that stands for their domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..engine.building.freshness import Freshness, FreshnessIndex, freshness_of
+from ..registry import Build, Publication, Registry
+
+
+@dataclass(frozen=True)
+class OutdatedPublication:
+    """A repository whose publication, `last`, is not of the build that stands for its domain; `skipped` is why that may not go there."""
+
+    build: Build
+    last: Publication
+    skipped: str | None = None
+
+
+def behind(registry: Registry) -> list[OutdatedPublication]:
+    """Every repository whose domain has another build for its base model than the one that is there.
+
+    A build of the present inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
+    base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
+    """
+    published = registry.publications.standing()
+    return _behind(registry, FreshnessIndex(registry).of(_places(published)), published)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """By domain where it stands, the newest of its publications that stand, and the newest one that is behind, if any."""
+
+    states: Mapping[str, Freshness]
+    published: Mapping[str, Publication]
+    behind: Mapping[str, OutdatedPublication]
+
+
+def overview(registry: Registry, domain: str | None = None) -> Overview:
+    """Of all domains, in as many queries for many domains and publications as for few; or of one. Raises NotFoundError."""
+    published = registry.publications.standing(domain)
+    if domain is None:
+        every = FreshnessIndex(registry)
+        states = every.of([*((name, None) for name in every.domains), *_places(published)])
+    else:
+        places = {(domain, None), *_places(published)}
+        states = {(name, base): freshness_of(registry, name, base=base) for name, base in places}
+    late = [each for each in _behind(registry, states, published) if not each.skipped]
+    return Overview(
+        {name: state for (name, base), state in states.items() if base is None},
+        {last.domain: last for last in reversed(published)},
+        {each.last.domain: each for each in sorted(late, key=lambda each: each.last.id)},
+    )
+
+
+def _places(published: Iterable[Publication]) -> set[tuple[str, str | None]]:
+    return {(last.domain, last.base) for last in published}
+
+
+def _behind(
+    registry: Registry, states: Mapping[tuple[str, str | None], Freshness], published: list[Publication]
+) -> list[OutdatedPublication]:
+    late = [
+        (build, last)
+        for last in sorted(published, key=lambda each: (each.domain, each.repo))
+        if (build := states[last.domain, last.base].build) is not None and build.id != last.build
+    ]
+    there = registry.builds.with_ids(last.build for _, last in late if last.build is not None)
+    withdrawn = registry.publications.withdrawn_builds() if late else frozenset()
+
+    def skipped(build: Build, last: Publication) -> str | None:
+        if (last.repo, build.id) in withdrawn:
+            return f"build {build.id} was withdrawn there"
+        if build.base != last.base:
+            return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
+        if states[last.domain, last.base].state == "fresh":
+            return None
+        assert last.build is not None
+        before = there[last.build]
+        if build.recipe != before.recipe:
+            return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
+        if build.finished_at is None or before.finished_at is None or build.finished_at <= before.finished_at:
+            return f"build {build.id} is older than what is there, and not of the present inputs"
+        return None
+
+    return [OutdatedPublication(build, last, skipped(build, last)) for build, last in late]

@@ -1,0 +1,368 @@
+"""What is published: the files, card and metadata of a build or an adapter version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..engine.building.planning import card_facts, result_folder
+from ..engine.merging.card import CardAdaptation, CardData, CardFacts, CardInput, render_card
+from ..engine.merging.provenance import adapter_statement
+from ..engine.recipes import SHIPPED
+from ..registry import Adapter, Base, Build, Publication, Registry
+from ..registry.artifacts.allowlist import is_published, published_files
+from ..registry.artifacts.task_heads import task_in
+from ..registry.catalog.publications import SIGNATURE
+from ..registry.digests import file_digest
+from ..registry.errors import ConflictError, UsageError
+from ..registry.strict_json import OWN_LIMIT, read_object
+from .licenses import Licence, known_licence, metadata, parse, strictest, texts
+from .measurements import evaluations_of, system_of
+from .wording import prompt_of_adapters, prompt_of_build, template_of
+
+CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
+
+    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A licence that was
+    named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    """
+
+    repo: str | None = None
+    licence: Licence | None = None
+    template: Path | None = None
+    key: Path | None = None
+    named_for: frozenset[str] | None = None
+    rebase: bool = False
+    replaces: bool = False
+
+    def inherit(self, last: Publication) -> PublishOptions:
+        """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
+        options = last.options or {}
+        if options.get("template") and self.template is None:
+            raise UsageError(f"{last.repo} has a card by a template of its own", hint="--card-template FILE")
+        if self.licence is not None or not options.get("license"):
+            return replace(self, repo=last.repo)
+        named_for = frozenset(map(str, options.get("parts", ())))
+        return replace(self, repo=last.repo, licence=parse(options["license"]), named_for=named_for)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder as it goes to the Hub. `known` has the SHA-256 (hex) of files that need not be read for theirs."""
+
+    folder: Path
+    trailer: str
+    message: str
+    known: Mapping[str, str]
+    licence: Licence | None
+    parts: frozenset[str]  # the licences of what it is made of, `none` where none is known
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def publishable(
+    registry: Registry, subject: Build | Adapter, choices: PublishOptions | None = None
+) -> Iterator[Package]:
+    """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card that tells all that is known.
+
+    An adapter's config names its base as the Hub knows it, never a folder of this machine.
+    Raises ConflictError when the build has not succeeded or licences do not go together, UsageError for template and key.
+    """
+    choices = choices or PublishOptions()
+    with registry.store.staging("publish") as staged:
+        # signatures name the folder that was signed
+        folder = staged / (choices.repo.rpartition("/")[2] if choices.repo else "model")
+        folder.mkdir()
+        if isinstance(subject, Build):
+            parcel = _build_parcel(registry, subject, folder, choices)
+        else:
+            parcel = _adapter_parcel(registry, subject, folder, choices)
+        if choices.key is not None:
+            from .signing import sign
+
+            sign(folder, folder / SIGNATURE, choices.key)
+        yield parcel
+
+
+def _build_parcel(registry: Registry, build: Build, folder: Path, choices: PublishOptions) -> Package:
+    result_folder(registry, build)  # refuses what has not succeeded
+    assert build.digest is not None
+    known = _linked(registry, build.digest, result_folder(registry, build), folder)
+    left = _left_out(registry, build.digest)
+    base = registry.bases.get(build.base)
+    adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
+    renamed = (folder / CONFIG).exists() and _rename_base(folder, base, _hub_base(registry, base))
+    if renamed or left:
+        _correct_subjects(folder, CONFIG if renamed else None)
+        known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
+    licence, parts, notes = _licence(registry, base, adapters, choices)
+    card = replace(
+        card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
+        kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
+        base_source=_hub_base(registry, base),
+        warnings=tuple((build.report or {}).get("warnings", ())),
+        tokenizer=((build.report or {}).get("merge") or {}).get("tokenizer"),
+        prompt=prompt_of_build(registry, build, adapters),
+        evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
+                                 | {build.digest: "this model"}, build.digest),
+        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
+    )  # fmt: skip
+    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
+    return Package(
+        folder,
+        f"RecCocktail-Build: {build.id}",
+        f"RecCocktail build {build.id} of {build.domain}",
+        known,
+        licence,
+        parts,
+        (*notes, *left),
+    )
+
+
+def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices: PublishOptions) -> Package:
+    known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
+    left = _left_out(registry, adapter.digest)
+    base = registry.bases.get(adapter.base)
+    if _rename_base(folder, base, _hub_base(registry, base)):
+        known.pop(CONFIG, None)
+    licence, parts, notes = _licence(registry, base, [adapter], choices)
+    name = adapter.domain or "spirit"
+    title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
+    card = CardFacts(
+        kind="adapter",
+        mixed=False,
+        title=f"{adapter.ref}: a {'base spirit' if adapter.role == 'spirit' else 'RecCocktail ingredient'} for {base.name}",
+        domain=name,
+        domain_title=title,
+        base_name=base.name,
+        base_source=_hub_base(registry, base),
+        dtype=base.dtype,
+        coefficients={},
+        adaptive=None,
+        recipe=None,
+        reccocktail_version=version("reccocktail"),
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=adapter.target_modules,
+        note=adapter.note,
+        prompt=prompt_of_adapters([adapter]),
+        evaluations=evaluations_of(
+            registry, {base.digest: base.name, system_of(base, adapter): "this adapter"}, system_of(base, adapter)
+        ),
+        **_common(registry, base, [adapter], [adapter.role], licence, choices),
+    )
+    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
+    names = [name for name in published_files(folder)[0] if name != CARD]
+    subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
+    data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
+    content = adapter_statement(
+        adapter.ref, adapter.digest, subjects=subjects, dependencies={"base": base.digest} | data
+    )
+    (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return Package(
+        folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
+        known, licence, parts, (*notes, *left),
+    )  # fmt: skip
+
+
+def _linked(
+    registry: Registry, digest: str, source: Path, folder: Path, left_out: Collection[str] = ()
+) -> dict[str, str]:
+    """Puts what the store keeps into a folder, but for the card and what else is written anew; the SHA-256 of each file."""
+    known = {}
+    for name, entry in registry.store.tree(digest).files.items():
+        if is_published(name) and name != CARD and name not in left_out:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            registry.store.link(source / name, target)
+            known[name] = entry.sha256
+    return known
+
+
+def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
+    """A note of what older versions have stored and nobody may publish, if there is anything."""
+    left = [name for name in sorted(registry.store.tree(digest).files) if not is_published(name)]
+    return (f"not published, because no model needs it: {', '.join(left)}",) if left else ()
+
+
+def _hub_base(registry: Registry, base: Base) -> str | None:
+    """The repository that the base model is on the Hub; None where it is none, or has been an adapter's since."""
+    if not base.revision or not _is_repo(base.source):
+        return None
+    newest = next(iter(registry.publications.of_repo(base.source)), None)
+    if newest is None or newest.created_at < base.created_at:
+        return base.source
+    return base.source if newest.build and not _is_adapter(registry.builds.get(newest.build)) else None
+
+
+def _is_adapter(build: Build) -> bool:
+    return build.recipe.get("output", {}).get("format") == "adapter"
+
+
+def _rename_base(folder: Path, base: Base, repo: str | None) -> bool:
+    """Whether the adapter's config had to be written anew: it may name a folder of this machine, or a name of this registry."""
+    path = folder / CONFIG
+    content = read_object(path, limit=OWN_LIMIT)
+    name = repo or base.name
+    if content.get("base_model_name_or_path") == name:
+        return False
+    content["base_model_name_or_path"] = name
+    path.unlink()  # a link to what the store keeps
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def _correct_subjects(folder: Path, renamed: str | None) -> None:
+    """The statement without files that are not published, and with the digest of the one that was written anew, if any."""
+    path = folder / PROVENANCE
+    content = read_object(path, limit=OWN_LIMIT)
+    content["subject"] = [subject for subject in content["subject"] if (folder / subject["name"]).is_file()]
+    for subject in content["subject"]:
+        if renamed is not None and subject["name"] == renamed:
+            subject["digest"] = {"sha256": file_digest(folder / renamed).removeprefix("sha256:")}
+    path.unlink()
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_repo(source: str | None) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _recipe_name(build: Build) -> str | None:
+    return next((name for name, (_, shipped) in SHIPPED.items() if shipped.to_json() == build.recipe), None)
+
+
+def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptation | None:
+    """How the coefficients were found; the plots of it are put into the folder."""
+    report = build.report or {}
+    found = report.get("adaptation")
+    if not found or found.get("search", "line") == "none":
+        return None
+    kept = registry.store.folder(report["artifact"])
+    plots = tuple(sorted(path.name for path in kept.glob("*.png")))
+    for plot in plots:
+        shutil.copyfile(kept / plot, folder / plot)
+    start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
+    data = (build.inputs.get("data") or {}).get("digest")
+    return CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots, data)
+
+
+def _licence(
+    registry: Registry, base: Base, adapters: list[Adapter], choices: PublishOptions
+) -> tuple[Licence | None, frozenset[str], tuple[str, ...]]:
+    """The licence of the whole, those of its parts, and what whoever publishes should know about it. Raises ConflictError."""
+    known = {f"base model {base.name}": known_licence(registry.bases.folder(base))}
+    known |= {adapter.ref: known_licence(registry.adapters.folder(adapter)) for adapter in adapters}
+    parts = frozenset(str(licence) if licence else "none" for licence in known.values())
+    if choices.licence is not None:
+        if choices.named_for is not None and not parts <= choices.named_for:
+            new = ", ".join(f"{what} is under {licence or 'none that is known'}" for what, licence in known.items())
+            had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
+            raise ConflictError(
+                f"{choices.repo} was published under {choices.licence}, which was named for {had}; now {new}",
+                hint="look at the licences; --license ID names one anew",
+            )
+        return choices.licence, parts, ()
+    found = strictest(known)
+    silent = [what for what, licence in known.items() if licence is None]
+    if found is None:
+        note = "no licence is known for the base model or an adapter, and the card has none; --license ID names one"
+        return None, parts, (note,)
+    if silent:
+        return found, parts, (f"the licence is {found}; of {', '.join(silent)} none is known",)
+    return found, parts, ()
+
+
+def _common(
+    registry: Registry,
+    base: Base,
+    adapters: list[Adapter],
+    roles: list[str],
+    licence: Licence | None,
+    choices: PublishOptions,
+) -> dict[str, Any]:
+    """What cards of builds and adapters say in the same way."""
+    folders = {adapter.ref: registry.adapters.folder(adapter) for adapter in adapters}
+    about = {ref: metadata(folder) for ref, folder in folders.items()}
+    published = _still_there(registry, adapters, choices.repo)
+    base_folder = registry.bases.folder(base)
+    own, of_base = [texts(each, "language") for each in about.values()], texts(metadata(base_folder), "language")
+    base_licence = known_licence(base_folder)
+    inputs = []
+    for adapter, role in zip(adapters, roles, strict=True):
+        there = published.get(adapter.digest)
+        its = known_licence(folders[adapter.ref])
+        trained = [adapter.context.get("trainer"), adapter.context.get("trainer_version")]
+        template = template_of(adapter)
+        inputs.append(
+            CardInput(
+                role,
+                adapter.ref,
+                adapter.digest,
+                repo=there or _repo(adapter, choices.repo),
+                licence=str(its) if its else None,
+                trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
+                template=template.get("name") if template else None,
+                data=_data(adapter),
+                lacks=tuple(adapter.context.get("partial", ())),
+            )
+        )
+    metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}
+    return {
+        "repo": choices.repo,
+        "license": licence.id if licence else None,
+        "license_name": licence.name if licence else None,
+        "license_link": licence.link if licence else None,
+        "license_given": choices.licence is not None,
+        "base_licence": str(base_licence) if base_licence else None,
+        "base_digest": base.digest,
+        "base_revision": base.revision,
+        "languages": tuple(dict.fromkeys(name for each in (own if any(own) else [of_base]) for name in each)),
+        "datasets": tuple(dict.fromkeys(name for each in about.values() for name in texts(each, "datasets"))),
+        "inputs": tuple(inputs),
+        "metrics": metrics or None,
+    }
+
+
+def _still_there(registry: Registry, adapters: list[Adapter], own: str | None) -> dict[str, str]:
+    """By digest, the repository that has this adapter; none where something else was published since, or is published now."""
+    found = registry.publications.newest_by_adapter([adapter.digest for adapter in adapters])
+    return {
+        digest: last.repo
+        for digest, last in found.items()
+        if last.repo != own and registry.publications.of_repo(last.repo)[0].adapter == last.adapter
+    }
+
+
+def _repo(adapter: Adapter, own: str | None) -> str | None:
+    """Where it came from on the Hub."""
+    repo = adapter.context.get("hub_repo")
+    return repo if isinstance(repo, str) and repo != own and _is_repo(repo) else None
+
+
+def _data(adapter: Adapter) -> tuple[CardData, ...]:
+    """What its trainer kept of the data; other programs may have written something else."""
+    told = adapter.context.get("data")
+    entries = told if isinstance(told, list) else []
+    return tuple(
+        CardData(str(entry["domain"]), str(entry["digest"]))
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("domain") and entry.get("digest")
+    )

@@ -1,0 +1,132 @@
+"""What goes to the Hub of a build or an adapter version: the bytes that are kept, a card that tells all that is known, the papers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Adapter, Build, Publication, Registry
+from ..registry.catalog.publications import SIGNATURE
+from ..registry.errors import HubError, UsageError
+from .package import Package, PublishOptions, publishable
+from .signing import alike, holds
+
+if TYPE_CHECKING:  # the Hub's client is slow to import
+    from .plan import PublicationPlan
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is published, as it was packed and planned."""
+
+    subject: Build | Adapter
+    choices: PublishOptions
+    parcel: Package
+    plan: PublicationPlan
+
+
+@contextmanager
+def planned(
+    registry: Registry,
+    subject: Build | Adapter,
+    choices: PublishOptions,
+    *,
+    private: bool = True,
+    tag: str | None = None,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[Release]:
+    """The trip that `send` makes, while its folder is there; `again` goes only where a repository is.
+
+    Raises what `publishable` and `registry.publishing.plan` do, and HubError where there is none to go to again.
+    """
+    from . import upload as publishing
+
+    assert choices.repo is not None
+    earlier = registry.publications.of_repo(choices.repo)
+    newest = earlier[0] if earlier else None
+    if newest and SIGNATURE in (newest.files or {}) and choices.key is None:
+        raise UsageError(
+            f"{choices.repo} is signed, and this publication would not be",
+            hint="--sign KEY; to leave the signature out, publish to another repository",
+        )
+    before = publishing.RemoteHistory(
+        newest.revision if newest else None,
+        newest is not None and newest.of(subject),
+        (newest.files if newest else None) or {},
+        publishing.ever_published([each.files for each in earlier]),
+    )
+    known_signature = before.files.get(SIGNATURE)
+
+    def keeps(theirs: bytes, ours: bytes) -> bool:
+        """Whether the Hub's signature is one of ours that still holds, so that it need not be sent anew."""
+        if not alike(theirs, ours):
+            return False
+        return hashlib.sha256(theirs).hexdigest() == known_signature or holds(theirs, parcel.folder, choices.key)
+
+    with publishable(registry, subject, choices) as parcel:
+        for note in parcel.notes:
+            tell(f"note: {note}")
+        plan = publishing.plan(
+            parcel.folder,
+            choices.repo,
+            trailer=parcel.trailer,
+            private=private,
+            tag=tag,
+            before=before,
+            rebase=choices.rebase,
+            replaces=choices.replaces,
+            known=parcel.known,
+            volatile={SIGNATURE: keeps} if choices.key else {},
+            tell=tell,
+        )
+        if again and not plan.repo_exists:
+            raise HubError(
+                plan.unreached or f"{plan.repo} is not on the Hub any more",
+                hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
+            )
+        yield Release(subject, choices, parcel, plan)
+
+
+def rehearse(trip: Release, *, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Fails where `send` would before it sends anything."""
+    from . import upload as publishing
+
+    publishing.rehearse(trip.plan, trip.parcel.folder, tell=tell)
+
+
+def send(registry: Registry, trip: Release, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
+    """The commit, the tag, and the row, which is written once the Hub has the commit, whatever becomes of the tag.
+
+    Raises what `registry.publishing.publish` does.
+    """
+    from . import upload as publishing
+
+    options: dict[str, Any] = {}
+    if trip.choices.licence is not None:
+        options["license"] = trip.choices.licence.id
+        options["parts"] = sorted(trip.parcel.parts)
+    if trip.choices.template is not None:
+        options["template"] = True
+    files = {file.path: file.sha256 for file in trip.plan.files}
+
+    def record(commit: str, tag: str | None) -> Publication:
+        return registry.publications.add(trip.subject, trip.plan.repo, commit, tag, files=files, options=options)
+
+    commits: list[str] = []
+    try:
+        done = publishing.publish(
+            trip.plan, trip.parcel.folder, message=trip.parcel.message, committed=commits.append, tell=tell
+        )
+    except BaseException:
+        if commits and registry.publications.newest_revision(trip.plan.repo) != commits[0]:
+            record(commits[0], None)
+        raise
+    if done.tag is None and not done.made:  # what is there may have a tag already
+        last = next(iter(registry.publications.of_repo(done.repo)), None)
+        if last and last.revision == done.commit and last.of(trip.subject) and last.withdrawn_at is None:
+            return last
+    return record(done.commit, done.tag)

@@ -1,0 +1,73 @@
+"""The wording of prompts for a card: that of the template which was really used, wherever it can still be found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..engine.building.planning import PROMPTS
+from ..engine.merging.card import CardPrompt
+from ..registry import Adapter, Build, Registry
+from ..registry.errors import RecCocktailError
+from ..tasks import TaskError, Template, load_template
+from ..tasks.prompts import SHIPPED as TEMPLATES
+
+
+def template_of(adapter: Adapter) -> dict[str, Any] | None:
+    """Name and digest of the template that it was trained with, where its trainer kept them."""
+    template = adapter.context.get("template")
+    return template if isinstance(template, dict) else None
+
+
+def prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -> CardPrompt | None:
+    """The wording of the prompts that the coefficients were found with, else of those that the adapters were trained on."""
+    told = build.inputs.get("template")
+    if not told:
+        return prompt_of_adapters(adapters)
+    adaptive = build.recipe.get("adaptive") or {}
+    found = _wording(told["digest"], (adaptive.get("template"), told.get("name"))) or _kept_wording(registry, build)
+    return found and replace(found, used="its coefficients were found with")
+
+
+def prompt_of_adapters(adapters: list[Adapter]) -> CardPrompt | None:
+    """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it can still be found."""
+    for adapter in reversed(adapters):
+        told = template_of(adapter)
+        if told is None:
+            continue
+        options = adapter.context.get("options")
+        path = options.get("template") if isinstance(options, dict) else None
+        if found := _wording(told.get("digest"), (told.get("name"), path)):
+            return found
+    return None
+
+
+def _wording(digest: object, places: Iterable[object]) -> CardPrompt | None:
+    """The template of that digest, which may lie at one of these places or be one that ships."""
+    shipped = sorted(path.stem.removeprefix("template_") for path in TEMPLATES.glob("template_*.yaml"))
+    for place in (*places, *shipped):
+        if not isinstance(place, str):
+            continue
+        try:
+            found = load_template(place)
+        except (TaskError, OSError, ValueError):  # gone, or never on this machine
+            continue
+        if found.digest == digest:
+            return _card_prompt(found)
+    return None
+
+
+def _kept_wording(registry: Registry, build: Build) -> CardPrompt | None:
+    """What the store has of the template: it is kept with the prompts, which stay here."""
+    try:
+        content = json.loads((registry.store.folder(build.inputs["prompts"]["digest"]) / PROMPTS).read_text("utf-8"))
+        found = Template.model_validate(content["template"])
+    except (RecCocktailError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return _card_prompt(found) if found.digest == build.inputs["template"]["digest"] else None
+
+
+def _card_prompt(template: Template) -> CardPrompt:
+    return CardPrompt(template.name, template.system, template.user, template.separator)

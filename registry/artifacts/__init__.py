@@ -1,0 +1,1 @@
+"""Reading artifacts from their headers: safetensors, LoRA folders, base models, the Hub."""

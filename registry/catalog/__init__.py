@@ -1,0 +1,1 @@
+"""What is registered: base models, domains, adapters, builds, publications, and their events."""

@@ -1,0 +1,550 @@
+"""Builds: requests for merged checkpoints, who works on them, and what came of them.
+
+    queued → running → succeeded | failed        cancel: queued, running → cancelled        retry: failed, cancelled → queued
+
+A failure that may heal puts the build back: running → queued, to be claimed again after a while.
+
+A worker holds a running build by a lease that it renews. Once the lease has run out another may claim the build, and
+whatever the first still reports is refused.
+"""
+
+from __future__ import annotations
+
+import builtins
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from ..database.connection import Database
+from ..database.tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, now
+from ..errors import ConflictError, NotFoundError, StoreError, UsageError
+from ..redaction import redacted, redacted_values
+from ..store.contract import Store
+from . import events
+from .adapters import Adapter, find_adapter
+from .bases import find_base
+from .domains import find_domain
+from .records import Record
+
+LEASE_SECONDS = 60.0
+MAX_ATTEMPTS = 5
+LONGEST_LINE = 4_000  # characters of a line of a log
+KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
+
+
+@dataclass(frozen=True)
+class Build(Record):
+    """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
+
+    `own_recipe` tells whether it was asked for by the recipe that was its domain's own then: one that was not is an experiment, and
+    does not stand for the domain. It is None where that is not known.
+
+    A build that waits for another attempt is queued, is not claimed before `retry_at`, and has the `error` of the last one.
+
+    `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
+    """
+
+    id: str
+    domain: str
+    base: str
+    status: str
+    key: str
+    digest: str | None
+    recipe: Mapping[str, Any]
+    coefficients: Mapping[str, Any] | None
+    inputs: Mapping[str, Any]
+    path: Path | None
+    report: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    done: int
+    total: int
+    attempts: int
+    worker: str | None
+    stage: str | None
+    retry_at: datetime | None
+    created_at: datetime
+    created_by: str
+    started_at: datetime | None
+    finished_at: datetime | None
+    own_recipe: bool | None = None
+
+
+@dataclass(frozen=True)
+class LogLine(Record):
+    """Something that a worker said of its build."""
+
+    id: int
+    at: datetime
+    worker: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """The answer to a request: the build, and whether it is a new one."""
+
+    build: Build
+    created: bool
+
+
+_LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
+_OWN = (True, None)  # what stands for a domain, the first that there is
+
+
+class Builds:
+    def __init__(self, database: Database, store: Store) -> None:
+        self._database = database
+        self._store = store
+
+    def request(
+        self,
+        domain: str,
+        base: str,
+        key: str,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        *,
+        force: bool = False,
+        own_recipe: bool | None = None,
+    ) -> Request:
+        """A build of that key: the one that is queued, running or succeeded and still stored, otherwise a new one.
+
+        `force` makes a new one although one has succeeded. `own_recipe` is as in `Build`; an experiment that is asked for by what
+        has become the domain's own recipe is none any more. `inputs["adapters"]`, a list of objects with `ref` and
+        `digest`, becomes the build's lineage.
+        """
+        with self._database.writing() as session:
+            place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
+            if (row := self._standing(session, key, _reusable(force))) is not None:
+                if own_recipe and not row.own_recipe:
+                    row.own_recipe = True
+                    session.flush()
+                return Request(self._build(row), created=False)
+            row = BuildRow(
+                id=_new_id(),
+                domain_id=place.id,
+                base_id=find_base(session, base).id,
+                status="queued",
+                key=key,
+                recipe=dict(recipe),
+                inputs=dict(inputs),
+                own_recipe=own_recipe,
+            )
+            about = {"domain": domain, "key": key}
+            events.append(session, "build.queued", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
+            session.add(row)
+            session.flush()
+            for adapter_id in _lineage(session, base, inputs):
+                session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
+            return Request(self._build(row), created=True)
+
+    def has_reusable_build(self, key: str, *, force: bool = False) -> bool:
+        """Whether `request` would answer with a build that is there."""
+        with self._database.reading() as session:
+            return self._standing(session, key, _reusable(force)) is not None
+
+    def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
+        """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none.
+
+        A build that has lost MAX_ATTEMPTS workers has failed: it may be what kills them.
+        """
+        moment = now()
+        query = _oldest(moment)
+        if build_id is not None:
+            query = query.where(BuildRow.id == build_id)
+        with self._database.writing() as session:
+            row = self._take(session, query, worker, moment, lease_seconds)
+            return None if row is None else self._build(row)
+
+    def claim_batch(
+        self, worker: str, limit: int, *, num_workers: int = 1, lease_seconds: float = LEASE_SECONDS
+    ) -> builtins.list[Build]:
+        """The oldest build that waits, with up to `limit - 1` others over the same base, to be made in one pass; none if none waits.
+
+        Of `beside` workers each takes its share of what waits. One that has lost a worker before is taken alone: it may be what
+        kills them.
+        """
+        moment = now()
+        with self._database.writing() as session:
+            first = self._take(session, _oldest(moment), worker, moment, lease_seconds)
+            if first is None:
+                return []
+            taken = [first]
+            if limit > 1 and first.attempts == 1:
+                others = (BuildRow.status == "queued", BuildRow.attempts == 0, BuildRow.base_id == first.base_id)
+                waiting = 1 + (session.scalar(select(func.count()).select_from(BuildRow).where(*others)) or 0)
+                share = min(limit, -(-waiting // max(1, num_workers)))
+                query = _oldest(moment).where(*others)
+                while len(taken) < share and (row := self._take(session, query, worker, moment, lease_seconds)):
+                    taken.append(row)
+            return [self._build(row) for row in taken]
+
+    def _take(
+        self, session: Session, query: Select[BuildRow], worker: str, moment: datetime, lease_seconds: float
+    ) -> BuildRow | None:
+        while (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS:
+            lost = {"code": "lost", "message": f"build {row.id} is given up: its worker was lost {row.attempts} times"}
+            self._move(session, row, "failed", error=lost)
+            row.error = lost
+            session.flush()
+        if row is None:
+            return None
+        self._move(session, row, "running", worker=worker)
+        row.worker, row.lease_until = worker, moment + timedelta(seconds=lease_seconds)
+        row.started_at, row.attempts, row.done, row.total = moment, row.attempts + 1, 0, 0
+        row.stage = row.error = None
+        session.flush()
+        return row
+
+    def heartbeat(self, build_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        """Renews the lease. Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            _held(session, build_id, worker).lease_until = now() + timedelta(seconds=lease_seconds)
+
+    def progress(self, build_id: str, worker: str, done: int, total: int, stage: str | None = None) -> None:
+        """Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            row.done, row.total, row.stage = done, total, stage
+
+    def log(self, build_id: str, worker: str | None, text: str) -> None:
+        """Keeps a line of what happens to a build, whoever has it now."""
+        with self._database.writing() as session:
+            session.add(BuildLogRow(build_id=build_id, worker=worker, text=redacted(text)[:LONGEST_LINE]))
+
+    def logs(self, build_id: str, *, after: int = 0, limit: int = 1000) -> builtins.list[LogLine]:
+        """In the order they were said; `after` is the id of the last one that is known."""
+        with self._database.reading() as session:
+            own = _find(session, build_id).id
+            query = select(BuildLogRow).where(BuildLogRow.build_id == own, BuildLogRow.id > after)
+            rows = session.scalars(query.order_by(BuildLogRow.id).limit(limit))
+            return [LogLine(row.id, row.created_at, row.worker, row.text) for row in rows]
+
+    def postpone(self, build_id: str, worker: str, error: Mapping[str, Any] | None, seconds: float) -> Build:
+        """Puts a running build back, to be claimed by anybody after so many seconds. Without an error it is no failed attempt.
+
+        A build that has lost or failed MAX_ATTEMPTS times has failed. Raises ConflictError if it is not the worker's any more.
+        """
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            if error is not None and row.attempts >= MAX_ATTEMPTS:
+                self._move(session, row, "failed", error=dict(error))
+            else:
+                self._move(session, row, "queued", **({"error": dict(error)} if error else {}))
+                row.retry_at = now() + timedelta(seconds=seconds)
+                row.attempts -= error is None
+            row.error = None if error is None else redacted_values(error)
+            row.worker = None
+            session.flush()
+            return self._build(row)
+
+    def succeed(
+        self,
+        build_id: str,
+        worker: str,
+        digest: str,
+        coefficients: Mapping[str, Any] | None,
+        report: Mapping[str, Any] | None,
+    ) -> Build:
+        """Saying so twice is harmless: the answer to the first time may have been lost.
+
+        Raises ConflictError if the build is not the worker's any more, StoreError if the result is not stored.
+        """
+        if not self._store.has(digest):
+            raise StoreError(f"the result {digest} of build {build_id} is not in the store")
+        with self._database.writing() as session:
+            known = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
+            if known is not None and (known.status, known.worker, known.digest) == ("succeeded", worker, digest):
+                return self._build(known)
+            row = _held(session, build_id, worker)
+            self._move(session, row, "succeeded", digest=digest)
+            row.digest = digest
+            row.coefficients = None if coefficients is None else dict(coefficients)
+            row.report = None if report is None else dict(report)
+            session.flush()
+            return self._build(row)
+
+    def fail(self, build_id: str, worker: str, error: Mapping[str, Any]) -> Build:
+        """Raises ConflictError if the build is not the worker's any more."""
+        with self._database.writing() as session:
+            row = _held(session, build_id, worker)
+            self._move(session, row, "failed", error=dict(error))
+            row.error = redacted_values(error)
+            return self._build(row)
+
+    def cancel(self, build_id: str) -> Build:
+        """A running build's worker finds out when it next reports. Raises ConflictError for one that has ended."""
+        with self._database.writing() as session:
+            row = _find_locked(session, build_id)
+            if row.status not in ("queued", "running"):
+                raise ConflictError(f"build {row.id} has {row.status} and cannot be cancelled")
+            self._move(session, row, "cancelled")
+            return self._build(row)
+
+    def retry(self, build_id: str) -> Build:
+        """Queues a failed or cancelled build again. Raises ConflictError if its key is being built, or was."""
+        with self._database.writing() as session:
+            row = _find_locked(session, build_id)
+            if row.status not in ("failed", "cancelled"):
+                raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
+            if (other := self._standing(session, row.key, ("queued", "running", "succeeded"))) is not None:
+                raise ConflictError(f"build {other.id}, which is {other.status}, has the same key as {row.id}")
+            self._move(session, row, "queued")
+            row.worker = row.error = row.started_at = row.finished_at = None
+            row.done = row.total = row.attempts = 0
+            return self._build(row)
+
+    def free(self, worker: str, message: str) -> builtins.list[Build]:
+        """Puts the running builds of a worker, whom the caller knows to be gone, back into the queue.
+
+        The worker is named in full, or by the token that its name ends with. A build that has lost MAX_ATTEMPTS workers has failed.
+        """
+        named = or_(BuildRow.worker == worker, BuildRow.worker.endswith(f"/{worker}", autoescape=True))
+        query = select(BuildRow).where(BuildRow.status == "running", named)
+        freed = []
+        with self._database.writing() as session:
+            for row in session.scalars(query.with_for_update(of=BuildRow)):
+                lost = {"code": "lost", "message": message}
+                self._move(session, row, "failed" if row.attempts >= MAX_ATTEMPTS else "queued", error=lost)
+                row.error, row.worker = lost, None
+                session.flush()
+                freed.append(self._build(row))
+        return freed
+
+    def waiting(self) -> int:
+        """How many builds could be claimed now."""
+        with self._database.reading() as session:
+            return session.scalar(select(func.count()).select_from(BuildRow).where(_claimable(now()))) or 0
+
+    def claimable(self, *, limit: int = 1000) -> builtins.list[Build]:
+        """Those that could be claimed now, the oldest first."""
+        with self._database.reading() as session:
+            query = select(BuildRow).where(_claimable(now())).order_by(BuildRow.id).limit(limit)
+            return [self._build(row) for row in session.scalars(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many builds are in each status that any is in."""
+        with self._database.reading() as session:
+            rows = session.execute(select(BuildRow.status, func.count()).group_by(BuildRow.status))
+            return {row.status: row[1] for row in rows}
+
+    def get(self, build_id: str) -> Build:
+        """By id, or by the beginning of one if it is unique. Raises NotFoundError, UsageError where several begin so."""
+        with self._database.reading() as session:
+            return self._build(_find(session, build_id))
+
+    def list(
+        self,
+        *,
+        domain: str | None = None,
+        status: str | None = None,
+        adapter: Adapter | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> builtins.list[Build]:
+        """Newest first, of those that the adapter is in if one is given; `after` is the id that the page before ended with."""
+        query = select(BuildRow).order_by(BuildRow.id.desc()).limit(limit)
+        with self._database.reading() as session:
+            if domain is not None:
+                query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
+            if status is not None:
+                query = query.where(BuildRow.status == status)
+            if adapter is not None:
+                version = find_adapter(session, adapter.ref, adapter.base).id
+                inputs = select(BuildInputRow.build_id).where(BuildInputRow.adapter_id == version)
+                query = query.where(BuildRow.id.in_(inputs))
+            if after is not None:
+                query = query.where(BuildRow.id < _find(session, after).id)
+            return [self._build(row) for row in session.scalars(query)]
+
+    def newest_of_key(self, key: str) -> Build | None:
+        """The one of that key that was asked for last, whatever became of it."""
+        with self._database.reading() as session:
+            row = session.scalar(select(BuildRow).where(BuildRow.key == key).order_by(BuildRow.id.desc()).limit(1))
+            return None if row is None else self._build(row)
+
+    def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
+        """The one that finished last, of that key if one is given."""
+        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
+        if key is not None:
+            query = query.where(BuildRow.key == key)
+        with self._database.reading() as session:
+            row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
+            return None if row is None else self._build(row)
+
+    def newest_own(self, domain: str) -> Build | None:
+        """Of those that succeeded by the domain's own recipe, as it was then, the one that finished last.
+
+        Where of none it is known that it is one, the last of those of which it is not known.
+        """
+        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
+        with self._database.reading() as session:
+            query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
+            rows = (session.scalar(query.where(BuildRow.own_recipe.is_(each))) for each in _OWN)
+            row = next((row for row in rows if row is not None), None)
+            return None if row is None else self._build(row)
+
+    def newest_succeeded_by_domain(self) -> dict[str, Build]:
+        """What `newest_succeeded` answers for every domain that has one, in one query."""
+        return self._by_domain(_newest_of_domain())
+
+    def newest_own_by_domain(self) -> dict[str, Build]:
+        """What `newest_own` answers for every domain that has one, in one query."""
+        return self._by_domain(func.coalesce(*map(_newest_of_domain, _OWN)))
+
+    def _by_domain(self, id_: ColumnElement[str]) -> dict[str, Build]:
+        query = select(BuildRow).where(BuildRow.id.in_(select(id_).select_from(DomainRow)))
+        with self._database.reading() as session:
+            return {row.domain.name: self._build(row) for row in session.scalars(query)}
+
+    def succeeded_with_keys(self, keys: Iterable[str]) -> dict[str, Build]:
+        """By key, the build of it that finished last, for those keys that have been built."""
+        wanted = [*dict.fromkeys(keys)]
+        found: dict[str, Build] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                some = wanted[start : start + KEYS_AT_ONCE]
+                query = (
+                    select(BuildRow).where(BuildRow.key.in_(some), BuildRow.status == "succeeded").order_by(*_LATEST)
+                )
+                for row in session.scalars(query):
+                    if row.key not in found:
+                        found[row.key] = self._build(row)
+        return found
+
+    def with_ids(self, ids: Iterable[str]) -> dict[str, Build]:
+        """By id, those builds that there are."""
+        wanted = [*dict.fromkeys(ids)]
+        found: dict[str, Build] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                query = select(BuildRow).where(BuildRow.id.in_(wanted[start : start + KEYS_AT_ONCE]))
+                found |= {row.id: self._build(row) for row in session.scalars(query)}
+        return found
+
+    def _standing(self, session: Session, key: str, statuses: tuple[str, ...]) -> BuildRow | None:
+        """The newest build of the key in one of the statuses, passing over results that are not in the store any more."""
+        query = select(BuildRow).where(BuildRow.key == key, BuildRow.status.in_(statuses)).order_by(BuildRow.id.desc())
+        rows = session.scalars(query).all()
+        return next((row for row in rows if row.digest is None or self._store.has(row.digest)), None)
+
+    def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
+        """Changes the status; the caller sets what else comes with it before the row is flushed."""
+        about = {"domain": row.domain.name} | redacted_values(detail)
+        events.append(session, f"build.{status}", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
+        row.status = status
+        if status != "running":
+            row.lease_until = row.stage = None
+        if status != "queued":
+            row.retry_at = None
+        if status not in ("queued", "running"):
+            row.finished_at = now()
+
+    def _build(self, row: BuildRow) -> Build:
+        return Build(
+            id=row.id,
+            domain=row.domain.name,
+            base=row.base.name,
+            status=row.status,
+            key=row.key,
+            digest=row.digest,
+            recipe=row.recipe,
+            coefficients=row.coefficients,
+            inputs=row.inputs,
+            path=self._store.local(row.digest) if row.digest else None,
+            report=row.report,
+            error=row.error,
+            done=row.done,
+            total=row.total,
+            attempts=row.attempts,
+            worker=row.worker,
+            stage=row.stage,
+            retry_at=row.retry_at,
+            created_at=row.created_at,
+            created_by=row.created_by,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            own_recipe=row.own_recipe,
+        )
+
+
+def _newest_of_domain(own_recipe: bool | EllipsisType | None = ...) -> Any:
+    """The id of the newest succeeded build, with that `own_recipe` if one is given, of the domain that the query around it is at."""
+    other = aliased(BuildRow)
+    wanted = [] if own_recipe is ... else [other.own_recipe.is_(own_recipe)]
+    return (
+        select(other.id)
+        .where(other.domain_id == DomainRow.id, other.status == "succeeded", *wanted)
+        .order_by(other.finished_at.desc(), other.id.desc())
+        .limit(1)
+        .correlate(DomainRow)
+        .scalar_subquery()
+    )
+
+
+def _reusable(force: bool) -> tuple[str, ...]:
+    return ("queued", "running") if force else ("queued", "running", "succeeded")
+
+
+def _claimable(moment: datetime) -> ColumnElement[bool]:
+    """Queued and not for later, or with a worker whose lease has run out."""
+    return or_(
+        and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
+        and_(BuildRow.status == "running", BuildRow.lease_until < moment),
+    )
+
+
+def _oldest(moment: datetime) -> Select[BuildRow]:
+    """The query of the one to be claimed next; rows that others are claiming are passed over."""
+    query = select(BuildRow).where(_claimable(moment)).order_by(BuildRow.id).limit(1)
+    return query.with_for_update(skip_locked=True, of=BuildRow)
+
+
+def _new_id() -> str:
+    """16 hex digits that sort by time: microseconds since 1970, then 12 random bits."""
+    return f"{time.time_ns() // 1000:013x}{secrets.randbits(12):03x}"
+
+
+def _lineage(session: Session, base: str, inputs: Mapping[str, Any]) -> set[int]:
+    found = set()
+    for entry in inputs.get("adapters", ()):
+        row = find_adapter(session, entry["ref"], base)
+        if row.digest != entry["digest"]:
+            raise ConflictError(f"{entry['ref']} is {row.digest}, not {entry['digest']} as the request says")
+        found.add(row.id)
+    return found
+
+
+def _find(session: Session, build_id: str) -> BuildRow:
+    begins = BuildRow.id.startswith(build_id, autoescape=True)
+    rows = session.scalars(select(BuildRow).where(begins).order_by(BuildRow.id.desc()).limit(2)).all()
+    if not rows or not build_id:
+        raise NotFoundError(f"there is no build {build_id!r}", hint="`reccocktail build list` shows them")
+    if len(rows) > 1:
+        raise UsageError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
+    return rows[0]
+
+
+def _find_locked(session: Session, build_id: str) -> BuildRow:
+    """The build as it is once nobody else can claim, report, cancel or retry it, or request another of its domain."""
+    found = _find(session, build_id)
+    find_domain(session, found.domain.name, lock=True)
+    return session.get_one(BuildRow, found.id, with_for_update={"of": BuildRow}, populate_existing=True)
+
+
+def _held(session: Session, build_id: str, worker: str) -> BuildRow:
+    row = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
+    if row is None:
+        raise NotFoundError(f"there is no build {build_id!r}")
+    if row.status != "running" or row.worker != worker:
+        holder = f" by {row.worker}" if row.status == "running" else ""
+        raise ConflictError(f"build {row.id} is {row.status}{holder}: {worker} does not hold it any more")
+    return row

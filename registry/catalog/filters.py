@@ -1,0 +1,54 @@
+"""Finding adapters by their metrics: bounds such as `NDCG@3>=0.4`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from ..database.tables import AdapterMetricRow
+from ..errors import UsageError
+
+_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "=": operator.eq,
+}
+
+
+@dataclass(frozen=True)
+class MetricBound:
+    """A metric's name, one of `>= <= > < =`, and the number it is held against; or the name alone: any number will do."""
+
+    name: str
+    sign: str | None = None
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> MetricBound:
+        """Reads `NDCG@3>=0.4`, or `NDCG@3` for adapters that have the metric at all. Raises UsageError."""
+        match = re.fullmatch(r"([^<>=]+)(?:(>=|<=|>|<|=)([^<>=]+))?", text)
+        if not match or not match[1].strip():
+            raise UsageError(f"{text!r} is not a bound on a metric", hint="write NAME>=NUMBER; also <=, >, < and =")
+        name, sign, number = match[1].strip(), match[2], match[3]
+        if sign is None:
+            return cls(name)
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UsageError(f"{text!r}: {number!r} is not a number")
+        return cls(name, sign, value)
+
+    def query(self) -> Select[int]:
+        """The ids of the adapters it holds for."""
+        found = select(AdapterMetricRow.adapter_id).where(AdapterMetricRow.name == self.name)
+        return found if self.sign is None else found.where(_SIGNS[self.sign](AdapterMetricRow.value, self.value))

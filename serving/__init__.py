@@ -1,0 +1,1 @@
+"""Serving from the registry: resolving references, the vLLM plugin."""

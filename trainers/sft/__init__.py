@@ -1,0 +1,1 @@
+"""The trainer `sft`: a LoRA by supervised fine-tuning with TRL."""

@@ -1,0 +1,260 @@
+"""The shipped trainer: a LoRA by supervised fine-tuning with TRL's SFTTrainer, loss on the answer alone.
+
+Prompts are those of the domain's template in the base model's own chat template. Weights are learned from training targets
+only; validation targets decide nothing but when to stop and which checkpoint to keep, and test targets stay unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from ...registry.strict_json import read_object
+from ...tasks import (
+    DomainData,
+    Question,
+    Split,
+    TaskSpec,
+    Template,
+    examples,
+    fit,
+    load_template,
+    questions,
+)
+from ..plugin import TrainerError, TrainingJob, TrainingResult
+from .options import SftOptions
+
+if TYPE_CHECKING:
+    import torch
+
+LOG = "training_log.jsonl"
+PLOT = "loss.png"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is learned from: questions of all domains, and per domain what they are."""
+
+    questions: tuple[Question, ...]
+    specs: tuple[dict[str, Any], ...]
+
+
+class SftTrainer:
+    """LoRA by supervised fine-tuning (TRL)."""
+
+    name: ClassVar[str] = "sft"
+    summary: ClassVar[str] = "LoRA by supervised fine-tuning with TRL, loss on the answer only"
+    Options: ClassVar[type[BaseModel]] = SftOptions
+
+    def train(self, job: TrainingJob) -> TrainingResult:
+        """Train on the job's domains and leave the adapter in `job.folder`/adapter, with its log and a plot of the loss.
+
+        Under `accelerate launch` every process calls this with the same job, and the first one writes the adapter. The metrics
+        are `train_loss`, the mean of the last tenth of the steps; `validation_loss`, that of the checkpoint kept;
+        `train_seconds` of this call; and `tokens_per_second`, tokens without padding by the seconds of this call's steps,
+        in which loading, validation and checkpoints have no part.
+        Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss, a batch that the
+        processes cannot share.
+        """
+        options = job.options
+        assert isinstance(options, SftOptions)
+        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+        from . import tuning
+
+        tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True, trust_remote_code=False)
+        if not tokenizer.chat_template:
+            raise TrainerError(
+                "the base model's tokenizer has no chat template",
+                hint="use the instruction-tuned checkpoint of this model",
+            )
+        template = load_template(options.template)
+        pool = _training_pool(job.domains, template, options)
+        validation = _validation_questions(job.domains, template, options)
+        rows = _rows(fit(pool.questions, tokenizer), tokenizer, options.max_tokens)
+        checked = _rows(fit(validation, tokenizer), tokenizer, options.max_tokens)
+        set_seed(options.seed)
+        dtype, mixed = _precision(job.device)
+        model = AutoModelForCausalLM.from_pretrained(
+            job.base_folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+        trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked, mixed=mixed)
+        started = time.monotonic()
+        tuning.run(trainer, job)
+        seconds = time.monotonic() - started
+        state, watch, order = trainer.state, trainer.watch, trainer.order
+        log = _log(state.log_history)
+        adapter = job.folder / "adapter"
+        if trainer.is_world_process_zero():
+            _save(trainer.model, adapter, job.base_name)
+            _write_log(log, adapter)
+        trainer.accelerator.wait_for_everyone()
+        step = state.global_step
+        context = {
+            "trainer": self.name,
+            "role": job.role,
+            "options": options.model_dump(mode="json"),
+            "template": {"name": template.name, "digest": template.digest},
+            "tasks": list(pool.specs),
+            "examples": len(pool.questions),
+            "steps": step,
+            "kept_step": state.best_global_step or step,
+            "stopped_early": step < state.max_steps,
+            "tokens": order.tokens(step),
+            "dtype": {"base": _name(dtype), "lora": _name(_lora_dtype(trainer.model))},
+            "packages": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "accelerate")},
+        }
+        metrics = {"train_loss": _final_loss(log), "train_seconds": round(seconds, 1)}
+        if watch.seconds:
+            learned = order.tokens(step) - order.tokens(watch.first_step)
+            metrics["tokens_per_second"] = round(learned / watch.seconds, 1)
+        if state.best_metric is not None:
+            metrics["validation_loss"] = round(state.best_metric, 5)
+        return TrainingResult(adapter, metrics, context)
+
+
+def _training_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
+    """The training questions of all domains, pooled by weight, and the digests that say exactly which."""
+    if unknown := sorted(options.weights.keys() - {data.name for data in domains}):
+        raise TrainerError(
+            f"weights names {', '.join(unknown)}, which is not trained on",
+            hint=f"domains of this training: {', '.join(data.name for data in domains)}",
+        )
+    picked: list[Question] = []
+    specs = []
+    for data in domains:
+        there = len(examples(data, "train"))
+        if not there:
+            raise TrainerError(
+                f"domain {data.name!r} has no training examples", hint="users need at least 4 interactions"
+            )
+        usual = there if options.examples is None else min(options.examples, there)
+        count = max(1, round(usual * options.weights.get(data.name, 1.0)))
+        spec, drawn = _draw(data, "train", template, options, count if count < there else None)
+        picked += [drawn[number % len(drawn)] for number in range(count)]
+        specs.append(
+            {
+                "domain": data.name,
+                "data": data.digest,
+                "task": spec.digest,
+                "examples": count,
+                "distinct": len(drawn),
+            }
+        )
+    return Pool(tuple(picked), tuple(specs))
+
+
+def _validation_questions(domains: Sequence[DomainData], template: Template, options: SftOptions) -> list[Question]:
+    if not options.validation_examples:
+        return []
+    found = [_draw(data, "validation", template, options, options.validation_examples)[1] for data in domains]
+    return [question for drawn in found for question in drawn]
+
+
+def _draw(
+    data: DomainData, split: Split, template: Template, options: SftOptions, limit: int | None
+) -> tuple[TaskSpec, list[Question]]:
+    return questions(data, split, template, n_negatives=options.negatives, seed=options.seed, limit=limit)
+
+
+def _rows(asked: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
+    """Prompt and completion of every question, with their `length` in tokens. Raises TrainerError for one too long."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": q.messages, "completion": [{"role": "assistant", "content": q.answer}]} for q in asked
+    ]
+    for row in rows:
+        row["length"] = len(tokenizer.apply_chat_template(row["prompt"] + row["completion"])["input_ids"])
+    lengths = [row["length"] for row in rows]
+    if lengths and max(lengths) > max_tokens:
+        raise TrainerError(
+            f"{sum(n > max_tokens for n in lengths)} of {len(rows)} examples are longer than"
+            f" {max_tokens} tokens, the longest has {max(lengths)}",
+            hint=f"-o max_tokens={max(lengths)}, or fewer candidates by -o negatives=…",
+        )
+    return rows
+
+
+def _precision(device: str) -> tuple[torch.dtype, bool]:
+    """(base weights' dtype, autocast): bfloat16 where the device multiplies it natively, else float32.
+
+    The adapter is float32 either way: its updates are small against its weights, and bfloat16 would round most of them away.
+    Raises TrainerError when there is no such device, for which training would silently be on the CPU.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise TrainerError(f"there is no device {device}", hint="--device cpu, or auto")
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = Path("/proc/cpuinfo")
+        native = flags.exists() and any(f in flags.read_text() for f in ("avx512_bf16", "amx_bf16"))
+    return (torch.bfloat16, True) if native else (torch.float32, False)
+
+
+def _lora_dtype(model: Any) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """One record per step, and one per validation: what equal runs have in common, so no times."""
+    names = {"loss": "loss", "learning_rate": "learning_rate", "eval_loss": "validation_loss"}
+    found = []
+    for entry in history:
+        figures = {new: entry[old] for old, new in names.items() if old in entry}
+        if figures:
+            found.append({"step": entry["step"], "epoch": round(entry["epoch"], 4), **figures})
+    return found
+
+
+def _final_loss(log: Sequence[Mapping[str, float]]) -> float:
+    """The mean over the last tenth of the steps; a single step's loss is mostly chance."""
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    last = losses[-math.ceil(len(losses) / 10) :]
+    return round(sum(last) / len(last), 5)
+
+
+def _save(model: Any, adapter: Path, base_name: str) -> None:
+    """Write the adapter so that its bytes depend on nothing but its content: base by name, lists in order, no card."""
+    shutil.rmtree(adapter, ignore_errors=True)
+    model.save_pretrained(adapter)
+    (adapter / "README.md").unlink(missing_ok=True)
+    config_file = adapter / "adapter_config.json"
+    config = read_object(config_file)
+    config["base_model_name_or_path"] = base_name
+    config["target_modules"] = sorted(config["target_modules"])
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_log(log: Sequence[Mapping[str, float]], folder: Path) -> None:
+    (folder / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, marker in ("loss", ""), ("validation_loss", "o"):
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, label=name.replace("_", " "), linewidth=1, marker=marker)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss of the answer (nats per token)")
+    axes.legend()
+    # No software version in the file: the same curves give the same bytes.
+    figure.savefig(folder / PLOT, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
