@@ -27,7 +27,7 @@ EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
 
 @click.group(epilog=example("reccocktail adapter list --domain beauty"))
 def adapter() -> None:
-    """Spirits and ingredients: versions, aliases, checks."""
+    """Adapters: versions, aliases, metadata, checks."""
 
 
 def key_values(pairs: tuple[str, ...], option: str) -> dict[str, str]:
@@ -49,16 +49,18 @@ def key_values(pairs: tuple[str, ...], option: str) -> dict[str, str]:
     )
 )
 @click.argument("source", metavar="PATH_OR_REPO")
-@click.option("--base", "base_name", metavar="B", required=True, help="Base model it was trained on.")
-@click.option("--spirit", is_flag=True, help="Register it as the base spirit.")
-@click.option("--domain", metavar="D", help="Register it as this domain's ingredient.")
+@click.option("--base", "base_name", metavar="B", required=True, help="Base model that it was trained on.")
+@click.option("--spirit", is_flag=True, help="Register as the base spirit.")
+@click.option("--domain", metavar="D", help="Register as this domain's ingredient.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub repo.")
-@click.option("--metric", "metrics", metavar="K=V", multiple=True, help="A figure to keep with it.")
-@click.option("--tag", "tags", metavar="T", multiple=True, help="A word to find it by.")
-@click.option("--note", metavar="S", help="What people should know about it.")
-@click.option("--no-scan", is_flag=True, help="Do not read the weights to check that all are finite.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Take it although it names another base model.")
-@click.option("--allow-partial", is_flag=True, help="Take it although it lacks what its configuration names.")
+@click.option("--metric", "metrics", metavar="K=V", multiple=True, help="Metric to store with it.")
+@click.option("--tag", "tags", metavar="T", multiple=True, help="Tag to store with it.")
+@click.option("--note", metavar="S", help="Free text to store with it.")
+@click.option("--no-scan", is_flag=True, help="Skip the check that all weights are finite.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Accept an adapter that names another base model.")
+@click.option(
+    "--allow-partial", is_flag=True, help="Accept an adapter that lacks tensors which its configuration names."
+)
 @json_option
 @pass_app
 def add(
@@ -147,9 +149,19 @@ def _told(origin: Mapping[str, Any]) -> str | None:
 )
 @click.option("--domain", metavar="D", help="Only this domain's ingredients.")
 @click.option("--spirit", is_flag=True, help="Only base spirits.")
-@click.option("--tag", "tags", metavar="T", multiple=True, help="Only those with this tag; all of several.")
-@click.option("--metric", "metrics", metavar="BOUND", multiple=True, help="Like 'NDCG@3>=0.4'; all of several.")
-@click.option("--search", "text", metavar="TEXT", help="Only with this in domain, note or tags, whatever the case.")
+@click.option(
+    "--tag", "tags", metavar="T", multiple=True, help="Only with this tag; repeat it for several, all must match."
+)
+@click.option(
+    "--metric",
+    "metrics",
+    metavar="BOUND",
+    multiple=True,
+    help="Condition such as 'NDCG@3>=0.4'; repeat it for several, all must hold.",
+)
+@click.option(
+    "--search", "text", metavar="TEXT", help="Only with this text in domain, note or tags; case does not matter."
+)
 @base_option
 @paging_options
 @json_option
@@ -209,14 +221,19 @@ def _labels(row: Adapter) -> list[str]:
     epilog=example("reccocktail adapter show beauty@champion", "reccocktail adapter show beauty --at 2026-03-03")
 )
 @click.argument("ref")
-@click.option("--at", "when", metavar="WHEN", help="As of 2026-03-03 (its end) or 2026-03-03T14:00; UTC unless said.")
+@click.option(
+    "--at",
+    "when",
+    metavar="WHEN",
+    help="Point in time: 2026-03-03 (end of that day) or 2026-03-03T14:00. UTC unless it has an offset.",
+)
 @base_option
 @json_option
 @pass_app
 def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) -> None:
-    """Show one adapter version, and the builds and publications that it reached.
+    """Show a version, and its builds and publications.
 
-    With --at, what REF meant at that moment, with the aliases it had then.
+    With --at, what REF resolved to at that time, with the aliases of that time.
     """
     at = None if when is None else moment(when)
     with app.registry() as registry:
@@ -270,7 +287,7 @@ def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 @json_option
 @pass_app
 def diff(app: App, ref: str, other: str, base: str | None, as_json: bool) -> None:
-    """Tell how two versions differ: what is known of them, and the deltas that they add to the base model.
+    """Compare two versions: metadata and weights.
 
     Deltas are measured whole, s·B·A, whatever their ranks: by their norms (Frobenius), how far they are apart, and the cosine
     between them. What is equal on both sides is left out.
@@ -371,13 +388,15 @@ def moment(text: str) -> datetime:
 @click.argument("ref", metavar="REF|DOMAIN")
 @base_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--after", type=click.IntRange(1), metavar="ID", help="Go on after this entry of the page before.")
+@click.option(
+    "--after", type=click.IntRange(1), metavar="ID", help="Start after this entry: the last of the previous page."
+)
 @json_option
 @pass_app
 def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_json: bool) -> None:
-    """Show who did what, newest first.
+    """Show who changed what, newest first.
 
-    NAME@vN means that version and its aliases, NAME@ALIAS wherever that alias was, a bare NAME all versions of it.
+    NAME@vN: that version and its aliases. NAME@ALIAS: every version that had the alias. NAME: all versions.
     """
     with app.registry() as registry:
         found = registry.adapters.log(ref, base=base, limit=limit, after=after)
@@ -411,12 +430,12 @@ def _happened(event: Event) -> str:
 )
 @click.argument("ref")
 @click.argument("name", required=False)
-@click.option("--remove", is_flag=True, help="Take the alias of NAME@ALIAS away.")
+@click.option("--remove", is_flag=True, help="Delete the alias of NAME@ALIAS.")
 @base_option
 @json_option
 @pass_app
 def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, as_json: bool) -> None:
-    """Set or move the alias NAME to a version, or take one away."""
+    """Set, move or delete an alias of a version."""
     if remove == (name is not None):
         raise UsageError(
             "say which alias to set, or --remove",
@@ -435,13 +454,17 @@ def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, 
     epilog=example("reccocktail adapter archive beauty@v1", "reccocktail adapter archive beauty@v1 --undo")
 )
 @click.argument("ref")
-@click.option("--force", is_flag=True, help="Although it is champion, or in a build that stands or is published.")
-@click.option("--undo", is_flag=True, help="Take it into use again.")
+@click.option(
+    "--force", is_flag=True, help="Archive even if it is in use: champion, or in a current or published build."
+)
+@click.option("--undo", is_flag=True, help="Undo: make it available again.")
 @base_option
 @json_option
 @pass_app
 def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_json: bool) -> None:
-    """Take a version out of use: bare names pass it over; its number, bytes and aliases stay."""
+    """Archive a version.
+
+    A bare name no longer resolves to it. Its number, files and aliases stay."""
     if force and undo:
         raise UsageError("--force is for archiving, not for --undo")
     with app.registry() as registry:
@@ -463,7 +486,7 @@ def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_js
 @json_option
 @pass_app
 def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
-    """Repeat every registration check on a registered version, its weights and their digests included."""
+    """Check a registered version again, digests included."""
     from ..registry.artifacts.inspect import inspect_adapter
 
     with app.registry() as registry:

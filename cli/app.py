@@ -81,15 +81,17 @@ def example(*lines: str) -> str:
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
 def base_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--base", metavar="NAME", help="Base model, where there are several.")(function)
+    return click.option("--base", metavar="NAME", help="Base model, if there are several.")(function)
 
 
 def paging_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--after", metavar="KEY", help="Go on after this entry of the page before.")(function)
+    function = click.option("--after", metavar="KEY", help="Start after this entry: the last of the previous page.")(
+        function
+    )
     return click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)(function)
 
 

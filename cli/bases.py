@@ -18,7 +18,7 @@ from .console import answer, details, progress, say, short, size, table
 
 @click.group(epilog=example("reccocktail base list"))
 def base() -> None:
-    """The pretrained checkpoints that adapters belong to."""
+    """Base models: the checkpoints that adapters were trained on."""
 
 
 @base.command(
@@ -34,7 +34,9 @@ def base() -> None:
 @json_option
 @pass_app
 def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -> None:
-    """Add a base model from SOURCE: a folder, a Hub repo, or package:NAME with a GGUF file in it."""
+    """Add a base model.
+
+    SOURCE is a folder, a Hub repository, or package:NAME with a GGUF file in it."""
     check_name("base", name)  # before anything is fetched or converted
     with app.registry() as registry, checkpoint(source, revision) as found:
         total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())

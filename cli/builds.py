@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("reccocktail build request beauty --wait"))
 def build() -> None:
-    """Merged checkpoints, requested per domain."""
+    """Builds: merged checkpoints, requested per domain."""
 
 
 @build.command(
@@ -35,12 +35,14 @@ def build() -> None:
 )
 @click.argument("domains", metavar="DOMAIN...", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="Every domain.")
-@click.option("--stale", is_flag=True, help="Domains whose inputs moved since their newest build, or without one.")
-@click.option("--recipe", "recipe_name", metavar="NAME_OR_FILE", help="Else the domain's own, else `default`.")
-@click.option("--wait", is_flag=True, help="Carry the builds out here and now.")
-@click.option("--force", is_flag=True, help="Build although an equal build has succeeded.")
+@click.option("--stale", is_flag=True, help="Domains whose inputs changed since their newest build, or that have none.")
 @click.option(
-    "--keep-best", is_flag=True, help="With --wait: Ctrl-C ends the search for coefficients with the best so far."
+    "--recipe", "recipe_name", metavar="NAME_OR_FILE", help="Recipe; default: the domain's own, else `default`."
+)
+@click.option("--wait", is_flag=True, help="Run the builds now, in this process.")
+@click.option("--force", is_flag=True, help="Build even if an equal build has succeeded.")
+@click.option(
+    "--keep-best", is_flag=True, help="With --wait: on Ctrl-C, stop the search and use the best coefficients so far."
 )
 @base_option
 @json_option
@@ -57,10 +59,10 @@ def request(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Ask for merged builds; an equal build that exists is not made twice.
+    """Request merged builds. An equal build is not made twice.
 
-    With --all and --stale, domains that cannot be built by their own recipe, or by the one that is given, are named and passed
-    over; without --recipe, the command fails in the end if one of them has been built before.
+    With --all and --stale, domains that cannot be built are reported and skipped. Without --recipe, the command exits
+    with 1 if one of them has been built before.
     """
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or say --all, or --stale")
@@ -180,7 +182,7 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
 )
 @click.option("--domain", metavar="D", help="Only this domain's.")
 @click.option("--status", type=click.Choice(["queued", "running", "succeeded", "failed", "cancelled"]))
-@click.option("--adapter", metavar="REF", help="Only those that this adapter version went into.")
+@click.option("--adapter", metavar="REF", help="Only builds with this adapter version.")
 @base_option
 @paging_options
 @json_option
@@ -208,11 +210,13 @@ def list_(
 
 @build.command(epilog=example("reccocktail build show 660d4"))
 @click.argument("id_", metavar="ID|DOMAIN")
-@click.option("--follow", is_flag=True, help="First show how it comes along, until it has ended.")
+@click.option("--follow", is_flag=True, help="Show progress until it finishes, then the build.")
 @json_option
 @pass_app
 def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
-    """Show a build, with what went in down to the data, and where it was published; the start of its id is enough.
+    """Show a build: inputs, coefficients, publications.
+
+    The first characters of its id are enough.
 
     A domain means its newest build.
     """
@@ -310,11 +314,11 @@ def _show_adaptation(found: dict[str, Any]) -> None:
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
 @click.argument("id_", metavar="ID|DOMAIN")
-@click.option("--follow", is_flag=True, help="Go on until the build has ended.")
+@click.option("--follow", is_flag=True, help="Print new lines until the build finishes.")
 @json_option
 @pass_app
 def logs(app: App, id_: str, follow: bool, as_json: bool) -> None:
-    """What the workers of a build said, on whatever machine."""
+    """Show the log of a build."""
     if follow and as_json:
         raise UsageError("--follow is for people, --json for programs: one of them")
     with app.registry() as registry:
@@ -361,7 +365,9 @@ def retry(app: App, id_: str, as_json: bool) -> None:
 @json_option
 @pass_app
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
-    """Copy a build's merged checkpoint into the new folder DIR; a domain means what `publish` would take."""
+    """Copy a merged checkpoint into a new folder.
+
+    For a domain, the build that `publish` would take."""
     from ..engine.building.planning import result_folder
     from ..registry.store.files import copy_folder, whole_folder
 
@@ -433,7 +439,7 @@ def new_folder(folder: Path) -> Path:
 @json_option
 @pass_app
 def status(app: App, domain: str | None, as_json: bool) -> None:
-    """Per domain: what is current, what is built and published, and whether the build is fresh."""
+    """Show what is built, published and out of date, per domain."""
     from ..publishing.outdated import overview
 
     with app.registry() as registry:

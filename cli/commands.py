@@ -1,4 +1,4 @@
-"""All commands, in the order in which a newcomer meets them."""
+"""All commands, in groups, in the order in which a newcomer meets them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,13 @@ from .setup import db, doctor, init, store
 from .training import train, trainers
 from .workers import worker
 
-ALL = (
-    init,
-    status,
-    doctor,
-    base,
-    domain,
-    adapter,
-    train,
-    evaluate,
-    recipe,
-    build,
-    worker,
-    publish,
-    unpublish,
-    publication,
-    verify,
-    resolve,
-    merge,
-    trainers,
-    store,
-    db,
-    demo,
-)
+GROUPS = {
+    "Set up": (init, doctor, demo),
+    "Data and training": (domain, base, train, trainers, adapter, evaluate),
+    "Mixing": (recipe, build, merge, status),
+    "Publishing and serving": (publish, unpublish, publication, verify, resolve),
+    "Operations": (worker, store, db),
+}
+"""The headings of `reccocktail --help`, and the commands under each."""
+
+ALL = tuple(command for commands in GROUPS.values() for command in commands)

@@ -51,13 +51,19 @@ QUICK = _Sizes(
 
 
 @click.command(epilog=example("reccocktail demo", "reccocktail demo --folder ./try-it"))
-@click.option("--folder", metavar="DIR", type=click.Path(path_type=Path), help="Where it all goes; else HOME/demo.")
-@click.option("--quick", is_flag=True, help="A few steps and shoppers: shows that all of it works here, not how well.")
-@click.option("--base-source", metavar="SOURCE", default=SOURCE, hidden=True, help="Another base model; for tests.")
+@click.option(
+    "--folder", metavar="DIR", type=click.Path(path_type=Path), help="Folder for everything; default: HOME/demo."
+)
+@click.option(
+    "--quick", is_flag=True, help="Few steps and few users: shows that everything runs, not how good the models are."
+)
+@click.option(
+    "--base-source", metavar="SOURCE", default=SOURCE, hidden=True, help="Use another base model (for tests)."
+)
 @json_option
 @pass_app
 def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: bool) -> None:
-    """The whole trip on sample domains: train, register, mix, compare, and make ready for the Hub.
+    """Run all steps on sample data: train, mix, measure, publish.
 
     About 23 minutes on two busy CPU cores, fewer on idle ones. Interrupt it whenever you like: run again, it goes on where it was.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("reccocktail domain list"))
 def domain() -> None:
-    """What is recommended in: its data, trainer and recipe."""
+    """Domains: the data, trainer and recipe of each shop."""
 
 
 @domain.command(
@@ -32,11 +32,13 @@ def domain() -> None:
     )
 )
 @click.argument("name")
-@click.option("--title", metavar="T", help="What people call it.")
-@click.option("--data", metavar="DIR", type=click.Path(path_type=Path), help="Folder with a data set; docs/data.md.")
-@click.option("--trainer", metavar="T", help="Trainer plugin for its ingredients.")
-@click.option("--recipe", metavar="R", help="Recipe of its builds: a name or a file.")
-@click.option("--from-plugin", "plugin", metavar="P", help="Take it from this trainer plugin: title, data and recipe.")
+@click.option("--title", metavar="T", help="Display name.")
+@click.option(
+    "--data", metavar="DIR", type=click.Path(path_type=Path), help="Folder with a data set (formats: docs/data.md)."
+)
+@click.option("--trainer", metavar="T", help="Trainer plugin for this domain's ingredients.")
+@click.option("--recipe", metavar="R", help="Recipe for this domain's builds: a name or a file.")
+@click.option("--from-plugin", "plugin", metavar="P", help="Take title, data and recipe from this trainer plugin.")
 @json_option
 @pass_app
 def add(
@@ -49,9 +51,9 @@ def add(
     plugin: str | None,
     as_json: bool,
 ) -> None:
-    """Add a domain, or change what is given of one that is there.
+    """Add a domain, or change the given fields of one.
 
-    What was found in its data is told: read that before training on them.
+    Reports what was found in its data. Read that before you train on them.
     """
     from ..engine.recipes import SHIPPED, load_recipe
 
@@ -183,9 +185,9 @@ def _days(first: float, last: float) -> tuple[str, str]:
 @json_option
 @pass_app
 def sync(app: App, plugin: str | None, as_json: bool) -> None:
-    """Register the domains that trainer plugins bring, and bring those that are registered up to date.
+    """Register or update the domains of trainer plugins.
 
-    Doing it again changes nothing. What fails is told and stops nothing else; the command fails in the end.
+    Running it twice changes nothing. A domain that fails is reported, the others are registered, and the command exits with 1.
     """
     from ..trainers.plugin import installed, load
 

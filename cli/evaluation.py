@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
-@click.option("--domain", metavar="D", required=True, help="Domain whose data to rank.")
+@click.option("--domain", metavar="D", required=True, help="Domain whose data is used.")
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
 @click.option(
     "--mode",
     type=click.Choice(["likelihood", "pmi", "generate"]),
     default="likelihood",
     show_default=True,
-    help="Score every candidate's title, by its likelihood or by what the history adds to it (pmi), or read the titles that the model names.",
+    help="likelihood: score each candidate's title. pmi: the same, minus its score without a history. generate: parse the titles that the model writes.",
 )
-@click.option("--template", metavar="T", help="Prompt template: a name or a file; next-title unless said.")
-@click.option("--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates beside the target.")
-@click.option("--limit", type=click.IntRange(1), help="A seeded sample of this many users.")
-@click.option("--seed", type=int, default=42, show_default=True, help="Of candidates and sample.")
-@click.option("--against", metavar="SYSTEM", help="Show how much better the others are than this one of them.")
+@click.option("--template", metavar="T", help="Prompt template: a name or a file; default: next-title.")
+@click.option(
+    "--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates besides the target."
+)
+@click.option("--limit", type=click.IntRange(1), help="Use a random sample of this many users.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of candidates and sample.")
+@click.option("--against", metavar="SYSTEM", help="Also report each system's difference to this one.")
 @base_option
 @json_option
 @pass_app
@@ -53,10 +55,12 @@ def evaluate(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Rank each user's next item among candidates; HR@k, NDCG@k, MRR and AUC with 95 % intervals.
+    """Measure how well systems rank each user's next item.
 
-    `popularity` and `sasrec` are systems as well: yardsticks that are made from the domain's data and read no titles.
-    The words are reserved: a folder of such a name is written with a slash, an adapter with its version.
+    Each target is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals.
+
+    `popularity` and `sasrec` are baselines that are fitted to the domain's data and read no titles. The names are
+    reserved: write a folder of that name with a slash, and an adapter with its version.
     """
     from dataclasses import asdict
     from pathlib import Path

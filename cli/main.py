@@ -28,10 +28,19 @@ from .console import json_text, printable
 
 
 class _InOrder(click.Group):
-    """Lists its commands in the order of `commands.ALL`, not by the alphabet."""
+    """Lists its commands in the order and under the headings of `commands.GROUPS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from .commands import GROUPS
+
+        width = formatter.width - max(map(len, self.commands)) - 6
+        for heading, commands in GROUPS.items():
+            with formatter.section(heading):
+                rows = [(command.name or "", command.get_short_help_str(width)) for command in commands]
+                formatter.write_dl([(name.ljust(max(map(len, self.commands))), text) for name, text in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Raises Interrupted, before click writes to a stderr that may be closed."""
@@ -46,25 +55,32 @@ class _InOrder(click.Group):
     context_settings=CONTEXT,
     epilog=example("reccocktail demo", "reccocktail build request beauty --wait", "reccocktail status"),
 )
-@click.option("--home", metavar="DIR", type=click.Path(path_type=Path), help="[env: RECCOCKTAIL_HOME; ~/.reccocktail]")
-@click.option("--database-url", metavar="URL", help="[env: RECCOCKTAIL_DATABASE_URL; SQLite in HOME]")
-@click.option("--store-url", metavar="URL", help="[env: RECCOCKTAIL_STORE_URL; a folder in HOME]")
+@click.option(
+    "--home",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of the registry. [env: RECCOCKTAIL_HOME; ~/.reccocktail]",
+)
+@click.option(
+    "--database-url", metavar="URL", help="PostgreSQL or SQLite. [env: RECCOCKTAIL_DATABASE_URL; SQLite in HOME]"
+)
+@click.option("--store-url", metavar="URL", help="Folder or s3://… [env: RECCOCKTAIL_STORE_URL; a folder in HOME]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … [env: RECCOCKTAIL_DEVICE; auto]")
 @click.option(
-    "--cache-limit", metavar="SIZE", help="Of an S3 store's cache: 50GB, … [env: RECCOCKTAIL_CACHE_LIMIT; 0, none]"
+    "--cache-limit",
+    metavar="SIZE",
+    help="Limit of an object store's local cache, such as 50GB. [env: RECCOCKTAIL_CACHE_LIMIT; none]",
 )
-@click.option(
-    "--as", "actor", metavar="NAME", help="Who does it, in rows and events. [env: RECCOCKTAIL_AS; login name]"
-)
-@click.option("--quiet", is_flag=True, help="Only warnings and errors on stderr: no progress, no remarks.")
-@click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from.")
+@click.option("--as", "actor", metavar="NAME", help="User name in rows and events. [env: RECCOCKTAIL_AS; login name]")
+@click.option("--quiet", is_flag=True, help="Print only warnings and errors to stderr.")
+@click.option("--traceback", "show_traceback", is_flag=True, help="Print the traceback of an error.")
 @click.version_option(package_name="reccocktail", prog_name="reccocktail")
 @click.pass_context
 def reccocktail(context: click.Context, show_traceback: bool, quiet: bool, **options: Any) -> None:
     """Adapter registry and merge engine for LLM recommenders.
 
-    Keep one general recommendation LoRA (the base spirit) and one LoRA per domain (the ingredients), and mix them into
-    merged checkpoints that any serving engine loads.
+    Registers one general recommendation LoRA (the base spirit) and one LoRA per domain (the ingredients), merges them
+    into checkpoints that any serving engine loads, and publishes these to the Hugging Face Hub.
     """
     context.obj = App(**options)
     if quiet:

@@ -30,22 +30,33 @@ from .console import answer, details, progress, say
     metavar="ADAPTER[=WEIGHT]",
     multiple=True,
     required=True,
-    help="A LoRA folder, its weight; 1 for one alone.",
+    help="LoRA folder and weight; a single LoRA needs none (1).",
 )
-@click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="Method, weights (spirit first) and output.")
+@click.option(
+    "-r", "--recipe", "recipe_name", metavar="RECIPE", help="Recipe with method, weights (spirit first) and output."
+)
 @click.option(
     "-o", "out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="New folder for the result."
 )
-@click.option("--method", metavar="M", help="Without a recipe: linear unless said; `recipe methods` lists them.")
+@click.option("--method", metavar="M", help="Merging method, without a recipe; default: linear; see `recipe methods`.")
 @click.option("--option", "options", metavar="KEY=VALUE", multiple=True, help="An option of the method.")
 @click.option(
-    "--format", "format_", type=click.Choice(["checkpoint", "adapter"]), help="Else the recipe's: checkpoint."
+    "--format",
+    "format_",
+    type=click.Choice(["checkpoint", "adapter"]),
+    help="Output format; default: the recipe's, else checkpoint.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Cut the adapter to this rank by SVD; else it is exact.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the result; else the base's.")
-@click.option("--device", metavar="D", help="Else the device of the settings.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Take adapters that name another base model.")
-@click.option("--allow-partial", is_flag=True, help="Take adapters that lack what their configuration names.")
+@click.option("--rank", type=click.IntRange(min=1), help="Truncate the adapter to this rank by SVD; default: exact.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Data type of the result; default: the base model's.",
+)
+@click.option("--device", metavar="D", help="Device; default: from the settings.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Accept adapters that name another base model.")
+@click.option(
+    "--allow-partial", is_flag=True, help="Accept adapters that lack tensors which their configuration names."
+)
 @json_option
 @pass_app
 def merge(
@@ -64,9 +75,11 @@ def merge(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Merge LoRA folders into the checkpoint in the folder BASE, or into one LoRA; no registry is needed.
+    """Merge LoRA folders, without a registry.
 
-    A merge that was interrupted goes on where it was when the same command is given again.
+    The result is a checkpoint like the one in the folder BASE, or one LoRA.
+
+    Run the same command again to resume an interrupted merge.
     """
     from ..engine.merging.standalone import merge_folders, weigh
     from ..engine.recipes import load_recipe, parse_output

@@ -33,15 +33,19 @@ FILE = click.Path(path_type=Path)
 )
 @click.argument("what", metavar="[BUILD_OR_DOMAIN_OR_REF]", required=False)
 @click.option("--to", "repo", metavar="ORG/NAME", help="Repository on the Hub.")
-@click.option("--stale", is_flag=True, help="Every domain whose build is newer than its publication, where that is.")
-@click.option("--private/--public", default=True, show_default=True, help="Visibility of a repository that is made.")
+@click.option(
+    "--stale", is_flag=True, help="Every domain whose build is newer than its publication, to the same repository."
+)
+@click.option("--private/--public", default=True, show_default=True, help="Visibility of a new repository.")
 @click.option("--tag", metavar="T", help="Tag the commit.")
-@click.option("--rebase", is_flag=True, help="Go on top of what somebody else has committed since.")
-@click.option("--replace", "replaces", is_flag=True, help="Remove everything that is there and not part of this.")
-@click.option("--license", "licence", metavar="ID", help="Else the strictest of base model and adapters.")
-@click.option("--card-template", metavar="FILE", type=FILE, help="Jinja template of the card; may extend card.jinja.")
+@click.option("--rebase", is_flag=True, help="Commit on top of commits by others.")
+@click.option("--replace", "replaces", is_flag=True, help="Remove all files that are not part of this publication.")
+@click.option("--license", "licence", metavar="ID", help="License; default: the strictest of base model and adapters.")
+@click.option(
+    "--card-template", metavar="FILE", type=FILE, help="Jinja template of the model card; it may extend card.jinja."
+)
 @click.option("--sign", "key", metavar="KEY", type=FILE, help="Sign all files with this private key (PEM), offline.")
-@click.option("--dry-run", is_flag=True, help="Only show files, what would change, and the card.")
+@click.option("--dry-run", is_flag=True, help="Show files, changes and the card; send nothing.")
 @base_option
 @json_option
 @pass_app
@@ -61,11 +65,13 @@ def publish(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Publish a build, the one that stands for a domain, or an adapter version, as one commit.
+    """Publish a build or an adapter version to the Hub.
 
-    A domain means the build of its present inputs, else the newest by its own recipe, never one by another `--recipe`; NAME@v1,
-    NAME@ALIAS and `spirit` mean adapters. What the repository has already is not sent again. Interrupted, the same command
-    goes on. A repository that holds another kind of thing is refused; --replace removes all that is there.
+    The files are sent as one commit.
+
+    A domain means the build of its present inputs, else the newest by its own recipe, never one by another `--recipe`.
+    NAME@v1, NAME@ALIAS and `spirit` mean adapters. Files that the repository has are not sent again; run the same
+    command to resume. A repository that holds another kind of artifact is refused; --replace removes what is there.
     """
     if stale == (what is not None) or stale == (repo is not None):
         raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
@@ -242,7 +248,9 @@ def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
 @json_option
 @pass_app
 def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
-    """Mark what was published to a repository, or one publication, as withdrawn. Nothing is deleted, here or on the Hub."""
+    """Mark publications as withdrawn.
+
+    All of a repository, or one by its id. Nothing is deleted, here or on the Hub."""
     from ..publishing import upload as publishing
 
     with app.registry() as registry:
@@ -260,7 +268,7 @@ def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
 
 @click.group(epilog=example("reccocktail publication list --domain beauty"))
 def publication() -> None:
-    """What was published to the Hub."""
+    """Publications: what was sent to the Hub."""
 
 
 @publication.command(name="list", epilog=example("reccocktail publication list --domain beauty"))
@@ -294,7 +302,9 @@ def list_(app: App, domain: str | None, repo: str | None, limit: int, after: str
 @json_option
 @pass_app
 def show(app: App, what: str, as_json: bool) -> None:
-    """Show a publication, or the newest of a repository, with the files that it has."""
+    """Show a publication and its files.
+
+    For a repository, its newest publication."""
     with app.registry() as registry:
         row = registry.publications.get(what)
     files = [{"path": path, "sha256": digest} for path, digest in sorted((row.files or {}).items())]
@@ -314,12 +324,14 @@ def show(app: App, what: str, as_json: bool) -> None:
     )
 )
 @click.argument("source", metavar="PATH_OR_REPO")
-@click.option("--revision", metavar="R", help="Branch, tag or commit of a repository; main unless said.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a repository; default: main.")
 @click.option("--key", metavar="PUBLIC_KEY", type=FILE, help="Check the signature with this public key (PEM).")
 @json_option
 @pass_app
 def verify(app: App, source: str, revision: str | None, key: Path | None, as_json: bool) -> None:
-    """Check a published folder or repository: digests against provenance, signature, and whether the registry knows it."""
+    """Check a published folder or Hub repository.
+
+    Compares digests with the provenance, checks the signature, and reports whether this registry knows it."""
     from ..publishing import verification
     from ..registry.artifacts.sources import is_folder, without_secrets
 

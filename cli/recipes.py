@@ -13,7 +13,7 @@ from .console import answer, say, short, table
 
 @click.group(epilog=example("reccocktail recipe show default"))
 def recipe() -> None:
-    """How adapters are combined."""
+    """Recipes: how adapters are combined."""
 
 
 @recipe.command(name="list", epilog=example("reccocktail recipe list"))
@@ -31,7 +31,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Print a recipe, complete with its defaults, as YAML."""
+    """Print a recipe with its defaults, as YAML."""
     import yaml
 
     from ..engine.recipes import load_recipe
@@ -55,7 +55,7 @@ def check(file: Path, as_json: bool) -> None:
 @recipe.command(epilog=example("reccocktail recipe methods"))
 @json_option
 def methods(as_json: bool) -> None:
-    """List the methods that a recipe can name, with their options."""
+    """List the merging methods and their options."""
     from ..engine.methods import METHODS, Method
 
     def described(method: Method) -> dict[str, Any]:

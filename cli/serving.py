@@ -33,17 +33,19 @@ if TYPE_CHECKING:
     type=click.Choice(["vllm", "peft", "path"]),
     default="path",
     show_default=True,
-    help="A command for vLLM, a folder for PEFT, or the path of what the store has.",
+    help="vllm: a command. peft: a folder. path: the path in the store.",
 )
-@click.option("--merged", is_flag=True, help="The merged checkpoint of the domain, or of the build ID, not an adapter.")
+@click.option("--merged", is_flag=True, help="The merged checkpoint of a domain or build, not an adapter.")
 @click.option("-o", "out", metavar="DIR", type=click.Path(path_type=Path), help="New folder for --format peft.")
 @base_option
 @json_option
 @pass_app
 def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, base: str | None, as_json: bool) -> None:
-    """Say where the adapter behind a name lies, or the merged checkpoint of a domain, for a serving engine.
+    """Print what a serving engine needs for a name.
 
-    What is in an object store is fetched to this machine. The files at a path are the store's own, and must not be changed.
+    The path of the adapter that the name refers to, or of a domain's merged checkpoint.
+
+    Fetches the files if they are in an object store. They belong to the store: do not change them.
     """
     if (format_ == "peft") != (out is not None):
         raise UsageError(

@@ -35,7 +35,7 @@ class _Seen:
 @json_option
 @pass_app
 def init(app: App, as_json: bool) -> None:
-    """Create the database and the store; harmless when they are there."""
+    """Create the database and the store. Harmless if they exist."""
     settings = app.settings
     app.registry(create=True).close()
     place = {"database": redacted_url(settings.database_url), "store": redacted_url(settings.store_url)}
@@ -46,7 +46,9 @@ def init(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def doctor(app: App, as_json: bool) -> None:
-    """Check database, store, device, trainer plugins and Hub login; fails when the first three do not work.
+    """Check database, store, device, plugins and Hub login.
+
+    Exits with 1 if database, store or device do not work.
 
     Of an object store it also shows how large its cache on this machine is. A database or store that can be read and not written works: it is told as read-only, and commands that only read
     can be used.
@@ -167,14 +169,14 @@ def _hub_login() -> _Seen:
 
 @click.group(epilog=example("reccocktail db check"))
 def db() -> None:
-    """The database and its migrations."""
+    """The database schema: upgrade, downgrade, check."""
 
 
 @db.command(epilog=example("reccocktail db upgrade"))
 @json_option
 @pass_app
 def upgrade(app: App, as_json: bool) -> None:
-    """Bring the database to this version's schema."""
+    """Upgrade the database to this version's schema."""
     from ..registry.database.migrate import upgrade as run
 
     revision = run(app.settings.database_url)
@@ -183,11 +185,11 @@ def upgrade(app: App, as_json: bool) -> None:
 
 @db.command(epilog=example("reccocktail db downgrade 0001"))
 @click.argument("revision")
-@click.option("--allow-data-loss", is_flag=True, help="Although that loses what older tables have no place for.")
+@click.option("--allow-data-loss", is_flag=True, help="Continue even if the older schema cannot hold all data.")
 @json_option
 @pass_app
 def downgrade(app: App, revision: str, allow_data_loss: bool, as_json: bool) -> None:
-    """Bring the database back to an older revision, for an older version of reccocktail. Make a backup first."""
+    """Move the database back to an older revision. Make a backup first."""
     from ..registry.database.migrate import downgrade as run
 
     reached = run(app.settings.database_url, revision, allow_loss=allow_data_loss)
@@ -198,7 +200,7 @@ def downgrade(app: App, revision: str, allow_data_loss: bool, as_json: bool) -> 
 @json_option
 @pass_app
 def current(app: App, as_json: bool) -> None:
-    """Show the schema revision that the database is at."""
+    """Show the revision of the database schema."""
     from ..registry.database.migrate import current as look
 
     revision = look(app.settings.database_url)
@@ -209,7 +211,7 @@ def current(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def check(app: App, as_json: bool) -> None:
-    """Fail unless the database is at this version's schema, without drift."""
+    """Check that the schema is current and unchanged."""
     from ..registry.database.migrate import check as look
 
     revision = look(app.settings.database_url)
@@ -218,14 +220,14 @@ def check(app: App, as_json: bool) -> None:
 
 @click.group(epilog=example("reccocktail store verify"))
 def store() -> None:
-    """The artifact store."""
+    """The artifact store: verify, collect garbage."""
 
 
 @store.command(epilog=example("reccocktail store verify"))
 @json_option
 @pass_app
 def verify(app: App, as_json: bool) -> None:
-    """Hash everything in the store again; name what is damaged, and what the database misses."""
+    """Hash the whole store again; list damaged and missing files."""
     with app.registry() as registry, progress("verifying", unit="bytes") as bar:
         damage = registry.store.verify(progress=bar.add)
         missing = registry.missing()
@@ -238,7 +240,7 @@ def verify(app: App, as_json: bool) -> None:
 
 
 @store.command(epilog=example("reccocktail store gc --dry-run", "reccocktail store gc --grace 1"))
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Dry run: list what would be removed.")
 @click.option(
     "--grace",
     "hours",
@@ -246,13 +248,13 @@ def verify(app: App, as_json: bool) -> None:
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Spare what is younger: its row may be about to be written.",
+    help="Keep files younger than this; their row may not be written yet.",
 )
-@click.option("--force", is_flag=True, help="Go on although the database refers to nothing in the store.")
+@click.option("--force", is_flag=True, help="Continue even if the database refers to nothing in the store.")
 @json_option
 @pass_app
 def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> None:
-    """Remove what no row of the database needs, and list it."""
+    """Remove files that no database row refers to."""
     from datetime import timedelta
 
     if math.isnan(hours):

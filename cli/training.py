@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.argument("domain", required=False)
 @click.option("--spirit", is_flag=True, help="Train the base spirit on several domains.")
 @click.option("--domains", metavar="A,B", help="The domains that a spirit is trained on.")
-@click.option("--trainer", "trainer_name", metavar="NAME", help="Trainer plugin; the domain's, else sft.")
-@click.option("-o", "options", metavar="K=V", multiple=True, help="Option of the trainer; `trainers show NAME`.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the same run, or take its result.")
+@click.option("--trainer", "trainer_name", metavar="NAME", help="Trainer plugin; default: the domain's, else sft.")
+@click.option("-o", "options", metavar="K=V", multiple=True, help="Option of the trainer; see `trainers show NAME`.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint of the same run, or take its result.")
 @click.option(
     "--stall-timeout",
     metavar="MINUTES",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     envvar="RECCOCKTAIL_STALL_TIMEOUT",
     show_envvar=True,
-    help="Stop a trainer that shows no progress for so long; 0: never.",
+    help="Stop a trainer that reports no progress for so long; 0 means never.",
 )
 @base_option
 @json_option
@@ -56,7 +56,9 @@ def train(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Train an adapter on a domain's data, or a spirit on several, and register it.
+    """Train an adapter and register it.
+
+    An ingredient is trained on one domain's data, a spirit (--spirit) on several.
 
     The trainer runs in a process of its own. Under `accelerate launch` each of the processes is one; the first registers.
     """
@@ -125,13 +127,13 @@ def _type(spec: Mapping[str, Any]) -> str:
 
 @click.group(epilog=example("reccocktail trainers show sft"))
 def trainers() -> None:
-    """Trainer plugins."""
+    """Trainer plugins and their options."""
 
 
 @trainers.command(name="list", epilog=example("reccocktail trainers list"))
 @json_option
 def list_(as_json: bool) -> None:
-    """List installed trainers; a broken one is shown with its error."""
+    """List installed trainers, and why one is broken."""
     from ..trainers.plugin import TrainerError, installed, load
 
     found = []
@@ -148,7 +150,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show a trainer, its options and the domains that it brings."""
+    """Show a trainer, its options and domains."""
     from ..trainers.plugin import TrainerError, domains_of, load
 
     trainer = load(name)

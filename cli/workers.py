@@ -41,23 +41,25 @@ BAD_NEWS = ("failed", "died", "waiting", "blocked")
     type=click.Choice(["inline", "process", "ray"]),
     default="inline",
     show_default=True,
-    help="Where builds run: here, in processes of this machine, or on a Ray cluster.",
+    help="Where builds run: in this process, in several, or on Ray.",
 )
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes; as many as cores, unless said.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Number of processes; default: one per core.")
 @click.option(
     "--group",
     type=click.IntRange(1, 64),
     default=8,
     show_default=True,
-    help="Builds over one base to make in one pass; each takes its space on the disk.",
+    help="Builds over one base per pass; each needs disk space.",
 )
-@click.option("--address", metavar="ADDRESS", help="The Ray cluster. [env: RAY_ADDRESS; one of this machine alone]")
-@click.option("--cpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="Cores of a Ray task.")
-@click.option("--gpus", type=click.FloatRange(0), default=0, show_default=True, help="GPUs of a Ray task.")
-@click.option("--watch", is_flag=True, help="Also request builds of domains whose inputs move.")
-@click.option("--log-json", is_flag=True, help="One JSON object per line on stderr, instead of bars and words.")
-@click.option("--metrics-port", type=click.IntRange(1, 65535), metavar="PORT", help="Serve counters for Prometheus.")
-@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to serve them.")
+@click.option("--address", metavar="ADDRESS", help="Ray cluster. [env: RAY_ADDRESS; default: a local one]")
+@click.option("--cpus", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU cores per Ray task.")
+@click.option("--gpus", type=click.FloatRange(0), default=0, show_default=True, help="GPUs per Ray task.")
+@click.option("--watch", is_flag=True, help="Also request builds of domains whose inputs change.")
+@click.option("--log-json", is_flag=True, help="Write one JSON object per line to stderr, no progress bars.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT", help="Serve Prometheus metrics on this port."
+)
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address for the metrics.")
 @json_option
 @pass_app
 def worker(
@@ -75,10 +77,10 @@ def worker(
     metrics_host: str,
     as_json: bool,
 ) -> None:
-    """Take queued builds and carry them out, in this process, in several, or on a cluster.
+    """Run queued builds: here, in processes, or on a cluster.
 
-    Builds over one base are made in one pass. Ctrl-C or SIGTERM gives builds back to the queue. Failures that may heal are tried again
-    after a while; a database that cannot be reached is waited for.
+    Builds over one base are made in one pass. On Ctrl-C or SIGTERM, builds return to the queue. Temporary failures are
+    retried later; an unreachable database is waited for.
     """
     if workers is not None and executor != "process":
         raise UsageError("--workers is for --executor process")

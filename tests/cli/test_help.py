@@ -62,3 +62,18 @@ def test_the_readme_and_the_help_state_the_same_minutes_for_the_demo(bare: Calla
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     measured = re.findall(r"(\d+) minutes", readme.partition("<!-- demo-table -->")[2].partition("\n\n")[0])
     assert re.findall(r"(\d+) minutes", bare("demo", "--help").out) == measured != []
+
+
+GROUPS = (None, *(command for command in commands.ALL if isinstance(command, click.Group)))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: getattr(group, "name", None) or "reccocktail")
+def test_each_command_is_listed_once_and_in_whole(
+    group: click.Group | None, bare: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    wanted = [each.name for each in commands.ALL] if group is None else list(group.commands)
+    lines = bare(*([group.name] if group else []), "--help").out.splitlines()
+    listed = [line for line in lines if line.startswith("  ") and line.split()[0] in wanted and line[2] != " "]
+    assert [line.split()[0] for line in listed] == wanted
+    assert not [line for line in lines if line.endswith("...")]
