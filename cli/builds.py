@@ -199,7 +199,7 @@ def list_(
 ) -> None:
     """List builds, newest first."""
     if base is not None and adapter is None:
-        raise UsageError("--base says whose --adapter is meant, and none is named")
+        raise UsageError("--base selects the base model of --adapter, which is missing")
     with app.registry() as registry:
         version = None if adapter is None else registry.adapters.resolve(adapter, base=base)
         builds = registry.builds.list(domain=domain, status=status, adapter=version, limit=limit, after=after)
@@ -413,7 +413,9 @@ def say_chosen(domain: str, found: Freshness) -> None:
     if found.state != "fresh":
         say(f"build {found.build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
     if found.trial is not None:
-        say(f"build {found.trial.id} is newer, by another recipe than the domain's own: it stands for nothing")
+        say(
+            f"build {found.trial.id} is newer but by another recipe than the domain's own, so it does not represent the domain"
+        )
 
 
 def about_choice(found: Freshness) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
 def page(after: Sequence[object], limit: int) -> None:
     """Tell a person that a page was full, and how to go on; `after` has each entry's key."""
     if len(after) == limit:
-        say(f"({limit} shown; go on with --after {after[-1]})")
+        say(f"({limit} shown; next page: --after {after[-1]})")
 
 
 def table(

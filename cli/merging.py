@@ -110,7 +110,7 @@ def merge(
                 progress=bar.update,
             )
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on after the shards that are finished")
+            say("interrupted; run the same command again to resume after the finished shards")
             raise
     if resumed := report.summary().get("resumed_shards"):
         say(f"went on after {resumed} finished by an earlier run")

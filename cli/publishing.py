@@ -76,7 +76,7 @@ def publish(
     if stale == (what is not None) or stale == (repo is not None):
         raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
     if stale and tag is not None:
-        raise UsageError("--stale publishes to several repositories, and one tag would stand in all of them")
+        raise UsageError("--stale publishes to several repositories, and one tag would be set in all of them")
     if stale and (base is not None or _is_said("private")):
         raise UsageError("--stale goes where something is: base model and visibility stay what they are there")
     from ..publishing.licenses import parse
@@ -160,10 +160,10 @@ def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
     if plan.held is not None and (plan.removed or plan.replaced):
         alarm(f"- {plan.repo} holds {NAMES[plan.held]}, and this is {NAMES[plan.kind]}")
     for path in plan.removed:
-        whose = "which no publication of ours put there" if path in plan.foreign else "which this does not have"
+        whose = "which RecCocktail did not publish" if path in plan.foreign else "which this does not have"
         alarm(f"- {removing} {path}, {whose}")
     for path in plan.replaced:
-        alarm(f"- {replacing} {path}, which no publication of ours put there")
+        alarm(f"- {replacing} {path}, which RecCocktail did not publish")
 
 
 def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool, as_json: bool) -> None:

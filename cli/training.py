@@ -187,6 +187,6 @@ def show(name: str, as_json: bool) -> None:
             table(["domain", "title", "recipe", "data"], cells, empty="")
             say(f"(`reccocktail domain sync {trainer.name}` registers these domains)")
         if broken:
-            warn(f"its domains cannot be told: {broken}")
+            warn(f"its domains cannot be listed: {broken}")
 
     answer(as_json, document | {"domains_error": broken}, show_all)

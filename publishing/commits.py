@@ -60,7 +60,7 @@ def additions(plan: PublicationPlan, folder: Path) -> dict[str, CommitOperationA
         if found[file.path].upload_info.sha256.hex() != file.sha256:
             raise ConflictError(
                 f"{folder / file.path} is not what it was when the publication was planned",
-                hint="`reccocktail store verify` tells what is damaged",
+                hint="`reccocktail store verify` lists what is damaged",
             )
     return found
 
@@ -242,11 +242,11 @@ def commit_of_tag(api: HfApi, plan: PublicationPlan, tell: Tell) -> str | None:
 def moved(repo: str, seen: str | None, now: str | None) -> HubError:
     return HubError(
         f"{repo} has moved from commit {seen} to {now} since the publication was planned",
-        hint="look at what came in, then publish again; --rebase goes on top of it",
+        hint="review the new commits, then publish again; --rebase commits on top of them",
     )
 
 
 def tag_taken(plan: PublicationPlan, commit: str, note: str = "") -> ConflictError:
     return ConflictError(
-        f"tag {plan.tag} of {plan.repo} stands at commit {commit} and is not moved{note}", hint="choose another tag"
+        f"tag {plan.tag} of {plan.repo} points to commit {commit} and is not moved{note}", hint="choose another tag"
     )

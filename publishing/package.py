@@ -277,7 +277,7 @@ def _licence(
             had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
             raise ConflictError(
                 f"{choices.repo} was published under {choices.licence}, which was named for {had}; now {new}",
-                hint="look at the licences; --license ID names one anew",
+                hint="check the licenses; --license ID sets one",
             )
         return choices.licence, parts, ()
     found = strictest(known)

@@ -269,7 +269,7 @@ def _compared(
     weights = [path for path in found.kept if is_loaded(path) and ("safetensors" in path)]
     if weights:
         raise ConflictError(
-            f"{plan.repo} has weights that this does not have and no publication of ours put there: {', '.join(weights)};"
+            f"{plan.repo} has weights that are not part of this publication and that RecCocktail did not publish: {', '.join(weights)};"
             " a serving engine would load them as well",
             hint="choose another repository; --replace removes all that is there first",
         )

@@ -108,5 +108,5 @@ def check_bytes(folder: Path, files: Mapping[str, Expected], repo: str) -> None:
         if what is not None:
             raise HubError(
                 f"{repo}: {name} is not what the Hub lists: {what}",
-                hint=f"remove {(folder / name).resolve()} and run the same again, which fetches it anew",
+                hint=f"remove {(folder / name).resolve()} and run the same command again to download it",
             )

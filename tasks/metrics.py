@@ -87,7 +87,7 @@ def _values(ranks: Sequence[int | None], metric: str, candidates: int | None = N
         return 1 / (rank + 1)
     if metric == "AUC":
         if candidates is None or not (rank < candidates).all() or candidates < 2:
-            raise TaskError(f"AUC needs two candidates or more and a target ranked among them; told were {candidates}")
+            raise TaskError(f"AUC needs two candidates or more and a target ranked among them; got {candidates}")
         return 1 - rank / (candidates - 1)
     if match := re.fullmatch(r"(HR|NDCG)@([1-9]\d*)", metric):
         gain = np.ones_like(rank) if match[1] == "HR" else 1 / np.log2(rank + 2)

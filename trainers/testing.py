@@ -220,7 +220,7 @@ def _recorder(steps: list[tuple[int, int]]) -> Callable[[int, int, Mapping[str, 
 def _check_steps(steps: list[tuple[int, int]]) -> None:
     assert steps, "the contract wants progress(done, total, figures) called: a silent training is taken for hung"
     done = [number for number, _ in steps]
-    assert done == sorted(done), f"the contract wants progress that only grows; the steps told were {done}"
+    assert done == sorted(done), f"the contract wants progress that only grows; the steps got {done}"
     wrong = [(number, total) for number, total in steps if not 0 <= number <= total]
     assert not wrong, f"the contract wants 0 <= done <= total for progress, not {wrong[0]}"
 

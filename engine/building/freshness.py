@@ -56,7 +56,7 @@ def chosen(registry: Registry, domain: str, *, base: str | None = None) -> Fresh
                 f"domain {domain!r} has no succeeded build", hint=f"reccocktail build request {domain} --wait"
             )
         raise NotFoundError(
-            f"domain {domain!r} has builds by other recipes than its own alone, and none of them stands for it",
+            f"domain {domain!r} has only builds by other recipes than its own, and none of them represents it",
             hint=f"reccocktail build request {domain} --wait; or name a build by its id, such as {found.trial.id}",
         )
     if base is not None and found.build.base != base:

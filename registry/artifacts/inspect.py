@@ -292,7 +292,7 @@ def _refuse_pickled_adapter(folder: Path) -> None:
         if name.lower().startswith("adapter_model.") and matches(name, PICKLES):
             raise InvalidArtifactError(
                 f"{folder / name}: is a pickle, which can run code when it is opened",
-                hint=f"save the adapter again with PEFT's save_pretrained(…), or, if you trust whoever made it, convert it:"
+                hint=f"save the adapter again with PEFT's save_pretrained(…), or, if you trust its source, convert it:"
                 f" save_file(torch.load({name!r}, weights_only=True), {ADAPTER_WEIGHTS!r}), with save_file of safetensors.torch",
             )
 

@@ -310,7 +310,7 @@ def _parameters(
         if not found and len(nested) == 1:
             return [None]
         raise UnsupportedAdapterError(
-            f"{path}: the module {name!r} has {len(nested)} pairs of factors, and it cannot be told for which parameters:"
+            f"{path}: the module {name!r} has {len(nested)} pairs of factors, and it is ambiguous for which parameters:"
             f" target_parameters has {shown(found)} for it"
         )
     return sorted(found, key=_PARAMETER_ORDER.index, reverse=True) if len(found) > 1 else list(found)

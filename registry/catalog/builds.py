@@ -518,7 +518,7 @@ def _lineage(session: Session, base: str, inputs: Mapping[str, Any]) -> set[int]
     for entry in inputs.get("adapters", ()):
         row = find_adapter(session, entry["ref"], base)
         if row.digest != entry["digest"]:
-            raise ConflictError(f"{entry['ref']} is {row.digest}, not {entry['digest']} as the request says")
+            raise ConflictError(f"{entry['ref']} is {row.digest}, not {entry['digest']} as requested")
         found.add(row.id)
     return found
 

@@ -235,7 +235,7 @@ def rows(path: Path, wanted: Sequence[str], dataset: Dataset) -> Iterator[tuple[
 def _other_length(expected: int, found: int) -> UnreadableError:
     return UnreadableError(
         f"expected {expected} columns, found {found}",
-        "put text that holds separators in quotes, or correct the line; docs/data.md tells how CSV is read",
+        "put text that holds separators in quotes, or correct the line; docs/data.md describes how CSV is read",
     )
 
 
