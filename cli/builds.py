@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .console import answer, details, page, printable, say, short, stages, table
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
+    from ..engine.building.execution import Progress
     from ..engine.building.freshness import Freshness
     from ..registry import Build, Registry
     from ..registry.catalog.builds import LogLine
@@ -114,45 +115,19 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
 
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
-    """Run a build here, or wait for the worker that has it. Raises what the build failed with."""
-    from ..engine.building.execution import UNITS, run, worker_name
+    """Run a build here, or wait for the worker that has it, with progress. Raises what the build failed with."""
+    from ..engine.building.completion import complete
+    from ..engine.building.execution import UNITS
 
-    me = worker_name()
-    waited = False
-    while row.status in ("queued", "running"):
-        mine = registry.builds.claim(me, build_id=row.id)
-        if mine is not None:
-            try:
-                with stages(f"build {row.domain}", UNITS) as bars:
-                    done = run(
-                        registry, mine, worker=me, device=device, progress=bars.update, keep_best=keep_best, tell=say
-                    )
-            except Exception as error:
-                row = registry.builds.get(row.id)
-                if row.status != "queued" or row.retry_at is None:
-                    raise
-                warn(f"build {row.id} failed: {error}")
-                continue
-            for warning in (done.report or {}).get("warnings", ()):
-                warn(f"warning: {row.domain}: {warning}")
-            return done
-        if row.status == "queued" and row.retry_at is not None:
-            left = (row.retry_at - datetime.now(UTC)).total_seconds()
-            if left > 0:
-                say(f"build {row.id} is tried again in {left:.0f} s")
-                time.sleep(left)
-                row = registry.builds.get(row.id)
-                continue
-        if not waited:
-            say(f"build {row.id} is with worker {row.worker}; waiting for it")
-            waited = True
-        time.sleep(1)
-        row = registry.builds.get(row.id)
-    if row.status == "failed":
-        raise ConflictError(
-            f"build {row.id} failed: {(row.error or {}).get('message')}", hint=f"reccocktail build retry {row.id}"
-        )
-    return row
+    @contextmanager
+    def attempt(build: Build) -> Iterator[Progress]:
+        with stages(f"build {build.domain}", UNITS) as bars:
+            yield bars.update
+
+    done = complete(registry, row, device=device, keep_best=keep_best, attempt=attempt, say=say, warn=warn)
+    for warning in (done.report or {}).get("warnings", ()):
+        warn(f"warning: {row.domain}: {warning}")
+    return done
 
 
 def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:

@@ -211,13 +211,10 @@ def sync(app: App, plugin: str | None, as_json: bool) -> None:
 
 def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
     from ..engine.recipes import load_recipe
-    from ..tasks import TaskError
     from ..trainers.domains import register
     from ..trainers.plugin import domains_of, load
 
-    def outcome(
-        name: str | None, done: Registered | None, error: RecCocktailError | TaskError | None
-    ) -> dict[str, Any]:
+    def outcome(name: str | None, done: Registered | None, error: RecCocktailError | None) -> dict[str, Any]:
         return {
             "plugin": plugin,
             "domain": name,
@@ -235,7 +232,7 @@ def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
     for each in brought:
         try:
             yield outcome(each.name, register(registry, trainer, each, check_recipe=load_recipe), None)
-        except (RecCocktailError, TaskError) as error:
+        except RecCocktailError as error:
             yield outcome(each.name, None, error)
 
 

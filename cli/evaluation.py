@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,8 +12,8 @@ from .app import App, base_option, example, json_option, pass_app
 from .console import answer, progress, say, table
 
 if TYPE_CHECKING:
-    from ..engine.evaluation import Evaluation
-    from ..tasks import Interval
+    from ..engine.evaluation import Evaluation, Mode, System
+    from ..tasks import Interval, Split
 
 
 @click.command(
@@ -45,8 +46,8 @@ def evaluate(
     app: App,
     systems: tuple[str, ...],
     domain: str,
-    split: str,
-    mode: str,
+    split: Split,
+    mode: Mode,
     template: str | None,
     negatives: int,
     limit: int | None,
@@ -63,55 +64,22 @@ def evaluate(
     reserved: write a folder of that name with a slash, and an adapter with its version.
     """
     from dataclasses import asdict
-    from pathlib import Path
 
-    from ..engine.evaluation import evaluate as measure
-    from ..engine.evaluation import find_system
-    from ..registry.errors import UsageError
-    from ..tasks import DEFAULT_TEMPLATE, load_template, questions, read_domain
+    from ..engine.evaluation import DomainEvaluation, evaluate_domain
+    from ..tasks import DEFAULT_TEMPLATE
+
+    wanted = DomainEvaluation(
+        domain, systems, split, mode, template or DEFAULT_TEMPLATE, negatives, limit, seed, against, base
+    )
+
+    @contextmanager
+    def bar(system: System) -> Iterator[Callable[[int, int], None]]:
+        unit = "epochs" if system.yardstick == "sasrec" else "users"
+        with progress(f"ranking with {system.label}", unit=unit) as shown:
+            yield shown.update
 
     with app.registry() as registry:
-        row = registry.domains.get(domain)
-        if row.data is None:
-            raise UsageError(f"domain {domain!r} has no data", hint=f"reccocktail domain add {domain} --data DIR")
-        found = [find_system(registry, text, base=base) for text in systems]
-        names = [(text, system.label) for text, system in zip(systems, found, strict=True)]
-        place = next((place for place, both in enumerate(names) if against in both), None)
-        if against is not None and place is None:
-            raise UsageError(f"--against {against} is none of the systems", hint=f"name one of {', '.join(systems)}")
-        wording = load_template(template or DEFAULT_TEMPLATE)
-        if mode == "generate" and not wording.lists_candidates:
-            raise UsageError(
-                f"template {wording.name!r} does not show the candidates, so no answer could name them",
-                hint="--template top-five, or another with {candidates}",
-            )
-        data = read_domain(Path(row.data), domain)
-        task, asked = questions(
-            data,
-            split,  # pyright: ignore[reportArgumentType]  click has checked the choice
-            wording,
-            n_negatives=negatives,
-            seed=seed,
-            limit=limit,
-        )
-        device = app.device()
-        results = []
-        for system in found:
-            unit = "epochs" if system.yardstick == "sasrec" else "users"
-            with progress(f"ranking with {system.label}", unit=unit) as bar:
-                results.append(
-                    measure(
-                        system,
-                        task,
-                        asked,
-                        data=data,
-                        mode=mode,  # pyright: ignore[reportArgumentType]
-                        device=device,
-                        kept_in=registry.settings.own_folder("evaluations"),
-                        progress=bar.update,
-                    )
-                )
-    other = results[place] if place is not None else None
+        results, other = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
     rows = [result.to_json() for result in results]
     for document, result in zip(rows, results, strict=True):
         differs = other is not None and result is not other

@@ -21,7 +21,6 @@ from ..registry.errors import RecCocktailError, UsageError
 from ..registry.redaction import redacted
 from ..registry.signals import Stopped, exit_code, raised
 from ..registry.store.room import NO_ROOM, lacks_room
-from ..tasks.errors import TaskError
 from . import display
 from .app import CONTEXT, QUIET, App, Interrupted, _empty, example
 from .console import json_text, printable
@@ -119,7 +118,7 @@ def _run(words: list[str], as_json: bool) -> int:
         return _fail("usage", f"{empty} has an empty value", hint, 2, as_json, words)
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
-    except (RecCocktailError, TaskError) as error:
+    except RecCocktailError as error:
         return _fail(error.code, str(error), error.hint, 2 if isinstance(error, UsageError) else 1, as_json, words)
     except click.exceptions.Abort as error:
         cause = error.cause if isinstance(error, Interrupted) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import InvalidReferenceError, NotFoundError, RecCocktailError, UsageError
+from ..registry.errors import RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .builds import about_choice, say_chosen
 from .console import alarm, answer, details, page, printable, say, size, table, warn
@@ -111,27 +111,14 @@ def _is_said(option: str) -> bool:
 
 
 def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | Adapter, dict[str, Any]]:
-    """A domain's build (and why that one), an adapter by its reference, or a build by the start of its id, in this order."""
-    from ..engine.building.freshness import chosen
+    """What is published, and for a build that stands for a domain, why it is that one."""
+    from ..publishing.release import find_subject
 
-    try:
-        domain = registry.domains.get(text)
-    except (NotFoundError, InvalidReferenceError, UsageError):
-        domain = None
-    if domain is not None:
-        found = chosen(registry, text, base=base)
-        assert found.build is not None
-        say_chosen(text, found)
-        return found.build, about_choice(found)
-    if text == "spirit" or "@" in text:
-        return registry.adapters.resolve(text, base=base), {}
-    try:
-        return registry.builds.get(text), {}
-    except NotFoundError:
-        raise NotFoundError(
-            f"there is no domain and no build {text!r}",
-            hint="`reccocktail domain list` and `reccocktail build list` show them; an adapter is named NAME@v1 or NAME@ALIAS",
-        ) from None
+    subject, found = find_subject(registry, text, base=base)
+    if found is None:
+        return subject, {}
+    say_chosen(text, found)
+    return subject, about_choice(found)
 
 
 def _send(registry: Registry, trip: Release) -> Publication:

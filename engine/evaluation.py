@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,22 +19,27 @@ from ..registry import Registry
 from ..registry.artifacts.allowlist import published_files
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.digests import digest_of_json, write_whole
-from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError
+from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError, UsageError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (
+    DEFAULT_TEMPLATE,
     DomainData,
     GeneratedRanking,
     Interval,
     Question,
     Ranking,
     SasRecOptions,
+    Split,
     TaskSpec,
+    load_template,
     paired_difference,
+    questions,
     rank_by_generation,
     rank_by_likelihood,
     rank_by_popularity,
     rank_by_sasrec,
+    read_domain,
     summarise,
 )
 from .adapting.mixture import Mixture
@@ -108,6 +113,86 @@ class Evaluation:
             "lists": asdict(self.lists) if self.lists else None,
             "ranks": list(self.ranks),
         }
+
+
+@dataclass(frozen=True)
+class DomainEvaluation:
+    """An evaluation of systems on a registered domain; `systems` are named as `find_system` reads them.
+
+    `negatives` counts the candidates besides the target, `limit` the users of a random sample; `seed` is of both. `against` is the
+    system that the others are compared with.
+    """
+
+    domain: str
+    systems: Sequence[str]
+    split: Split = "test"
+    mode: Mode = "likelihood"
+    template: str = DEFAULT_TEMPLATE
+    negatives: int = 9
+    limit: int | None = None
+    seed: int = 42
+    against: str | None = None
+    base: str | None = None
+
+    def place_of(self, found: Sequence[System]) -> int | None:
+        """Which of the systems `against` names, by its text or its label. Raises UsageError if it is none of them."""
+        names = [(text, system.label) for text, system in zip(self.systems, found, strict=True)]
+        place = next((place for place, both in enumerate(names) if self.against in both), None)
+        if self.against is not None and place is None:
+            raise UsageError(
+                f"--against {self.against} is none of the systems", hint=f"name one of {', '.join(self.systems)}"
+            )
+        return place
+
+
+Bar = Callable[[int, int], None]
+
+
+def evaluate_domain(
+    registry: Registry,
+    wanted: DomainEvaluation,
+    *,
+    device: str,
+    bar: Callable[[System], AbstractContextManager[Bar]] = lambda system: nullcontext(lambda done, total: None),
+) -> tuple[list[Evaluation], Evaluation | None]:
+    """The evaluation of each system in order, and the one that the others are compared with, if any.
+
+    `bar` is entered for each system and gives what receives its progress. Raises NotFoundError, UsageError, EvaluationError and
+    DataError.
+    """
+    row = registry.domains.get(wanted.domain)
+    if row.data is None:
+        raise UsageError(
+            f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
+        )
+    found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
+    place = wanted.place_of(found)
+    template = load_template(wanted.template)
+    if wanted.mode == "generate" and not template.lists_candidates:
+        raise UsageError(
+            f"template {template.name!r} does not show the candidates, so no answer could name them",
+            hint="--template top-five, or another with {candidates}",
+        )
+    data = read_domain(Path(row.data), wanted.domain)
+    task, asked = questions(
+        data, wanted.split, template, n_negatives=wanted.negatives, seed=wanted.seed, limit=wanted.limit
+    )
+    results = []
+    for system in found:
+        with bar(system) as progress:
+            results.append(
+                evaluate(
+                    system,
+                    task,
+                    asked,
+                    data=data,
+                    mode=wanted.mode,
+                    device=device,
+                    kept_in=registry.settings.own_folder("evaluations"),
+                    progress=progress,
+                )
+            )
+    return results, results[place] if place is not None else None
 
 
 def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..engine.building.freshness import Freshness, chosen
 from ..registry import Adapter, Build, Publication, Registry
 from ..registry.catalog.publications import SIGNATURE
-from ..registry.errors import HubError, UsageError
+from ..registry.catalog.references import SPIRIT
+from ..registry.errors import HubError, InvalidReferenceError, NotFoundError, UsageError
 from .package import Package, PublishOptions, publishable
 from .signing import alike, holds
 
@@ -26,6 +28,30 @@ class Release:
     choices: PublishOptions
     parcel: Package
     plan: PublicationPlan
+
+
+def find_subject(registry: Registry, text: str, *, base: str | None = None) -> tuple[Build | Adapter, Freshness | None]:
+    """What `text` names: a domain (its build, and why that one), an adapter reference, or the start of a build's id, in this order.
+
+    Raises NotFoundError, and for a domain what `chosen` raises.
+    """
+    try:
+        domain = registry.domains.get(text)
+    except (NotFoundError, InvalidReferenceError, UsageError):
+        domain = None
+    if domain is not None:
+        found = chosen(registry, text, base=base)
+        assert found.build is not None
+        return found.build, found
+    if text == SPIRIT or "@" in text:
+        return registry.adapters.resolve(text, base=base), None
+    try:
+        return registry.builds.get(text), None
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no domain and no build {text!r}",
+            hint="`reccocktail domain list` and `reccocktail build list` show them; an adapter is named NAME@v1 or NAME@ALIAS",
+        ) from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .strict_yaml import parse_yaml
+from ..registry.strict_yaml import parse_yaml
 
 LIMIT = 256 << 10  # bytes; five seconds of PyYAML at worst
 

@@ -1,16 +1,14 @@
-"""The errors of the room: what is wrong with data, a split or a template. Same shape as the registry's errors."""
+"""Errors about data, splits, templates and metrics."""
 
 from __future__ import annotations
 
+from ..registry.errors import RecCocktailError
 
-class TaskError(Exception):
-    """Something about a recommendation task is wrong; the message says what and where, the hint what to do."""
+
+class TaskError(RecCocktailError):
+    """Something about a recommendation task is wrong."""
 
     code = "task"
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class DataError(TaskError):

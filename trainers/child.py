@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from ..registry.errors import RecCocktailError
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
-from ..tasks import DomainData, TaskError, read_domain
+from ..tasks import DomainData, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, load
 from .runs import Progress, Run, finished, in_this_process
 
@@ -228,7 +228,7 @@ def main(job_file: str, pipe: str, *locks: str) -> int:
             in_this_process(_read_job(Path(job_file), _teller(lines)))
         except KeyboardInterrupt:
             return 130
-        except (RecCocktailError, TaskError) as error:
+        except RecCocktailError as error:
             _tell(lines, {"error": _failure(error)})
             return 1
         except BaseException as error:  # noqa: BLE001  the last resort of a process that someone waits for
@@ -238,7 +238,7 @@ def main(job_file: str, pipe: str, *locks: str) -> int:
     return 0
 
 
-def _failure(error: RecCocktailError | TaskError) -> dict[str, Any]:
+def _failure(error: RecCocktailError) -> dict[str, Any]:
     lines = "".join(traceback.format_exception(error))
     return {"code": error.code, "message": str(error), "hint": error.hint, "traceback": lines}
 

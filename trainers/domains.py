@@ -89,7 +89,7 @@ def read_brought(trainer: Trainer, brought: PluginDomain, folder: Path) -> Domai
         with stdout_kept():
             brought.data(folder)
         return read_domain(folder, brought.name)
-    except (RecCocktailError, TaskError) as error:
+    except RecCocktailError as error:
         raise TrainerError(f"{where}: {error}", hint=error.hint) from error
     except (Exception, SystemExit) as error:  # a plugin may raise anything
         raise TrainerError(

@@ -23,7 +23,7 @@ from ..registry.digests import canonical_json, digest_of_json
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
-from ..tasks import DomainData, TaskError, read_domain
+from ..tasks import DomainData, read_domain
 from .context import discreet, known_context, template_of
 from .launch import Launch
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, package_of, stdout_kept
@@ -178,7 +178,7 @@ def _trained(run: Run) -> TrainingResult:
     try:
         with stdout_kept():
             return run.trainer.train(run.job)
-    except (RecCocktailError, TaskError):
+    except RecCocktailError:
         raise
     except SystemExit as error:
         raise TrainerError(f"{who} called sys.exit({error.code!r}) instead of returning", hint=WHERE) from error

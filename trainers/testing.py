@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from ..registry import inspect_adapter, inspect_base
 from ..registry.digests import file_digest
 from ..registry.errors import InvalidArtifactError, RecCocktailError
-from ..tasks import SAMPLE_DOMAINS, TaskError, generate, load_template, read_domain, write_domain
+from ..tasks import SAMPLE_DOMAINS, generate, load_template, read_domain, write_domain
 from .child import as_json
 from .domains import read_brought, recipe_of
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, domains_of, parse_options
@@ -151,7 +151,7 @@ class _Bench:
         with _stdout_watched(self.folder) as printed:
             try:
                 result = self.trainer.train(replace(job, progress=_recorder(steps)))
-            except (RecCocktailError, TaskError) as error:
+            except RecCocktailError as error:
                 raise AssertionError(f"the trainer refused the training {name!r}: {error}") from error
         assert not (text := printed()), f"the contract wants stdout left alone; the trainer printed {text[:200]!r}"
         assert _files(self.base) | _files(self.data) == before, (

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...registry import Adapter, Base, Build, Registry
 from ...registry.digests import digest_of_json
 from ...registry.errors import ConflictError, DatabaseError, RecCocktailError, UnavailableError
-from ...tasks import Question, TaskError, read_questions
+from ...tasks import Question, read_questions
 from ..coefficients import Weight, expand_coefficients
 from ..errors import AdaptationError, MergeError
 from ..merging.journal import Journal
@@ -254,7 +254,7 @@ class _Job:
         """Puts the build back or fails it; a lease that is another worker's by now, and so the row, is left alone."""
         worker, builds = self._options.worker, self._registry.builds
         stopped = not isinstance(error, Exception)
-        code = getattr(error, "code", None) if isinstance(error, (RecCocktailError, TaskError)) else None
+        code = getattr(error, "code", None) if isinstance(error, RecCocktailError) else None
         about = {
             "code": code or ("interrupted" if stopped else "internal"),
             "message": str(error) or type(error).__name__,

@@ -13,7 +13,7 @@ from ...registry.errors import (
     RecCocktailError,
     UsageError,
 )
-from ...tasks import TaskError, load_template
+from ...tasks import load_template
 from ..recipes import Recipe, load_recipe
 from .planning import DEFAULT, Plan, _data_digest, _later, _Lookups, _planned, live_lookups
 
@@ -120,7 +120,7 @@ def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:
     """What a build of the domain would be made of, or why there can be none."""
     try:
         return _planned(look, domain, look.recipe(domain.recipe or DEFAULT), base)
-    except (RecCocktailError, TaskError) as error:
+    except RecCocktailError as error:
         return str(error)
 
 

@@ -23,7 +23,6 @@ from datetime import UTC, datetime
 from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
 from ...registry.signals import raised
-from ...tasks import TaskError
 from ..recipes import load_recipe
 from .execution import PATIENCE_SECONDS, BuildOutcome, Progress, run_together, worker_name
 from .freshness import freshness_by_domain
@@ -247,7 +246,7 @@ def request_what_is_stale(
             answered = request(registry, domain, recipe)
         except UnavailableError:
             raise
-        except (RecCocktailError, TaskError) as error:  # it moved meanwhile
+        except RecCocktailError as error:  # it moved meanwhile
             tell(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
             continue
         if answered.created:

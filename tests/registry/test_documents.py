@@ -17,8 +17,6 @@ from reccocktail.registry.strict_json import parse_mapping, parse_value, parse_w
 from reccocktail.registry.strict_yaml import parse_yaml
 from reccocktail.tasks.documents import read_yaml
 
-ROOT = Path(__file__).parents[2]
-
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | texts,
@@ -139,8 +137,3 @@ def test_a_configuration_may_have_an_infinity_but_no_depth(tmp_path: Path) -> No
     path.write_text('{"a": ' + '{"a": ' * 500 + "1" + "}" * 501)
     with pytest.raises(InvalidArtifactError, match="deeper"):
         read_object(path)
-
-
-def test_both_rooms_have_the_same_reader() -> None:
-    one, other = (ROOT / room / "strict_yaml.py" for room in ("registry", "tasks"))
-    assert one.read_bytes() == other.read_bytes()

@@ -1,0 +1,189 @@
+"""The Python API: register adapters, request builds, evaluate and publish, in the terms of the `reccocktail` command.
+
+Only what `__all__` lists here is stable. Everything else may change in any release. Importing this module imports neither torch
+nor SQLAlchemy; the first call that needs them does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ..registry.errors import NotFoundError, RecCocktailError, UsageError
+
+if TYPE_CHECKING:
+    from ..engine.evaluation import Evaluation
+    from ..registry import Adapter, Build, Publication, Registry
+
+__all__ = ["Client", "NotFoundError", "RecCocktailError", "UsageError", "open_registry"]
+
+
+def open_registry(
+    home: str | os.PathLike[str] | None = None,
+    *,
+    database_url: str | None = None,
+    store_url: str | None = None,
+    device: str | None = None,
+    actor: str | None = None,
+    create: bool = False,
+) -> Client:
+    """A client of the registry that the arguments lead to. What is not given comes from the environment and the settings files.
+
+    `actor` is the name that rows and events carry; by default the login name. With `create`, database and store are created
+    where they are missing. Raises DatabaseError or StoreError if there is no registry, UsageError for a wrong setting.
+    """
+    from ..registry import Registry, Settings
+
+    settings = Settings.load(
+        home=None if home is None else Path(home).expanduser(),
+        database_url=database_url,
+        store_url=store_url,
+        device=device,
+    )
+    opened = Registry.create if create else Registry.open
+    return Client(opened(settings, actor=actor))
+
+
+class Client:
+    """An open registry. Use it as a context manager, or call `close`. Threads may share one; processes open their own."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections to the database."""
+        self._registry.close()
+
+    def add_base(self, name: str, folder: str | os.PathLike[str]) -> str:
+        """Registers the base model in a folder under a name, and returns the name. An equal one is not added twice.
+
+        Raises InvalidArtifactError for an unusable folder, ConflictError if the name has other weights.
+        """
+        return self._registry.bases.add(name, Path(folder), source=str(folder)).name
+
+    def add_domain(
+        self,
+        name: str,
+        *,
+        title: str | None = None,
+        data: str | os.PathLike[str] | None = None,
+        recipe: str | None = None,
+    ) -> str:
+        """Registers a domain, or changes the given fields of one, and returns its name. Raises UsageError."""
+        folder = None if data is None else str(Path(data).resolve())
+        return self._registry.domains.add(name, title=title, data=folder, recipe=recipe).name
+
+    def register_adapter(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        base: str,
+        domain: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        note: str | None = None,
+    ) -> Adapter:
+        """Checks a PEFT LoRA folder and registers it as the next version: an ingredient of `domain`, or without one a spirit.
+
+        An adapter whose files are registered already is returned as it is. Raises InvalidArtifactError if the adapter does not
+        fit its base model, NotFoundError for an unknown base or domain.
+        """
+        return self._registry.adapters.add(
+            Path(folder),
+            base=self._registry.bases.get(base),
+            role="spirit" if domain is None else "ingredient",
+            domain=domain,
+            metrics=metrics,
+            tags=tags,
+            note=note,
+        )
+
+    def resolve(self, reference: str, *, base: str | None = None) -> Adapter:
+        """The adapter version that `NAME`, `NAME@vN` or `NAME@ALIAS` means. Raises NotFoundError, InvalidReferenceError."""
+        return self._registry.adapters.resolve(reference, base=base)
+
+    def set_alias(self, reference: str, alias: str) -> None:
+        """Sets or moves an alias to the version that `reference` means. Raises NotFoundError."""
+        self._registry.adapters.alias(reference, alias)
+
+    def adapter_folder(self, adapter: Adapter) -> Path:
+        """The adapter's files on this machine, fetched if needed. They belong to the store: do not change them."""
+        return self._registry.adapters.folder(adapter)
+
+    def request_build(
+        self, domain: str, *, recipe: str | None = None, base: str | None = None, force: bool = False
+    ) -> Build:
+        """Requests a merged build of a domain by a recipe (a name or a file; by default the domain's own) and returns its row.
+
+        An equal build that is queued, running or succeeded is returned unless `force` is set. Raises NotFoundError, RecipeError.
+        """
+        from ..engine.building.planning import DEFAULT, request
+        from ..engine.recipes import load_recipe
+
+        chosen = recipe or self._registry.domains.get(domain).recipe or DEFAULT
+        return request(self._registry, domain, load_recipe(chosen), base=base, force=force).build
+
+    def wait(self, build: Build) -> Build:
+        """The finished build: run in this process if no worker has it, else awaited. Raises what the build failed with."""
+        from ..engine.building.completion import complete
+        from ..engine.models import pick_device
+
+        return complete(self._registry, build, device=pick_device(self._registry.settings.device))
+
+    def build_folder(self, build: Build) -> Path:
+        """The merged checkpoint on this machine, fetched if needed. It belongs to the store: do not change it.
+
+        Raises ConflictError if the build has not succeeded, StoreError if its files are missing.
+        """
+        from ..engine.building.planning import result_folder
+
+        return result_folder(self._registry, build)
+
+    def evaluate(
+        self,
+        domain: str,
+        systems: Sequence[str],
+        *,
+        template: str | None = None,
+        limit: int | None = None,
+        seed: int = 42,
+    ) -> list[Evaluation]:
+        """Ranks each test user's next item with each system, named as in `reccocktail evaluate`; results are kept and reused.
+
+        `limit` takes a random sample of that many users. Raises NotFoundError, UsageError, EvaluationError.
+        """
+        from ..engine.evaluation import DomainEvaluation, evaluate_domain
+        from ..engine.models import pick_device
+        from ..tasks import DEFAULT_TEMPLATE
+
+        wanted = DomainEvaluation(domain, systems, template=template or DEFAULT_TEMPLATE, limit=limit, seed=seed)
+        return evaluate_domain(self._registry, wanted, device=pick_device(self._registry.settings.device))[0]
+
+    def publish(
+        self, subject: str, repo: str, *, private: bool = True, tag: str | None = None, license_id: str | None = None
+    ) -> Publication:
+        """Publishes a domain's build, a build by its id, or an adapter by its reference to ORG/NAME on the Hub, as one commit.
+
+        Raises ConflictError if the repository holds another kind of artifact or commits by others, HubError if it is unreachable.
+        """
+        from ..publishing.licenses import parse
+        from ..publishing.package import PublishOptions
+        from ..publishing.release import find_subject, planned, send
+        from ..publishing.upload import check_names
+
+        check_names(repo, tag)
+        what, _ = find_subject(self._registry, subject)
+        options = PublishOptions(repo, parse(license_id) if license_id else None)
+        with planned(self._registry, what, options, private=private, tag=tag) as release:
+            return send(self._registry, release)
