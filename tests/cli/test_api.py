@@ -48,7 +48,7 @@ def test_register_build_evaluate_and_publish(
 
     rows = bare("build", "list", "--json").json
     assert {row["id"] for row in rows} == {build.id, own.id}
-    assert {event["actor"] for event in bare("adapter", "log", "skin-care", "--json").json} == {"anna"}
+    assert {event["created_by"] for event in bare("adapter", "log", "skin-care", "--json").json} == {"anna"}
 
 
 def test_errors_are_those_that_are_listed(prepared: Any) -> None:
