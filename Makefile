@@ -11,7 +11,7 @@ SERVE_STAMP := $(SERVE_VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check test quick soak bench serve-check lint migrations-check wheel clean
+.PHONY: help setup imports demo demo-check test quick soak bench serve-check lint migrations-check wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
+
+imports: setup  ## Print which files import which, room by room; fails on a circle
+	$(BIN)/python tests/import_graph.py
 
 migrations-check: setup  ## A fresh database, upgraded, has exactly the tables of the code
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
