@@ -138,13 +138,13 @@ def _work(settings: Settings, ready: Any, answers: Any, mine: list[str] | None) 
             if mine is None:
                 for name in QUEUE:
                     setattr(registry.builds, name, _timed(getattr(registry.builds, name), spent))
-                ended = workers.inline(registry, device="cpu", once=True, beside=WORKERS)
+                ended = workers.inline(registry, workers.WorkerOptions("cpu", once=True), crew=workers.Crew(WORKERS))
                 made = sum(build.status == "succeeded" for build in ended)
             else:
                 registry.builds = _NoQueue()  # pyright: ignore
                 for start in range(0, len(builds), workers.GROUP):
                     some = builds[start : start + workers.GROUP]
-                    running.run_together(registry, some, worker="w", device="cpu", progress=workers.Silent)
+                    running.run_together(registry, some, running.RunOptions("w", "cpu"), progress=workers.Silent)
                 made = len(builds)
         except Exception as error:  # noqa: BLE001  all errors count
             errors.append(f"{type(error).__name__}: {error}")
@@ -197,7 +197,7 @@ def _settings(work: Path, url: str | None) -> Settings:
 
 
 def large(place: Path) -> bool:
-    from reccocktail.engine.building.workers import inline
+    from reccocktail.engine.building.workers import WorkerOptions, inline
     from reccocktail.engine.merging.plan import Mix, Part
     from reccocktail.engine.merging.stream import merge_all
     from reccocktail.registry import inspect_adapter, inspect_base
@@ -231,7 +231,7 @@ def large(place: Path) -> bool:
         _warm(registry.bases.folder(base))
         os.sync()
         began = time.perf_counter()
-        ended = inline(registry, device="cpu", once=True, group=LARGE)
+        ended = inline(registry, WorkerOptions("cpu", once=True, group=LARGE))
         built = time.perf_counter() - began
         good = [build for build in ended if build.status == "succeeded"]
         said = [line.text for line in registry.builds.logs(ended[-1].id)]

@@ -82,8 +82,8 @@ def evaluate(
         results, other = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
     rows = [result.to_json() for result in results]
     for document, result in zip(rows, results, strict=True):
-        differs = other is not None and result is not other
-        document["against"] = {k: asdict(v) for k, v in result.minus(other).items()} if differs else None
+        apart = None if other is None or result is other else result.minus(other)
+        document["against"] = apart and {name: asdict(interval) for name, interval in apart.items()}
     document = {"task": rows[0]["task"], "against": other and other.label, "systems": rows}
     answer(as_json, document, lambda: show_evaluations(results, other))
 

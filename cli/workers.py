@@ -138,42 +138,36 @@ def _opened(app: App, opened: ExitStack) -> Registry:
 
 def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Build]:
     """The builds that were ended. Raises KeyboardInterrupt, of which Stopped is one, once builds at hand are given back."""
-    from ..engine.building import workers as placing
     from ..engine.building.execution import UNITS
+    from ..engine.building.workers import (
+        NUM_WORKERS,
+        PARENT,
+        TOKEN,
+        Crew,
+        WorkerOptions,
+        inline,
+        processes,
+        stopped_by_signals,
+    )
 
-    with stages("build", UNITS) as ears.bars, placing.stopped_by_signals():
+    with stages("build", UNITS) as ears.bars, stopped_by_signals():
         if post.metrics is not None:
             from ..engine.building.prometheus import Counters
 
             ears.hears.append(Counters(registry, *post.metrics).hear)
             say(f"counters are at http://{post.metrics[0]}:{post.metrics[1]}/metrics")
         if post.executor == "process":
-            count, device = post.workers or os.cpu_count() or 1, app.settings.device
-            return placing.processes(registry, count=count, device=device, actor=app.actor, tell=ears.hear, **post.how)
+            options = WorkerOptions(app.settings.device, actor=app.actor, **post.how)
+            return processes(registry, options, count=post.workers or os.cpu_count() or 1, tell=ears.hear)
         if post.executor == "ray":
-            from ..engine.building.ray_executor import on_ray
+            from ..engine.building.ray_executor import Cluster, on_ray
 
-            return on_ray(
-                registry,
-                address=post.address,
-                device=app.settings.device,
-                cpus=post.cpus,
-                gpus=post.gpus,
-                actor=app.actor,
-                tell=ears.hear,
-                **post.how,
-            )
-        token = os.environ.get(placing.TOKEN)
-        return placing.inline(
-            registry,
-            device=app.device(),
-            num_workers=int(os.environ.get(placing.NUM_WORKERS, "1")) if token else 1,
-            token=token,
-            parent=int(os.environ[placing.PARENT]) if token else None,
-            tell=ears.hear,
-            progress=ears.show,
-            **post.how,
-        )
+            options = WorkerOptions(app.settings.device, actor=app.actor, **post.how)
+            return on_ray(registry, options, Cluster(post.address, post.cpus, post.gpus), tell=ears.hear)
+        crew = None
+        if token := os.environ.get(TOKEN):
+            crew = Crew(int(os.environ.get(NUM_WORKERS, "1")), token, int(os.environ[PARENT]))
+        return inline(registry, WorkerOptions(app.device(), **post.how), crew=crew, tell=ears.hear, progress=ears.show)
 
 
 class _Ears:

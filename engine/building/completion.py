@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from ...registry import Build, Registry
 from ...registry.errors import ConflictError
-from .execution import Progress, run, worker_name
+from .execution import Progress, RunOptions, run, worker_name
 
 POLL_SECONDS = 1.0
 
@@ -40,9 +40,7 @@ def complete(
         if mine is not None:
             try:
                 with attempt(row) as progress:
-                    return run(
-                        registry, mine, worker=me, device=device, progress=progress, keep_best=keep_best, tell=say
-                    )
+                    return run(registry, mine, RunOptions(me, device, keep_best=keep_best), progress=progress, tell=say)
             except Exception as error:
                 row = registry.builds.get(row.id)
                 if row.status != "queued" or row.retry_at is None:

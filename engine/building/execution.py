@@ -68,27 +68,34 @@ def worker_name(token: str | None = None) -> str:
     return f"{own}/{token}" if token else own
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a worker runs builds. `worker` is the name that it claimed them by.
+
+    With `keep_best`, Ctrl-C during the search for coefficients takes the best so far and the build continues. With `give_back`, a
+    worker that is stopped returns its builds to the queue; otherwise they have failed. `threads` of a merge: by default one a core.
+    """
+
+    worker: str
+    device: str
+    keep_best: bool = False
+    give_back: bool = False
+    threads: int | None = None
+
+
 def run(
     registry: Registry,
     build: Build,
+    options: RunOptions,
     *,
-    worker: str,
-    device: str,
     progress: Progress,
-    keep_best: bool = False,
-    give_back: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Build:
-    """Carry out a build that `worker` has claimed. Whatever goes wrong is written into the row and raised again.
+    """Run a build that the worker of `options` has claimed. An error is written into the row and raised again.
 
-    What may heal (`retryable`) puts the build back into the queue, for another attempt after a while; what cannot fails it. With `keep_best`,
-    Ctrl-C while coefficients are searched ends the search with the best so far, and the build goes on. With `give_back`, being
-    stopped puts the build back for other workers; otherwise it has failed.
+    A temporary error (`retryable`) returns the build to the queue, for another attempt later; any other fails it.
     """
-    (ended,) = run_together(
-        registry, [build], worker=worker, device=device, progress=progress, keep_best=keep_best, give_back=give_back,
-        tell=lambda build, text: tell(text),
-    )  # fmt: skip
+    (ended,) = run_together(registry, [build], options, progress=progress, tell=lambda build, text: tell(text))
     if ended.error is not None:
         raise ended.error
     return ended.build
@@ -97,26 +104,21 @@ def run(
 def run_together(
     registry: Registry,
     builds: Sequence[Build],
+    options: RunOptions,
     *,
-    worker: str,
-    device: str,
     progress: Progress,
-    keep_best: bool = False,
-    give_back: bool = False,
     tell: Callable[[Build, str], None] = lambda build, text: None,
     ended: Callable[[BuildOutcome], None] = lambda ended: None,
-    threads: int | None = None,
 ) -> list[BuildOutcome]:
-    """Carry out builds over one base that `worker` has claimed, in one pass; `ended` is told as each of them ends.
+    """Run builds over one base that the worker of `options` has claimed, in one pass; `ended` is called as each of them ends.
 
     Otherwise as `run`, but that only being stopped (KeyboardInterrupt, SystemExit) is raised: errors are in the answer.
     """
     if len({build.base for build in builds}) > 1:
         raise ValueError("builds that are made together are over one base")
-    options = _Options(worker, device, give_back, keep_best, threads)
     jobs = [_Job(registry, build, options, progress, tell, ended) for build in builds]
     try:
-        with registry.store.using(), lease_heartbeat(registry, jobs, worker):
+        with registry.store.using(), lease_heartbeat(registry, jobs, options.worker):
             _make(registry, jobs, options)
     except BaseException as error:
         for job in jobs:
@@ -152,15 +154,6 @@ def retry_until_available(ask: Callable[[], _Answer], seconds: float = PATIENCE_
             pause = min(2 * pause, 2.0)
 
 
-@dataclass(frozen=True)
-class _Options:
-    worker: str
-    device: str
-    give_back: bool
-    keep_best: bool
-    threads: int | None
-
-
 class _Job:
     """One claimed build: what is made of it, what is said of it, and how it ended."""
 
@@ -168,7 +161,7 @@ class _Job:
         self,
         registry: Registry,
         build: Build,
-        options: _Options,
+        options: RunOptions,
         progress: Progress,
         tell: Callable[[Build, str], None],
         on_end: Callable[[BuildOutcome], None],
@@ -325,7 +318,7 @@ def lease_heartbeat(registry: Registry, jobs: Sequence[_Job], worker: str) -> It
         thread.join()
 
 
-def _make(registry: Registry, jobs: Sequence[_Job], options: _Options) -> None:
+def _make(registry: Registry, jobs: Sequence[_Job], options: RunOptions) -> None:
     """Every job has ended afterwards."""
     model = _LoadedOnce(registry, options.device)
     for job in jobs:
@@ -391,7 +384,7 @@ class _LoadedOnce:
         self.loaded = None
 
 
-def _find_coefficients(registry: Registry, job: _Job, options: _Options, model: _LoadedOnce) -> None:
+def _find_coefficients(registry: Registry, job: _Job, options: RunOptions, model: _LoadedOnce) -> None:
     if job.recipe.coefficients is not None:
         job.coefficients = job.recipe.coefficients
         return
@@ -450,7 +443,7 @@ def _keep_trajectory(registry: Registry, build: Build, found: Adaptation, warnin
         return registry.store.adopt(folder).digest
 
 
-def _staging(registry: Registry, job: _Job, staged: ExitStack, options: _Options) -> Path:
+def _staging(registry: Registry, job: _Job, staged: ExitStack, options: RunOptions) -> Path:
     """A folder for the result, named after what is made: whoever takes the build over, or up again, goes on with its finished shards."""
     work = None  # of an adapter, which is made in a moment
     if job.recipe.output.format == "checkpoint":
@@ -459,7 +452,7 @@ def _staging(registry: Registry, job: _Job, staged: ExitStack, options: _Options
     return staged.enter_context(registry.store.staging("build", work=work))
 
 
-def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence[Path], options: _Options) -> None:
+def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence[Path], options: RunOptions) -> None:
     """Make the results in one pass. Papers and storing are each job's own affair, where there are several."""
     known = _merge(registry, jobs, folders, options)
     for job, out, digests in zip(jobs, folders, known, strict=True):
@@ -490,7 +483,7 @@ def _store(registry: Registry, job: _Job, out: Path, known: Mapping[str, str]) -
 
 
 def _merge(
-    registry: Registry, jobs: Sequence[_Job], folders: Sequence[Path], options: _Options
+    registry: Registry, jobs: Sequence[_Job], folders: Sequence[Path], options: RunOptions
 ) -> list[Mapping[str, str]]:
     """Digests of the weight files, for each job."""
     base = jobs[0].base

@@ -23,9 +23,18 @@ from typing import TYPE_CHECKING, Any
 from ...registry import Build, Registry, Settings
 from ...registry.errors import ConflictError, UnavailableError, UsageError
 from ...registry.ownership import private_folder
-from .execution import PATIENCE_SECONDS, retry_until_available, worker_name
+from .execution import PATIENCE_SECONDS, RunOptions, retry_until_available, worker_name
 from .resources import Needs, needs_of
-from .workers import BROKEN_AFTER, GROUP, DatabaseOutage, StaleBuildPoller, Tell, WorkerEvent, given_back, run_claimed
+from .workers import (
+    BROKEN_AFTER,
+    DatabaseOutage,
+    StaleBuildPoller,
+    Tell,
+    WorkerEvent,
+    WorkerOptions,
+    given_back,
+    run_claimed,
+)
 
 if TYPE_CHECKING:
     import ray
@@ -37,30 +46,32 @@ STOP_SECONDS = 30.0  # for tasks to give their builds back
 OBJECT_STORE_BYTES = 80 << 20  # of a cluster that we start ourselves: nothing large goes through it
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster, and the cores and GPUs of each task. Without an address: RAY_ADDRESS, or a cluster of this machine alone."""
+
+    address: str | None = None
+    cpus: int = 1
+    gpus: float = 0
+
+
 def on_ray(
     registry: Registry,
+    options: WorkerOptions,
+    cluster: Cluster,
     *,
-    address: str | None = None,
-    device: str = "auto",
-    cpus: int = 1,
-    gpus: float = 0,
-    once: bool,
-    watch: bool = False,
-    group: int = GROUP,
-    actor: str | None = None,
     tell: Tell = lambda happening: None,
 ) -> list[Build]:
-    """Have builds carried out by tasks with `cpus` cores and `gpus` GPUs each; up to `group` builds over one base are a task.
+    """Run builds as tasks of a Ray cluster; up to `options.group` builds over one base are a task.
 
-    Without an address, RAY_ADDRESS or a cluster of this machine alone. A build that no machine of the cluster could ever hold is
+    A build that no machine of the cluster could ever hold is
     failed at once. Otherwise as `workers.processes`. Raises UsageError without Ray, for a cluster that cannot be reached, is lost or has no
     machine with so many cores and GPUs, and for an SQLite database where there are other machines, which cannot see it; ChildProcessError
     when tasks end before they have begun anything, because a machine cannot see the store, say.
     """
-    ray = _connected(address)
+    ray = _connected(cluster.address)
     try:
-        driver = _Driver(ray, registry, device, cpus, gpus, group, actor, tell)
-        return driver.work(once=once, watch=watch)
+        return _Driver(ray, registry, options, cluster, tell).work()
     except ray.exceptions.RayError as error:
         raise UsageError(
             f"the Ray cluster was lost: {_cause(error)}",
@@ -114,18 +125,15 @@ class _Driver:
         self,
         ray: Any,
         registry: Registry,
-        device: str,
-        cpus: int,
-        gpus: float,
-        group: int,
-        actor: str | None,
+        options: WorkerOptions,
+        cluster: Cluster,
         tell: Tell,
     ) -> None:
-        self._ray, self._registry, self._group, self._tell = ray, registry, group, tell
-        self._cpus, self._gpus = cpus, gpus
+        self._ray, self._registry, self._options, self._tell = ray, registry, options, tell
+        self._cpus, self._gpus = cluster.cpus, cluster.gpus
         self._expect_shared(registry.settings)
         # By value: what a task is told is in its arguments, which Ray shows nowhere; an environment it would show.
-        self._about = _Job(registry.settings, device, cpus, actor)
+        self._about = _Job(registry.settings, options.device, cluster.cpus, options.actor)
         self._ear = _ear()
         self._tasks: list[_Task] = []
         self._ended: dict[str, None] = {}
@@ -134,10 +142,10 @@ class _Driver:
         self._told: set[str] = set()
         self._placed: dict[str, None] = {}  # what was heard of them may have been lost
 
-    def work(self, *, once: bool, watch: bool) -> list[Build]:
-        self._once = once
+    def work(self) -> list[Build]:
+        once = self._options.once
         outage = DatabaseOutage(self._hear, PATIENCE_SECONDS if once else None)
-        watching = StaleBuildPoller(self._registry, watch, self._hear)
+        watching = StaleBuildPoller(self._registry, self._options.watch, self._hear)
         try:
             while True:
                 self._listen()
@@ -223,7 +231,7 @@ class _Driver:
         slots = max(1, sum(int(m.get("CPU", 0)) // self._cpus for m in machines))
         left = [*waiting]
         while left and len(self._tasks) <= slots:
-            share = max(1, min(self._group, -(-len(left) // slots)))
+            share = max(1, min(self._options.group, -(-len(left) // slots)))
             first = left[0]
             # one that has been lost before may be what kills workers, and goes alone
             mates = (
@@ -246,7 +254,7 @@ class _Driver:
             self._told.discard("room")
             return True
         why = f"no machine of the cluster has {self._cpus} CPU and {self._gpus:g} GPU, which each task asks for"
-        if self._once:
+        if self._options.once:
             raise UsageError(why, hint="ask for less by --cpus and --gpus, or add machines")
         if "room" not in self._told:
             self._told.add("room")
@@ -364,7 +372,7 @@ def _carry_out(job: _Job, ear: Queue) -> None:
             if build is not None:  # another worker may have been quicker
                 claimed.append(build)
         with given_back(registry, me):
-            run_claimed(registry, claimed, me, device, tell, threads=job.cpus)
+            run_claimed(registry, claimed, RunOptions(me, device, give_back=True, threads=job.cpus), tell)
 
 
 def _here(settings: Settings) -> Settings:

@@ -24,7 +24,7 @@ from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
 from ...registry.signals import raised
 from ..recipes import load_recipe
-from .execution import PATIENCE_SECONDS, BuildOutcome, Progress, run_together, worker_name
+from .execution import PATIENCE_SECONDS, BuildOutcome, Progress, RunOptions, run_together, worker_name
 from .freshness import freshness_by_domain
 from .planning import plan, request
 
@@ -140,44 +140,64 @@ class StaleBuildPoller:
         self._looked = time.monotonic()
 
 
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker does. With `once`, it stops when no build is left that could be claimed now.
+
+    Up to `group` builds over one base are made in one pass. With `watch`, builds of domains whose inputs change are requested, too.
+    `actor` is the name that the rows and events of other processes and machines carry.
+    """
+
+    device: str
+    once: bool = False
+    watch: bool = False
+    group: int = GROUP
+    actor: str | None = None
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The worker processes that a worker is one of: how many, its own token, and the process whose end it does not outlive."""
+
+    size: int = 1
+    token: str | None = None
+    parent: int | None = None
+
+
 def inline(
     registry: Registry,
+    options: WorkerOptions,
     *,
-    device: str,
-    once: bool,
-    watch: bool = False,
-    group: int = GROUP,
-    num_workers: int = 1,
-    token: str | None = None,
-    parent: int | None = None,
+    crew: Crew | None = None,
     tell: Tell = lambda happening: None,
     progress: Callable[[Sequence[Build]], Progress] = lambda builds: Silent,
 ) -> list[Build]:
-    """Work in this process. With `once` until no build waits that could be claimed now; the builds it ended, in order.
+    """Work in this process, as one of a `crew` if given. Returns the builds that it ended, in order.
 
-    Up to `group` builds over one base are made in one pass, and of `beside` workers each takes its share only. With `watch`, domains
-    that are stale or were never built are requested as their inputs move. It ends when its `parent` process is gone. KeyboardInterrupt gives the builds at hand back to the
-    queue and is raised on.
+    KeyboardInterrupt returns the builds at hand to the queue and is raised again.
     """
-    me, done = worker_name(token), []
-    outage = DatabaseOutage(tell, PATIENCE_SECONDS if once else None)
-    watching = StaleBuildPoller(registry, watch, tell)
-    while parent is None or os.getppid() == parent:
+    crew = crew or Crew()
+    me, done = worker_name(crew.token), []
+    outage = DatabaseOutage(tell, PATIENCE_SECONDS if options.once else None)
+    watching = StaleBuildPoller(registry, options.watch, tell)
+    while crew.parent is None or os.getppid() == crew.parent:
         builds: list[Build] | None = None
         with outage.wait(), given_back(registry, me):
             if outage.is_on:  # a claim may have been made though its answer was lost
                 registry.builds.free(me, f"worker {me} did not hear that it has the build")
             watching.look()
-            builds = registry.builds.claim_batch(me, group, num_workers=num_workers)
+            builds = registry.builds.claim_batch(me, options.group, num_workers=crew.size)
         if builds is None:
             continue
         if not builds:
-            if once:
+            if options.once:
                 return done
             time.sleep(POLL_SECONDS)
             continue
         with given_back(registry, me):
-            done += run_claimed(registry, builds, me, device, tell, progress(builds))
+            done += run_claimed(
+                registry, builds, RunOptions(me, options.device, give_back=True), tell, progress(builds)
+            )
     return done
 
 
@@ -197,27 +217,22 @@ def given_back(registry: Registry, me: str) -> Iterator[None]:
 def run_claimed(
     registry: Registry,
     builds: Sequence[Build],
-    me: str,
-    device: str,
+    options: RunOptions,
     tell: Tell,
     progress: Progress = Silent,
-    *,
-    threads: int | None = None,
 ) -> list[Build]:
-    """Carry out builds over one base that `me` has claimed, and tell of it; as they are afterwards."""
+    """Run builds over one base that the worker of `options` has claimed, and report events; the rows afterwards."""
+    me = options.worker
     for build in builds:
         together = f", in one pass with {len(builds) - 1} more" if len(builds) > 1 else ""
         tell(WorkerEvent("begins", build.id, build.domain, f"attempt {build.attempts}{together}", me))
     ended = run_together(
         registry,
         builds,
-        worker=me,
-        device=device,
+        options,
         progress=progress,
-        give_back=True,
         tell=lambda build, text: tell(WorkerEvent("says", build.id, build.domain, text, me)),
         ended=lambda ended: tell(WorkerEvent.of(ended, me)),
-        threads=threads,
     )
     return [each.build for each in ended]
 
@@ -258,13 +273,9 @@ def request_what_is_stale(
 
 def processes(
     registry: Registry,
+    options: WorkerOptions,
     *,
     count: int,
-    device: str,
-    once: bool,
-    watch: bool = False,
-    group: int = GROUP,
-    actor: str | None = None,
     tell: Tell = lambda happening: None,
 ) -> list[Build]:
     """Work in `count` processes of this machine, each with an equal share of the builds that wait and of the cores.
@@ -272,7 +283,7 @@ def processes(
     One that dies is replaced, and its builds freed at once rather than when their leases end. Ctrl-C and SIGTERM let them give
     their builds back. With `once` it ends when no build waits. Raises ChildProcessError when processes cannot even start.
     """
-    environment = _environment(registry, device, actor, count)
+    environment = _environment(registry, options, count)
     running: list[_Child] = []
     gone: list[_Child] = []  # whose builds are still to be freed
     ended: dict[str, None] = {}
@@ -285,8 +296,8 @@ def processes(
                 ended[happening.build] = None
             tell(happening)
 
-    outage = DatabaseOutage(heard, PATIENCE_SECONDS if once else None)
-    watching = StaleBuildPoller(registry, watch, heard)
+    outage = DatabaseOutage(heard, PATIENCE_SECONDS if options.once else None)
+    watching = StaleBuildPoller(registry, options.watch, heard)
     waiting = 0
     try:
         while True:
@@ -313,11 +324,11 @@ def processes(
                 waiting = registry.builds.waiting()
             if outage.is_on:
                 continue
-            if once and not running and not waiting:
+            if options.once and not running and not waiting:
                 break
-            wanted = min(count, len(running) + waiting) if once else count
+            wanted = min(count, len(running) + waiting) if options.once else count
             while len(running) < wanted:
-                running.append(_Child(environment, once, group, heard))
+                running.append(_Child(environment, options, heard))
                 heard(WorkerEvent("started", detail=f"worker process {running[-1].pid}"))
             time.sleep(0.2)
     finally:
@@ -332,7 +343,7 @@ def processes(
     return [registry.builds.get(build) for build in ended]
 
 
-def _environment(registry: Registry, device: str, actor: str | None, count: int) -> dict[str, str]:
+def _environment(registry: Registry, options: WorkerOptions, count: int) -> dict[str, str]:
     """Where the registry is goes by the environment: a command line can be read by everybody on the machine."""
     settings = registry.settings
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -340,23 +351,23 @@ def _environment(registry: Registry, device: str, actor: str | None, count: int)
         "RECCOCKTAIL_HOME": str(settings.home),
         "RECCOCKTAIL_DATABASE_URL": settings.database_url,
         "RECCOCKTAIL_STORE_URL": settings.store_url,
-        "RECCOCKTAIL_DEVICE": device,
+        "RECCOCKTAIL_DEVICE": options.device,
         "RECCOCKTAIL_CACHE_LIMIT": f"{settings.cache_limit}B",
         NUM_WORKERS: str(count),
         PARENT: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
-    return os.environ | own | ({"RECCOCKTAIL_AS": actor} if actor else {})
+    return os.environ | own | ({"RECCOCKTAIL_AS": options.actor} if options.actor else {})
 
 
 class _Child:
     """A worker process, and what it says."""
 
-    def __init__(self, environment: Mapping[str, str], once: bool, group: int, tell: Tell) -> None:
+    def __init__(self, environment: Mapping[str, str], options: WorkerOptions, tell: Tell) -> None:
         self.token = secrets.token_hex(8)
         command = [sys.executable, "-c", "from reccocktail.cli import main; main()", "worker", "--log-json"]
         self._process = subprocess.Popen(
-            [*command, "--group", str(group), *(["--once"] if once else [])],
+            [*command, "--group", str(options.group), *(["--once"] if options.once else [])],
             env={**environment, TOKEN: self.token},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from reccocktail.engine.building import execution as running
 from reccocktail.engine.building import planning as builds
-from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.freshness import freshness_by_domain, freshness_of
 from reccocktail.engine.building.planning import plan, request
 from reccocktail.engine.errors import AdaptationError, InsufficientResourcesError, MergeError
@@ -38,7 +38,7 @@ def silent(stage: str, done: int, total: int) -> None:
 def work(registry: Registry, build: Build, progress=silent) -> Build:
     claimed = registry.builds.claim("tester", build_id=build.id)
     assert claimed is not None
-    return run(registry, claimed, worker="tester", device="cpu", progress=progress)
+    return run(registry, claimed, RunOptions(worker="tester", device="cpu"), progress=progress)
 
 
 def made(registry: Registry, recipe: Recipe, **options) -> Build:
@@ -318,7 +318,7 @@ def test_prompts_that_are_missing_from_a_request_are_told(stocked):
     without = {name: value for name, value in claimed.inputs.items() if name != "prompts"}
     forged = type(claimed)(**{**vars(claimed), "inputs": without})
     with pytest.raises(AdaptationError, match="was requested without its prompts"):
-        run(stocked, forged, worker="tester", device="cpu", progress=silent)
+        run(stocked, forged, RunOptions(worker="tester", device="cpu"), progress=silent)
 
 
 @pytest.mark.parametrize(("recipe", "stage"), [(AVERAGE, "merge"), (SMALL, "adapt"), (SMALL, "merge")])
@@ -382,7 +382,7 @@ def test_a_stored_adapter_that_is_not_the_one_requested_is_refused(stocked):
     claimed = stocked.builds.claim("tester", build_id=build.id)
     forged = type(claimed)(**{**vars(claimed), "inputs": recorded})
     with pytest.raises(RecCocktailError, match=r"spirit@v1 is not what the build was requested with"):
-        run(stocked, forged, worker="tester", device="cpu", progress=silent)
+        run(stocked, forged, RunOptions(worker="tester", device="cpu"), progress=silent)
     assert stocked.builds.get(build.id).error["code"] == "merge"
 
 
@@ -895,7 +895,7 @@ def test_a_worker_that_is_stopped_gives_its_build_back(stocked):
 
     claimed = stocked.builds.claim("w", build_id=asked.id)
     with pytest.raises(KeyboardInterrupt):
-        run(stocked, claimed, worker="w", device="cpu", progress=stopped, give_back=True)
+        run(stocked, claimed, RunOptions(worker="w", device="cpu", give_back=True), progress=stopped)
     left = stocked.builds.get(asked.id)
     assert (left.status, left.attempts, left.error) == ("queued", 0, None)
     assert work(stocked, asked).status == "succeeded"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from reccocktail.engine import evaluation
-from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import EvaluationError
 from reccocktail.engine.evaluation import Evaluation, evaluate, find_system
@@ -38,7 +38,7 @@ def exam(shop):
 def build(stocked):
     asked = request(stocked, "skin-care", load_recipe("average")).build
     claimed = stocked.builds.claim("tester", build_id=asked.id)
-    return run(stocked, claimed, worker="tester", device="cpu", progress=lambda *_: None)
+    return run(stocked, claimed, RunOptions(worker="tester", device="cpu"), progress=lambda *_: None)
 
 
 def ranks_of(model, tokenizer, questions) -> tuple[int, ...]:

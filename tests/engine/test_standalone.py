@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.merging import standalone
 from reccocktail.engine.merging.standalone import WeightedFolder, folder_digest, merge_folders, weigh
@@ -42,7 +42,7 @@ def out(tmp_path) -> Path:
 def test_folders_merge_to_the_bytes_of_a_build(stocked, base, adapters, out):
     build = request(stocked, "skin-care", load_recipe("average")).build
     claimed = stocked.builds.claim("tester", build_id=build.id)
-    built = run(stocked, claimed, worker="tester", device="cpu", progress=lambda *_: None)
+    built = run(stocked, claimed, RunOptions(worker="tester", device="cpu"), progress=lambda *_: None)
     report = merge_folders(base, adapters, out, **PLAIN)
     assert {path.name for path in out.iterdir()} == {path.name for path in built.path.iterdir()}
     for path in built.path.iterdir():

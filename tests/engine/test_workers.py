@@ -23,9 +23,10 @@ from reccocktail.engine.building.execution import BuildOutcome
 from reccocktail.engine.building.freshness import freshness_of
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.building.prometheus import Counters
+from reccocktail.engine.building.ray_executor import Cluster as RayCluster
 from reccocktail.engine.building.ray_executor import on_ray
 from reccocktail.engine.building.resources import Needs
-from reccocktail.engine.building.workers import WorkerEvent, inline, processes, stopped_by_signals
+from reccocktail.engine.building.workers import WorkerEvent, WorkerOptions, inline, processes, stopped_by_signals
 from reccocktail.engine.recipes import Recipe
 from reccocktail.registry import Build, Registry
 from reccocktail.registry.errors import StoreError, UnavailableError, UsageError
@@ -54,11 +55,13 @@ def address(executor: str, request: pytest.FixtureRequest) -> str | None:
 
 
 def serve(executor: str, address: str | None, registry: Registry, **options) -> list[Build]:
+    tell = {"tell": options.pop("tell")} if "tell" in options else {}
+    wanted = WorkerOptions(device="cpu", **options)
     if executor == "inline":
-        return inline(registry, device="cpu", **options)
+        return inline(registry, wanted, **tell)
     if executor == "ray":
-        return on_ray(registry, address=address, device="cpu", **options)
-    return processes(registry, count=2, device="cpu", **options)
+        return on_ray(registry, wanted, RayCluster(address), **tell)
+    return processes(registry, wanted, count=2, **tell)
 
 
 def share(ingredient: float) -> Recipe:
@@ -100,7 +103,7 @@ def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked
         stocked.domains.add(f"d{number}")
         stocked.adapters.add(make_adapter(base, 20 + number), base=row, role="ingredient", domain=f"d{number}")
         request(stocked, f"d{number}", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3), "ingredient": 0.1 * number}))
-    ended = processes(stocked, count=4, device="cpu", once=True)
+    ended = processes(stocked, WorkerOptions(device="cpu", once=True), count=4)
     assert [build.status for build in ended] == ["failed"] * 4
 
 
@@ -131,7 +134,7 @@ def test_a_worker_process_that_is_killed_is_replaced_and_its_build_made_by_anoth
             killed.append(int(happening.worker.split(":")[-2]))
             os.kill(killed[0], signal.SIGKILL)
 
-    ended = processes(stocked, count=1, device="cpu", once=True, tell=kill_the_first)
+    ended = processes(stocked, WorkerOptions(device="cpu", once=True), count=1, tell=kill_the_first)
     assert {build.status for build in ended} == {"succeeded"}
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     (died,) = [happening for happening in told if happening.what == "died"]
@@ -148,7 +151,7 @@ def test_processes_that_die_at_once_are_not_started_for_ever(stocked, monkeypatc
         workers, "_environment", lambda *a: environment(*a) | {"RECCOCKTAIL_DATABASE_URL": "nonsense://nowhere"}
     )
     with pytest.raises(ChildProcessError, match="died as soon as they were started: "):
-        processes(stocked, count=1, device="cpu", once=True)
+        processes(stocked, WorkerOptions(device="cpu", once=True), count=1)
 
 
 def test_being_stopped_gives_builds_back(stocked):
@@ -162,9 +165,9 @@ def test_being_stopped_gives_builds_back(stocked):
             time.sleep(0.5)
 
     with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
-        processes(stocked, count=2, device="cpu", once=False, tell=stop)
+        processes(stocked, WorkerOptions(device="cpu", once=False), count=2, tell=stop)
     assert {stocked.builds.get(build.id).status for build in asked} <= {"queued", "succeeded"}
-    assert {build.status for build in inline(stocked, device="cpu", once=True)} <= {"succeeded"}
+    assert {build.status for build in inline(stocked, WorkerOptions(device="cpu", once=True))} <= {"succeeded"}
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
 
 
@@ -194,7 +197,10 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
         if happening.what == "begins" and happening.domain == "cancelled":
             stocked.builds.cancel(asked["cancelled"].id)
 
-    ended = {build.domain: build for build in inline(stocked, device="cpu", once=True, group=4, tell=cancel)[:4]}
+    ended = {
+        build.domain: build
+        for build in inline(stocked, WorkerOptions(device="cpu", once=True, group=4), tell=cancel)[:4]
+    }
     assert {name: build.status for name, build in ended.items()} == {
         "good": "succeeded", "unplanned": "failed", "overflowing": "failed", "cancelled": "cancelled",
     }  # fmt: skip
@@ -206,7 +212,7 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
     said = [line.text for line in stocked.builds.logs(made.id)]
     assert any(re.fullmatch(r"merge: [\d,]+ bytes in [\d.]+ s", text) for text in said)  # counted once for all
     again = request(stocked, "good", share(0.5), force=True).build
-    inline(stocked, device="cpu", once=True, group=1)
+    inline(stocked, WorkerOptions(device="cpu", once=True, group=1))
     assert stocked.builds.get(again.id).digest == made.digest
     assert stocked.builds.get(alone.id).status == "succeeded"
     assert not list(stocked.store.root.glob("staging/*"))
@@ -246,7 +252,7 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(stocked, monkeypatch)
 
         monkeypatch.setattr(stocked.builds, name, shaky)
     told: list[WorkerEvent] = []
-    ended = inline(stocked, device="cpu", once=True, tell=told.append)
+    ended = inline(stocked, WorkerOptions(device="cpu", once=True), tell=told.append)
     assert [(build.id, build.status, build.attempts) for build in ended] == [(asked.id, "succeeded", 1)]
     assert [happening.what for happening in told] == ["waiting", "back", "begins", "succeeded"]
     assert "the server is starting up" in str(told[0])
@@ -263,7 +269,7 @@ def test_a_success_whose_answer_was_lost_is_told_again(stocked, monkeypatch):
         return said[-1]
 
     monkeypatch.setattr(stocked.builds, "succeed", lost)
-    (ended,) = inline(stocked, device="cpu", once=True)
+    (ended,) = inline(stocked, WorkerOptions(device="cpu", once=True))
     assert (ended.id, ended.status, len(said)) == (asked.id, "succeeded", 2)
     kinds = [event.kind for event in stocked.events.list(subject=asked.id)]
     assert kinds.count("build.succeeded") == 1
@@ -278,7 +284,7 @@ def test_one_who_has_no_patience_left_says_so(stocked, monkeypatch):
 
     monkeypatch.setattr(stocked.builds, "claim_batch", away)
     with pytest.raises(UnavailableError, match="nobody answers"):
-        inline(stocked, device="cpu", once=True)
+        inline(stocked, WorkerOptions(device="cpu", once=True))
 
 
 def test_counters_tell_prometheus_what_happened(stocked):
@@ -294,7 +300,7 @@ def test_counters_tell_prometheus_what_happened(stocked):
         request(stocked, "skin-care", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)}))
         with pytest.raises(UsageError, match="cannot be served"):
             Counters(stocked, "127.0.0.1", port)
-        inline(stocked, device="cpu", once=True, tell=counters.hear)
+        inline(stocked, WorkerOptions(device="cpu", once=True), tell=counters.hear)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     finally:
         counters.close()
@@ -319,7 +325,7 @@ def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_begins(total,
     monkeypatch.setattr(memory, "total", lambda: total)
     ties = Recipe(method="ties_mergekit", options={"density": 0.5}, coefficients={"spirit": 0.5, "ingredient": 0.5})
     asked = request(stocked, "skin-care", ties).build
-    (ended,) = inline(stocked, device="cpu", once=True)
+    (ended,) = inline(stocked, WorkerOptions(device="cpu", once=True))
     assert ended.status == ("queued" if again else "failed")
     left = stocked.builds.get(asked.id)
     assert left.error["code"] == "no_room"
@@ -336,7 +342,7 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
     watch = workers.StaleBuildPoller(stocked, True, told.append)
     for _ in range(3):
         watch.look()
-        inline(stocked, device="cpu", once=True)
+        inline(stocked, WorkerOptions(device="cpu", once=True))
     assert [build.status for build in stocked.builds.list()] == ["failed"]
     assert [happening.what for happening in told] == ["requested", "blocked"]
     assert f"`reccocktail build retry {stocked.builds.list()[0].id}`" in str(told[1])
@@ -365,7 +371,7 @@ def test_who_listens_is_nothing_to_the_builds(stocked):
         if happening.what in ("says", "succeeded"):
             raise BrokenPipeError("nobody listens any more")
 
-    inline(stocked, device="cpu", once=True, tell=deaf)
+    inline(stocked, WorkerOptions(device="cpu", once=True), tell=deaf)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
     assert "could not be told: BrokenPipeError" in stocked.builds.logs(asked[0].id)[-1].text
 
@@ -377,7 +383,7 @@ def test_what_was_claimed_and_not_begun_is_given_back(stocked):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inline(stocked, device="cpu", once=True, tell=stopped)
+        inline(stocked, WorkerOptions(device="cpu", once=True), tell=stopped)
     assert {stocked.builds.get(build.id).status for build in asked} == {"queued"}
 
 
@@ -438,7 +444,7 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
         if happening.what in ("begins", "succeeded"):
             nodes.add(parent(process_of(happening)))
 
-    ended = on_ray(stocked, address=cluster, device="cpu", once=True, group=1, tell=note)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), tell=note)
     assert {build.status for build in ended} == {"succeeded"}
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert len(nodes) == 2  # each node's own process has started the workers
@@ -454,7 +460,7 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
         if happening.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
             os.kill(process_of(happening), signal.SIGKILL)
 
-    ended = on_ray(stocked, address=cluster, device="cpu", once=True, group=1, tell=kill_the_first)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), tell=kill_the_first)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {build.status for build in ended} == {"succeeded"}
     first = next(happening for happening in told if happening.what == "begins")
@@ -467,7 +473,7 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
 def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster, monkeypatch):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(2)]
     monkeypatch.setattr(placing_on_ray, "needs_of", lambda *_, **__: Needs(disk=9 * 10**12, memory=10**9))
-    ended = on_ray(stocked, address=cluster, device="cpu", once=True)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(cluster))
     assert [build.status for build in ended] == ["failed", "failed"]
     row = stocked.builds.get(asked[0].id)
     assert row.error["code"] == "no_room"
@@ -482,7 +488,7 @@ def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, clus
 def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s(asked_for, stocked, cluster):
     asked = request(stocked, "skin-care", share(0.5)).build
     with pytest.raises(UsageError, match=r"no machine of the cluster has (1 CPU and 1 GPU|64 CPU and 0 GPU)"):
-        on_ray(stocked, address=cluster, device="cpu", once=True, **asked_for)
+        on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(cluster, **asked_for))
     assert stocked.builds.get(asked.id).status == "queued"
 
 
@@ -494,7 +500,7 @@ def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cl
         stocked.settings = replace(stocked.settings, store_url=str(tmp_path / "nowhere"))
     cause = "there is no device 'cuda'|cuda" if wrong == "a device" else "is not an artifact store"
     with pytest.raises(ChildProcessError, match=rf"3 tasks ended before they had begun a build: \w+Error: .*({cause})"):
-        on_ray(stocked, address=cluster, device="cuda" if wrong == "a device" else "cpu", once=True)
+        on_ray(stocked, WorkerOptions("cuda" if wrong == "a device" else "cpu", once=True), RayCluster(cluster))
     left = stocked.builds.get(asked.id)
     assert (left.status, left.attempts) == ("queued", 0)
 
@@ -502,4 +508,4 @@ def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cl
 @pytest.mark.ray
 def test_a_cluster_that_is_not_there_is_told(stocked, monkeypatch):
     with pytest.raises(UsageError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:9"):
-        on_ray(stocked, address="127.0.0.1:9", device="cpu", once=True)
+        on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster("127.0.0.1:9"))
