@@ -179,7 +179,7 @@ def opened(place: Path, prompts: int, titles: str) -> tuple[Any, Any, list[Any],
 
 def by_us(place: str, prompts: int, batch: int, titles: str, longest: int, rates: list[float]) -> dict[str, Any]:
     from reccocktail.engine.adapting import entropy, search
-    from reccocktail.engine.adapting.adapt import adapt
+    from reccocktail.engine.adapting.adapt import AdaptationInput, adapt
     from reccocktail.engine.recipes import Adaptive
 
     model, tokenizer, parts, asked, _ = opened(Path(place), prompts, titles)
@@ -218,9 +218,11 @@ def by_us(place: str, prompts: int, batch: int, titles: str, longest: int, rates
     search.Objective.gradient = timed
     started = time.perf_counter()
     found = adapt(
-        None, lambda: (model, tokenizer), {"spirit": parts[0], "ingredient": parts[1]}, asked, adaptive,
-        method="linear", device="cpu",
-    )  # fmt: skip
+        AdaptationInput(
+            None, lambda: (model, tokenizer), {"spirit": parts[0], "ingredient": parts[1]}, asked, "linear", "cpu"
+        ),
+        adaptive,
+    )
     whole = time.perf_counter() - started
     last = found.runs[0].points[-1].coefficients
     return {

@@ -26,7 +26,7 @@ from ..recipes import Adaptive
 from .entropy import TokenSelection
 from .memory import available
 from .mixture import Mixture
-from .objective import Objective
+from .objective import BatchTokens, Objective
 from .search import IN_A_CORNER, Matrix, Point, Run, SearchTrace, gradient_descent, grid_search
 
 METRIC = "NDCG@3"
@@ -117,37 +117,47 @@ class Adaptation:
         return content
 
 
+@dataclass(frozen=True)
+class AdaptationInput:
+    """What coefficients are searched for; `parts` are spirit, ingredient and neighbours by role, in the recipe's order.
+
+    `load` gives model and tokenizer; with `base`, the memory that they need is checked before it is called. `method` is a merging
+    method's name. `prompts` are asked without their answers; those of the `labelled` questions are used: for NDCG during the search, for
+    the warning that an adapter alone does better, and for the choice where the recipe says `select: validation`.
+    """
+
+    base: BaseFacts | None
+    load: Callable[[], tuple[Any, Any]]
+    parts: Mapping[str, Part]
+    prompts: Sequence[Question]
+    method: str
+    device: str
+    labelled: Sequence[Question] = ()
+
+
 def adapt(
-    base: BaseFacts | None,
-    load: Callable[[], tuple[Any, Any]],
-    parts: Mapping[str, Part],
-    prompts: Sequence[Question],
+    given: AdaptationInput,
     adaptive: Adaptive,
     *,
-    method: str,
-    device: str,
-    labelled: Sequence[Question] = (),
     keep_best: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Adaptation:
-    """Search for the adapters' coefficients; `parts` are spirit, ingredient and neighbours by role, in the recipe's order.
+    """Search for the adapters' coefficients.
 
-    The prompts' right answers are never looked at. Those of the `labelled` questions are: for NDCG along the way, for the warning that
-    an adapter alone does better, and for the choice where the recipe says `select: validation`.
-
-    `load` gives model and tokenizer; with `base`, memory is expected before it is called. `progress` is told (prompts answered, prompts
-    to answer at most), `tell` what a person should know before it begins. With `keep_best`, Ctrl-C ends the search with the best so far.
+    `progress` receives (prompts answered, prompts to answer at most), `tell` what a user should know before the search begins. With
+    `keep_best`, Ctrl-C ends the search with the best so far.
     Raises AdaptationError without prompts, where memory cannot do, or when an entropy is no number.
     """
+    parts, device, labelled = given.parts, given.device, given.labelled
     if len(parts) == 1 and adaptive.constraint in ("simplex", "softmax"):
         return _alone(next(iter(parts)), adaptive)
-    if not prompts:
+    if not given.prompts:
         raise AdaptationError("the domain has no prompts to adapt on", hint="give users at least 3 interactions")
-    _expect_weights_to_fit(base, parts, device)
-    model, tokenizer = load()
-    texts = fit(prompts, tokenizer)
+    _expect_weights_to_fit(given.base, parts, device)
+    model, tokenizer = given.load()
+    texts = fit(given.prompts, tokenizer)
     ids = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in texts]
     template = texts[0].template
     adaptive.expect_lists(template)
@@ -162,15 +172,14 @@ def adapt(
     training, held_out = list(range(len(ids) - kept)), list(range(len(ids) - kept, len(ids)))
     bar = _Bar(progress, _prompts_to_answer(search, adaptive, len(training), len(held_out), len(parts)))
     sought = SearchTrace()
-    with Mixture(model, list(parts.values()), method, granularity=adaptive.granularity) as mixture:
+    with Mixture(model, list(parts.values()), given.method, granularity=adaptive.granularity) as mixture:
         objective = Objective(
             model,
             tokenizer,
             mixture,
             ids,
             counting,
-            batch_tokens=batch_tokens,
-            gradient_tokens=GRADIENT_TOKENS["cuda" if device.startswith("cuda") else "cpu"],
+            BatchTokens(batch_tokens, GRADIENT_TOKENS["cuda" if device.startswith("cuda") else "cpu"]),
             progress=bar.step,
         )
         memory = (

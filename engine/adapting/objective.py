@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ from torch import Tensor
 from .entropy import SHORT, Answers, TokenSelection, answer, answer_with_gradient, batches, entropies
 from .memory import MemoryModel, activation_bytes
 from .mixture import Mixture
+
+
+@dataclass(frozen=True)
+class BatchTokens:
+    """Tokens of a batch at most, in a forward pass and in one with gradients."""
+
+    forward: int
+    backward: int
 
 
 class Objective:
@@ -23,14 +32,13 @@ class Objective:
         mixture: Mixture,
         prompts: Sequence[Sequence[int]],
         counting: TokenSelection,
+        sizes: BatchTokens,
         *,
-        batch_tokens: int,
-        gradient_tokens: int,
         progress: Callable[[int], None] = lambda prompts: None,
     ) -> None:
         self._model, self._tokenizer, self.mixture = model, tokenizer, mixture
         self._prompts, self._counting, self._progress = prompts, counting, progress
-        self._batch_tokens, self._gradient_tokens = batch_tokens, gradient_tokens
+        self._batch_tokens, self._gradient_tokens = sizes.forward, sizes.backward
 
     def value(self, weights: Tensor, which: Sequence[int]) -> float:
         """Mean entropy over the prompts of those indices; may be NaN where an adapter is broken."""

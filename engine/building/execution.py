@@ -388,7 +388,7 @@ def _find_coefficients(registry: Registry, job: _Job, options: RunOptions, model
     if job.recipe.coefficients is not None:
         job.coefficients = job.recipe.coefficients
         return
-    from ..adapting.adapt import adapt
+    from ..adapting.adapt import AdaptationInput, adapt
 
     assert job.recipe.adaptive is not None
 
@@ -398,14 +398,16 @@ def _find_coefficients(registry: Registry, job: _Job, options: RunOptions, model
 
     prompts, labelled = _prompts(registry, job.build)
     found = adapt(
-        registry.bases.facts(job.base) if model.loaded is None else None,  # whose memory is to be expected still
-        lambda: model.load(job.base),
-        job.parts,
-        prompts,
+        AdaptationInput(
+            registry.bases.facts(job.base) if model.loaded is None else None,  # loaded, its memory is taken already
+            lambda: model.load(job.base),
+            job.parts,
+            prompts,
+            job.recipe.method,
+            options.device,
+            labelled,
+        ),
         job.recipe.adaptive,
-        method=job.recipe.method,
-        device=options.device,
-        labelled=labelled,
         keep_best=options.keep_best,
         progress=advance,
         tell=job.say,

@@ -14,7 +14,7 @@ import matplotlib.image
 import pytest
 import torch
 from reccocktail.engine.adapting import adapt as adaptive_module
-from reccocktail.engine.adapting.adapt import Adaptation, _with_warnings, adapt, load_on
+from reccocktail.engine.adapting.adapt import Adaptation, AdaptationInput, _with_warnings, adapt, load_on
 from reccocktail.engine.adapting.objective import Objective
 from reccocktail.engine.adapting.plots import plot_all, plot_search
 from reccocktail.engine.adapting.search import Point, Run
@@ -57,16 +57,17 @@ def find(base, parts_of, asked):
         elif "points" not in options and len(parts) == 2 and options.get("granularity", "model") == "model":
             options["points"] = 5
         adaptive = Adaptive(**{"tokens": 3} | options)
-        return adapt(
+        options = dict(given or {})
+        wanted = AdaptationInput(
             inspect_base(base),
             load_on(base, "cpu"),
             parts,
             asked[:2] if questions is None else questions,
-            adaptive,
-            method=method,
-            device="cpu",
-            **(given or {}),
+            method,
+            "cpu",
+            options.pop("labelled", ()),
         )
+        return adapt(wanted, adaptive, **options)
 
     return run
 
@@ -226,7 +227,7 @@ def test_a_spirit_alone_has_all_the_weight_and_no_model_is_loaded_for_it(constra
     def load():
         raise AssertionError("nothing to be found with it")
 
-    found = adapt(None, load, {"spirit": part}, [], Adaptive(constraint=constraint), method="linear", device="cpu")
+    found = adapt(AdaptationInput(None, load, {"spirit": part}, [], "linear", "cpu"), Adaptive(constraint=constraint))
     assert found.weights() == {"spirit": 1.0}
     assert found.warnings == ("there is no adapter but the spirit, so nothing is mixed",)
 

@@ -10,7 +10,7 @@ from reccocktail.engine.adapting import memory
 from reccocktail.engine.adapting.entropy import TokenSelection
 from reccocktail.engine.adapting.memory import MemoryModel, available
 from reccocktail.engine.adapting.mixture import Mixture
-from reccocktail.engine.adapting.objective import Objective
+from reccocktail.engine.adapting.objective import BatchTokens, Objective
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
@@ -55,7 +55,7 @@ def test_a_gradient_takes_about_what_was_expected(counting, prompts, base, make_
     draw = torch.Generator().manual_seed(0)
     asked = [torch.randint(4, model.config.vocab_size, (150,), generator=draw).tolist() for _ in range(prompts)]
     with Mixture(model, parts, "linear", granularity="module") as mixture:
-        objective = Objective(model, tokenizer, mixture, asked, counting, batch_tokens=9999, gradient_tokens=9999)
+        objective = Objective(model, tokenizer, mixture, asked, counting, BatchTokens(9999, 9999))
         even = torch.full((len(mixture.groups), 2), 0.5)
         objective.gradient(even, range(prompts))
         expected = objective.growth(even)(150 + counting.length, prompts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.engine.adapting.adapt import adapt, load_on
+from reccocktail.engine.adapting.adapt import AdaptationInput, adapt, load_on
 from reccocktail.engine.recipes import Adaptive
 from reccocktail.registry import inspect_base
 from reccocktail.tasks import load_template, questions
@@ -64,7 +64,7 @@ def test_weight_moves_to_the_adapter_that_was_trained_on_the_domain(
     adaptive = Adaptive(
         granularity=granularity, constraint=constraint, search="gradient", tokens=2, batch=2, epochs=4, held_out=0.25
     )
-    found = adapt(inspect_base(base), load_on(base, "cpu"), parts, prompts, adaptive, method="linear", device="cpu")
+    found = adapt(AdaptationInput(inspect_base(base), load_on(base, "cpu"), parts, prompts, "linear", "cpu"), adaptive)
     right = "spirit" if taught_first else "ingredient"
     assert found.means()[right] > 0.6
     assert found.entropy < found.start
@@ -73,5 +73,5 @@ def test_weight_moves_to_the_adapter_that_was_trained_on_the_domain(
     assert sum(moved) > 0.75 * len(moved)
     if granularity == "model":
         line = Adaptive(tokens=2, points=5)
-        found = adapt(inspect_base(base), load_on(base, "cpu"), parts, prompts, line, method="linear", device="cpu")
+        found = adapt(AdaptationInput(inspect_base(base), load_on(base, "cpu"), parts, prompts, "linear", "cpu"), line)
         assert found.means()[right] > 0.5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reccocktail.engine.adapting.entropy import TokenSelection, answer
 from reccocktail.engine.adapting.mixture import Mixture
-from reccocktail.engine.adapting.objective import Objective
+from reccocktail.engine.adapting.objective import BatchTokens, Objective
 from reccocktail.engine.adapting.search import (
     BROKEN,
     CONSTRAINTS,
@@ -89,9 +89,7 @@ def test_the_gradient_is_that_of_stepwise_decoding(
     parts = parts_of(base, [(make_adapter(base, 1), 1.0), (make_adapter(base, 2), 1.0)])
     model = load(base)
     with Mixture(model, parts, method, granularity=granularity) as mixture:
-        objective = Objective(
-            model, tokenizer, mixture, prompts, TokenSelection(3), batch_tokens=9999, gradient_tokens=together
-        )
+        objective = Objective(model, tokenizer, mixture, prompts, TokenSelection(3), BatchTokens(9999, together))
         torch.manual_seed(0)
         weights = torch.rand(len(mixture.groups), 2)
         entropy, gradient = objective.gradient(weights, range(len(prompts)))
@@ -149,8 +147,7 @@ def descend(base, parts_of, prompts, tokenizer):
                 mixture,
                 prompts,
                 TokenSelection(adaptive.tokens),
-                batch_tokens=9999,
-                gradient_tokens=9999,
+                BatchTokens(9999, 9999),
             )
             gradient_descent(objective, len(parts), adaptive, (0, 1), held_out, sought)
             return sought.runs, mixture.groups
