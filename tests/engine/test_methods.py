@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from peft.utils import merge_utils
 from pydantic import ValidationError
 from reccocktail.engine import methods
+from reccocktail.engine.dense_methods import TASK_ARITHMETIC, weighted_sum
 from reccocktail.engine.errors import RecipeError
-from reccocktail.engine.methods import METHODS, Factors, factor, generator_for, linear, weighted_sum
+from reccocktail.engine.methods import METHODS, Factors, factor, generator_for, linear
 from safetensors import safe_open
 from torch import Tensor
 
@@ -307,7 +308,7 @@ def test_ties_of_mergekit_elects_by_weight_and_divides_by_weight(mix, density, n
     deltas, weights = mix
     kept = [kept_largest(d, max(1, int(density * d.size))) for d in doubles(deltas)]
     same(
-        methods.ties_mergekit(deltas, weights, density=density, normalize=normalize, scale=0.5),
+        TASK_ARITHMETIC["ties_mergekit"](deltas, weights, density=density, normalize=normalize, scale=0.5),
         0.5 * numpy_consensus(kept, weights, normalize),
     )
 
@@ -323,9 +324,15 @@ def test_breadcrumbs_drop_the_outliers_and_the_small(mix, density, gamma, rescal
         part = d if density == 1 else kept_largest(d, count, skip=outliers)
         kept.append(numpy_l1(d, part) if rescale else part)
     chosen: dict[str, Any] = {"density": density, "gamma": gamma, "rescale": rescale}
-    same(methods.breadcrumbs(deltas, weights, **chosen), sum(w * d for w, d in zip(weights, kept, strict=True)))
+    same(
+        TASK_ARITHMETIC["breadcrumbs"](deltas, weights, **chosen),
+        sum(w * d for w, d in zip(weights, kept, strict=True)),
+    )
     if not rescale:  # exact only then: rescaled values can cancel in float64 and not in float32
-        same(methods.breadcrumbs_ties(deltas, weights, **chosen), numpy_consensus(kept, weights, normalize=False))
+        same(
+            TASK_ARITHMETIC["breadcrumbs_ties"](deltas, weights, **chosen),
+            numpy_consensus(kept, weights, normalize=False),
+        )
 
 
 @given(exact_deltas())
@@ -508,10 +515,13 @@ def test_of_equal_values_the_first_are_kept(kept):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_options_are_its_keyword_parameters_and_a_seed_where_it_draws(name):
     method = METHODS[name]
-    assert method.name == name == method.function.__name__
+    assert method.name == name
     assert method.summary.endswith(".")
-    parameters = inspect.signature(method.function).parameters.values()
+    row = TASK_ARITHMETIC.get(name)
+    parameters = inspect.signature(row.prune if row else method.function).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if row:
+        keywords |= {"normalize": row.normalize, "rescale": row.rescale, "scale": 1.0}
     fields = dict(method.options.model_fields)
     seed = fields.pop("seed", None)
     assert (seed is not None) == (name in DRAWING)
