@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from reccocktail.publishing.outdated import overview
 from reccocktail.registry import Registry, Settings
+from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.catalog.filters import MetricBound
 from reccocktail.registry.database.tables import AdapterRow, EventRow
 from reccocktail.tasks import generate, write_domain
@@ -237,13 +238,19 @@ def ask(kind: str, registry: Registry, domains: int, versions: int) -> dict[str,
         "resolve as of a day": (50, lambda: adapters.resolve(f"{domain()}@champion", at=moment)),
         "adapter list, first page": (100, lambda: adapters.list()),
         "adapter list, page in the middle": (100, lambda: adapters.list(after=version())),
-        "adapter list, of a domain": (100, lambda: adapters.list(domain=domain())),
-        "adapter list, by tag": (20, lambda: adapters.list(tags=["week-7"])),
-        "adapter list, by two tags": (20, lambda: adapters.list(tags=["week-7", "nightly"])),
-        "adapter list, by metric": (20, lambda: adapters.list(metrics=[MetricBound.parse("NDCG@3>=0.99")])),
-        "adapter list, by metric nobody has": (20, lambda: adapters.list(metrics=[MetricBound.parse("HR@1>2")])),
-        "adapter list, by text": (20, lambda: adapters.list(text="day 7 for shop 7")),
-        "adapter list, by text nobody wrote": (20, lambda: adapters.list(text="no such words")),
+        "adapter list, of a domain": (100, lambda: adapters.list(AdapterFilter(domain=domain()))),
+        "adapter list, by tag": (20, lambda: adapters.list(AdapterFilter(tags=["week-7"]))),
+        "adapter list, by two tags": (20, lambda: adapters.list(AdapterFilter(tags=["week-7", "nightly"]))),
+        "adapter list, by metric": (
+            20,
+            lambda: adapters.list(AdapterFilter(metrics=[MetricBound.parse("NDCG@3>=0.99")])),
+        ),
+        "adapter list, by metric nobody has": (
+            20,
+            lambda: adapters.list(AdapterFilter(metrics=[MetricBound.parse("HR@1>2")])),
+        ),
+        "adapter list, by text": (20, lambda: adapters.list(AdapterFilter(text="day 7 for shop 7"))),
+        "adapter list, by text nobody wrote": (20, lambda: adapters.list(AdapterFilter(text="no such words"))),
         "adapter log, of a domain": (100, lambda: adapters.log(domain())),
         "adapter log, of a version": (100, lambda: adapters.log(version())),
         "builds that a version reached": (100, lambda: adapters.reached(adapters.resolve(domain()))),

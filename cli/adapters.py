@@ -179,18 +179,21 @@ def list_(
     as_json: bool,
 ) -> None:
     """List adapter versions, newest first."""
+    from ..registry.catalog.adapters import AdapterFilter
     from ..registry.catalog.filters import MetricBound
 
     if spirit and domain is not None:
         raise UsageError("a spirit belongs to no domain: say --spirit or --domain, not both")
     with app.registry() as registry:
         rows = registry.adapters.list(
-            domain=domain,
-            base=base,
-            role="spirit" if spirit else None,
-            tags=tags,
-            metrics=[MetricBound.parse(bound) for bound in metrics],
-            text=text,
+            AdapterFilter(
+                domain=domain,
+                base=base,
+                role="spirit" if spirit else None,
+                tags=tags,
+                metrics=[MetricBound.parse(bound) for bound in metrics],
+                text=text,
+            ),
             limit=limit,
             after=after,
         )

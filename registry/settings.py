@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from .errors import UsageError
@@ -24,6 +25,17 @@ OTHERWISE = ", or set the same in ~/.config/reccocktail/config.toml; otherwise r
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)
 }
+
+
+class GivenSettings(TypedDict, total=False):
+    """What a caller may set; None means not given."""
+
+    home: str | Path | None
+    database_url: str | None
+    store_url: str | Path | None
+    device: str | None
+    cache_limit: str | None
+    store_shared: str | None
 
 
 @dataclass(frozen=True)
@@ -71,14 +83,9 @@ class Settings:
     def load(
         cls,
         *,
-        home: str | Path | None = None,
-        database_url: str | None = None,
-        store_url: str | Path | None = None,
-        device: str | None = None,
-        cache_limit: str | None = None,
-        store_shared: str | None = None,
         cwd: Path | None = None,
         environ: Mapping[str, str] | None = None,
+        **given: Unpack[GivenSettings],
     ) -> Settings:
         """Most specific first: argument, environment, `reccocktail.toml` in `cwd`, user configuration, default.
 
@@ -87,14 +94,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         user = Path(environ.get("HOME") or Path.home())
         cwd = cwd or Path.cwd()
-        options = {
-            "home": home,
-            "database_url": database_url,
-            "store_url": store_url,
-            "device": device,
-            "cache_limit": cache_limit,
-            "store_shared": store_shared,
-        }
+        options = {key: given.get(key) for key in KEYS}
         variables = {key: environ.get(f"RECCOCKTAIL_{key.upper()}") for key in KEYS}
         configs = Path(environ.get("XDG_CONFIG_HOME") or user / ".config") / "reccocktail"
 
@@ -112,14 +112,14 @@ class Settings:
             (variables, cwd),
             (options, cwd),
         ):
-            given = {key: str(value) for key, value in found.items() if value}
-            if "store_url" in given:
-                given["store_url"] = _checked_store(given["store_url"])
+            written = {key: str(value) for key, value in found.items() if value}
+            if "store_url" in written:
+                written["store_url"] = _checked_store(written["store_url"])
             # a relative path means: relative to where it was written
-            for key in given.keys() & {"home", "store_url"}:
-                if "://" not in given[key]:
-                    given[key] = os.path.normpath(folder.absolute() / _expanded(given[key], user))
-            values |= given
+            for key in written.keys() & {"home", "store_url"}:
+                if "://" not in written[key]:
+                    written[key] = os.path.normpath(folder.absolute() / _expanded(written[key], user))
+            values |= written
 
         place = Path(values.get("home") or user / ".reccocktail")
         return cls(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -28,7 +28,7 @@ from . import events, history
 from . import usage as lineage
 from .bases import Base, Bases, find_base
 from .domains import find_domain
-from .events import Event
+from .events import Event, EventIds
 from .filters import MetricBound
 from .records import NOT_IN_JSON, Record
 from .references import CHAMPION, SPIRIT, Reference, check_name, check_text, did_you_mean
@@ -65,6 +65,21 @@ class Adapter(Record):
     skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
     ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
     notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+
+
+@dataclass(frozen=True)
+class AdapterFilter:
+    """Which adapter versions: every condition has to hold, every tag and every metric bound.
+
+    `text` is looked for in domain, note and tags; case does not matter.
+    """
+
+    domain: str | None = None
+    base: str | None = None
+    role: str | None = None
+    tags: Sequence[str] = ()
+    metrics: Sequence[MetricBound] = ()
+    text: str | None = None
 
 
 class Adapters:
@@ -170,9 +185,12 @@ class Adapters:
             set_committed_value(row, "aliases", [])  # a new version has none, so nobody needs to look
             added = _adapter(row)
             events.append(
-                session, "adapter.added", added.ref, {"base": base.name, "digest": tree.digest},
-                base_id=model.id, domain_id=place.id, adapter_id=row.id,
-            )  # fmt: skip
+                session,
+                "adapter.added",
+                added.ref,
+                {"base": base.name, "digest": tree.digest},
+                EventIds(base_id=model.id, domain_id=place.id, adapter_id=row.id),
+            )
             _mark_current_spirit(session, row)
             return replace(added, created=True, skipped=skipped, notes=facts.notes)
 
@@ -239,21 +257,17 @@ class Adapters:
 
     def list(
         self,
+        wanted: AdapterFilter | None = None,
         *,
-        domain: str | None = None,
-        base: str | None = None,
-        role: str | None = None,
-        tags: Iterable[str] = (),
-        metrics: Iterable[MetricBound] = (),
-        text: str | None = None,
         limit: int = 50,
         after: str | Reference | None = None,
     ) -> builtins.list[Adapter]:
         """Newest first, archived ones included; `after` is the reference that the page before ended with.
 
-        `after` may be `BASE:REF` where several bases have adapters of the name. `text` is looked for in domain, note and
-        tags, whatever the case; every tag and metric bound has to hold.
+        `after` may be `BASE:REF` where several bases have adapters of the name.
         """
+        wanted = wanted or AdapterFilter()
+        domain, base, role, text = wanted.domain, wanted.base, wanted.role, wanted.text
         # ids first: the database can stop at a page of them, whatever it thinks of the joins that the rows need
         id_ = AdapterRow.id if text is None else AdapterWordsRow.adapter_id
         ids = select(id_).order_by(id_.desc()).limit(limit)
@@ -269,9 +283,9 @@ class Adapters:
                 ids = ids.where(AdapterRow.base_id == find_base(session, base).id)
             if role is not None:
                 ids = ids.where(AdapterRow.role == role)
-            for tag in dict.fromkeys(tags):
+            for tag in dict.fromkeys(wanted.tags):
                 ids = ids.where(id_.in_(select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)))
-            for bound in metrics:
+            for bound in wanted.metrics:
                 ids = ids.where(id_.in_(bound.query()))
             if after is not None:
                 named, _, ref = str(after).rpartition(":")
@@ -471,11 +485,13 @@ def _append(
         kind,
         subject,
         detail,
-        base_id=place.base_id,
-        domain_id=place.domain_id,
-        adapter_id=row.id if row else None,
-        previous_id=before.id if before else None,
-        alias=alias,
+        EventIds(
+            base_id=place.base_id,
+            domain_id=place.domain_id,
+            adapter_id=row.id if row else None,
+            previous_id=before.id if before else None,
+            alias=alias,
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from ..store.contract import Store
 from ..store.links import cached_repo
 from . import events
 from .domains import lock_new_names
+from .events import EventIds
 from .records import NOT_IN_JSON, Record
 from .references import check_name, check_text, did_you_mean
 
@@ -94,7 +95,7 @@ class Bases:
                 session.add(row)
                 session.flush()
                 about = {"digest": tree.digest, "source": source, "revision": revision}
-                events.append(session, "base.added", name, about, base_id=row.id)
+                events.append(session, "base.added", name, about, EventIds(base_id=row.id))
             return replace(_base(row), created=created, skipped=skipped)
 
     def get(self, name: str) -> Base:

@@ -32,6 +32,7 @@ from . import events
 from .adapters import Adapter, find_adapter
 from .bases import find_base
 from .domains import find_domain
+from .events import EventIds
 from .records import Record
 
 LEASE_SECONDS = 60.0
@@ -139,7 +140,9 @@ class Builds:
                 own_recipe=own_recipe,
             )
             about = {"domain": domain, "key": key}
-            events.append(session, "build.queued", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
+            events.append(
+                session, "build.queued", row.id, about, EventIds(base_id=row.base_id, domain_id=row.domain_id)
+            )
             session.add(row)
             session.flush()
             for adapter_id in _lineage(session, base, inputs):
@@ -439,7 +442,7 @@ class Builds:
     def _move(self, session: Session, row: BuildRow, status: str, **detail: Any) -> None:
         """Changes the status; the caller sets what else comes with it before the row is flushed."""
         about = {"domain": row.domain.name} | redacted_values(detail)
-        events.append(session, f"build.{status}", row.id, about, base_id=row.base_id, domain_id=row.domain_id)
+        events.append(session, f"build.{status}", row.id, about, EventIds(base_id=row.base_id, domain_id=row.domain_id))
         row.status = status
         if status != "running":
             row.lease_until = row.stage = None

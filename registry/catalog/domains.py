@@ -13,6 +13,7 @@ from ..database.connection import Database
 from ..database.tables import DomainRow
 from ..errors import NotFoundError
 from . import events
+from .events import EventIds
 from .records import Record
 from .references import SPIRIT, check_name, check_text, did_you_mean
 
@@ -52,9 +53,9 @@ class Domains:
                 row = DomainRow(name=name, role="ingredient", **fields | {"title": title or name})
                 session.add(row)
                 session.flush()
-                events.append(session, "domain.added", name, given, domain_id=row.id)
+                events.append(session, "domain.added", name, given, EventIds(domain_id=row.id))
             elif changed := {field: value for field, value in given.items() if getattr(row, field) != value}:
-                events.append(session, "domain.changed", name, changed, domain_id=row.id)
+                events.append(session, "domain.changed", name, changed, EventIds(domain_id=row.id))
                 for field, value in changed.items():
                     setattr(row, field, value)
             return _domain(row)

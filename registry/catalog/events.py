@@ -27,17 +27,23 @@ class Event(Record):
     created_by: str
 
 
+@dataclass(frozen=True)
+class EventIds:
+    """The rows that an event is about; `previous_id` is the version that an alias was on before."""
+
+    base_id: int | None = None
+    domain_id: int | None = None
+    adapter_id: int | None = None
+    previous_id: int | None = None
+    alias: str | None = None
+
+
 def append(
     session: Session,
     kind: str,
     subject: str,
     detail: Mapping[str, Any],
-    *,
-    base_id: int | None = None,
-    domain_id: int | None = None,
-    adapter_id: int | None = None,
-    previous_id: int | None = None,
-    alias: str | None = None,
+    about: EventIds,
 ) -> EventRow:
     """To be called in the transaction that makes the event true, with the domain locked.
 
@@ -45,14 +51,14 @@ def append(
     database only if its event is there already.
     """
     row = EventRow(
-        created_at=_moment(session, base_id, domain_id, adapter_id, alias),
+        created_at=_moment(session, about),
         kind=kind,
         subject=subject,
-        base_id=base_id,
-        domain_id=domain_id,
-        adapter_id=adapter_id,
-        previous_id=previous_id,
-        alias=alias,
+        base_id=about.base_id,
+        domain_id=about.domain_id,
+        adapter_id=about.adapter_id,
+        previous_id=about.previous_id,
+        alias=about.alias,
         detail=dict(detail),
     )
     session.add(row)
@@ -60,16 +66,17 @@ def append(
     return row
 
 
-def _moment(
-    session: Session, base_id: int | None, domain_id: int | None, adapter_id: int | None, alias: str | None
-) -> datetime:
+def _moment(session: Session, about: EventIds) -> datetime:
     """Now, or when the alias or version last changed if a machine whose clock is ahead wrote that: time never runs backwards."""
-    if adapter_id is None and alias is None:
+    if about.adapter_id is None and about.alias is None:
         return now()
     newest = select(EventRow.created_at).order_by(EventRow.id.desc()).limit(1)
-    here = (EventRow.base_id == base_id, EventRow.domain_id == domain_id, EventRow.alias == alias)
+    here = (EventRow.base_id == about.base_id, EventRow.domain_id == about.domain_id, EventRow.alias == about.alias)
     found = session.execute(
-        select(newest.where(*here).scalar_subquery(), newest.where(EventRow.adapter_id == adapter_id).scalar_subquery())
+        select(
+            newest.where(*here).scalar_subquery(),
+            newest.where(EventRow.adapter_id == about.adapter_id).scalar_subquery(),
+        )
     ).one()
     return max([now(), *(before for before in found if before is not None)])
 

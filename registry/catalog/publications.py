@@ -18,6 +18,7 @@ from . import events
 from .adapters import Adapter, find_adapter
 from .builds import Build
 from .domains import find_domain
+from .events import EventIds
 from .records import NOT_IN_JSON, Record
 from .references import Reference
 
@@ -98,7 +99,9 @@ class Publications:
                 return _publication(newest)
             session.add(row)
             base_id, domain_id, adapter_id = place
-            events.append(session, kind, name, about, base_id=base_id, domain_id=domain_id, adapter_id=adapter_id)
+            events.append(
+                session, kind, name, about, EventIds(base_id=base_id, domain_id=domain_id, adapter_id=adapter_id)
+            )
             session.flush()
             session.refresh(row)
             return _publication(row)
@@ -201,9 +204,12 @@ class Publications:
                     name = row.build_id or _ref(row.adapter)
                     kind = f"{'build' if row.build_id else 'adapter'}.withdrawn"
                     events.append(
-                        session, kind, str(name), about, base_id=owner.base_id, domain_id=owner.domain_id,
-                        adapter_id=row.adapter_id,
-                    )  # fmt: skip
+                        session,
+                        kind,
+                        str(name),
+                        about,
+                        EventIds(base_id=owner.base_id, domain_id=owner.domain_id, adapter_id=row.adapter_id),
+                    )
                     session.flush()
                     session.refresh(row)
             return [_publication(row) for row in rows]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -429,7 +430,7 @@ def test_a_name_with_adapters_for_two_bases_needs_the_base(
         registry.adapters.resolve("spirit")
     assert "--base" in (caught.value.hint or "")
     assert registry.adapters.resolve("spirit", base="other").base == "other"
-    assert [adapter.base for adapter in registry.adapters.list(base="tiny")] == ["tiny"]
+    assert [adapter.base for adapter in registry.adapters.list(AdapterFilter(base="tiny"))] == ["tiny"]
 
 
 def test_lists_are_filtered_and_paged(registry: Registry, add: Add) -> None:
@@ -437,9 +438,9 @@ def test_lists_are_filtered_and_paged(registry: Registry, add: Add) -> None:
     for seed in range(5):
         add("beauty", seed)
     add("spirit")
-    assert [a.ref for a in registry.adapters.list(role="spirit")] == ["spirit@v1"]
-    first = registry.adapters.list(domain="beauty", limit=2)
-    second = registry.adapters.list(domain="beauty", limit=2, after=first[-1].ref)
+    assert [a.ref for a in registry.adapters.list(AdapterFilter(role="spirit"))] == ["spirit@v1"]
+    first = registry.adapters.list(AdapterFilter(domain="beauty"), limit=2)
+    second = registry.adapters.list(AdapterFilter(domain="beauty"), limit=2, after=first[-1].ref)
     assert [a.version for a in first + second] == [5, 4, 3, 2]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.database import connection as database
 from reccocktail.registry.database import migrate
 from reccocktail.registry.database import triggers as rules
@@ -303,8 +304,8 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
         assert adapters.resolve("beauty@candidate").ref == "beauty@v3"
         assert adapters.resolve("spirit", base="tiny").ref == "spirit@v1"
         assert adapters.resolve("beauty@v1").archived_at is not None
-        assert [a.ref for a in adapters.list(tags=["nightly"])] == ["beauty@v1"]
-        assert [a.ref for a in adapters.list(text="GRÖSSE 8")] == ["beauty@v1"]
+        assert [a.ref for a in adapters.list(AdapterFilter(tags=["nightly"]))] == ["beauty@v1"]
+        assert [a.ref for a in adapters.list(AdapterFilter(text="GRÖSSE 8"))] == ["beauty@v1"]
         moves = [(e.kind, e.detail.get("from"), e.detail.get("to"), e.created_by) for e in adapters.log("beauty")]
         assert moves == [
             ("adapter.archived", None, None, "ann"),
@@ -316,7 +317,7 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
         # and goes on where it was
         adapters.alias("beauty@v3", "champion")
         assert adapters.restore("beauty@v1").archived_at is None
-        (waiting,) = registry.builds.list(status="queued", domain="beauty")
+        (waiting,) = registry.builds.list(domain="beauty", status="queued")
         assert registry.builds.cancel(waiting.id).status == "cancelled"
 
 
@@ -361,7 +362,7 @@ def test_what_the_first_schema_took_by_hand_is_upgraded_too(url: str, tmp_path: 
         assert len(registry.events.list(limit=1000)) == count + 2
         kinds = {event.id: event.kind for event in registry.events.list(limit=1000)}
         assert (kinds[0], kinds[9001], kinds[9002]) == ("note", "adapter.added.unreadable", "alias.moved.unreadable")
-        assert [a.ref for a in registry.adapters.list(tags=["odd"])] == ["spirit@v1"]
+        assert [a.ref for a in registry.adapters.list(AdapterFilter(tags=["odd"]))] == ["spirit@v1"]
 
 
 def test_an_upgrade_that_fails_leaves_the_schema_it_found(released: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +402,7 @@ def test_going_back_one_schema_keeps_what_the_older_one_knows(
     assert schema(url) == before
     with Registry.open(registry.settings) as again:
         assert again.adapters.resolve("beauty").ref == "beauty@v1"
-        assert [a.ref for a in again.adapters.list(tags=["nightly"])] == ["beauty@v1"]
+        assert [a.ref for a in again.adapters.list(AdapterFilter(tags=["nightly"]))] == ["beauty@v1"]
         assert again.events.list() == events
         again.adapters.alias("beauty@v2", "champion")
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from reccocktail.registry import Adapter, Base, Build, Registry, Settings
+from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.catalog.filters import MetricBound
 from reccocktail.registry.catalog.references import Reference
 from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
@@ -334,7 +335,7 @@ def test_adapters_are_found_by_tag_metric_and_text(
     searched: Registry, wanted: dict[str, Any], found: list[str]
 ) -> None:
     wanted = wanted | {"metrics": [MetricBound.parse(text) for text in wanted.get("metrics", [])]}
-    assert [a.ref for a in searched.adapters.list(**wanted)] == found
+    assert [a.ref for a in searched.adapters.list(AdapterFilter(**wanted))] == found
 
 
 @pytest.mark.parametrize("text", ["", ">1", "a>", "a>x", "a>=nan", "a>inf", "a=1=2", "a<>1", " "])

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from reccocktail.registry import Base, Registry, Settings, inspect_adapter
+from reccocktail.registry.catalog.adapters import AdapterFilter
 
 KILLS, BY_COMMAND, MOST_KILLS = 50, 10, 200
 ROUND = 5  # kills between two checks
@@ -71,7 +72,7 @@ def assert_sound(registry: Registry, sql: Sql) -> None:
     assert registry.missing() == []
     assert registry.store.verify() == []
     base = registry.bases.facts(registry.bases.get("tiny"))
-    adapters = registry.adapters.list(domain="beauty", limit=1000)
+    adapters = registry.adapters.list(AdapterFilter(domain="beauty"), limit=1000)
     for adapter in adapters:
         inspect_adapter(registry.adapters.folder(adapter), base)
     assert [adapter.version for adapter in reversed(adapters)] == list(range(1, len(adapters) + 1))
@@ -92,7 +93,7 @@ def assert_collected(registry: Registry) -> Leftovers:
 
 
 def assert_next_add_works(registry: Registry, base: Base, victims: Victims) -> None:
-    before = len(registry.adapters.list(domain="beauty", limit=1000))
+    before = len(registry.adapters.list(AdapterFilter(domain="beauty"), limit=1000))
     added = registry.adapters.add(victims.one(), base=base, role="ingredient", domain="beauty")
     assert added.version == before + 1
 
@@ -105,7 +106,7 @@ def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_da
     member.go()
     done = member.done()
     assert done["ended"] == 0  # the one that had steps enough went through
-    assert [adapter.version for adapter in registry.adapters.list(domain="beauty")] == [1]
+    assert [adapter.version for adapter in registry.adapters.list(AdapterFilter(domain="beauty"))] == [1]
     assert_sound(registry, sql)
 
     left = assert_collected(registry)
@@ -171,7 +172,7 @@ def test_registrations_killed_at_any_moment_are_whole_or_absent(
         left += assert_collected(registry)
         assert_sound(registry, sql)
         assert_next_add_works(registry, beauty, victims)
-    versions = len(registry.adapters.list(domain="beauty", limit=1000))
+    versions = len(registry.adapters.list(AdapterFilter(domain="beauty"), limit=1000))
     print(f"{kills} kills, {by_command.kills} of them of the command; {versions} versions; left over: {left}")
     assert left != Leftovers(0, 0, 0)
 

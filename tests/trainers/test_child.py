@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.trainers import plugin
 from reccocktail.trainers.child import in_a_child
 from reccocktail.trainers.plugin import TrainerError, load, parse_options
@@ -90,7 +91,7 @@ def test_what_a_trainer_does_to_itself_is_told(run, stocked, how, told):
     with pytest.raises(TrainerError, match=told) as caught:
         run(how)
     assert caught.value.hint
-    assert len(stocked.adapters.list(domain="skin-care")) == 1
+    assert len(stocked.adapters.list(AdapterFilter(domain="skin-care"))) == 1
     assert (only_run(stocked) / "checkpoint").exists()
     assert not (only_run(stocked) / "result.json").exists()
 
