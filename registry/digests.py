@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidArtifactError
-from .strict_json import read_object
+from .strict_json import OWN_LIMIT, read_object
 
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
@@ -44,30 +46,52 @@ def git_blob_id(path: Path) -> str:
 
 
 class DigestMemory:
-    """Digests of large files that are asked for again and again, kept in a folder until a file shows any sign of change.
+    """Digests of large files and of folders that are needed again and again, kept in `folder` until a file shows any sign of change.
 
-    The signs are device, inode, size and both times; the change time cannot be set back. A folder that cannot be written
-    costs time, nothing else.
+    The signs are device, inode, size and both times; the change time cannot be set back. A memory that cannot be written
+    costs time, nothing else. `about` is what else the digests depend on.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, **about: object) -> None:
+        self._folder, self._about = folder, about
 
     def file_digest(self, path: Path) -> str:
         """As `file_digest`, from memory where it can be."""
+        place = Path(os.path.realpath(path))
+        return self.digest(place, lambda: file_digest(place))
+
+    def digest(self, path: Path, compute: Callable[[], str]) -> str:
+        """The digest of a file or of a flat folder, from memory where it can be. Raises what `compute` raises."""
         place = os.path.realpath(path)
         note = self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
         signs = stat_fingerprint(place)
-        with suppress(InvalidArtifactError, KeyError):
-            kept = read_object(note)
-            if (kept["path"], kept["signs"]) == (place, signs):
+        about = self._about | {"path": place, "signs": signs}
+        with suppress(InvalidArtifactError):
+            kept = read_object(note, limit=OWN_LIMIT)
+            if signs and kept == about | {"digest": kept.get("digest")}:
                 return str(kept["digest"])
-        digest = file_digest(place)
-        settled = max(signs[-2:]) < (time.time() - RACE_SECONDS) * 1e9
-        if settled and stat_fingerprint(place) == signs:
+        digest = compute()
+        settled = all(max(seen[-2:]) < (time.time() - RACE_SECONDS) * 1e9 for seen in signs.values())
+        if signs and settled and stat_fingerprint(place) == signs:
             with suppress(OSError, ValueError):
-                write_whole(note, json.dumps({"path": place, "signs": signs, "digest": digest}))
+                write_whole(note, json.dumps(about | {"digest": digest}))
         return digest
+
+
+def stat_fingerprint(path: str) -> dict[str, list[int]]:
+    """Device, inode, size and times, where a change shows: of a file, or of every entry of a folder by its name. Empty if not visible."""
+    try:
+        seen = os.stat(path)  # noqa: PTH116  the path is text already, and may hold any bytes
+        if not stat.S_ISDIR(seen.st_mode):
+            return {"": _signs(seen)}
+        with os.scandir(path) as entries:
+            return {entry.name: _signs(entry.stat()) for entry in sorted(entries, key=lambda entry: entry.name)}
+    except OSError:
+        return {}
+
+
+def _signs(seen: os.stat_result) -> list[int]:
+    return [seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -81,8 +105,3 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def stat_fingerprint(path: str) -> list[int]:
-    seen = os.stat(path)  # noqa: PTH116  the path is text already, and may hold any bytes
-    return [seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]

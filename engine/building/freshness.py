@@ -15,7 +15,7 @@ from ...registry.errors import (
 )
 from ...tasks import load_template
 from ..recipes import Recipe, load_recipe
-from .planning import DEFAULT, Plan, _data_digest, _later, _Lookups, _planned, live_lookups
+from .planning import DEFAULT, Plan, _later, _Lookups, _planned, data_digest, live_lookups
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def snapshot_lookups(registry: Registry) -> _Lookups:
         base=lambda name: bases[name] if name in bases else registry.bases.get(name),
         recipe=cache(load_recipe),
         template=cache(load_template),
-        data_digest=cache(lambda folder: _data_digest(registry, folder)),
+        data_digest=cache(lambda folder: data_digest(registry, folder)),
     )
 
 

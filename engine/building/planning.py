@@ -6,12 +6,7 @@ What computes is imported where it is used: to tell how builds stand, torch is n
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -19,16 +14,14 @@ from pathlib import Path
 
 from ...registry import Adapter, Base, Build, Domain, Registry, Request
 from ...registry.catalog.references import SPIRIT, Reference
-from ...registry.digests import digest_of_json, write_whole
+from ...registry.digests import DigestMemory, digest_of_json
 from ...registry.errors import (
     ConflictError,
-    InvalidArtifactError,
     NotFoundError,
     RecCocktailError,
     StoreError,
     UsageError,
 )
-from ...registry.strict_json import OWN_LIMIT, read_object
 from ...tasks import Question, Split, Template, load_template, questions, read_domain, write_questions
 from ...tasks.data import READING
 from ..coefficients import Weight, mean
@@ -40,7 +33,6 @@ from ..recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
 DEFAULT = "default"  # the recipe of a domain that has none of its own
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
 FIXED = ", ".join(name for name, (_, recipe) in SHIPPED.items() if recipe.adaptive is None)
-RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def live_lookups(registry: Registry) -> _Lookups:
         base=registry.bases.get,
         recipe=load_recipe,
         template=load_template,
-        data_digest=lambda folder: _data_digest(registry, folder),
+        data_digest=lambda folder: data_digest(registry, folder),
     )
 
 
@@ -129,37 +121,14 @@ def _needs_no_search(recipe: Recipe, roles: Sequence[Role]) -> bool:
 _own_version = cache(version)
 
 
-def _data_digest(registry: Registry, folder: str) -> str:
+def data_digest(registry: Registry, folder: str) -> str:
     """The digest of a domain's data, remembered under the home until a file of the folder changes.
 
     Raises what `read_domain` raises.
     """
-    place = Path(os.path.realpath(folder))
-    files = stat_fingerprint(place)
-    note = (
-        registry.settings.own_folder("cache") / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
-    )
-    about = {"version": _own_version("reccocktail"), "reading": READING, "folder": str(place), "files": files}
-    with suppress(InvalidArtifactError):
-        content = read_object(note, limit=OWN_LIMIT)
-        if files and content == about | {"digest": content.get("digest")}:
-            return str(content["digest"])
-    digest = read_domain(Path(folder)).digest
-    settled = all(seen[-1] < (time.time() - RACE_SECONDS) * 1e9 for seen in files.values())
-    if files and settled and stat_fingerprint(place) == files:
-        with suppress(OSError, ValueError):  # a home that cannot be written costs time, nothing else
-            write_whole(note, json.dumps(about | {"digest": digest}))
-    return digest
-
-
-def stat_fingerprint(folder: Path) -> dict[str, list[int]]:
-    """Inode, size and times of every file by its name, where a change shows; nothing if they cannot be seen."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.stat()) for entry in entries]
-    except OSError:
-        return {}
-    return {name: [seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns] for name, seen in sorted(found)}
+    place = registry.settings.own_folder("cache") / "data"
+    memory = DigestMemory(place, version=_own_version("reccocktail"), reading=READING)
+    return memory.digest(Path(folder), lambda: read_domain(Path(folder)).digest)
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:

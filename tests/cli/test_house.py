@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from reccocktail.cli.app import App
-from reccocktail.engine.building.planning import RACE_SECONDS
+from reccocktail.registry.digests import RACE_SECONDS
 from reccocktail.registry.errors import StoreError
 from sqlalchemy import Engine, event
 

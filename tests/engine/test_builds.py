@@ -21,7 +21,7 @@ from reccocktail.engine.errors import AdaptationError, InsufficientResourcesErro
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.publishing.outdated import overview
 from reccocktail.publishing.package import publishable
-from reccocktail.registry import Build, RecCocktailError, Registry
+from reccocktail.registry import Build, RecCocktailError, Registry, digests
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
@@ -625,7 +625,7 @@ def adaptive(stocked, tmp_path, monkeypatch):
     """skin-care with an adaptive recipe and data that was written long ago; the folders that are read are noted."""
     (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
     stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
-    monkeypatch.setattr(builds, "RACE_SECONDS", -60.0)
+    monkeypatch.setattr(digests, "RACE_SECONDS", -60.0)
     read = []
     read_domain = builds.read_domain
     monkeypatch.setattr(builds, "read_domain", lambda folder, *_: read.append(folder) or read_domain(folder))
@@ -654,7 +654,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(stocked, adaptive, tmp_path):
 
 
 def test_data_that_was_written_just_now_is_not_remembered(stocked, adaptive, monkeypatch):
-    monkeypatch.setattr(builds, "RACE_SECONDS", 3600.0)
+    monkeypatch.setattr(digests, "RACE_SECONDS", 3600.0)
     builds.plan(stocked, "skin-care", SMALL)
     builds.plan(stocked, "skin-care", SMALL)
     assert len(adaptive) == 2

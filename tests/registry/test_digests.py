@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,49 @@ def test_a_broken_note_is_no_harm(note, weights, settled, tmp_path):
 def test_a_memory_that_cannot_be_written_costs_nothing_but_time(weights, settled, tmp_path):
     (tmp_path / "memory").write_text("a file where the folder should be")
     assert DigestMemory(tmp_path / "memory").file_digest(weights) == expected(weights)
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path) -> tuple[Path, list[int], Callable[[], str]]:
+    """A folder of two files, the calls made, and what computes its digest."""
+    folder, calls = tmp_path / "data", []
+    folder.mkdir()
+    for name in ("items", "sequences"):
+        (folder / name).write_text(name)
+
+    def compute() -> str:
+        calls.append(1)
+        return f"sha256:{len(calls)}"
+
+    return folder, calls, compute
+
+
+def test_a_folder_is_digested_once_until_one_of_its_files_changes(made, settled, tmp_path):
+    folder, calls, compute = made
+    memory = DigestMemory(tmp_path / "memory", version="1")
+    assert [memory.digest(folder, compute) for _ in range(2)] == ["sha256:1"] * 2
+    (folder / "items").write_text("other")
+    assert memory.digest(folder, compute) == "sha256:2"
+    (folder / "more").write_text("more")
+    assert memory.digest(folder, compute) == "sha256:3"
+    (folder / "more").rename(folder / "most")
+    assert memory.digest(folder, compute) == "sha256:4"
+    assert memory.digest(folder, compute) == "sha256:4"
+    assert len(calls) == 4
+
+
+def test_a_digest_under_other_terms_is_not_reused(made, settled, tmp_path):
+    folder, _, compute = made
+    assert DigestMemory(tmp_path / "memory", version="1").digest(folder, compute) == "sha256:1"
+    assert DigestMemory(tmp_path / "memory", version="2").digest(folder, compute) == "sha256:2"
+
+
+def test_what_cannot_be_seen_is_not_remembered(settled, tmp_path):
+    memory = DigestMemory(tmp_path / "memory")
+    assert memory.digest(tmp_path / "gone", lambda: "sha256:1") == "sha256:1"
+    assert memory.digest(tmp_path / "gone", lambda: "sha256:2") == "sha256:2"
+    with pytest.raises(FileNotFoundError):
+        memory.file_digest(tmp_path / "gone")
