@@ -275,6 +275,7 @@ def merge_by_engine(base: str, first: str, second: str, out: str, mixes: str, ex
     """
     begun = time.perf_counter()
     from reccocktail.engine.merging import stream as merge
+    from reccocktail.engine.merging.plan import Mix, Part
     from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
 
     if "fsync" not in extras:
@@ -288,8 +289,8 @@ def merge_by_engine(base: str, first: str, second: str, out: str, mixes: str, ex
     ]
     asked = []
     for number, weights in enumerate(MIXES[: int(mixes)]):
-        parts = [merge.Part(folder, fact, weight) for (folder, fact), weight in zip(named, weights, strict=True)]
-        asked.append(merge.Mix(parts, Path(out) / str(number)))
+        parts = [Part(folder, fact, weight) for (folder, fact), weight in zip(named, weights, strict=True)]
+        asked.append(Mix(parts, Path(out) / str(number)))
         asked[-1].out.mkdir(parents=True)
     started = time.perf_counter()
     merge.merge_all(Path(base), facts, asked)

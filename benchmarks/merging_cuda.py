@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from merging import ALPHA, RANK, WEIGHTS, Inputs, make_inputs, step_at, tensors_of
 from reccocktail.engine.merging.checkpoint import bytes_of
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.registry.artifacts.safetensors import read_header
 from safetensors import safe_open
 from torch import Tensor
@@ -51,11 +51,12 @@ def compare(inputs: Inputs, place: Path, device: str) -> bool:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "the processor itself"
     print(f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     adapters = [WeightedFolder(folder, weight) for folder, weight in zip(inputs.adapters, WEIGHTS, strict=True)]
-    merge_folders(inputs.base, adapters, place / "first", device=device)  # makes kernels ready; nobody's first
+    # makes kernels ready; nobody's first
+    merge_folders(inputs.base, adapters, place / "first", MergeOptions(device=device))
     for number, where in enumerate(("cpu", device)):
         out = place / f"{number}-{where}"
         begun = time.perf_counter()
-        report = merge_folders(inputs.base, adapters, out, device=where)
+        report = merge_folders(inputs.base, adapters, out, MergeOptions(device=where))
         print(f"{where:8} {time.perf_counter() - begun:7.2f} s; of it {dict(report.seconds)}")
     total, differing, farthest = difference(place / "0-cpu", place / f"1-{device}")
     print(

@@ -183,12 +183,12 @@ class _Trip:
         return build
 
     def compare(self, target: DomainData, average: Build, cocktail: Build) -> list[Evaluation]:
-        from ..engine.evaluation import evaluate, find_system
+        from ..engine.evaluation import QuestionSet, evaluate, find_system
         from ..tasks import DEFAULT_TEMPLATE, load_template, questions
 
         count = self._sizes.questions
         self._begin(f"ranking the next purchase of {count} shoppers among 10 candidates, five systems")
-        task, asked = questions(target, "test", load_template(DEFAULT_TEMPLATE), seed=SEED, limit=count)
+        asked = QuestionSet(*questions(target, "test", load_template(DEFAULT_TEMPLATE), seed=SEED, limit=count))
         named = {
             "base model": BASE,
             "spirit alone": "spirit",
@@ -201,7 +201,6 @@ class _Trip:
             with progress(label, unit="shoppers") as bar:
                 result = evaluate(
                     find_system(self._registry, name, base=BASE if name == "spirit" else None),
-                    task,
                     asked,
                     device=self._device,
                     kept_in=self._registry.settings.own_folder("evaluations"),

@@ -81,7 +81,7 @@ def merge(
 
     Run the same command again to resume an interrupted merge.
     """
-    from ..engine.merging.standalone import merge_folders, weigh
+    from ..engine.merging.standalone import MergeOptions, merge_folders, weigh
     from ..engine.recipes import load_recipe, parse_output
     from ..registry.digests import DigestMemory
 
@@ -98,14 +98,14 @@ def merge(
                 base.expanduser(),
                 weighted,
                 target,
-                method=recipe.method if recipe else method or "linear",
-                options=recipe.options if recipe else dict(map(_option, options)),
-                format=output.format,
-                rank=output.rank,
-                dtype=output.dtype,
-                device=device or app.settings.device,
-                allow_base_mismatch=allow_base_mismatch,
-                allow_partial=allow_partial,
+                MergeOptions(
+                    method=recipe.method if recipe else method or "linear",
+                    options=recipe.options if recipe else dict(map(_option, options)),
+                    output=output,
+                    device=device or app.settings.device,
+                    allow_base_mismatch=allow_base_mismatch,
+                    allow_partial=allow_partial,
+                ),
                 memory=DigestMemory(settings.own_folder("cache") / "digests") if settings.home.is_dir() else None,
                 progress=bar.update,
             )

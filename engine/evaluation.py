@@ -70,6 +70,15 @@ class System:
 
 
 @dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a task; yardsticks also need the data that they are about."""
+
+    task: TaskSpec
+    questions: Sequence[Question]
+    data: DomainData | None = None
+
+
+@dataclass(frozen=True)
 class ListFacts:
     """What the generated lists were like: how many `entries` in all, of which titles that were no candidate's, and repeats."""
 
@@ -183,9 +192,7 @@ def evaluate_domain(
             results.append(
                 evaluate(
                     system,
-                    task,
-                    asked,
-                    data=data,
+                    QuestionSet(task, asked, data),
                     mode=wanted.mode,
                     device=device,
                     kept_in=registry.settings.own_folder("evaluations"),
@@ -254,10 +261,8 @@ def _folder(registry: Registry, folder: Path, base: str | None) -> System:
 
 def evaluate(
     system: System,
-    task: TaskSpec,
-    questions: Sequence[Question],
+    asked: QuestionSet,
     *,
-    data: DomainData | None = None,
     mode: Mode = "likelihood",
     device: str,
     kept_in: Path | None = None,
@@ -265,12 +270,13 @@ def evaluate(
 ) -> Evaluation:
     """Rank every question's candidates: by likelihood, by what the history adds to it (`pmi`), or as the model lists them.
 
-    Yardsticks rank by scores of their own, from `data`.
+    Yardsticks rank by scores of their own, from the data.
 
     With `kept_in`, an equal evaluation found there is returned. `progress` is told (questions done, questions), by SASRec
     (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
     """
-    if not questions:
+    task = asked.task
+    if not asked.questions:
         raise EvaluationError(f"the {task.split} split has no questions", hint="another --split, or more data")
     how = system.yardstick or mode
     dtype = "float32" if system.yardstick else str(compute_dtype(device)).removeprefix("torch.")
@@ -288,9 +294,9 @@ def evaluate(
     if kept is not None and (seen := _kept(kept)) is not None:
         return made(*seen)
     if system.yardstick is not None:
-        found = made(_yardstick_ranks(system.yardstick, data, task, questions, device, progress))
+        found = made(_yardstick_ranks(system.yardstick, asked, device, progress))
     else:
-        found = made(*_model_ranks(system, questions, mode, device, progress))
+        found = made(*_model_ranks(system, asked.questions, mode, device, progress))
     if kept is not None:
         with room_in(kept.parent):
             write_whole(kept, json.dumps(found.to_json()) + "\n")
@@ -298,13 +304,9 @@ def evaluate(
 
 
 def _yardstick_ranks(
-    name: YardstickName,
-    data: DomainData | None,
-    task: TaskSpec,
-    questions: Sequence[Question],
-    device: str,
-    progress: Callable[[int, int], None],
+    name: YardstickName, asked: QuestionSet, device: str, progress: Callable[[int, int], None]
 ) -> tuple[int, ...]:
+    task, questions, data = asked.task, asked.questions, asked.data
     if data is None or data.digest != task.data_digest:
         raise EvaluationError(f"{name} needs the data that the questions are about")
     rankings: Sequence[Ranking]

@@ -34,7 +34,7 @@ from .resources import expect_memory
 
 if TYPE_CHECKING:
     from ..adapting.adapt import Adaptation
-    from ..merging.plan import Part
+    from ..merging.plan import Mix, Part
 
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
@@ -494,23 +494,12 @@ def _merge(
         from ..merging.adapter_output import write_adapter
 
         ((job, out),) = zip(jobs, folders, strict=True)
-        recipe = job.recipe
-        written = write_adapter(
-            facts, job.used, out, method=recipe.method, options=recipe.options, rank=recipe.output.rank,
-            base_folder=base_folder, dtype=recipe.output.dtype,
-        )  # fmt: skip
+        written = write_adapter(facts, _mix(job, out), rank=job.recipe.output.rank, base_folder=base_folder)
         job.report["merge"] = written.summary()
         return [{}]
-    from ..merging.plan import Mix
     from ..merging.stream import merge_all
 
-    mixes = [
-        Mix(
-            job.used, out, job.recipe.method, job.recipe.options, job.recipe.output.dtype,
-            Journal(out, lambda name=out.name: name),
-        )
-        for job, out in zip(jobs, folders, strict=True)
-    ]  # fmt: skip
+    mixes = [_mix(job, out, Journal(out, lambda name=out.name: name)) for job, out in zip(jobs, folders, strict=True)]
     threads = options.threads or min(8, os.cpu_count() or 1)
     expect_memory(facts, mixes, threads)
     total = sum(tensor.info.nbytes for tensor in facts.tensors.values())
@@ -521,6 +510,13 @@ def _merge(
         job.report["merge"] = report.summary()
         job.report["together"] = len(jobs)
     return [report.digests for report in reports]
+
+
+def _mix(job: _Job, out: Path, journal: Journal | None = None) -> Mix:
+    from ..merging.plan import Mix
+
+    recipe = job.recipe
+    return Mix(job.used, out, recipe.method, recipe.options, recipe.output.dtype, journal)
 
 
 def _used(registry: Registry, job: _Job) -> list[Part]:

@@ -29,13 +29,12 @@ from ...registry.artifacts.tensor_names import Place
 from ...registry.strict_json import read_object
 from ..errors import MergeError
 from ..methods import METHODS, Factors
-from ..recipes import DType
 from .blocks import one_torch_thread_each
 from .checkpoint import FILE_DTYPES, TORCH_DTYPES, Shard, bytes_of, read_into, torch_dtype, write_from
 from .deltas import AdapterFile
 from .low_rank import _norm_of_product, _steps, nearest, truncated
 from .peft_names import rank_patterns, target_modules
-from .plan import Part, check_weights, weights_at
+from .plan import Mix, check_weights, weights_at
 
 AS_CHECKPOINT = "write a checkpoint instead (--format checkpoint)"
 
@@ -76,42 +75,37 @@ class AdapterReport:
 
 def write_adapter(
     base: BaseFacts,
-    parts: Sequence[Part],
-    out: Path,
+    mix: Mix,
     *,
-    method: str = "linear",
-    options: Mapping[str, object] | None = None,
     rank: int | None = None,
     base_folder: Path | None = None,
-    dtype: DType | None = None,
     threads: int | None = None,
 ) -> AdapterReport:
-    """Write `adapter_config.json` and `adapter_model.safetensors` into the folder `out`, which has neither.
+    """Write `adapter_config.json` and `adapter_model.safetensors` into the folder `mix.out`, which has neither.
 
-    `rank` None keeps every delta exactly; a number bounds the rank of each. `dtype` None is float32. `base_folder` is needed for
-    what depends on the base's weights: DoRA, tensors and tokens that were trained whole, methods on dense deltas. `out` is left
-    half-written when something fails: give a staging folder. Raises MergeError for what one adapter cannot hold, RecipeError.
+    `rank` None keeps every delta exactly; a number bounds the rank of each. `mix.dtype` None is float32. `base_folder` is needed
+    for what depends on the base's weights: DoRA, tensors and tokens that were trained whole, methods on dense deltas. The folder
+    is left half-written when something fails: give a staging folder. Raises MergeError for what one adapter cannot hold, RecipeError.
     """
     with ExitStack() as opened:
-        mix = _Mix(base, parts, method, options, rank, base_folder, dtype, opened)
-        plan = _Plan(mix)
+        plan = _Plan(_Mix(base, mix, rank, base_folder, opened))
         reports: list[AdapterTensorReport] = []
         made = opened.enter_context(closing(_made(plan.entries, threads or min(8, os.cpu_count() or 1))))
-        with Shard(out / ADAPTER_WEIGHTS, [info for entry in plan.entries for info in entry.infos]) as file:
+        with Shard(mix.out / ADAPTER_WEIGHTS, [info for entry in plan.entries for info in entry.infos]) as file:
             for entry, (tensors, report) in made:
                 for info, tensor in zip(entry.infos, tensors, strict=True):
                     assert tuple(tensor.shape) == info.shape, info.name
                     if not bool(tensor.isfinite().all()):
                         raise MergeError(
-                            f"{info.name} does not stay finite in {dtype or 'float32'}",
+                            f"{info.name} does not stay finite in {mix.dtype or 'float32'}",
                             hint="check the weights of the mix, or choose bfloat16 or float32",
                         )
                     write_from(file.fd, bytes_of(tensor.contiguous()), file.position(info.name))
                 if report is not None:
                     reports.append(report)
             os.fsync(file.fd)
-        _write_config(out / ADAPTER_CONFIG, plan.config())
-    notes = tuple(f"{part.folder.name}: {note}" for part in parts for note in part.facts.notes)
+        _write_config(mix.out / ADAPTER_CONFIG, plan.config())
+    notes = tuple(f"{part.folder.name}: {note}" for part in mix.parts for note in part.facts.notes)
     return AdapterReport(tuple(reports), sum(info.nbytes for info in file.tensors.values()), notes)
 
 
@@ -133,23 +127,21 @@ class _Mix:
     def __init__(
         self,
         base: BaseFacts,
-        parts: Sequence[Part],
-        method: str,
-        options: Mapping[str, object] | None,
+        mix: Mix,
         rank: int | None,
         base_folder: Path | None,
-        dtype: DType | None,
         opened: ExitStack,
     ) -> None:
+        parts = mix.parts
         if not parts:
             raise MergeError("a mix needs at least one adapter")
         if rank is not None and rank < 1:
             raise MergeError(f"rank {rank} leaves nothing of the adapters", hint="give a rank of 1 or more")
-        self.base, self.parts, self.rank, self.options = base, parts, rank, options
+        self.base, self.parts, self.rank, self.options = base, parts, rank, mix.options
         self.base_folder = base_folder
-        self.method = METHODS[method]
+        self.method = METHODS[mix.method]
         check_weights(parts, self.method)
-        self.dtype = FILE_DTYPES[dtype or "float32"]
+        self.dtype = FILE_DTYPES[mix.dtype or "float32"]
         grown = next((part for part in parts if part.facts.vocabulary is not None), None)
         if grown:
             raise MergeError(

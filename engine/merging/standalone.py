@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...registry.artifacts.allowlist import adapter_files, base_files
-from ...registry.artifacts.facts import BaseFacts
+from ...registry.artifacts.facts import AdapterFacts, BaseFacts
 from ...registry.artifacts.inspect import inspect_adapter, inspect_base
 from ...registry.artifacts.tokenizers import brings_own
 from ...registry.digests import DigestMemory, digest_of_json, file_digest
@@ -22,16 +22,14 @@ from ...registry.errors import ConflictError, UsageError
 from ...registry.store.locks import abandoned
 from ...registry.store.room import room_in
 from ..coefficients import Weight, expand_coefficients, expect_finite, mean
-from ..recipes import DType, Recipe, parse_options
+from ..recipes import Output, Recipe, parse_options
 from .card import CardFacts, CardInput
 from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_metadata
 
 if TYPE_CHECKING:  # torch is imported while the base is digested
     from .adapter_output import AdapterReport
-    from .plan import MergeReport, Part
-
-OutputFormat = Literal["checkpoint", "adapter"]
+    from .plan import MergeReport, Mix
 
 
 @dataclass(frozen=True)
@@ -69,134 +67,160 @@ def weigh(adapters: Sequence[tuple[Path, float | None]], recipe: Recipe | None) 
     ]
 
 
+@dataclass(frozen=True)
+class MergeOptions:
+    """How folders are merged: a recipe's method and output, where the work is done, and what is accepted of adapters.
+
+    `threads` None is one for each core, at most eight.
+    """
+
+    method: str = "linear"
+    options: Mapping[str, object] = field(default_factory=dict)
+    output: Output = field(default_factory=Output)
+    device: str = "cpu"
+    threads: int | None = None
+    allow_base_mismatch: bool = False
+    allow_partial: bool = False
+
+
+DEFAULTS = MergeOptions()
+
+
 def merge_folders(
     base_folder: Path,
     adapters: Sequence[WeightedFolder],
     out: Path,
+    options: MergeOptions = DEFAULTS,
     *,
-    method: str = "linear",
-    options: Mapping[str, object] | None = None,
-    format: OutputFormat = "checkpoint",  # noqa: A002  the recipe's word
-    rank: int | None = None,
-    dtype: DType | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    allow_base_mismatch: bool = False,
-    allow_partial: bool = False,
     memory: DigestMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MergeReport | AdapterReport:
     """Merge into the new folder `out`, which appears complete or not at all. `progress` counts bytes of the base.
 
     A merge that is killed or interrupted leaves its finished shards in a hidden folder beside `out`, and the next one of the
-    same inputs goes on from there; one that fails leaves nothing. `memory` spares digesting the same base again.
+    same inputs resumes from there; one that fails leaves nothing. `memory` spares digesting the same base again.
     Raises ConflictError if `out` is there already or being made, InvalidArtifactError and its kin for what cannot be merged,
     MergeError.
     """
     if out.exists() or out.is_symlink():
         raise ConflictError(f"{out} is there already", hint="name a new folder")
-    options = parse_options(method, options or {})
-    for adapter in adapters:
-        if isinstance(adapter.weight, (int, float)):
-            expect_finite(adapter.weight, str(adapter.folder))
-    base = inspect_base(base_folder)
-    names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
-    facts = [
-        inspect_adapter(
-            adapter.folder,
-            base,
-            base_names=names,
-            allow_base_mismatch=allow_base_mismatch,
-            allow_partial=allow_partial,
-        )
-        for adapter in adapters
-    ]
-    weights = [
-        expand_coefficients(a.weight, fact, base, str(a.folder)) for a, fact in zip(adapters, facts, strict=True)
-    ]
-    labels = [f"{number}-{adapter.folder.name}" for number, adapter in enumerate(adapters, 1)]
-    coefficients = dict(zip(labels, weights, strict=True))
-    recipe: dict[str, Any] = {"method": method}
-    recipe |= {"options": options} if options else {}
-    recipe |= {"coefficients": coefficients, "output": {"format": format}}
-    recipe["output"] |= {key: value for key, value in (("dtype", dtype), ("rank", rank)) if value is not None}
-
+    merge = _inspected(base_folder, adapters, options)
     with ThreadPoolExecutor(1) as hashing, _workplace(out) as staged:
         # The base is digested while torch is being imported and while the first shards are made.
-        digests = hashing.submit(
-            lambda: (
-                {"base": folder_digest(base_folder, base_files(base_folder, base.files)[0], memory)}
-                | {
-                    label: folder_digest(
-                        a.folder,
-                        adapter_files(
-                            a.folder, with_tokenizer=fact.vocabulary is not None or brings_own(a.folder, base_folder)
-                        )[0],
-                    )
-                    for label, a, fact in zip(labels, adapters, facts, strict=True)
-                }
-            )
-        )
+        digests = hashing.submit(merge.digests, memory)
         try:
-            from .plan import Part
-
-            parts = [Part(a.folder, fact, weight) for a, fact, weight in zip(adapters, facts, weights, strict=True)]
-            if format == "adapter":
-                report = _mixed_adapter(base_folder, base, parts, staged, method, options, rank, dtype)
-                known: Mapping[str, str] = {}
+            if options.output.format == "adapter":
+                report, known = _mixed_adapter(merge, staged), {}
             else:
-                report = _merged_checkpoint(
-                    base_folder, base, parts, staged, method, options, dtype, device, threads,
-                    lambda: digest_of_json([digests.result(), recipe, FORMAT_VERSION, device.partition(":")[0]]), progress,
-                )  # fmt: skip
+                report = _merged_checkpoint(merge, staged, lambda: merge.key(digests.result()), progress)
                 known = report.digests
         except BaseException:
             hashing.shutdown(wait=False, cancel_futures=True)
             raise
-        card = CardFacts(
-            kind=format,
-            title=f"{base_folder.name} with a RecCocktail",
-            domain=None,
-            domain_title=None,
-            base_name=base_folder.name,
-            base_source=None,
-            license=None,
-            method=method,
-            coefficients={label: mean(weight) for label, weight in coefficients.items()},
-            inputs=tuple(
-                CardInput(label, label, digests.result()[label], lacks=fact.missing)
-                for label, fact in zip(labels, facts, strict=True)
-            ),
-            adaptive=None,
-            metrics=None,
-            dtype=dtype or base.dtype,
-            recipe=None,
-            reccocktail_version=version("reccocktail"),
-            tokenizer=getattr(report, "tokenizer", None),
-        )
-        write_metadata(staged, recipe, card, digests.result(), None, known=known)
+        card = merge.card(digests.result(), getattr(report, "tokenizer", None))
+        write_metadata(staged, merge.recipe, card, digests.result(), None, known=known)
         _sync(staged)
         staged.rename(out)
     return report
 
 
+@dataclass(frozen=True)
+class _Input:
+    """An adapter as inspected, its weight, and its label in recipe, card and provenance."""
+
+    label: str
+    folder: Path
+    facts: AdapterFacts
+    weight: Weight
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """A merge of folders that were inspected: what is merged, and how."""
+
+    base_folder: Path
+    base: BaseFacts
+    inputs: Sequence[_Input]
+    options: MergeOptions
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        options = self.options
+        recipe: dict[str, Any] = {"method": options.method}
+        recipe |= {"options": options.options} if options.options else {}
+        recipe |= {"coefficients": {each.label: each.weight for each in self.inputs}}
+        return recipe | {"output": options.output.model_dump(exclude_none=True)}
+
+    def digests(self, memory: DigestMemory | None) -> dict[str, str]:
+        """Of the base and of each adapter, by its label."""
+        found = {"base": folder_digest(self.base_folder, base_files(self.base_folder, self.base.files)[0], memory)}
+        for each in self.inputs:
+            with_tokenizer = each.facts.vocabulary is not None or brings_own(each.folder, self.base_folder)
+            files, _ = adapter_files(each.folder, with_tokenizer=with_tokenizer)
+            found[each.label] = folder_digest(each.folder, files)
+        return found
+
+    def key(self, digests: Mapping[str, str]) -> str:
+        """Equal for merges that write the same bytes."""
+        return digest_of_json([digests, self.recipe, FORMAT_VERSION, self.options.device.partition(":")[0]])
+
+    def mix(self, out: Path, journal: Journal | None = None) -> Mix:
+        from .plan import Mix, Part
+
+        parts = [Part(each.folder, each.facts, each.weight) for each in self.inputs]
+        return Mix(parts, out, self.options.method, self.options.options, self.options.output.dtype, journal)
+
+    def card(self, digests: Mapping[str, str], tokenizer: str | None) -> CardFacts:
+        return CardFacts(
+            kind=self.options.output.format,
+            title=f"{self.base_folder.name} with a RecCocktail",
+            domain=None,
+            domain_title=None,
+            base_name=self.base_folder.name,
+            base_source=None,
+            license=None,
+            method=self.options.method,
+            coefficients={each.label: mean(each.weight) for each in self.inputs},
+            inputs=tuple(
+                CardInput(each.label, each.label, digests[each.label], lacks=each.facts.missing) for each in self.inputs
+            ),
+            adaptive=None,
+            metrics=None,
+            dtype=self.options.output.dtype or self.base.dtype,
+            recipe=None,
+            reccocktail_version=version("reccocktail"),
+            tokenizer=tokenizer,
+        )
+
+
+def _inspected(base_folder: Path, adapters: Sequence[WeightedFolder], options: MergeOptions) -> _Merge:
+    options = replace(options, options=parse_options(options.method, options.options))
+    for adapter in adapters:
+        if isinstance(adapter.weight, (int, float)):
+            expect_finite(adapter.weight, str(adapter.folder))
+    base = inspect_base(base_folder)
+    names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
+    allowed = {"allow_base_mismatch": options.allow_base_mismatch, "allow_partial": options.allow_partial}
+    facts = [inspect_adapter(adapter.folder, base, base_names=names, **allowed) for adapter in adapters]
+    inputs = [
+        _Input(
+            f"{number}-{adapter.folder.name}",
+            adapter.folder,
+            fact,
+            expand_coefficients(adapter.weight, fact, base, str(adapter.folder)),
+        )
+        for number, (adapter, fact) in enumerate(zip(adapters, facts, strict=True), 1)
+    ]
+    return _Merge(base_folder, base, inputs, options)
+
+
 def _merged_checkpoint(
-    base_folder: Path,
-    base: BaseFacts,
-    parts: Sequence[Part],
-    staged: Path,
-    method: str,
-    options: Mapping[str, object],
-    dtype: DType | None,
-    device: str,
-    threads: int | None,
-    key: Callable[[], str],
-    progress: Callable[[int, int], None],
+    merge: _Merge, staged: Path, key: Callable[[], str], progress: Callable[[int, int], None]
 ) -> MergeReport:
     from ..models import pick_device
-    from .stream import merge
+    from .stream import merge_all
 
-    total = sum(tensor.info.nbytes for tensor in base.tensors.values())
+    total = sum(tensor.info.nbytes for tensor in merge.base.tensors.values())
     lock = threading.Lock()
     done = 0
 
@@ -206,38 +230,23 @@ def _merged_checkpoint(
             done += count
             progress(done, total)
 
-    return merge(
-        base_folder,
-        base,
-        parts,
-        staged,
-        method=method,
-        options=options,
-        dtype=dtype,
-        device=pick_device(device),
-        threads=threads,
-        journal=Journal(staged, key),
+    (report,) = merge_all(
+        merge.base_folder,
+        merge.base,
+        [merge.mix(staged, Journal(staged, key))],
+        device=pick_device(merge.options.device),
+        threads=merge.options.threads,
         progress=advance,
     )
+    return report
 
 
-def _mixed_adapter(
-    base_folder: Path,
-    base: BaseFacts,
-    parts: Sequence[Part],
-    staged: Path,
-    method: str,
-    options: Mapping[str, object],
-    rank: int | None,
-    dtype: DType | None,
-) -> AdapterReport:
+def _mixed_adapter(merge: _Merge, staged: Path) -> AdapterReport:
     from .adapter_output import write_adapter
 
     for left in staged.iterdir():  # of a merge to a checkpoint that was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return write_adapter(
-        base, parts, staged, method=method, options=options, rank=rank, base_folder=base_folder, dtype=dtype
-    )
+    return write_adapter(merge.base, merge.mix(staged), rank=merge.options.output.rank, base_folder=merge.base_folder)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -33,12 +33,10 @@ from ...registry.artifacts.safetensors import Header, TensorInfo, read_header
 from ...registry.digests import file_digest
 from ..errors import InsufficientResourcesError, MergeError
 from ..methods import Factors
-from ..recipes import DType
 from .blocks import Block, BufferPool, ShardScheduler, _Countdown, one_torch_thread_each
 from .checkpoint import Shard, bytes_of, copy_range, read_into, torch_dtype, write_from
 from .deltas import LowRank, Saved, Term, apply_terms, slabs
-from .journal import Journal
-from .plan import MergeReport, Mix, Part, Result, Target, TensorReport, Use, matrix
+from .plan import MergeReport, Mix, Result, Target, TensorReport, Use, matrix
 
 BLOCK_BYTES = 640 << 10  # of the base, per step: measured; with what is made of it, it about fits a core's cache
 CUDA_BLOCK_BYTES = 32 << 20  # large enough that starting a kernel costs nothing
@@ -47,28 +45,6 @@ CHUNK_BYTES = 64 << 20  # of one tensor, per job, so that one embedding does not
 
 
 Progress = Callable[[int], None]
-
-
-def merge(
-    base_folder: Path,
-    base: BaseFacts,
-    parts: Sequence[Part],
-    out: Path,
-    *,
-    method: str = "linear",
-    options: Mapping[str, object] | None = None,
-    dtype: DType | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    journal: Journal | None = None,
-    progress: Progress = lambda n: None,
-) -> MergeReport:
-    """Write the merged checkpoint into the folder `out`; `progress` is told the bytes read, as they are read.
-
-    `out` is left half-written when something fails: give a staging folder. Raises MergeError, RecipeError.
-    """
-    mix = Mix(parts, out, method, options or {}, dtype, journal)
-    return merge_all(base_folder, base, [mix], device=device, threads=threads, progress=progress)[0]
 
 
 def merge_all(
@@ -80,7 +56,11 @@ def merge_all(
     threads: int | None = None,
     progress: Progress = lambda n: None,
 ) -> list[MergeReport]:
-    """Make several results in one pass over the base: each block of it is read once. Otherwise as `merge`."""
+    """Write the merged checkpoint of each mix into its folder, in one pass over the base: each block of it is read once.
+
+    `progress` is called with the bytes read, as they are read. A folder is left half-written when something fails: give a staging
+    folder. Raises MergeError, RecipeError.
+    """
     started = time.perf_counter()
     with ExitStack() as opened:
         results = [Result(base, mix, opened) for mix in mixes]
@@ -102,7 +82,7 @@ def merge_all(
 
 
 def _expect_space(results: Sequence[Result]) -> None:
-    """Raises NoRoomError where the disk is too small for what is still to be written, before anything is."""
+    """Raises InsufficientResourcesError where the disk is too small for what is still to be written, before anything is."""
     needed: dict[int, int] = {}
     for result in results:
         device = result.mix.out.stat().st_dev

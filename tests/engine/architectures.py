@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
+from reccocktail.engine.recipes import Output
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -432,7 +433,7 @@ class Catalogue:
         def ours(number: int, weights: Sequence[float]) -> Tensor:
             parts = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, weights, strict=False)]
             folder = out / f"merged-{number}"
-            merge_folders(base, parts, folder, dtype=dtype)
+            merge_folders(base, parts, folder, MergeOptions(output=Output(dtype=dtype)))
             return logits(architecture, load(architecture.auto, folder), rows)
 
         _, one = self.alone(name, kind, base, adapters[0])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from reccocktail.engine.merging import stream as merging
-from reccocktail.engine.merging.plan import MergeReport, Part
+from reccocktail.engine.merging.plan import MergeReport, Mix, Part
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import Question
 from safetensors import safe_open
@@ -77,13 +77,15 @@ def parts_of() -> Callable[[Path, Weighted], list[Part]]:
 
 @pytest.fixture
 def mix(tmp_path: Path, parts_of: Callable[..., list[Part]]) -> Callable[..., tuple[Path, MergeReport]]:
-    """(base folder, [(adapter folder, weight)], options of merge): the new folder, and the report."""
+    """(base folder, [(adapter folder, weight)], fields of Mix, options of merge_all): the new folder, and the report."""
     numbers = itertools.count()
 
     def run(base: Path, adapters: Weighted, **options: Any) -> tuple[Path, MergeReport]:
         out = tmp_path / f"merged-{next(numbers)}"
         out.mkdir()
-        return out, merging.merge(base, inspect_base(base), parts_of(base, adapters), out, **options)
+        of_pass = {name: options.pop(name) for name in ("threads", "progress") if name in options}
+        wanted = Mix(parts_of(base, adapters), out, **options)
+        return out, merging.merge_all(base, inspect_base(base), [wanted], **of_pass)[0]
 
     return run
 

@@ -12,7 +12,7 @@ from reccocktail.engine import evaluation
 from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import EvaluationError
-from reccocktail.engine.evaluation import Evaluation, evaluate, find_system
+from reccocktail.engine.evaluation import Evaluation, QuestionSet, evaluate, find_system
 from reccocktail.engine.recipes import load_recipe
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError
 from reccocktail.tasks import (
@@ -120,7 +120,7 @@ def test_a_folder_that_holds_no_model_is_refused(stocked, tmp_path):
 @pytest.mark.parametrize("ref", ["skin-care", "spirit"])
 def test_an_adapter_ranks_as_the_model_that_peft_loads(ref, stocked, base, make_adapter, tokenizer, exam):
     task, asked = exam
-    found = evaluate(find_system(stocked, ref), task, asked, device="cpu")
+    found = evaluate(find_system(stocked, ref), QuestionSet(task, asked), device="cpu")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapter = make_adapter(base, 1 if ref == "spirit" else 2)
     assert found.ranks == ranks_of(PeftModel.from_pretrained(model, adapter), tokenizer, asked)
@@ -131,7 +131,9 @@ def test_an_adapter_ranks_as_the_model_that_peft_loads(ref, stocked, base, make_
 def test_a_build_ranks_as_its_checkpoint_does(stocked, build, tokenizer, exam):
     task, asked = exam
     told = []
-    found = evaluate(find_system(stocked, build.id), task, asked, device="cpu", progress=lambda *n: told.append(n))
+    found = evaluate(
+        find_system(stocked, build.id), QuestionSet(task, asked), device="cpu", progress=lambda *n: told.append(n)
+    )
     model = AutoModelForCausalLM.from_pretrained(build.path, dtype=torch.float32)
     assert found.ranks == ranks_of(model, tokenizer, asked)
     assert told == [(number, 6) for number in range(1, 7)]
@@ -139,15 +141,18 @@ def test_a_build_ranks_as_its_checkpoint_does(stocked, build, tokenizer, exam):
 
 def test_a_second_evaluation_loads_no_model(stocked, exam, tmp_path, monkeypatch):
     task, asked = exam
-    first = evaluate(find_system(stocked, "tiny"), task, asked, device="cpu", kept_in=tmp_path / "kept")
+    first = evaluate(find_system(stocked, "tiny"), QuestionSet(task, asked), device="cpu", kept_in=tmp_path / "kept")
     monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("loaded"))
-    assert evaluate(find_system(stocked, "tiny"), task, asked, device="cpu", kept_in=tmp_path / "kept") == first
+    assert (
+        evaluate(find_system(stocked, "tiny"), QuestionSet(task, asked), device="cpu", kept_in=tmp_path / "kept")
+        == first
+    )
     assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".json"]
 
 
 def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, tmp_path, monkeypatch):
     task, asked = exam
-    evaluate(find_system(stocked, "tiny"), task, asked, device="cpu", kept_in=tmp_path)
+    evaluate(find_system(stocked, "tiny"), QuestionSet(task, asked), device="cpu", kept_in=tmp_path)
 
     def loaded(*_):
         raise InterruptedError("loaded")
@@ -156,10 +161,10 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
     other_task, _ = questions(shop, "test", load_template("pick-one"), limit=5)
     for name, spec in (("spirit", task), ("tiny", other_task)):
         with pytest.raises(InterruptedError, match="loaded"):
-            evaluate(find_system(stocked, name), spec, asked, device="cpu", kept_in=tmp_path)
+            evaluate(find_system(stocked, name), QuestionSet(spec, asked), device="cpu", kept_in=tmp_path)
     monkeypatch.setattr(evaluation, "compute_dtype", lambda device: torch.float64)
     with pytest.raises(InterruptedError, match="loaded"):
-        evaluate(find_system(stocked, "tiny"), task, asked, device="cpu", kept_in=tmp_path)
+        evaluate(find_system(stocked, "tiny"), QuestionSet(task, asked), device="cpu", kept_in=tmp_path)
 
 
 @pytest.mark.parametrize(("name", "rank"), [("popularity", rank_by_popularity), ("sasrec", rank_by_sasrec)])
@@ -167,26 +172,26 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
 def test_a_yardstick_is_a_system_by_its_name_and_made_once(name, rank, split, stocked, shop, tmp_path, monkeypatch):
     task, asked = questions(shop, split, load_template("pick-one"), limit=6)
     system = find_system(stocked, name)
-    found = evaluate(system, task, asked, data=shop, device="cpu", kept_in=tmp_path)
+    found = evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path)
     assert (found.label, found.mode, found.dtype) == (name, name, "float32")
     assert found.ranks == tuple(ranking.rank for ranking in rank(shop, asked, split))
     assert list(found.metrics) == ["HR@1", "HR@3", "NDCG@3", "MRR", "AUC"]
     monkeypatch.setattr(evaluation, rank.__name__, lambda *_, **__: pytest.fail("made again"))
-    assert evaluate(system, task, asked, data=shop, device="cpu", kept_in=tmp_path) == found
+    assert evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path) == found
 
 
 def test_a_yardstick_needs_the_data_of_the_questions(stocked, exam):
     for data in (None, generate("kitchen", users=12)):
         with pytest.raises(EvaluationError, match="popularity needs the data that the questions are about"):
-            evaluate(find_system(stocked, "popularity"), *exam, data=data, device="cpu")
+            evaluate(find_system(stocked, "popularity"), QuestionSet(*exam, data=data), device="cpu")
 
 
 @pytest.mark.usefixtures("in_float32")
 def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(stocked, shop, base, tokenizer, tmp_path):
     task, asked = questions(shop, "test", load_template("top-five"), limit=6)
     system = find_system(stocked, "tiny")
-    likely = evaluate(system, task, asked, device="cpu", kept_in=tmp_path)
-    found = evaluate(system, task, asked, mode="generate", device="cpu", kept_in=tmp_path)
+    likely = evaluate(system, QuestionSet(task, asked), device="cpu", kept_in=tmp_path)
+    found = evaluate(system, QuestionSet(task, asked), mode="generate", device="cpu", kept_in=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     said = rank_by_generation(model, tokenizer, asked)
     assert found.ranks == tuple(naming.rank for naming in said)
@@ -199,15 +204,15 @@ def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(st
     assert (found.mode, likely.mode, likely.lists) == ("generate", "likelihood", None)
     assert "AUC" in likely.metrics
     assert "AUC" not in found.metrics
-    assert evaluate(system, task, asked, mode="generate", device="cpu", kept_in=tmp_path) == found
+    assert evaluate(system, QuestionSet(task, asked), mode="generate", device="cpu", kept_in=tmp_path) == found
     assert found.minus(likely)["HR@1"] == paired_difference(found.ranks, likely.ranks, "HR@1")
 
 
 def test_a_later_way_of_ranking_measures_anew(stocked, shop, exam, tmp_path, monkeypatch):
     system = find_system(stocked, "popularity")
-    evaluate(system, *exam, data=shop, device="cpu", kept_in=tmp_path)
+    evaluate(system, QuestionSet(*exam, data=shop), device="cpu", kept_in=tmp_path)
     monkeypatch.setattr(evaluation, "RANKING_VERSION", -1)
-    evaluate(system, *exam, data=shop, device="cpu", kept_in=tmp_path)
+    evaluate(system, QuestionSet(*exam, data=shop), device="cpu", kept_in=tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
@@ -221,18 +226,18 @@ def test_an_evaluation_says_what_it_measured_on_what(exam):
 
 def test_a_split_without_questions_is_an_error(stocked, exam):
     with pytest.raises(EvaluationError, match="the test split has no questions"):
-        evaluate(find_system(stocked, "tiny"), exam[0], [], device="cpu")
+        evaluate(find_system(stocked, "tiny"), QuestionSet(exam[0], []), device="cpu")
 
 
 def test_a_checkpoint_without_a_chat_template_is_refused(stocked, base, exam, tmp_path):
     copy = shutil.copytree(base, tmp_path / "copy")
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(EvaluationError, match="no chat template"):
-        evaluate(find_system(stocked, str(copy)), *exam, device="cpu")
+        evaluate(find_system(stocked, str(copy)), QuestionSet(*exam), device="cpu")
 
 
 def test_a_checkpoint_that_does_not_load_is_refused_by_name(stocked, base, exam, tmp_path):
     copy = shutil.copytree(base, tmp_path / "copy")
     (copy / "config.json").write_text('{"model_type": "cocktail"}')
     with pytest.raises(EvaluationError, match="copy does not load as a causal language model"):
-        evaluate(find_system(stocked, str(copy)), *exam, device="cpu")
+        evaluate(find_system(stocked, str(copy)), QuestionSet(*exam), device="cpu")

@@ -18,7 +18,9 @@ from reccocktail.engine.errors import MergeError, RecipeError
 from reccocktail.engine.merging.adapter_output import AdapterReport, write_adapter
 from reccocktail.engine.merging.low_rank import nearest
 from reccocktail.engine.merging.peft_names import rank_patterns, target_modules
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.plan import Mix
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
+from reccocktail.engine.recipes import Output
 from reccocktail.registry import inspect_adapter, inspect_base
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -29,13 +31,14 @@ ADAPTER = "adapter_model.safetensors"
 
 @pytest.fixture
 def mix_adapters(tmp_path: Path, parts_of) -> Callable[..., tuple[Path, AdapterReport]]:
-    """(base folder, [(adapter folder, weight)], options of write_adapter): the new adapter's folder, and the report."""
+    """(base folder, [(adapter folder, weight)], fields of Mix, options of write_adapter): the new adapter's folder, and the report."""
     numbers = itertools.count()
 
     def run(base: Path, adapters: Any, **options: Any) -> tuple[Path, AdapterReport]:
         out = tmp_path / f"mixed-{next(numbers)}"
         out.mkdir()
-        return out, write_adapter(inspect_base(base), parts_of(base, adapters), out, **options)
+        of_writing = {name: options.pop(name) for name in ("rank", "base_folder", "threads") if name in options}
+        return out, write_adapter(inspect_base(base), Mix(parts_of(base, adapters), out, **options), **of_writing)
 
     return run
 
@@ -48,7 +51,7 @@ def merged(tmp_path: Path) -> Callable[..., Path]:
     def run(base: Path, adapters: Any, method: str = "linear", dtype: Any = None) -> Path:
         out = tmp_path / f"merged-{next(numbers)}"
         folders = [WeightedFolder(folder, weight) for folder, weight in adapters]
-        merge_folders(base, folders, out, method=method, dtype=dtype, device="cpu")
+        merge_folders(base, folders, out, MergeOptions(method=method, output=Output(dtype=dtype)))
         return out
 
     return run

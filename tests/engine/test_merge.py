@@ -346,7 +346,7 @@ def test_a_broken_adapter_is_refused_where_it_would_break_a_weight(base, write_a
 def test_a_file_that_is_there_is_never_written_over(base, make_adapter, parts_of, tmp_path):
     (tmp_path / "model.safetensors").write_text("precious")
     with pytest.raises(FileExistsError):
-        merging.merge(base, inspect_base(base), parts_of(base, [(make_adapter(base), 1.0)]), tmp_path)
+        merging.merge_all(base, inspect_base(base), [Mix(parts_of(base, [(make_adapter(base), 1.0)]), tmp_path)])
     assert (tmp_path / "model.safetensors").read_text() == "precious"
 
 
@@ -426,7 +426,7 @@ def test_adapters_that_disagree_about_the_layout_of_a_weight_are_refused(make_ba
     module = replace(parts[1].facts.modules[0], transposed=True)
     turned = replace(parts[1], facts=replace(parts[1].facts, modules=(module, *parts[1].facts.modules[1:])))
     with pytest.raises(MergeError, match=r"disagree about fan_in_fan_out of .*o_proj\.weight"):
-        merging.merge(base, inspect_base(base), [parts[0], turned], tmp_path)
+        merging.merge_all(base, inspect_base(base), [Mix([parts[0], turned], tmp_path)])
 
 
 # --- several results in one pass ------------------------------------------------------------------------------------

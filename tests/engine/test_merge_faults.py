@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.registry.errors import RecCocktailError
 from safetensors.torch import save_file
 
@@ -167,7 +167,9 @@ def test_a_disk_that_is_too_small_is_said_at_once_and_nothing_is_left_on_it(kitc
 
 
 def merged(kitchen: Path, base: Path, out: Path, **options: Any) -> None:
-    merge_folders(base, [WeightedFolder(kitchen / "spirit", 0.4)], out, allow_base_mismatch=True, **options)
+    merge_folders(
+        base, [WeightedFolder(kitchen / "spirit", 0.4)], out, MergeOptions(**options, allow_base_mismatch=True)
+    )
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import torch
 from reccocktail.engine.merging.journal import NOTES
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
-from reccocktail.engine.merging.stream import MergeReport
+from reccocktail.engine.merging.plan import MergeReport
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.registry.errors import ConflictError, RecCocktailError
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,7 +75,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def run(base: Path, mix: Sequence[WeightedFolder], out: Path, **options: Any) -> MergeReport:
-    report = merge_folders(base, mix, out, **options)
+    report = merge_folders(base, mix, out, MergeOptions(**options))
     assert isinstance(report, MergeReport)
     return report
 
@@ -110,7 +110,7 @@ def interrupt() -> None:
 
 def interrupted(base: Path, mix: Sequence[WeightedFolder], out: Path, share: float = 0.8, **options: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        merge_folders(base, mix, out, progress=After(share, interrupt), **options)
+        merge_folders(base, mix, out, MergeOptions(**options), progress=After(share, interrupt))
     assert not out.exists()
 
 
@@ -309,5 +309,5 @@ def test_a_base_of_which_a_shard_cannot_be_read_is_refused_by_its_name(
         last.unlink()  # for root nothing is unreadable but what loops
         last.symlink_to(last.name)
     with pytest.raises(RecCocktailError, match=last.name):
-        merge_folders(base, mix, out, allow_base_mismatch=True)
+        merge_folders(base, mix, out, MergeOptions(allow_base_mismatch=True))
     assert list(out.parent.iterdir()) == []

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
+from reccocktail.engine.recipes import Output
 from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,7 +111,7 @@ def plain(smollm2: Path) -> list[Answer]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2, adapters, pefts, plain, dtype, tmp_path):
     mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
-    merge_folders(smollm2, mix, tmp_path / "ours", method="linear", dtype=dtype, device="cpu")
+    merge_folders(smollm2, mix, tmp_path / "ours", MergeOptions(output=Output(dtype=dtype)))
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype))
     model.load_state_dict({name: tensor.to(model.dtype) for name, tensor in pefts.state_dict().items()})
     model.save_pretrained(tmp_path / "pefts")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
+from reccocktail.engine.recipes import Output
 from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,7 +37,7 @@ def merge(smollm2: Path, adapters: tuple[Path, Path], tmp_path_factory: pytest.T
     def run(dtype: str | None) -> Path:
         out = tmp_path_factory.mktemp("out") / "merged"
         mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
-        merge_folders(smollm2, mix, out, method="linear", dtype=dtype, device="cpu")  # pyright: ignore
+        merge_folders(smollm2, mix, out, MergeOptions(output=Output(dtype=dtype)))  # pyright: ignore
         return out
 
     return run

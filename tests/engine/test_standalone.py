@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,10 @@ import torch
 from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.merging import standalone
-from reccocktail.engine.merging.standalone import WeightedFolder, folder_digest, merge_folders, weigh
-from reccocktail.engine.recipes import Recipe, load_recipe
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, folder_digest, merge_folders, weigh
+from reccocktail.engine.recipes import Output, Recipe, load_recipe
 from reccocktail.registry.errors import BaseMismatchError, ConflictError, InvalidArtifactError, UsageError
 from safetensors.torch import load_file
-
-PLAIN = {"method": "linear", "dtype": None, "device": "cpu"}
 
 
 def names(folder: Path) -> set[str]:
@@ -43,7 +42,7 @@ def test_folders_merge_to_the_bytes_of_a_build(stocked, base, adapters, out):
     build = request(stocked, "skin-care", load_recipe("average")).build
     claimed = stocked.builds.claim("tester", build_id=build.id)
     built = run(stocked, claimed, RunOptions(worker="tester", device="cpu"), progress=lambda *_: None)
-    report = merge_folders(base, adapters, out, **PLAIN)
+    report = merge_folders(base, adapters, out)
     assert {path.name for path in out.iterdir()} == {path.name for path in built.path.iterdir()}
     for path in built.path.iterdir():
         if path.name not in ("README.md", "recipe.json", "provenance.json"):
@@ -52,7 +51,7 @@ def test_folders_merge_to_the_bytes_of_a_build(stocked, base, adapters, out):
 
 
 def test_the_papers_name_each_folder_with_its_weight_and_digest(base, adapters, out):
-    merge_folders(base, adapters, out, method="linear", dtype="bfloat16", device="cpu")
+    merge_folders(base, adapters, out, MergeOptions(output=Output(dtype="bfloat16")))
     first, second = (f"{number}-{part.folder.name}" for number, part in enumerate(adapters, 1))
     assert json.loads((out / "recipe.json").read_text()) == {
         "method": "linear",
@@ -80,7 +79,7 @@ def test_a_merge_carries_what_the_registry_keeps_of_a_base_and_leaves_the_rest(b
     (folder / "additional_chat_templates").mkdir()
     for name in ("rag.jinja", "evil.py"):
         (folder / "additional_chat_templates" / name).write_text(name)
-    report = merge_folders(folder, adapters, out, **PLAIN, allow_base_mismatch=True)
+    report = merge_folders(folder, adapters, out, MergeOptions(allow_base_mismatch=True))
     added = registry.bases.add("with-programs", folder, source="here")
     kept = {*registry.store.tree(added.digest).files}
     made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -110,13 +109,13 @@ def cached(folder: Path, hub: Path, name: str) -> Path:
 
 
 def test_snapshots_of_the_hubs_cache_are_merged_like_the_folders_that_they_are(base, adapters, out, tmp_path):
-    merge_folders(base, adapters, out, **PLAIN)
+    merge_folders(base, adapters, out)
     snapshots = [
         WeightedFolder(cached(part.folder, tmp_path / "hub", f"lora{number}"), 0.5)
         for number, part in enumerate(adapters)
     ]
     other = tmp_path / "of-snapshots"
-    merge_folders(cached(base, tmp_path / "hub", "base"), snapshots, other, **PLAIN, allow_base_mismatch=True)
+    merge_folders(cached(base, tmp_path / "hub", "base"), snapshots, other, MergeOptions(allow_base_mismatch=True))
     for name in names(out) - {"README.md", "recipe.json", "provenance.json"}:
         assert (other / name).read_bytes() == (out / name).read_bytes(), name
 
@@ -127,7 +126,7 @@ def test_a_base_that_links_to_elsewhere_is_not_merged(base, adapters, out, tmp_p
     (folder / name).rename(tmp_path / "secret")
     (folder / name).symlink_to(tmp_path / "secret")
     with pytest.raises(InvalidArtifactError, match="leads out of the folder") as caught:
-        merge_folders(folder, adapters, out, **PLAIN, allow_base_mismatch=True)
+        merge_folders(folder, adapters, out, MergeOptions(allow_base_mismatch=True))
     assert caught.value.hint
     assert not out.exists()
 
@@ -140,13 +139,13 @@ def test_the_same_merge_writes_the_same_bytes(base, adapters, out):
     other = out.parent / "elsewhere" / "merged"
     other.parent.mkdir()
     for folder in (out, other):
-        merge_folders(base, adapters, folder, **PLAIN)
+        merge_folders(base, adapters, folder)
     assert all((other / path.name).read_bytes() == path.read_bytes() for path in out.iterdir())
 
 
 def test_progress_counts_the_bases_bytes_up_to_all_of_them(base, adapters, out):
     told = []
-    merge_folders(base, adapters, out, **PLAIN, progress=lambda done, total: told.append((done, total)))
+    merge_folders(base, adapters, out, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1]
 
@@ -161,7 +160,7 @@ def test_a_merge_that_fails_leaves_no_folder_behind(step, base, adapters, out, m
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="No space left"):
-        merge_folders(base, adapters, out, **PLAIN)
+        merge_folders(base, adapters, out)
     assert not list(out.parent.iterdir())
 
 
@@ -170,14 +169,14 @@ def test_a_merge_that_was_interrupted_before_a_shard_was_finished_leaves_no_fold
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge_folders(base, adapters, out, **PLAIN, progress=interrupt)
+        merge_folders(base, adapters, out, progress=interrupt)
     assert not list(out.parent.iterdir())
 
 
 def test_papers_that_cannot_be_written_leave_no_folder_behind(base, adapters, out, monkeypatch):
     monkeypatch.setattr(standalone, "write_metadata", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        merge_folders(base, adapters, out, **PLAIN)
+        merge_folders(base, adapters, out)
     assert not list(out.parent.iterdir())
 
 
@@ -188,7 +187,7 @@ def test_a_folder_that_is_there_is_refused_before_any_work(content, base, adapte
         (out / name).write_text("precious")
     monkeypatch.setattr(standalone, "_merged_checkpoint", lambda *_, **__: pytest.fail("merged"))
     with pytest.raises(ConflictError, match="is there already"):
-        merge_folders(base, adapters, out, **PLAIN)
+        merge_folders(base, adapters, out)
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
     assert [path.name for path in out.iterdir()] == content
 
@@ -197,15 +196,15 @@ def test_an_adapter_of_another_base_is_refused_unless_allowed(make_base, make_ad
     base, other = make_base(seed=0), make_base(seed=1)
     foreign = [WeightedFolder(make_adapter(other, 1), 1.0)]
     with pytest.raises(BaseMismatchError, match="was made for"):
-        merge_folders(base, foreign, out, **PLAIN)
-    merge_folders(base, foreign, out, **PLAIN, allow_base_mismatch=True)
+        merge_folders(base, foreign, out)
+    merge_folders(base, foreign, out, MergeOptions(allow_base_mismatch=True))
     assert (out / "model.safetensors").exists()
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, adapters, out):
     (tmp_path / "not a model").mkdir()
     with pytest.raises(InvalidArtifactError, match=r"has no config\.json"):
-        merge_folders(tmp_path / "not a model", adapters, out, **PLAIN)
+        merge_folders(tmp_path / "not a model", adapters, out)
     assert not list(out.parent.iterdir())
 
 
@@ -252,7 +251,7 @@ def shards(make_base, make_adapter, tmp_path):
     return base, [WeightedFolder(make_adapter(base, 1), 0.5), WeightedFolder(make_adapter(base, 2), 0.5)]
 
 
-def interrupted(base, adapters, out, **options):
+def interrupted(base, adapters, out):
     """Ctrl-C as soon as one shard is noted as finished."""
     notes = out.with_name(f".{out.name}.partial") / ".progress.json"
 
@@ -262,7 +261,7 @@ def interrupted(base, adapters, out, **options):
         time.sleep(0.02)
 
     with pytest.raises(KeyboardInterrupt):
-        merge_folders(base, adapters, out, **options, progress=interrupt)
+        merge_folders(base, adapters, out, progress=interrupt)
     assert not out.exists()
     assert notes.exists()
 
@@ -287,7 +286,7 @@ def test_an_interrupted_merge_goes_on_with_what_is_finished_and_ends_in_the_same
 def test_a_merge_of_other_inputs_starts_over(changed, shards, make_adapter, tmp_path):
     base, adapters = shards
     interrupted(base, adapters, tmp_path / "merged")
-    options = {}
+    options = MergeOptions()
     if changed == "weight":
         adapters = [adapters[0], WeightedFolder(adapters[1].folder, 0.25)]
     elif changed == "adapter":
@@ -297,10 +296,13 @@ def test_a_merge_of_other_inputs_starts_over(changed, shards, make_adapter, tmp_
         file = sorted(base.glob("*.safetensors"))[-1]
         file.write_bytes(file.read_bytes()[:-2] + b"\x00\x3f")
     else:
-        options = {"dtype": "float16"} if changed == "dtype" else {"method": "ties_peft", "options": {"density": 0.5}}
-    report = merge_folders(base, adapters, tmp_path / "merged", **options, allow_base_mismatch=True)
+        options = {
+            "dtype": MergeOptions(output=Output(dtype="float16")),
+            "method": MergeOptions(method="ties_peft", options={"density": 0.5}),
+        }[changed]
+    report = merge_folders(base, adapters, tmp_path / "merged", replace(options, allow_base_mismatch=True))
     assert report.resumed_shards == 0
-    merge_folders(base, adapters, tmp_path / "a" / "merged", **options, allow_base_mismatch=True)
+    merge_folders(base, adapters, tmp_path / "a" / "merged", replace(options, allow_base_mismatch=True))
     assert contents(tmp_path / "merged") == contents(tmp_path / "a" / "merged")
 
 
@@ -334,10 +336,10 @@ def test_a_result_that_is_being_made_is_refused_to_a_second_process(base, adapte
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(ConflictError, match="is being made by another process"):
-            merge_folders(base, adapters, out, **PLAIN)
+            merge_folders(base, adapters, out)
     finally:
         os.close(handle)
-    merge_folders(base, adapters, out, **PLAIN)
+    merge_folders(base, adapters, out)
     assert out.is_dir()
 
 
@@ -345,7 +347,7 @@ def test_a_result_that_is_being_made_is_refused_to_a_second_process(base, adapte
 
 
 def test_folders_mix_to_an_adapter_that_merges_to_the_same_weights(base, adapters, out, tmp_path):
-    merge_folders(base, adapters, out, **(PLAIN | {"dtype": None}), format="adapter")
+    merge_folders(base, adapters, out, MergeOptions(output=Output(format="adapter")))
     assert {path.name for path in out.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.json", "provenance.json"
     }  # fmt: skip

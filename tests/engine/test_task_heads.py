@@ -19,9 +19,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from reccocktail.engine.adapting.mixture import Mixture
 from reccocktail.engine.errors import EvaluationError, MergeError
-from reccocktail.engine.merging.plan import Part, Result
+from reccocktail.engine.merging.plan import Mix, Part, Result
 from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
-from reccocktail.engine.merging.stream import Mix, merge_all
+from reccocktail.engine.merging.stream import merge_all
 from reccocktail.engine.models import load_model
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.registry.errors import InvalidArtifactError

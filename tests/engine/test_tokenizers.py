@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from reccocktail.engine.errors import MergeError
 from reccocktail.engine.merging.plan import MergeReport
-from reccocktail.engine.merging.standalone import WeightedFolder, folder_digest, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, folder_digest, merge_folders
 from reccocktail.registry import Registry, Settings
 from reccocktail.registry.artifacts.allowlist import adapter_files
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -61,7 +61,7 @@ def tuned(make_adapter: Callable[..., Path], base: Path, tmp_path: Path) -> Call
 
 def _merged(base: Path, out: Path, *adapters: Path) -> MergeReport:
     parts = [WeightedFolder(folder, 1.0) for folder in adapters]
-    report = merge_folders(base, parts, out, allow_base_mismatch=True)
+    report = merge_folders(base, parts, out, MergeOptions(allow_base_mismatch=True))
     assert isinstance(report, MergeReport)
     return report
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
+from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
+from reccocktail.engine.recipes import Output
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -98,7 +99,9 @@ def test_a_smaller_vocabulary_is_followed_in_a_mix_and_in_another_dtype(
     trained(base, tmp_path / "a", FEWER, target_modules=["q_proj", "lm_head"])
     trained(base, tmp_path / "b")
     folders = [WeightedFolder(tmp_path / name, 0.5) for name in ("a", "b")]
-    merge_folders(base, folders, tmp_path / "o", method=method, options=settings, dtype="bfloat16")
+    merge_folders(
+        base, folders, tmp_path / "o", MergeOptions(method=method, options=settings, output=Output(dtype="bfloat16"))
+    )
     with safe_open(tmp_path / "o/model.safetensors", "pt") as made, safe_open(base / "model.safetensors", "pt") as old:
         embedding = made.get_tensor("model.embed_tokens.weight")
         assert torch.equal(embedding, old.get_tensor("model.embed_tokens.weight")[:FEWER].bfloat16())
