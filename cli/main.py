@@ -169,7 +169,7 @@ def _fail(code: str, message: str, hint: str | None, number: int, as_json: bool,
     lines = redacted(traceback.format_exc()) if "--traceback" in words else None
     message, hint = redacted(message), hint and redacted(hint)
     if as_json:
-        click.echo(json_text({"error": {"code": code, "message": message, "hint": hint}}))
+        _answer({"error": {"code": code, "message": message, "hint": hint}})
     if display.manner.json_lines:
         display.write(display.json_line(what="error", code=code, detail=message, hint=hint, traceback=lines))
         return number
@@ -180,6 +180,14 @@ def _fail(code: str, message: str, hint: str | None, number: int, as_json: bool,
         if hint:
             display.write(f"hint: {printable(hint, indent='      ')}\n")
     return number
+
+
+def _answer(failure: dict[str, Any]) -> None:
+    """To stdout. A closed terminal does not take it, and must not change the exit code when Python flushes stdout at the end."""
+    try:
+        click.echo(json_text(failure))
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _show_problems() -> None:

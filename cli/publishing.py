@@ -12,7 +12,7 @@ from ..registry.errors import RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .builds import about_choice, say_chosen
 from .console import alarm, answer, details, page, printable, say, size, table, warn
-from .display import working
+from .display import begin_line, working
 
 if TYPE_CHECKING:
     from ..publishing.package import PublishOptions
@@ -134,10 +134,16 @@ def _send(registry: Registry, trip: Release) -> Publication:
         )
     _say_losses(plan, "removing", "replacing")
     with working():
-        row = send(registry, trip, tell=say)
+        row = send(registry, trip, tell=_say_on_a_new_line)
     said = "published" if plan.commit is None else "the Hub has it already"
     say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
+
+
+def _say_on_a_new_line(line: str) -> None:
+    """As `say`; an interrupted upload leaves a progress bar of the Hub client, and a terminal's `^C`, in the line of the cursor."""
+    begin_line()
+    say(line)
 
 
 def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
