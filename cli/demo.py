@@ -16,6 +16,7 @@ import click
 from .app import App, example, json_option, pass_app
 from .builds import carry_out
 from .console import answer, progress, say, size, table
+from .evaluation import warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation
@@ -207,6 +208,7 @@ class _Trip:
                     progress=bar.update,
                 )
             results.append(replace(result, label=label))
+        warn_of_unkept(results)
         return results
 
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:

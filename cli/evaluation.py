@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .app import App, base_option, example, json_option, pass_app
-from .console import answer, progress, say, table
+from .console import answer, progress, say, table, warn
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation, Mode, System
@@ -80,12 +80,20 @@ def evaluate(
 
     with app.registry() as registry:
         results, other = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
+    warn_of_unkept(results)
     rows = [result.to_json() for result in results]
     for document, result in zip(rows, results, strict=True):
         apart = None if other is None or result is other else result.minus(other)
         document["against"] = apart and {name: asdict(interval) for name, interval in apart.items()}
     document = {"task": rows[0]["task"], "against": other and other.label, "systems": rows}
     answer(as_json, document, lambda: show_evaluations(results, other))
+
+
+def warn_of_unkept(results: Sequence[Evaluation]) -> None:
+    """What could not be kept will be measured again; the figures are the same."""
+    for result in results:
+        if result.unkept is not None:
+            warn(f"the result of {result.label} was not kept, and would be measured again: {result.unkept}")
 
 
 def show_evaluations(results: Sequence[Evaluation], other: Evaluation | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import RecCocktailError, UsageError
+from ..registry.store.room import NO_ROOM, lacks_room
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .builds import about_choice, say_chosen
 from .console import alarm, answer, details, page, printable, say, size, table, warn
@@ -182,7 +183,8 @@ def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool
                 else:
                     done.append(_send(registry, trip).to_json())
         except (RecCocktailError, OSError) as error:  # the others are to have their turn
-            code, hint = ("os", None) if isinstance(error, OSError) else (error.code, error.hint)
+            hint = error.hint if isinstance(error, RecCocktailError) else NO_ROOM if lacks_room(error) else None
+            code = error.code if isinstance(error, RecCocktailError) else "os"
             said = {"code": code, "message": str(error), "hint": hint}
             warn(f"{build.domain} was not published to {last.repo}: {error}" + (f" ({hint})" if hint else ""))
             done.append({"repo": last.repo, "build": build.id, "error": said})

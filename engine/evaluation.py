@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..registry.artifacts.allowlist import published_files
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.digests import digest_of_json, write_whole
 from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError, UsageError
-from ..registry.store.room import room_in
+from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (
     DEFAULT_TEMPLATE,
@@ -91,7 +91,8 @@ class ListFacts:
 class Evaluation:
     """A system's ranks of the true next item (0 is best), one per question, and what they come to.
 
-    A rank is None where a generated list does not name the item; `lists` is what these lists were like.
+    A rank is None where a generated list does not name the item; `lists` is what these lists were like. `unkept` says why the
+    result could not be kept for later, which is nothing to the figures.
     """
 
     label: str
@@ -101,6 +102,7 @@ class Evaluation:
     dtype: str
     ranks: tuple[int | None, ...]
     lists: ListFacts | None = None
+    unkept: str | None = field(default=None, compare=False)
 
     @property
     def metrics(self) -> dict[str, Interval]:
@@ -272,8 +274,8 @@ def evaluate(
 
     Yardsticks rank by scores of their own, from the data.
 
-    With `kept_in`, an equal evaluation found there is returned. `progress` is told (questions done, questions), by SASRec
-    (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
+    With `kept_in`, an equal evaluation found there is returned; where it cannot be written, `unkept` says why. `progress` is told
+    (questions done, questions), by SASRec (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
     """
     task = asked.task
     if not asked.questions:
@@ -297,9 +299,12 @@ def evaluate(
         found = made(_yardstick_ranks(system.yardstick, asked, device, progress))
     else:
         found = made(*_model_ranks(system, asked.questions, mode, device, progress))
-    if kept is not None:
-        with room_in(kept.parent):
-            write_whole(kept, json.dumps(found.to_json()) + "\n")
+    if kept is None:
+        return found
+    try:
+        write_whole(kept, json.dumps(found.to_json()) + "\n")
+    except OSError as error:
+        return replace(found, unkept=f"{kept.parent}: {error.strerror}" + (f"; {NO_ROOM}" if lacks_room(error) else ""))
     return found
 
 

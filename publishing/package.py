@@ -21,6 +21,7 @@ from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, UsageError
+from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from .licenses import Licence, known_licence, metadata, parse, strictest, texts
 from .measurements import evaluations_of, system_of
@@ -76,22 +77,29 @@ def publishable(
     """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card that tells all that is known.
 
     An adapter's config names its base as the Hub knows it, never a folder of this machine.
-    Raises ConflictError when the build has not succeeded or licences do not go together, UsageError for template and key.
+    Raises ConflictError when the build has not succeeded or licences do not go together, UsageError for template and key, and
+    StoreError or OSError where its folder cannot be written.
     """
     choices = choices or PublishOptions()
     with registry.store.staging("publish") as staged:
-        # signatures name the folder that was signed
-        folder = staged / (choices.repo.rpartition("/")[2] if choices.repo else "model")
-        folder.mkdir()
-        if isinstance(subject, Build):
-            parcel = _build_parcel(registry, subject, folder, choices)
-        else:
-            parcel = _adapter_parcel(registry, subject, folder, choices)
-        if choices.key is not None:
-            from .signing import sign
-
-            sign(folder, folder / SIGNATURE, choices.key)
+        with room_in(staged):
+            parcel = _packed(registry, subject, staged, choices)
         yield parcel
+
+
+def _packed(registry: Registry, subject: Build | Adapter, staged: Path, choices: PublishOptions) -> Package:
+    # signatures name the folder that was signed
+    folder = staged / (choices.repo.rpartition("/")[2] if choices.repo else "model")
+    folder.mkdir()
+    if isinstance(subject, Build):
+        parcel = _build_parcel(registry, subject, folder, choices)
+    else:
+        parcel = _adapter_parcel(registry, subject, folder, choices)
+    if choices.key is not None:
+        from .signing import sign
+
+        sign(folder, folder / SIGNATURE, choices.key)
+    return parcel
 
 
 def _build_parcel(registry: Registry, build: Build, folder: Path, choices: PublishOptions) -> Package:

@@ -35,6 +35,7 @@ from .data import DomainData, History, Item
 from .errors import TaskError
 
 TIERS = ("Basic", "Plus", "Prime")
+FIRST_DAY, DAY = 1_704_067_200, 86_400  # of 2024, in seconds
 RECENT = 3  # how many purchases back a follow-up reaches
 
 Mix = Mapping[str, float]  # how often a purchase has which reason
@@ -235,7 +236,17 @@ def _history(domain: SampleDomain, user_id: str, seed: int) -> History:
         possible = [rule for rule in mix if options[rule]]
         rules += rng.choices(possible, [mix[rule] for rule in possible])
         taken.append(rng.choice(options[rules[-1]]))
-    return History(user_id, tuple(product.item_id for product in taken), {"rules": rules})
+    fields = {"rules": rules, "timestamps": _times(user_id, seed, length)}
+    return History(user_id, tuple(product.item_id for product in taken), fields)
+
+
+def _times(user_id: str, seed: int, count: int) -> list[int]:
+    """Seconds since 1970, one to sixty days apart. They have a generator of their own: the purchases do not depend on them."""
+    rng = random.Random(f"{seed}/{user_id}/times")  # noqa: S311
+    times = [FIRST_DAY + rng.randrange(200 * DAY)]
+    while len(times) < count:
+        times.append(times[-1] + rng.randrange(DAY, 60 * DAY))
+    return times
 
 
 def _not_in(taken: Sequence[Product], options: Iterable[Product]) -> list[Product]:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import random
 import sqlite3
+import stat
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UnavailableError
+from ..ownership import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +28,9 @@ if TYPE_CHECKING:
 TRIES = 0.0005, 0.0015  # seconds between two looks at SQLite's lock, for the one whose turn it is
 TRIES_ALONE = 0.005, 0.015  # and for those who stand in no line, who may be many
 QUEUE_SHARE = 0.5  # of the whole wait: after that, somebody in the queue is taken to have stopped
-_NUMBER, _TICKETS = (
-    8,
-    16,
-)  # the file: the last ticket's number, and from byte 16 on the tickets, which are never written
+SUFFIX = "-queue"
+# the file: the last ticket's number, and from byte 16 on the tickets, which are never written
+_NUMBER, _TICKETS = 8, 16
 _SHM_WRITE_LOCK = 120  # https://www.sqlite.org/walformat.html#locks: WAL_WRITE_LOCK
 
 # a process has one lock on a byte, whichever thread took it, and loses all when it closes the file once
@@ -74,7 +75,7 @@ def _turn(database: Path, seconds: float) -> Iterator[tuple[float, float]]:
         yield TRIES_ALONE
         return
     try:
-        with _Ticket.taken(database.with_name(f"{database.name}-queue"), until) as ticket:
+        with _Ticket.taken(database.with_name(f"{database.name}{SUFFIX}"), until) as ticket:
             yield TRIES if ticket and ticket.comes_up(until) else TRIES_ALONE
     finally:
         mutex.release()
@@ -94,13 +95,14 @@ class _Ticket:
     def taken(cls, path: Path, until: float) -> Iterator[_Ticket | None]:
         """The next one, held in the block; None where the file cannot be written or locked."""
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, FILE)
         except OSError:
             yield None
             return
         number = None
         try:
             with suppress(OSError):
+                _share_as(path.with_name(path.name.removesuffix(SUFFIX)), handle)
                 number = _next_number(handle, until)
         finally:
             if number is None:
@@ -154,6 +156,14 @@ class _Ticket:
         except OSError:
             return False
         return True
+
+
+def _share_as(database: Path, handle: int) -> None:
+    """Gives the queue's file the modes of the database, as SQLite does with its log. Raises OSError."""
+    mode = stat.S_IMODE(database.stat().st_mode)
+    found = os.fstat(handle)
+    if stat.S_IMODE(found.st_mode) != mode and found.st_uid == os.geteuid():
+        os.fchmod(handle, mode)
 
 
 def _next_number(handle: int, until: float) -> int | None:

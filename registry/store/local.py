@@ -231,13 +231,12 @@ class LocalStore(Store):
                 else:
                     kept, folder = None, self._staging / f"{prefix}-{uuid.uuid4().hex}"
                     owned.enter_context(held(lock_of(folder)))
-                folder.mkdir(exist_ok=kept is not None)
             try:
+                with self.translated():
+                    folder.mkdir(exist_ok=kept is not None)
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                if not folder.exists():
-                    lock_of(folder).unlink(missing_ok=True)
+                _remove_staged(folder)
 
     @contextmanager
     def lasting(self, prefix: str, work: str) -> Iterator[Path]:
@@ -246,11 +245,13 @@ class LocalStore(Store):
         with ExitStack() as owned:
             with self.translated():
                 owned.enter_context(held(lock_of(folder)))
-                folder.mkdir(exist_ok=True)
+                try:
+                    folder.mkdir(exist_ok=True)
+                except OSError:
+                    _remove_staged(folder)
+                    raise
             yield folder
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                lock_of(folder).unlink(missing_ok=True)
+            _remove_staged(folder)
 
     def link(self, source: Path, target: Path) -> None:
         with self.translated():
@@ -464,6 +465,12 @@ class LocalStore(Store):
 
 def lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
+
+
+def _remove_staged(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        lock_of(folder).unlink(missing_ok=True)
 
 
 def _linked(path: Path, blob: Path) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import StoreError
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # without inodes it is ENOSPC as well
 NO_ROOM = "free some space or files on that disk, for example by `reccocktail store gc`"
 
@@ -28,6 +30,8 @@ def room_in(place: Path) -> Iterator[None]:
     """Names the folder where a full disk's error names no file. Raises OSError."""
     try:
         yield
+    except StoreError:  # names its own folder
+        raise
     except Exception as error:
         if not lacks_room(error) or (isinstance(error, OSError) and error.filename is not None):
             raise

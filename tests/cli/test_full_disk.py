@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import digests
-from reccocktail.registry.store import files
+from reccocktail.registry.catalog.publications import Publications
+from reccocktail.registry.store import files, local
 from safetensors import SafetensorError
 
 
@@ -66,12 +67,70 @@ def test_an_export(built: Any, tmp_path: Path, monkeypatch: Any, where: Any, ste
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_an_evaluation_that_cannot_be_kept(prepared: Any, monkeypatch: Any) -> None:
-    code = errno.EDQUOT
-    monkeypatch.setattr(digests.tempfile, "mkstemp", refuse(code))
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_an_evaluation_that_cannot_be_kept_is_shown_all_the_same(prepared: Any, monkeypatch: Any, code: int) -> None:
     words = ("evaluate", "popularity", "--domain", "skin-care", "--limit", 3, "--json")
-    assert_told(prepared(*words, code=1), prepared.home / "evaluations", code)
+    with monkeypatch.context() as full:
+        full.setattr(digests, "_own_file", refuse(code))
+        unkept = prepared(*words)
+    assert str(prepared.home / "evaluations") in unkept.err
+    assert os.strerror(code) in unkept.err
+    assert ("store gc" in unkept.err) == (code != errno.EROFS)
     assert list((prepared.home / "evaluations").iterdir()) == []
+    kept = prepared(*words)
+    assert kept.json == unkept.json
+    assert os.strerror(code) not in kept.err
+    assert len(list((prepared.home / "evaluations").iterdir())) == 1
+
+
+PACKING = [
+    (Path, "write_text", errno.ENOSPC),
+    (shutil, "copyfile", errno.EDQUOT),
+    (local, "link_file", errno.EDQUOT),
+    (os, "mkdir", errno.ENOSPC),
+]
+
+
+@pytest.mark.parametrize(("where", "step", "code"), PACKING)
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_publication(
+    built: Any, loopback_hub: Any, monkeypatch: Any, where: Any, step: str, code: int, words: tuple[str, ...]
+) -> None:
+    command = ("publish", "skin-care", "--to", "acme/skin-care", *words, "--json")
+    with monkeypatch.context() as full:
+        full.setattr(where, step, refuse(code))
+        answer = built(*command, code=1)
+    assert_told(answer, built.home / "store", code)
+    assert answer.json["error"]["code"] in ("os", "store")
+    assert list((built.home / "store" / "staging").iterdir()) == []
+    assert loopback_hub.repos == {}
+    assert built("publication", "list", "--json").json == []
+    built(*command)
+
+
+def test_a_publication_of_what_is_stale(built: Any, loopback_hub: Any, loras: Any, monkeypatch: Any) -> None:
+    first = built("publish", "skin-care", "--to", "acme/skin-care", "--json").json
+    built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
+    built("build", "request", "skin-care", "--wait")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse(errno.ENOSPC))
+        answer = built("publish", "--stale", "--json", code=1)
+    (failed,) = answer.json
+    assert str(built.home / "store" / "staging") in failed["error"]["message"]
+    assert "store gc" in failed["error"]["hint"]
+    assert list((built.home / "store" / "staging").iterdir()) == []
+    assert loopback_hub.head("acme/skin-care") == first["revision"]
+
+
+def test_a_publication_whose_row_cannot_be_written(built: Any, loopback_hub: Any, monkeypatch: Any) -> None:
+    command = ("publish", "skin-care", "--to", "acme/skin-care", "--json")
+    with monkeypatch.context() as full:
+        full.setattr(Publications, "add", refuse(errno.ENOSPC))
+        answer = built(*command, code=1)
+    assert "store gc" in answer.json["error"]["hint"]
+    assert len(loopback_hub.history("acme/skin-care")) == 2
+    assert built(*command).json["revision"] == loopback_hub.head("acme/skin-care")
+    assert len(loopback_hub.history("acme/skin-care")) == 2
 
 
 def test_what_a_library_says_in_its_own_words(

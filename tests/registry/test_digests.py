@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from reccocktail.registry import digests
-from reccocktail.registry.digests import DigestMemory
+from reccocktail.registry.digests import DigestMemory, write_whole
 
 
 @pytest.fixture
@@ -125,3 +127,37 @@ def test_what_cannot_be_seen_is_not_remembered(settled, tmp_path):
     assert memory.digest(tmp_path / "gone", lambda: "sha256:2") == "sha256:2"
     with pytest.raises(FileNotFoundError):
         memory.file_digest(tmp_path / "gone")
+
+
+# --- files that are there as a whole ----------------------------------------------------------------------------------
+
+
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    script = (
+        "import json, os, signal, sys; from pathlib import Path; from reccocktail.registry import digests\n"
+        "Path.replace = lambda *told: (print('half', flush=True), sys.stdin.readline())\n"
+        "digests.write_whole(Path(sys.argv[1]), 'x')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "note.json")]
+    (tmp_path / ".foreign.tmp").touch()
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+    assert len(list(tmp_path.glob(".*.tmp"))) == 3
+    killed, living = writers
+    killed.kill()
+    killed.communicate()
+    write_whole(tmp_path / "note.json", "whole")
+    assert (tmp_path / "note.json").read_text() == "whole"
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    living.kill()
+    living.communicate()
+    write_whole(tmp_path / "other.json", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"note.json", "other.json", ".foreign.tmp"}
+
+
+def test_nothing_is_left_of_a_text_that_cannot_be_written(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "note.json", "\ud800")
+    assert list(tmp_path.iterdir()) == []

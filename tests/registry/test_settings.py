@@ -185,7 +185,8 @@ def test_home_database_and_store_are_the_users_alone_whatever_the_umask(
     finally:
         os.umask(before)
     assert found["home"] == 0o700
-    databases = {name: mode for name, mode in found.items() if name in ("registry.sqlite", "registry.sqlite-wal")}
+    databases = {name: mode for name, mode in found.items() if name.startswith("registry.sqlite")}
+    assert {"registry.sqlite", "registry.sqlite-queue"} <= databases.keys()
     assert {*databases.values()} == {0o600}
     assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o700
 
@@ -200,6 +201,7 @@ def test_what_is_shared_on_purpose_or_was_there_already_keeps_its_modes(tmp_path
         os.umask(before)
     found = modes(tmp_path / "shared")
     assert (found["shared"], found["store"], found["registry.sqlite"]) == (0o755, 0o755, 0o644)
+    assert found["registry.sqlite-queue"] == 0o644
 
 
 @pytest.mark.parametrize(("shared", "mode"), [("no", 0o700), ("yes", 0o755)])

@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from reccocktail.cli.domains import facts_lines
 from reccocktail.tasks import (
     SAMPLE_DOMAINS,
     DomainData,
+    History,
     Question,
     TaskError,
     describe,
@@ -18,6 +22,8 @@ from reccocktail.tasks import (
     generate,
     load_template,
     questions,
+    read_domain,
+    write_domain,
 )
 
 MATURE = [domain.name for domain in SAMPLE_DOMAINS if domain.mature]
@@ -123,9 +129,31 @@ def test_shops_share_the_words_for_variants_but_no_title_brand_or_product():
         assert variants >= {"Basic", "Plus", "Prime", "Refill", "Kit"}
 
 
+def without_times(data: DomainData) -> DomainData:
+    histories = [
+        History(history.user_id, history.items, {"rules": history.fields["rules"]}) for history in data.sequences
+    ]
+    return DomainData.of(data.name, data.items.values(), histories)
+
+
 def test_a_shop_is_the_same_on_every_machine():
-    assert shop("skin-care").digest == "sha256:727aae44b6c489af73aad7c6eaa5a8be2e63af5ead8cd4424f21c699afdaca60"
-    assert shop("garden").digest == "sha256:bf69b1c3d0036148f24a50230d7fe81e1b213bd111f5e99f08906fc878bd1a28"
+    purchases = {name: without_times(shop(name)).digest for name in ("skin-care", "garden")}
+    assert purchases["skin-care"] == "sha256:727aae44b6c489af73aad7c6eaa5a8be2e63af5ead8cd4424f21c699afdaca60"
+    assert purchases["garden"] == "sha256:bf69b1c3d0036148f24a50230d7fe81e1b213bd111f5e99f08906fc878bd1a28"
+    assert shop("skin-care").digest == "sha256:dfc2e216d958b297ba3b73fd889f7e50a81744a16dc325c2bfec8f361f2ff245"
+    assert shop("garden").digest == "sha256:04b75ccfe0bda2e2497d1052d5866fbc879b66337116573f058b8c6ef528bccc"
+
+
+@pytest.mark.parametrize("name", [domain.name for domain in SAMPLE_DOMAINS])
+def test_purchases_have_times_that_follow_each_other(name: str, tmp_path: Path):
+    for history in shop(name).sequences:
+        times = history.fields["timestamps"]
+        assert len(times) == len(history.items)
+        assert all(earlier < later for earlier, later in pairwise(times))
+    write_domain(shop(name), tmp_path)
+    back = read_domain(tmp_path, name)
+    assert back.digest == shop(name).digest
+    assert [*facts_lines(describe(back))[1:]] == []
 
 
 def test_another_seed_makes_other_shoppers_and_more_users_only_add_some():
