@@ -128,7 +128,7 @@ def _number(key: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UsageError(f"--metric {key}={value!r}: not a number") from None
+        raise UsageError(f"--metric {key}={value}: what follows the = is not a number") from None
 
 
 def _told(origin: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import UsageError
+from ..registry.redaction import check_no_secret
 from ..registry.settings import Settings
 from .console import say
 
@@ -69,7 +70,7 @@ def _checked(actor: str | None) -> str | None:
             f"{actor!r} cannot be who this is done as",
             hint=f"--as (or RECCOCKTAIL_AS) takes 1 to {ACTOR_LENGTH} printable characters",
         )
-    return actor
+    return None if actor is None else check_no_secret("name after --as (or in RECCOCKTAIL_AS)", actor)
 
 
 pass_app = click.make_pass_decorator(App)

@@ -12,7 +12,7 @@ import click
 
 from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
-from .console import answer, details, say, table
+from .console import answer, details, say, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Domain, Registry
@@ -69,6 +69,8 @@ def add(
     if found is not None:
         for line in facts_lines(found):
             say(line)
+    if title is not None and row.title != title:
+        warn("the title was kept without what looks like a secret")
     document = row.to_json() | ({"found": asdict(found)} if found else {})
     answer(as_json, document, lambda: say(f"domain {row.name} is registered"))
 

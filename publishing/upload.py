@@ -22,6 +22,7 @@ from ..registry.artifacts import hub
 from ..registry.artifacts.hub import LOADED, HubUnreachableError, explained, retried
 from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, InvalidArtifactError, UsageError
+from ..registry.redaction import check_no_secret
 from . import commits, repository
 from .plan import PublicationPlan, Published, RemoteHistory, Tell
 from .repository import NAMES, OF_THE_HUB, PlannedFile
@@ -182,6 +183,8 @@ def check_names(repo: str, tag: str | None = None) -> None:
         raise UsageError(str(error)) from error
     if "/" not in repo:
         raise UsageError(f"{repo!r} is not ORG/NAME", hint=f"name the organisation or user too: ORG/{repo}")
+    check_no_secret("repository", repo)
+    check_no_secret("tag", tag or "")
     if tag is not None and not re.fullmatch(r"\w[\w.+-]*", tag, re.ASCII):
         raise UsageError(f"{tag!r} is no tag", hint="use letters, digits, '.', '_', '-' and '+', such as v1.2")
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..registry import Base
+from ..registry.redaction import redacted
 from ..tasks import DomainData, TaskError, load_template
 from .plugin import Trainer, package_of
 
@@ -90,4 +91,4 @@ def discreet(value: Any, name: str = "") -> Any:
     home = str(Path.home())
     if len(home) > 1:
         value = re.sub(rf"(?<![\w/.-]){re.escape(home)}(?=/|$|[^\w.-])", "~", value)
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", value)
+    return redacted(value)

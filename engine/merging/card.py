@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...registry.artifacts.task_heads import PIPELINES, TASK_CLASSES
 from ...registry.errors import UsageError
+from ...registry.redaction import redacted_values
 from ...registry.strict_json import WRITTEN_LIMIT, regular_bytes
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class CardFacts:
 
 
 def render_card(facts: CardFacts, template: Path | None = None) -> str:
-    """The card's text: metadata, and what the template makes of the facts.
+    """The card's text: metadata, and what the template makes of the facts, without what looks like a secret in them.
 
     A `template` of one's own has all that ours have, and may extend `card.jinja`; the metadata is always ours. It runs in a sandbox,
     in a process that is killed when it takes too long or too much memory.
@@ -158,6 +159,7 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
     """
     from huggingface_hub import ModelCardData
 
+    facts = redacted_values(facts)
     base = _hub_id(facts.base_source)
     # adapters alone, without their base, would stand there as if they were the model that it was made of
     parents = [name for name in (base, *(i.repo for i in facts.inputs if facts.mixed)) if name] if base else []

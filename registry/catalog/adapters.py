@@ -22,6 +22,7 @@ from ..database.connection import Database
 from ..database.tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
 from ..digests import canonical_json
 from ..errors import ConflictError, InvalidArtifactError, NotFoundError, UsageError
+from ..redaction import check_no_secret, redacted_values
 from ..store.contract import Store
 from ..store.links import cached_repo
 from . import events, history
@@ -112,13 +113,21 @@ class Adapters:
         Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
         """
         name = _name(role, domain)
-        about = {"metrics": _checked_metrics(metrics or {}), "context": dict(context or {})}
-        labels = {"tags": [*dict.fromkeys(_checked_label("tag", tag) for tag in tags)], "note": note}
+        told = {"tags": [_checked_label("tag", tag) for tag in tags], "note": note, "context": dict(context or {})}
+        metrics = _checked_metrics(metrics or {})
         try:
-            canonical_json(about)
+            canonical_json([metrics, told["context"]])
         except (TypeError, ValueError) as error:
             raise UsageError(f"the context must be plain JSON: {error}") from error
         check_text("note", note or "")
+        clear = redacted_values(told)
+        remarks = tuple(
+            f"the {what} {'were' if what == 'tags' else 'was'} kept without what looks like a secret"
+            for what, value in clear.items()
+            if value != told[what]
+        )
+        about = {"metrics": metrics, "context": clear["context"]}
+        labels = {"tags": [*dict.fromkeys(clear["tags"])], "note": clear["note"]}
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
@@ -162,7 +171,7 @@ class Adapters:
                     )
                 given = {"metrics": about["metrics"]} | labels
                 ignored = tuple(what for what, value in given.items() if value and value != getattr(known, what))
-                return replace(_adapter(known), skipped=skipped, ignored=ignored, notes=facts.notes)
+                return replace(_adapter(known), skipped=skipped, ignored=ignored, notes=(*facts.notes, *remarks))
             row = AdapterRow(
                 base=model,
                 domain=place,
@@ -180,7 +189,9 @@ class Adapters:
             session.add(row)
             session.flush()
             session.add(
-                AdapterWordsRow(adapter_id=row.id, words=" ".join([name, note or "", *labels["tags"]]).casefold())
+                AdapterWordsRow(
+                    adapter_id=row.id, words=" ".join([name, labels["note"] or "", *labels["tags"]]).casefold()
+                )
             )
             set_committed_value(row, "aliases", [])  # a new version has none, so nobody needs to look
             added = _adapter(row)
@@ -192,7 +203,7 @@ class Adapters:
                 EventIds(base_id=model.id, domain_id=place.id, adapter_id=row.id),
             )
             _mark_current_spirit(session, row)
-            return replace(added, created=True, skipped=skipped, notes=facts.notes)
+            return replace(added, created=True, skipped=skipped, notes=(*facts.notes, *remarks))
 
     def resolve(self, ref: str | Reference, *, base: str | None = None, at: datetime | None = None) -> Adapter:
         """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
@@ -510,7 +521,7 @@ def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
 def _checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Raises UsageError for a name that cannot be searched for, and for a value that is not a finite number."""
     for name, value in metrics.items():
-        _checked_label("metric", name)
+        check_no_secret("name of a metric", _checked_label("metric", name))
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_METRIC:
             raise UsageError(f"metric {name}: {value!r} is not a finite number")
         if name != name.strip() or any(sign in name for sign in "<>="):

@@ -18,6 +18,7 @@ from ..artifacts.inspect import inspect_base
 from ..database.connection import Database
 from ..database.tables import BaseModelRow
 from ..errors import ConflictError, NotFoundError, UsageError
+from ..redaction import check_no_secret
 from ..store.contract import Store
 from ..store.links import cached_repo
 from . import events
@@ -64,8 +65,8 @@ class Bases:
         Raises InvalidArtifactError, UsageError, and ConflictError if the name belongs to other content.
         """
         check_name("base", name)
-        check_text("source", source)
-        check_text("revision", revision or "")
+        for what, text in (("source", source), ("revision", revision or "")):
+            check_no_secret(what, check_text(what, text))
         folder = Path(folder)
         facts = inspect_base(folder)
         files, skipped = base_files(folder, facts.files)

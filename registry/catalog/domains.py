@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from ..database.connection import Database
 from ..database.tables import DomainRow
 from ..errors import NotFoundError
+from ..redaction import check_no_secret, redacted
 from . import events
 from .events import EventIds
 from .records import Record
@@ -44,8 +45,10 @@ class Domains:
     ) -> Domain:
         """Adds the domain, or changes what is given of one that is there; None leaves a field as it is."""
         check_name("domain", name)
-        fields = {"title": title, "data": data, "trainer": trainer, "recipe": recipe}
+        fields = {"title": title and redacted(title), "data": data, "trainer": trainer, "recipe": recipe}
         given = {field: check_text(field, value) for field, value in fields.items() if value is not None}
+        for field in given.keys() - {"title"}:
+            check_no_secret(field, given[field])
         with self._database.writing() as session:
             lock_new_names(session)
             row = session.scalar(select(DomainRow).where(DomainRow.name == name).with_for_update(key_share=True))

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..database.connection import Database
 from ..database.tables import EventRow, now
+from ..redaction import redacted_values
 from .records import Record
 
 
@@ -59,7 +60,7 @@ def append(
         adapter_id=about.adapter_id,
         previous_id=about.previous_id,
         alias=about.alias,
-        detail=dict(detail),
+        detail=redacted_values(detail),
     )
     session.add(row)
     session.flush()

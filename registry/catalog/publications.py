@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from ..database.connection import Database
 from ..database.tables import AdapterRow, BuildRow, PublicationRow, WithdrawalRow
 from ..errors import NotFoundError
+from ..redaction import check_no_secret, redacted_values
 from . import events
 from .adapters import Adapter, find_adapter
 from .builds import Build
@@ -74,11 +75,12 @@ class Publications:
         options: Mapping[str, Any] | None = None,
     ) -> Publication:
         """Records a commit that the Hub has. The newest row of the repository is answered again if it says all of this."""
-        about = {"repo": repo, "revision": revision, "tag": tag}
+        about = {"repo": check_no_secret("repository", repo), "revision": revision, "tag": tag}
+        check_no_secret("tag", tag or "")
         with self._database.writing() as session:
             rest = {
                 "files": None if files is None else dict(files),
-                "options": None if options is None else dict(options),
+                "options": None if options is None else redacted_values(options),
             }
             row = PublicationRow(**about, **rest)
             if isinstance(subject, Build):

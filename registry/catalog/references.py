@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..errors import InvalidReferenceError, UsageError
 from ..filenames import is_reserved
+from ..redaction import check_no_secret
 
 SPIRIT = "spirit"
 CHAMPION = "champion"
@@ -74,6 +75,7 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):
         raise UsageError(f"{text!r} cannot be the name of {_A[kind]}", hint=f"the name of {_A[kind]} is {rule}")
+    check_no_secret(f"name of {_A[kind]}", text)
     if kind != "alias" and (is_reserved(text) or text.endswith(".")):
         raise UsageError(
             f"{text!r} cannot be the name of a {kind}: it becomes a folder's name, and Windows reserves it",

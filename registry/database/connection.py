@@ -27,6 +27,7 @@ from sqlalchemy.pool import NullPool
 
 from ..errors import ConflictError, DatabaseError, StoreError, UnavailableError, UsageError
 from ..ownership import private_file
+from ..redaction import check_no_secret
 from ..settings import redacted_url
 from ..store.files import is_full
 from ..store.locks import StoreLock
@@ -51,7 +52,9 @@ class Database:
         # one it takes half the trips to the server. SQLite's readers keep one snapshot.
         self._engine = _engine(url, postgresql_isolation="AUTOCOMMIT")
         in_transaction = {"isolation_level": "READ COMMITTED"} if self.dialect == "postgresql" else {}
-        self._writer = self._engine.execution_options(begin=_TO_WRITE, actor=actor or login_name(), **in_transaction)
+        self._writer = self._engine.execution_options(
+            begin=_TO_WRITE, actor=check_no_secret("actor", actor or login_name()), **in_transaction
+        )
 
     @property
     def dialect(self) -> str:
