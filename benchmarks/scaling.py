@@ -1,14 +1,14 @@
-"""How long 200 domains over a 7B base take on k machines: once on paper, once simulated, and whether the two agree.
+"""How long 200 domains over a 7B base take on k machines: once by a formula, once simulated, and whether the two agree.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --setting 10g --machines 4 --group 1 --stages
     python benchmarks/scaling.py --setting 10g --machines 8 --up 0.6 --store 2
 
-The paper adds up what a worker does with a group of builds, one stage after the other. The simulation knows none of those sums:
+The formula adds up what a worker does with a group of builds, one stage after the other. The simulation knows none of those sums:
 machines claim builds from one queue and do what the engine does, piece by piece, with a page cache that forgets what was used
-longest ago and a store whose rate is shared fairly. It fails if the two differ by more than 5 % where the paper claims to hold:
+longest ago and a store whose rate is shared fairly. It fails if the two differ by more than 5 % where the formula claims to hold:
 for machines that are alike and begin together. Where a group does not fit into the page cache and the disk's reading binds, the
-paper claims only to be no less than what is simulated; where machines begin one after the other or one is lost, nothing.
+formula claims only to be no less than what is simulated; where machines begin one after the other or one is lost, nothing.
 Nothing is measured here; `docs/scaling.md` says where the rates come from. GB are 10^9 bytes, rates are GB a second.
 """
 
@@ -55,7 +55,7 @@ class Plan:
     up: float = option(1.25, "of a machine's network, to the store")
     store: float = option(5.0, "of the store, for all machines together and both ways")
     client: float = option(math.inf, "of one worker's client of the store, where it is slower than the network")
-    other: float = option(0.8, "seconds for each build for papers, checks of values and rows")
+    other: float = option(0.8, "seconds for each build for card, provenance, checks of values and rows")
     lease: float = option(60.0, "seconds after a worker's last sign of life until its builds are taken over")
     folder: bool = option(
         False, "the store is a folder: nothing is fetched or uploaded, read and write are a machine's share of it"
@@ -97,7 +97,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# --- on paper -------------------------------------------------------------------------------------------------------
+# --- by formula -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -181,7 +181,7 @@ def group_stages(plan: Plan, count: int, machines: float) -> list[Stage]:
             disk_read=0 if just_digested else from_disk,
         )
         stages.append(Stage("upload", results, took, binds))
-    stages.append(Stage("papers and rows", 0, count * plan.other, "papers"))
+    stages.append(Stage("metadata files and rows", 0, count * plan.other, "papers"))
     return stages
 
 
@@ -670,7 +670,7 @@ def duration(seconds: float) -> str:
 
 
 HEAD = (
-    f"{'machines':>8} {'paper':>10} {'simulated':>10} {'apart':>8} {'spread':>10}  {'binds':<11} {'down TB':>8} {'up TB':>6}"
+    f"{'machines':>8} {'formula':>10} {'simulated':>10} {'apart':>8} {'spread':>10}  {'binds':<11} {'down TB':>8} {'up TB':>6}"
     f" {'written TB':>10} {'read TB':>8} {'in use GB':>9} {'if kept':>8}"
 )
 

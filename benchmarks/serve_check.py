@@ -218,7 +218,7 @@ def check(folder: Path, dtype: str) -> None:
                 failed.append("spirit is answered by another")
         elif not found.holds:
             failed.append(label)
-    print("\n| asked for | HTTP | the client is told |\n|---|---|---|")
+    print("\n| requested | HTTP | the client gets |\n|---|---|---|")
     for name, status, part in REFUSED:
         code, message = refused[name]
         print(f"| `{name}` | {code} | {message} |")

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--home", type=Path, default=Path("study"))
     parser.add_argument("--target", choices=TARGETS, action="append", help="both, unless said")
-    parser.add_argument("--mixes", action="store_true", help="the mixes of the adapters, instead of the yardsticks")
+    parser.add_argument("--mixes", action="store_true", help="the mixes of the adapters, instead of the baselines")
     parser.add_argument("--seed", type=int, default=42, help="of the ingredient's training")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     asked = parser.parse_args()

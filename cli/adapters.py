@@ -85,7 +85,7 @@ def add(
     from ..registry.artifacts.sources import find_adapter_source
 
     if spirit == (domain is not None):
-        raise UsageError("say either --spirit or --domain NAME")
+        raise UsageError("give either --spirit or --domain NAME")
     figures = {key: _number(key, value) for key, value in key_values(metrics, "--metric").items()}
     with app.registry() as registry:
         base = registry.bases.get(base_name)
@@ -183,7 +183,7 @@ def list_(
     from ..registry.catalog.filters import MetricBound
 
     if spirit and domain is not None:
-        raise UsageError("a spirit belongs to no domain: say --spirit or --domain, not both")
+        raise UsageError("a spirit belongs to no domain: give --spirit or --domain, not both")
     with app.registry() as registry:
         rows = registry.adapters.list(
             AdapterFilter(
@@ -311,9 +311,9 @@ def diff(app: App, ref: str, other: str, base: str | None, as_json: bool) -> Non
 
     def show_all() -> None:
         cells = [[field.name, _written(field.one), _written(field.other)] for field in found.fields]
-        table(["what", *names], cells, empty="nothing that is told of them differs")
+        table(["what", *names], cells, empty="their metadata are equal")
         if weights is None:
-            click.echo("their weights are not compared: they were made for base models of other weights")
+            click.echo("their weights are not compared: their base models have different weights")
             return
         apart = [each for each in (*weights.deltas, *weights.tensors) if not each.equal]
         if not apart:
@@ -373,11 +373,11 @@ def moment(text: str) -> datetime:
         found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{text!r} is no moment", hint="write 2026-03-03, 2026-03-03T14:00 or 2026-03-03T14:00+01:00"
+            f"{text!r} is not a point in time", hint="write 2026-03-03, 2026-03-03T14:00 or 2026-03-03T14:00+01:00"
         ) from None
     if found > datetime.now(UTC):
         over = "the day is not over, in UTC; " if found.date() == datetime.now(UTC).date() else ""
-        raise UsageError(f"{found.isoformat()} is in the future", hint=f"{over}leave --at out for what holds now")
+        raise UsageError(f"{found.isoformat()} is in the future", hint=f"{over}leave out --at for the present state")
     return found
 
 
@@ -411,7 +411,7 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
 
     def show_rows() -> None:
         columns = ["when (UTC)", "who", "what", *(["base"] * (len(bases) > 1))]
-        table(columns, rows, empty=f"nothing happened to {ref}" if after is None else "nothing happened before that")
+        table(columns, rows, empty=f"there is no event for {ref}" if after is None else "there are no earlier events")
         page([event.id for event in found], limit)
 
     answer(as_json, [event.to_json() for event in found], show_rows)
@@ -441,7 +441,7 @@ def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, 
     """Set, move or delete an alias of a version."""
     if remove == (name is not None):
         raise UsageError(
-            "say which alias to set, or --remove",
+            "give the alias to set, or --remove",
             hint="`reccocktail adapter alias REF NAME`, or `reccocktail adapter alias NAME@ALIAS --remove`",
         )
     with app.registry() as registry:
@@ -449,7 +449,7 @@ def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, 
             row = registry.adapters.remove_alias(ref, base=base)
         else:
             row = registry.adapters.alias(ref, name, base=base)
-    told = f"{row.ref} is not {ref.partition('@')[2]} any more" if name is None else f"{name} is {row.ref}"
+    told = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
     answer(as_json, row.to_json(), lambda: say(told))
 
 
@@ -479,7 +479,7 @@ def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_js
             row = registry.adapters.archive(row.ref, base=row.base, force=force)
     for use in uses:
         warn(f"warning: {row.ref} is in use: {use}")
-    told = f"{row.ref} is in use again" if undo else f"{row.ref} is archived"
+    told = f"{row.ref} is active again" if undo else f"{row.ref} is archived"
     answer(as_json, row.to_json() | {"uses": uses}, lambda: say(told))
 
 

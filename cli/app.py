@@ -1,4 +1,4 @@
-"""The root of the `reccocktail` command: global options, the groups, and how failures are told.
+"""The root of the `reccocktail` command: global options, the groups, and how failures are reported.
 
 Nothing here or in the command modules imports torch, SQLAlchemy or rich at the top: `--help` has to be quick.
 """
@@ -25,7 +25,7 @@ MAY_BE_EMPTY = (
     "--note",
     "--as",
     "--at",
-)  # an empty note says the same as none; the others are refused by their own checks
+)  # an empty note equals no note; the others are refused by their own checks
 CHECK_ARGUMENTS = ("adapter", "base")  # groups whose commands refuse an empty argument in words of their own
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -38,7 +38,7 @@ class App:
         self._options = options
         self._said = False
         self.actor = _checked(actor if actor is not None else os.environ.get("RECCOCKTAIL_AS") or None)
-        """In whose name rows are written; None stands for the login name."""
+        """The user whose name is written to rows; None means the login name."""
 
     @property
     def settings(self) -> Settings:
@@ -67,7 +67,7 @@ class App:
 def _checked(actor: str | None) -> str | None:
     if actor is not None and not (actor.strip() and actor.isprintable() and len(actor) <= ACTOR_LENGTH):
         raise UsageError(
-            f"{actor!r} cannot be who this is done as",
+            f"{actor!r} cannot be a user name",
             hint=f"--as (or RECCOCKTAIL_AS) takes 1 to {ACTOR_LENGTH} printable characters",
         )
     return None if actor is None else check_no_secret("name after --as (or in RECCOCKTAIL_AS)", actor)
@@ -109,7 +109,7 @@ def _empty(words: list[str]) -> str | None:
 
 
 class Interrupted(click.exceptions.Abort):
-    """Ctrl-C, or a signal that asks the process to end (the cause tells), with what to do to go on."""
+    """Ctrl-C, or a signal that asks the process to end (see `cause`), with what to do next."""
 
     def __init__(self, hint: str, cause: KeyboardInterrupt) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class State:
 
 
 class Bar:
-    """One piece of work. Whoever does it records its newest state, from any thread; nothing is drawn here."""
+    """One piece of work. The worker records its newest state, from any thread; nothing is drawn here."""
 
     def __init__(self, title: str, unit: str = "") -> None:
         self.title, self.unit = title, unit

@@ -88,7 +88,7 @@ def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
         yield _Found(folder, str(folder.resolve()))
     elif shown != source or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(
-            f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, ORG/NAME, or package:NAME"
+            f"{shown!r} is not a folder, and not a valid name of a Hub repo", hint="a folder, ORG/NAME, or package:NAME"
         )
     else:
         from ..registry.artifacts.hub import constants, fetch

@@ -66,9 +66,9 @@ def request(
     with 1 if one of them has been built before.
     """
     if sum((bool(domains), all_, stale)) != 1:
-        raise UsageError("name domains, or say --all, or --stale")
+        raise UsageError("name domains, or use --all or --stale")
     if keep_best and not wait:
-        raise UsageError("--keep-best is for a build that is carried out here: say --wait, too")
+        raise UsageError("--keep-best is for a build that runs here: add --wait")
     from ..engine.building.freshness import freshness_by_domain
     from ..engine.building.planning import request as ask
     from ..engine.recipes import load_recipe
@@ -83,7 +83,7 @@ def request(
                     warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
                     held_up |= recipe_name is None and state.build is not None
                 if state.state == "cold":
-                    say(f"{name} is passed over: {'; '.join(state.reasons)}; ask for it by name")
+                    say(f"{name} is skipped: {'; '.join(state.reasons)}; ask for it by name")
             wanted = ("fresh", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
             names = [name for name, state in states.items() if state.state in wanted]
         asked = []
@@ -102,7 +102,7 @@ def request(
 
 
 def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, keep_best: bool) -> Build:
-    """Run one of several builds; a failure is told and leaves the others their turn."""
+    """Run one of several builds; a failure is reported, and the others still run."""
     try:
         done = carry_out(registry, row, device, keep_best=keep_best)
     except Exception as error:  # the row has it; the others are to have their turn
@@ -458,7 +458,7 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
                 )
             if entry["publication"] == "stale":
                 build, last = late[entry["domain"]].build, late[entry["domain"]].last
-                told = f"{last.domain} was published to {last.repo} as build {last.build}, and build {build.id} stands for it now"
+                told = f"{last.domain} was published to {last.repo} as build {last.build}, and its current build is {build.id}"
                 click.echo(printable(f"{told}; `reccocktail publish --stale`"))
 
     answer(as_json, document, show)

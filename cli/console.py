@@ -68,13 +68,13 @@ def json_escape(character: str) -> str:
 
 
 def say(line: str) -> None:
-    """A remark about what happens, to stderr; not said with --quiet. Raises nothing where stderr cannot be written."""
+    """A remark about what happens, to stderr; not printed with --quiet. Raises nothing where stderr cannot be written."""
     if not display.manner.quiet:
         warn(line)
 
 
 def warn(line: str) -> None:
-    """As `say`, for what is said with --quiet too: warnings, and what went wrong."""
+    """As `say`, but printed with --quiet too: warnings, and what went wrong."""
     if display.manner.json_lines:
         display.write(display.json_line(what="says", detail=line))
     else:
@@ -97,7 +97,7 @@ def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
 
 
 def page(after: Sequence[object], limit: int) -> None:
-    """Tell a person that a page was full, and how to go on; `after` has each entry's key."""
+    """Report that the page was full, and how to get the next one; `after` has each entry's key."""
     if len(after) == limit:
         say(f"({limit} shown; next page: --after {after[-1]})")
 
@@ -112,7 +112,7 @@ def table(
 ) -> None:
     """A table that fits the terminal, if need be without the `spare` columns, the first of them first.
 
-    `empty` is said instead when there are no rows.
+    `empty` is printed instead when there are no rows.
     """
     if not rows:
         if empty:
@@ -205,7 +205,7 @@ def _cell(value: Any) -> str:
 
 
 def short(digest: str | None) -> str:
-    """The start of a digest, enough to tell it apart."""
+    """The start of a digest, enough to identify it."""
     return (digest or "-").removeprefix("sha256:")[:12]
 
 

@@ -1,6 +1,6 @@
 """`demo`: the whole trip on sample domains, from data to a merged checkpoint that is ready for the Hub.
 
-Every step asks first whether its result is there, so an interrupted demo goes on where it was.
+Every step asks first whether its result is there, so an interrupted demo resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ QUICK = _Sizes(
 def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: bool) -> None:
     """Run all steps on sample data: train, mix, measure, publish.
 
-    About 23 minutes on two busy CPU cores, fewer on idle ones. Interrupt it whenever you like: run again, it goes on where it was.
+    About 23 minutes on two busy CPU cores, fewer on idle ones. You can interrupt it: run it again, and it resumes where it stopped.
     """
     home = (folder or app.settings.home / ("demo-quick" if quick else "demo")).expanduser().absolute()
     settings = replace(
@@ -261,8 +261,8 @@ def _show(home: Path, target: DomainData, cocktail: Build, results: Sequence[Eva
     click.echo(f"\n{target.name}, {len(results[0].ranks)} shoppers, 10 candidates, 95 % intervals:")
     table(columns, rows, empty="")
     click.echo(
-        "`general`: HR@1 of the purchases that follow rules of every shop, and how many\n"
-        "they are; `its own`: of those that follow the rules of this shop alone."
+        "`general`: HR@1 of the purchases that follow rules of every shop, and their\n"
+        "number; `its own`: of those that follow the rules of this shop alone."
     )
     by_label = {result.label: result for result in results}
     for other in ("ingredient alone", "average"):

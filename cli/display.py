@@ -1,7 +1,7 @@
 """Stderr while work is done: one thread writes to it, and nothing that happens there reaches the work.
 
-Whoever works hands over lines and records how far it is, which costs microseconds; a terminal that is slow, stopped, closed or
-broken is that thread's affair alone. Whatever it raises ends the display, and is kept for `--traceback`.
+Workers hand over lines and record their progress, which costs microseconds; a terminal that is slow, stopped, closed or
+broken affects that thread only. Whatever it raises ends the display, and is kept for `--traceback`.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Display:
                     self._has_ended = self._is_ending and not rest
                 self._painter.paint(rest, None if self._has_ended else painted)
                 rest = []
-        except BaseException as error:  # noqa: BLE001  whatever it is, the work goes on
+        except BaseException as error:  # noqa: BLE001  whatever it is, the work continues
             manner.problems.append(error)
             with self._changed:
                 self._has_ended = True
@@ -214,7 +214,7 @@ class _Painter:
 
 
 class _Sink:
-    """A stream, written to below Python's buffers: whoever is stuck in one of those holds up the end of the process."""
+    """A stream, written to below Python's buffers: a writer that is stuck in one of those delays the end of the process."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -256,7 +256,7 @@ class _Sink:
 
 
 class _Proxy(io.TextIOBase):
-    """What stands for `sys.stderr` meanwhile."""
+    """Replaces `sys.stderr` meanwhile."""
 
     def __init__(self, stream: Any, display: Display) -> None:
         self._stream, self._display = stream, display

@@ -118,7 +118,7 @@ def facts_lines(found: DataFacts) -> list[str]:
         "interactions without a user": found.without_user,
         "interactions that the filters drop": found.dropped,
         "further records of an item": found.duplicates,
-        "records of items that nobody took": found.unused,
+        "records of items without interactions": found.unused,
     }
     if any(passed.values()):
         lines.append("left out: " + ", ".join(f"{n:,} {what}" for what, n in passed.items() if n))
@@ -131,29 +131,29 @@ def _remarks(found: DataFacts) -> Iterator[str]:
         said = ", ".join(f"{number:,} in {unit}" for unit, number in found.time_units.items())
         yield f"the times are in mixed units: {said}; all were turned into {list(found.time_units)[-1]}, and ordered by that"
     if found.without_user > 0.05 * (found.interactions + found.without_user):
-        yield f"{_share(found.without_user, found.interactions + found.without_user)} of the interactions name no user"
+        yield f"{_share(found.without_user, found.interactions + found.without_user)} of the interactions have no user"
     if found.respelled_ids:
-        yield f"{_count(found.respelled_ids, 'id')} written like 12.0 taken for the id 12"
+        yield f"{_count(found.respelled_ids, 'id')} written like 12.0 read as the id 12"
     if found.without_rating:
         yield f"{_share(found.without_rating, found.interactions)} of the interactions have no rating where others have one"
     if found.missing_titles > 0.05 * found.items:
         yield f"{_share(found.missing_titles, found.items)} of the items have no title; they are never shown or offered"
     if found.unlisted:
-        yield f"{_count(found.unlisted, 'item')} taken but without a record: do the two files spell ids alike?"
+        yield f"{_count(found.unlisted, 'item')} taken but without a record: do both files write ids in the same way?"
     if found.too_short > 0.5 * found.users:
         yield (
             f"{_share(found.too_short, found.users)} of the users have fewer than three titled items,"
             " so no training example"
         )
     if found.repeats > 0.2 * found.interactions:
-        yield f"{_share(found.repeats, found.interactions)} of the interactions repeat an item: next may mean again"
+        yield f"{_share(found.repeats, found.interactions)} of the interactions repeat an item; the next item may be a known one"
     if found.never_taken > 0.2 * found.items:
         yield (
-            f"{_share(found.never_taken, found.items)} of the items were never taken and are easy to tell from"
+            f"{_share(found.never_taken, found.items)} of the items have no interactions and are easy to distinguish from"
             " the right answer; `core: 1` in dataset.yaml leaves them out"
         )
     if found.first_time is None and found.interactions:
-        yield "there are no times: is the order of the rows the order in time?"
+        yield "there are no times: the order of the rows is taken as the order in time"
 
 
 def _count(number: int, what: str) -> str:

@@ -74,7 +74,7 @@ def evaluate(
 
     @contextmanager
     def bar(system: System) -> Iterator[Callable[[int, int], None]]:
-        unit = "epochs" if system.yardstick == "sasrec" else "users"
+        unit = "epochs" if system.baseline == "sasrec" else "users"
         with progress(f"ranking with {system.label}", unit=unit) as shown:
             yield shown.update
 
@@ -108,7 +108,7 @@ def show_evaluations(results: Sequence[Evaluation], other: Evaluation | None = N
         rest = [(result.label, result.minus(other)) for result in results if result is not other]
         columns = list(rest[0][1]) if rest else []
         rows = [[label, *(interval(found[name], "+") for name in columns)] for label, found in rest]
-        table([f"minus {other.label}", *columns], rows, empty="there is nothing to compare it with")
+        table([f"minus {other.label}", *columns], rows, empty="there is no other system to compare with")
     for result in results:
         if result.lists is not None and result.lists.entries:
             shares = (result.lists.unknown / result.lists.entries, result.lists.duplicates / result.lists.entries)

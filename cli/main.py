@@ -110,11 +110,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(words: list[str], as_json: bool) -> int:
-    """The exit code, once what went wrong is told."""
+    """The exit code, after errors are reported."""
     if any("\0" in word for word in words):  # only a program that calls us can say it, and no path may have it
         return _fail("usage", "an argument has a NUL character", None, 2, as_json, words)
     if (empty := _empty(words)) is not None:
-        hint = "give a value, or leave it out; in a shell script, look at the variable"
+        hint = "give a value, or leave it out; in a shell script, check the variable"
         return _fail("usage", f"{empty} has an empty value", hint, 2, as_json, words)
     try:
         code = reccocktail.main(words, prog_name="reccocktail", standalone_mode=False)
@@ -122,7 +122,7 @@ def _run(words: list[str], as_json: bool) -> int:
         return _fail(error.code, str(error), error.hint, 2 if isinstance(error, UsageError) else 1, as_json, words)
     except click.exceptions.Abort as error:
         cause = error.cause if isinstance(error, Interrupted) else None
-        what = "the process was asked to end" if isinstance(cause, Stopped) else "interrupted"
+        what = "the process was stopped by a signal" if isinstance(cause, Stopped) else "interrupted"
         hint = getattr(error, "hint", "run the same command again")
         number = exit_code(cause or error)
         display.begin_line()
@@ -136,12 +136,17 @@ def _run(words: list[str], as_json: bool) -> int:
         return _fail("usage", error.format_message(), hint, error.exit_code, as_json, words)
     except OSError as error:
         return _fail("os", str(error), NO_ROOM if lacks_room(error) else None, 1, as_json, words)
-    except Exception as error:  # noqa: BLE001  the last resort: a bug is told like any other failure
+    except Exception as error:  # noqa: BLE001  the last resort: a bug is reported like any other failure
         message = f"{type(error).__name__}: {error}"
         if lacks_room(error):  # as a library reports it
             return _fail("os", message, NO_ROOM, 1, as_json, words)
         return _fail(
-            "internal", message, "this should not happen; --traceback before the command shows where", 1, as_json, words
+            "internal",
+            message,
+            "this is a bug in RecCocktail; put --traceback before the command to see where",
+            1,
+            as_json,
+            words,
         )
     return code if isinstance(code, int) else 0
 
@@ -165,7 +170,7 @@ def _hush() -> None:
 
 
 def _fail(code: str, message: str, hint: str | None, number: int, as_json: bool, words: list[str]) -> int:
-    """The exit code, once the failure is told."""
+    """The exit code, after the failure is reported."""
     lines = redacted(traceback.format_exc()) if "--traceback" in words else None
     message, hint = redacted(message), hint and redacted(hint)
     if as_json:
@@ -191,10 +196,12 @@ def _answer(failure: dict[str, Any]) -> None:
 
 
 def _show_problems() -> None:
-    """What the display of progress failed with, which was nothing to the work."""
+    """The errors of the progress display, which did not affect the work."""
     for problem in display.manner.problems:
         lines = redacted("".join(traceback.format_exception(problem)))
         if display.manner.json_lines:
-            display.write(display.json_line(what="log", detail="the display of progress ended", traceback=lines))
+            display.write(display.json_line(what="log", detail="the progress display failed", traceback=lines))
         else:
-            display.write(f"the display of progress ended, which changed nothing else:\n{printable(lines, indent='')}")
+            display.write(
+                f"the progress display failed; the command itself was not affected:\n{printable(lines, indent='')}"
+            )

@@ -113,7 +113,7 @@ def merge(
             say("interrupted; run the same command again to resume after the finished shards")
             raise
     if resumed := report.summary().get("resumed_shards"):
-        say(f"went on after {resumed} finished by an earlier run")
+        say(f"resumed after {resumed} finished by an earlier run")
     # the base's card gives way to one of its own
     left_out: Sequence[str] = getattr(report, "left_out", ())  # an adapter takes nothing from the base
     if left := [name for name in left_out if name.lower() != "readme.md"]:

@@ -41,7 +41,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--tag", metavar="T", help="Tag the commit.")
 @click.option("--rebase", is_flag=True, help="Commit on top of commits by others.")
 @click.option("--replace", "replaces", is_flag=True, help="Remove all files that are not part of this publication.")
-@click.option("--license", "licence", metavar="ID", help="License; default: the strictest of base model and adapters.")
+@click.option(
+    "--license", "license_id", metavar="ID", help="License; default: the strictest of base model and adapters."
+)
 @click.option(
     "--card-template", metavar="FILE", type=FILE, help="Jinja template of the model card; it may extend card.jinja."
 )
@@ -59,7 +61,7 @@ def publish(
     tag: str | None,
     rebase: bool,
     replaces: bool,
-    licence: str | None,
+    license_id: str | None,
     card_template: Path | None,
     key: Path | None,
     dry_run: bool,
@@ -75,11 +77,13 @@ def publish(
     command to resume. A repository that holds another kind of artifact is refused; --replace removes what is there.
     """
     if stale == (what is not None) or stale == (repo is not None):
-        raise UsageError("say what to publish and --to ORG/NAME, or --stale alone")
+        raise UsageError("give what to publish and --to ORG/NAME, or --stale alone")
     if stale and tag is not None:
         raise UsageError("--stale publishes to several repositories, and one tag would be set in all of them")
     if stale and (base is not None or _is_said("private")):
-        raise UsageError("--stale goes where something is: base model and visibility stay what they are there")
+        raise UsageError(
+            "--stale keeps the base model and visibility of each repository; leave out --base, --private and --public"
+        )
     from ..publishing.licenses import parse
     from ..publishing.package import PublishOptions
     from ..publishing.release import planned, rehearse
@@ -88,7 +92,7 @@ def publish(
     if repo is not None:
         check_names(repo, tag)
     choices = PublishOptions(
-        repo, parse(licence) if licence else None, card_template, key, rebase=rebase, replaces=replaces
+        repo, parse(license_id) if license_id else None, card_template, key, rebase=rebase, replaces=replaces
     )
     with app.registry() as registry:
         if stale:
@@ -112,7 +116,7 @@ def _is_said(option: str) -> bool:
 
 
 def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | Adapter, dict[str, Any]]:
-    """What is published, and for a build that stands for a domain, why it is that one."""
+    """What is published, and for a domain, why its build is that one."""
     from ..publishing.release import find_subject
 
     subject, found = find_subject(registry, text, base=base)
@@ -136,7 +140,7 @@ def _send(registry: Registry, trip: Release) -> Publication:
     _say_losses(plan, "removing", "replacing")
     with working():
         row = send(registry, trip, tell=_say_on_a_new_line)
-    said = "published" if plan.commit is None else "the Hub has it already"
+    said = "published" if plan.commit is None else "already on the Hub"
     say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
 
@@ -154,7 +158,7 @@ def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
     if plan.held is not None and (plan.removed or plan.replaced):
         alarm(f"- {plan.repo} holds {NAMES[plan.held]}, and this is {NAMES[plan.kind]}")
     for path in plan.removed:
-        whose = "which RecCocktail did not publish" if path in plan.foreign else "which this does not have"
+        whose = "which RecCocktail did not publish" if path in plan.foreign else "which is not part of this publication"
         alarm(f"- {removing} {path}, {whose}")
     for path in plan.replaced:
         alarm(f"- {replacing} {path}, which RecCocktail did not publish")
@@ -169,7 +173,7 @@ def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool
     for each in behind(registry):
         build, last = each.build, each.last
         if each.skipped:
-            say(f"{last.repo} is left as it is: {each.skipped}")
+            say(f"{last.repo} is not changed: {each.skipped}")
             skipped = True
             continue
         try:
@@ -227,14 +231,14 @@ def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
     kind = "private" if plan.private else "public"
     say(f"dry run: {_title(subject)}, {size(plan.bytes)} to {plan.repo} ({kind}; {there}); nothing was sent")
     if plan.commit is not None:
-        say(f"the Hub has all of it already, at commit {plan.commit}")
+        say(f"already on the Hub, at commit {plan.commit}")
     elif plan.repo_exists:
         uploads = plan.uploads
         say(
             f"would send {len(uploads)} of {len(plan.files)} files, {size(sum(f.bytes for f in uploads))}, on top of {plan.parent}"
         )
     for path in plan.kept:
-        say(f"would keep {path}, which is not ours")
+        say(f"would keep {path}, which RecCocktail did not publish")
 
 
 @click.command(epilog=example("reccocktail unpublish acme/beauty-cocktail", "reccocktail unpublish 12 --make-private"))
@@ -353,7 +357,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
                 row.revision == commit for row in registry.publications.of_repo(source)
             )
     except RecCocktailError as error:
-        warn(f"the registry was not asked: {error}")
+        warn(f"the registry could not be read: {error}")
         recorded = None
     document = {
         "ok": not found.problems,

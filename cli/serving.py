@@ -1,4 +1,4 @@
-"""`resolve`: what a name stands for, in the form that a serving engine takes."""
+"""`resolve`: what a name means, in the form that a serving engine takes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def _adapter(
         return about | _resized(registry, found) | _classified(found.folder), [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
     if found.is_uneven:
-        say(f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 heeds it, an older one may not")
+        say(
+            f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 supports it, older versions may not"
+        )
     return about | {"lora_module": module, "command": command}, [shlex.join(command)]
 
 

@@ -1,4 +1,4 @@
-"""`init`, `doctor`, `db` and `store`: the house itself."""
+"""`init`, `doctor`, `db` and `store`: the registry itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def doctor(app: App, as_json: bool) -> None:
 
     Exits with 1 if database, store or device do not work.
 
-    Of an object store it also shows how large its cache on this machine is. A database or store that can be read and not written works: it is told as read-only, and commands that only read
+    Of an object store it also shows how large its cache on this machine is. A database or store that can be read and not written works: it is reported as read-only, and commands that only read
     can be used.
     """
     checks: list[dict[str, Any]] = []
@@ -129,7 +129,9 @@ def _cache(app: App) -> _Seen:
     cache = Cache(settings.cache, settings.cache_limit)
     used = cache.bytes()
     limit = f"of at most {size(cache.limit)}" if cache.limit else "without limit"
-    above = "; above it while that is in use, or until something comes in" if 0 < cache.limit < used else ""
+    above = (
+        "; above the limit while files are in use, or until the next file is fetched" if 0 < cache.limit < used else ""
+    )
     return _Seen(f"{settings.cache} has {size(used)} {limit}{above}")
 
 
@@ -150,9 +152,10 @@ def _modes(app: App) -> _Seen:
     ]
     if found:
         return _Seen(
-            f"others of this machine may look in: {'; '.join(found)}; or set store_shared, if it is meant", open=True
+            f"other users of this machine can read: {'; '.join(found)}; or set store_shared, if that is intended",
+            open=True,
         )
-    return _Seen("home, database and store are this user's alone")
+    return _Seen("home, database and store are readable by this user only")
 
 
 def _plugins() -> _Seen:
@@ -164,7 +167,7 @@ def _plugins() -> _Seen:
 def _hub_login() -> _Seen:
     from huggingface_hub import get_token
 
-    return _Seen("a token is there" if get_token() else "not logged in; `hf auth login` before publishing")
+    return _Seen("a token is set" if get_token() else "not logged in; `hf auth login` before publishing")
 
 
 @click.group(epilog=example("reccocktail db check"))
@@ -277,7 +280,7 @@ def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> Non
         ]
         rows += [["unfinished", name, None] for name in report.staging]
         if report.blobs:
-            rows.append(["files", f"{len(report.blobs)} that only these needed", size(report.bytes)])
+            rows.append(["files", f"{len(report.blobs)} used by these only", size(report.bytes)])
         if rows:
             table(["what", "name", "size"], rows, right=("size",), empty="")
         verb = "would remove" if dry_run else "removed"

@@ -90,7 +90,9 @@ def train(
         try:
             row = _trained(registry, order, launch, 60 * stall_timeout or None)
         except KeyboardInterrupt as error:
-            raise Interrupted("the same command with --resume goes on from the last checkpoint", error) from None
+            raise Interrupted(
+                "run the same command with --resume to continue from the last checkpoint", error
+            ) from None
     if row is not None and row.skipped:
         say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     if row is not None:

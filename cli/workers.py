@@ -155,7 +155,7 @@ def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Buil
             from ..engine.building.prometheus import Counters
 
             ears.hears.append(Counters(registry, *post.metrics).hear)
-            say(f"counters are at http://{post.metrics[0]}:{post.metrics[1]}/metrics")
+            say(f"metrics are at http://{post.metrics[0]}:{post.metrics[1]}/metrics")
         if post.executor == "process":
             options = WorkerOptions(app.settings.device, actor=app.actor, **post.how)
             return processes(registry, options, count=post.workers or os.cpu_count() or 1, tell=ears.hear)

@@ -1,4 +1,4 @@
-"""How two versions of an adapter differ: what is told of them, and the deltas that they add to the base.
+"""How two versions of an adapter differ: their metadata, and the deltas that they add to the base.
 
 Deltas are compared in their factors. With Q R = B, [s₁B₁ | -s₂B₂] and [A₁; A₂] in place of B and A, the Frobenius norm of the
 difference is that of two small triangles' product, which loses nothing to cancellation as ‖D₁‖² + ‖D₂‖² - 2⟨D₁, D₂⟩ would.
@@ -23,13 +23,13 @@ from ..registry.artifacts.safetensors import TensorInfo
 from ..registry.strict_json import read_object
 from .merging.deltas import BLOCK_VALUES, AdapterFile
 
-# what no two versions share, and what `weights` tells better
+# what no two versions share, and what `weights` shows better
 _OF_EACH = {"ref", "version", "digest", "aliases", "archived_at", "created_at", "created_by"}
 
 
 @dataclass(frozen=True)
 class Field:
-    """What is told of the versions and differs, by a dotted name; None where nothing is told."""
+    """Metadata of the versions that differ, by a dotted name; None where one has none."""
 
     name: str
     one: Any
@@ -40,7 +40,7 @@ class Field:
 class Apart:
     """Two tensors or deltas: Frobenius norms of each (None where one adapter has none) and of the difference, and the cosine.
 
-    `equal` tells that the values, and the scales that they are taken times, are the same. The cosine is None beside a zero.
+    `equal` means that the values and their scales are the same. The cosine is None beside a zero.
     """
 
     name: str
@@ -99,7 +99,7 @@ def compare_weights(one: Path, other: Path, base: BaseFacts) -> Weights:
 
 
 def _told(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the registry and the adapter's own configuration tell, by dotted names; lists whose order means nothing are sorted."""
+    """The metadata of the registry and of the adapter's configuration, by dotted names; lists whose order means nothing are sorted."""
     rows = {name: value for name, value in adapter.to_json().items() if name not in _OF_EACH}
     return dict(_flat(rows | {"config": config}))
 
@@ -118,7 +118,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _by_domain(value: Any) -> dict[str, Any] | None:
-    """A list of objects that each tell of one domain, as trainers write them, under the domains' names."""
+    """A list of objects that each describe one domain, as trainers write them, under the domains' names."""
     if not isinstance(value, list) or not value:
         return None
     if not all(isinstance(each, Mapping) and isinstance(each.get("domain"), str) for each in value):

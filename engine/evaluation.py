@@ -1,4 +1,4 @@
-"""How well a system recommends: a base model, an adapter on its base, a build, any checkpoint or adapter folder, or a yardstick.
+"""How well a system recommends: a base model, an adapter on its base, a build, any checkpoint or adapter folder, or a baseline.
 
 Results are kept beside the registry under a digest of everything they depend on, so that nothing is measured twice.
 """
@@ -49,29 +49,29 @@ from .merging.standalone import folder_digest
 from .models import compute_dtype, load_model
 
 Mode = Literal["likelihood", "pmi", "generate"]
-YardstickName = Literal["popularity", "sasrec"]
-BASELINES: tuple[YardstickName, ...] = get_args(YardstickName)
+BaselineName = Literal["popularity", "sasrec"]
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
 COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a yardstick that reads no titles.
+    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline that reads no titles.
 
-    `digest` names its exact weights, or what a yardstick is made with.
+    `digest` names its exact weights, or what a baseline is made with.
     """
 
     label: str
     digest: str
     checkpoint: Path | None = None
     adapter: Part | None = None
-    yardstick: YardstickName | None = None
+    baseline: BaselineName | None = None
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a task; yardsticks also need the data that they are about."""
+    """The questions of a task; baselines also need the data that they are about."""
 
     task: TaskSpec
     questions: Sequence[Question]
@@ -106,7 +106,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, Interval]:
-        """AUC needs the place of every candidate, which a list of a few titles does not tell."""
+        """AUC needs the place of every candidate, which a list of a few titles does not have."""
         return summarise(self.ranks, candidates=None if self.mode == "generate" else self.task.n_negatives + 1)
 
     def minus(self, other: Evaluation) -> dict[str, Interval]:
@@ -205,12 +205,12 @@ def evaluate_domain(
 
 
 def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:
-    """What `text` names: a yardstick, a folder, a base model, an adapter reference, or a build's id, looked up in this order.
+    """What `text` names: a baseline, a folder, a base model, an adapter reference, or a build's id, looked up in this order.
 
     Raises NotFoundError when it is none of them.
     """
     if text in BASELINES:
-        return _yardstick(text)
+        return _baseline(text)
     if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
         return _folder(registry, Path(text), base)
     for lookup in (_base, _reference, _build):
@@ -221,13 +221,13 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" yardsticks are {' and '.join(BASELINES)}",
+        f" baselines are {' and '.join(BASELINES)}",
     )
 
 
-def _yardstick(name: YardstickName) -> System:
+def _baseline(name: BaselineName) -> System:
     made_with = asdict(SasRecOptions()) if name == "sasrec" else {}
-    return System(name, digest_of_json([name, made_with]), yardstick=name)
+    return System(name, digest_of_json([name, made_with]), baseline=name)
 
 
 def _base(registry: Registry, text: str, _: str | None) -> System:
@@ -272,16 +272,16 @@ def evaluate(
 ) -> Evaluation:
     """Rank every question's candidates: by likelihood, by what the history adds to it (`pmi`), or as the model lists them.
 
-    Yardsticks rank by scores of their own, from the data.
+    Baselines rank by scores of their own, from the data.
 
-    With `kept_in`, an equal evaluation found there is returned; where it cannot be written, `unkept` says why. `progress` is told
+    With `kept_in`, an equal evaluation found there is returned; where it cannot be written, `unkept` says why. `progress` receives
     (questions done, questions), by SASRec (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
     """
     task = asked.task
     if not asked.questions:
         raise EvaluationError(f"the {task.split} split has no questions", hint="another --split, or more data")
-    how = system.yardstick or mode
-    dtype = "float32" if system.yardstick else str(compute_dtype(device)).removeprefix("torch.")
+    how = system.baseline or mode
+    dtype = "float32" if system.baseline else str(compute_dtype(device)).removeprefix("torch.")
     key = digest_of_json(
         {
             "system": system.digest,
@@ -295,8 +295,8 @@ def evaluate(
     made = partial(Evaluation, system.label, system.digest, task, how, dtype)
     if kept is not None and (seen := _kept(kept)) is not None:
         return made(*seen)
-    if system.yardstick is not None:
-        found = made(_yardstick_ranks(system.yardstick, asked, device, progress))
+    if system.baseline is not None:
+        found = made(_baseline_ranks(system.baseline, asked, device, progress))
     else:
         found = made(*_model_ranks(system, asked.questions, mode, device, progress))
     if kept is None:
@@ -308,8 +308,8 @@ def evaluate(
     return found
 
 
-def _yardstick_ranks(
-    name: YardstickName, asked: QuestionSet, device: str, progress: Callable[[int, int], None]
+def _baseline_ranks(
+    name: BaselineName, asked: QuestionSet, device: str, progress: Callable[[int, int], None]
 ) -> tuple[int, ...]:
     task, questions, data = asked.task, asked.questions, asked.data
     if data is None or data.digest != task.data_digest:

@@ -54,7 +54,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype | None = None) -> t
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # whoever called shows progress of its own
+    disable_progress_bar()  # the caller shows its own progress
     _expect_words(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -125,11 +125,9 @@ class Adaptive(_Strict):
             description="simplex and softmax: an adapter's λ are not negative and sum to 1; sigmoid: between 0 and 1; free: any"
         ),
     ] = "simplex"
-    search: Annotated[
-        Literal["line", "gradient"] | None, Field(description="line where it is possible, unless said")
-    ] = None
+    search: Annotated[Literal["line", "gradient"] | None, Field(description="default: line where possible")] = None
     adaptation_set: Annotated[
-        Literal["validation", "test_prompts"], Field(description="whose prompts; answers are looked at in neither")
+        Literal["validation", "test_prompts"], Field(description="the split of the prompts; answers are not used")
     ] = "validation"
     tokens: Annotated[int, Field(ge=1, le=64, description="first tokens of a title that count")] = 3
     titles: Annotated[
@@ -140,7 +138,7 @@ class Adaptive(_Strict):
     points: Annotated[int, Field(ge=3, le=101, description="λ values of the line, end points included")] = 11
     learning_rates: Annotated[
         tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
-        Field(max_length=32, description=f"of Adam, one descent each; unless said, {_RATES_SAID}"),
+        Field(max_length=32, description=f"of Adam, one descent each; default: {_RATES_SAID}"),
     ] = ()
     epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the prompts")] = 3
     batch: Annotated[int, Field(ge=1, description="prompts per step of the optimiser")] = 8
@@ -176,7 +174,7 @@ class Adaptive(_Strict):
             if unused[0] == "longest":
                 raise ValueError("`longest` is for `titles: every`, where whole answers are decoded")
             raise ValueError(
-                f"`{unused[0]}` is for {way}; say `search: {'gradient' if self.searching == 'line' else 'line'}`"
+                f"`{unused[0]}` is for {way}; use `search: {'gradient' if self.searching == 'line' else 'line'}`"
             )
         if self.search == "line":
             if self.granularity != "model" or self.constraint not in ("simplex", "softmax"):
@@ -255,7 +253,7 @@ class Recipe(_Strict):
     @classmethod
     def _with_defaults(cls, given: Any, info: ValidationInfo) -> Any:
         if "method" not in info.data:
-            return {}  # an unknown method is told by itself
+            return {}  # an unknown method is reported on its own
         if not isinstance(given, Mapping):
             raise ValueError(f"must be a mapping of the method's options (got {_short(given)})")
         return METHODS[info.data["method"]].options.model_validate(given).model_dump(mode="json")
@@ -346,7 +344,7 @@ SHIPPED: dict[str, tuple[str, Recipe]] = {
         Recipe(method="linear", adaptive=Adaptive()),
     ),
     "reccocktail": (
-        "the paper: factor-wise mix (Eq. 6-7), one λ for the whole model by entropy (Eq. 8)",
+        "RecCocktail's paper: factor-wise mix (Eq. 6-7), one λ for the whole model by entropy (Eq. 8)",
         Recipe(method="factor", adaptive=Adaptive()),
     ),
     "molorec": (
@@ -369,8 +367,8 @@ SHIPPED: dict[str, tuple[str, Recipe]] = {
             ),
         ),
     ),
-    "average": ("half spirit, half ingredient", Recipe(coefficients={"spirit": 0.5, "ingredient": 0.5})),
-    "spirit-only": ("the base spirit alone", Recipe(coefficients={"spirit": 1.0})),
+    "average": ("the mean of spirit and ingredient", Recipe(coefficients={"spirit": 0.5, "ingredient": 0.5})),
+    "spirit-only": ("the base spirit only", Recipe(coefficients={"spirit": 1.0})),
     "ingredient-only": ("the ingredient alone", Recipe(coefficients={"ingredient": 1.0})),
 }
 

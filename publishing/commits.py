@@ -59,7 +59,7 @@ def additions(plan: PublicationPlan, folder: Path) -> dict[str, CommitOperationA
         found[file.path] = CommitOperationAdd(file.path, folder / file.path)
         if found[file.path].upload_info.sha256.hex() != file.sha256:
             raise ConflictError(
-                f"{folder / file.path} is not what it was when the publication was planned",
+                f"{folder / file.path} changed after the publication was planned",
                 hint="`reccocktail store verify` lists what is damaged",
             )
     return found
@@ -89,21 +89,23 @@ class Made:
             self._first = retried(lambda: hub.info(self._repo), self._tell).sha
 
     def take_back(self, error: BaseException) -> None:
-        """Removes the repository if nothing has come of it. What was uploaded lies in it, so it stays where the same command goes on."""
+        """Removes the repository if nothing has come of it. It is kept if it has uploads from which the same command can resume."""
         if self._first is None or self.has_commit:
             return
         if self._has_uploads() and _heals(error):
             self._tell(
-                f"{self._repo} was made for this and has no file yet, but keeps what was uploaded:"
-                " the same command goes on from there, or remove it on the Hub"
+                f"{self._repo} was created by this command and has no commit yet, but keeps what was uploaded:"
+                " run the same command again to resume, or remove the repository on the Hub"
             )
             return
         try:
             if self._is_untouched():
                 self._api.delete_repo(self._repo, missing_ok=True)
-                self._tell(f"{self._repo}, which was made for this, is removed again")
+                self._tell(f"{self._repo}, which this command had created, was removed")
         except (HTTPError, OSError, RecCocktailError):
-            self._tell(f"{self._repo} was made for this, is empty, and could not be removed: remove it on the Hub")
+            self._tell(
+                f"{self._repo} was created by this command, is empty and could not be removed: remove it on the Hub"
+            )
 
     def _has_uploads(self) -> bool:
         return any(getattr(each, "_upload_mode", None) == "lfs" for each in self.sent)  # once the Hub was asked how
@@ -126,8 +128,8 @@ def taken_back(made: Made) -> Iterator[None]:
 
 
 def _heals(error: BaseException) -> bool:
-    """Whether the same command may go on from what was uploaded."""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # how the client tells of an upload
+    """Whether the same command may resume from what was uploaded."""
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # how the client reports an upload
         error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         is_full = "storage" in str(error.server_message or "").lower()
@@ -174,7 +176,7 @@ def commit(
             seconds = hub.back_off(error, attempt)
             if seconds is None or attempt == hub.ATTEMPTS:
                 raise
-            tell(f"the Hub did not take the commit; trying again in {seconds:.0f} s")
+            tell(f"the Hub did not accept the commit; trying again in {seconds:.0f} s")
             time.sleep(seconds)
         else:
             commit = check_commit(plan.repo, done.oid)
@@ -205,13 +207,13 @@ def _check_arrived(plan: PublicationPlan, folder: Path, commit: str) -> None:
         arrived = _has_arrived(plan, folder, commit)
     except HubError as error:
         raise HubError(
-            f"{plan.repo} took commit {commit}, but whether all of it has arrived could not be looked at: {error}",
+            f"{plan.repo} accepted commit {commit}, but its files could not be checked: {error}",
             hint="publish again: the commit is recognised",
         ) from error
     if not arrived:
         raise HubError(
-            f"{plan.repo} took commit {commit}, but its files are not those that were sent",
-            hint="look at the commit on the Hub, then publish again",
+            f"{plan.repo} accepted commit {commit}, but its files differ from those that were sent",
+            hint="check the commit on the Hub, then publish again",
         )
 
 

@@ -1,7 +1,7 @@
-"""Licences of what a mixture is made of: where they are known from, and which one the mixture has to carry.
+"""Licenses of what a mixture is made of: where they are known from, and which one the mixture has to carry.
 
 Names are those of the Hub (https://huggingface.co/docs/hub/repositories-licenses). This is arithmetic on names, no legal advice:
-where two licences cannot be ordered, nothing is guessed, and a person has to say which one it is.
+where two licenses cannot be ordered, nothing is guessed, and a person has to say which one it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FREE = (  # from the freest to the one with the most conditions; each may go int
     "bsd-3-clause-clear", "ncsa", "postgresql", "bsl-1.0", "afl-3.0", "artistic-2.0", "ms-pl", "apache-2.0",
     "cdla-permissive-1.0", "cdla-permissive-2.0", "odc-by", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
 )  # fmt: skip
-SHARED = (  # the same licence has to go on
+SHARED = (  # the result needs the same license
     "cc-by-sa-3.0", "cc-by-sa-4.0", "mpl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "osl-3.0", "lgpl", "lgpl-2.1",
     "lgpl-3.0", "lgpl-lr", "gpl", "gpl-2.0", "gpl-3.0", "agpl-3.0", "odbl", "cdla-sharing-1.0", "gfdl",
 )  # fmt: skip
@@ -37,7 +37,7 @@ NON_COMMERCIAL = (
 )  # fmt: skip
 NO_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0")
 RESEARCH = ("fair-noncommercial-research-license", "apple-amlr", "intel-research", "h-research")
-VAGUE = ("cc", "unknown")  # which one is not said
+VAGUE = ("cc", "unknown")  # the exact license is unknown
 KNOWN = frozenset((*FREE, *SHARED, *BOUND, *NON_COMMERCIAL, *NO_DERIVATIVES, *VAGUE))
 STRICTER = {  # pairs that are in order although neither is free
     ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"), ("cc-by-nc-3.0", "cc-by-nc-sa-3.0"), ("gpl-3.0", "agpl-3.0"), ("lgpl-3.0", "gpl-3.0"),
@@ -46,7 +46,7 @@ STRICTER = {  # pairs that are in order although neither is free
 APART = {("apache-2.0", "gpl-2.0")}  # free, and still not compatible
 
 _HEAD = 64 << 10  # bytes of a README that are looked at for its metadata
-_TEXTS = (  # how well-known licences begin, or what only they say
+_TEXTS = (  # how well-known licenses begin, or what only they say
     (r"Apache License\s+Version 2\.0", "apache-2.0"),
     (r"Attribution[- ]?NonCommercial[- ]?NoDerivatives 4\.0", "cc-by-nc-nd-4.0"),
     (r"Attribution[- ]?NonCommercial[- ]?ShareAlike 4\.0", "cc-by-nc-sa-4.0"),
@@ -69,15 +69,15 @@ _TEXTS = (  # how well-known licences begin, or what only they say
     (r"Redistribution and use in source and binary forms(?=[\s\S]*Neither the name)", "bsd-3-clause"),
     (r"Redistribution and use in source and binary forms(?![\s\S]*Neither the name)", "bsd-2-clause"),
 )
-_BEGINS = 500  # characters within which a text says which licence it is; further down it speaks of others
+_BEGINS = 500  # characters within which a text says which license it is; further down it speaks of others
 _LIMITED = (
-    r"Commons Clause|non-?commercial|research (use|purposes) only"  # in a free licence's text, it is not that any more
+    r"Commons Clause|non-?commercial|research (use|purposes) only"  # in a free license's text, it is not that any more
 )
 
 
 @dataclass(frozen=True)
-class Licence:
-    """A licence by the Hub's name; `other` has a name of its own, and a link."""
+class License:
+    """A license by the Hub's name; `other` has a name of its own, and a link."""
 
     id: str
     name: str | None = None
@@ -87,14 +87,14 @@ class Licence:
         return f"{self.id} ({self.name})" if self.name else self.id
 
 
-def parse(text: str) -> Licence:
-    """A licence that a person names. Raises UsageError for what the Hub does not know."""
+def parse(text: str) -> License:
+    """A license that a person names. Raises UsageError for what the Hub does not know."""
     if text.lower() not in KNOWN:
         raise UsageError(
-            f"{text!r} is no licence that the Hub knows",
+            f"{text!r} is not a license id of the Hub",
             hint="such as apache-2.0, mit, cc-by-nc-4.0, llama3.1, or other",
         )
-    return Licence(text.lower())
+    return License(text.lower())
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def texts(found: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(v for v in values if isinstance(v, str) and v.isprintable() and 0 < len(v) <= 200))
 
 
-def known_licence(folder: Path) -> Licence | None:
-    """What a base model's or an adapter's folder says of its licence: the README's metadata, else the texts of its LICENSE files.
+def known_license(folder: Path) -> License | None:
+    """What a base model's or an adapter's folder says of its license: the README's metadata, else the texts of its LICENSE files.
 
     Of several, the strictest.
     """
@@ -132,7 +132,7 @@ def known_licence(folder: Path) -> Licence | None:
         own, there = name[0] if name else None, link[0] if link else None
         ids = {each: _id(each) for each in named}
         return _together(
-            [Licence(id_, own, there) if id_ else Licence("other", own or each, there) for each, id_ in ids.items()]
+            [License(id_, own, there) if id_ else License("other", own or each, there) for each, id_ in ids.items()]
         )
     found = []
     for path in sorted(folder.iterdir()):
@@ -140,7 +140,7 @@ def known_licence(folder: Path) -> Licence | None:
             with path.open("rb") as file:
                 text = " ".join(file.read(_HEAD).decode("utf-8", "replace").split())
             id_ = _id_of_text(text)
-            found.append(Licence(id_) if id_ else Licence("other", f"see {path.name}"))
+            found.append(License(id_) if id_ else License("other", f"see {path.name}"))
     return _together(found) if found else None
 
 
@@ -162,37 +162,37 @@ def _id_of_text(text: str) -> str | None:
     return None if id_ in FREE and re.search(_LIMITED, text, re.IGNORECASE) else id_
 
 
-def _together(licences: list[Licence]) -> Licence:
+def _together(licenses: list[License]) -> License:
     """The strictest of those that one folder names, `other` where none is. What forbids most is never lost in that."""
     for group in (VAGUE, NO_DERIVATIVES, (*NON_COMMERCIAL, *RESEARCH)):
-        if its := [each for each in licences if each.id in group]:
+        if its := [each for each in licenses if each.id in group]:
             return max(its, key=lambda each: group.index(each.id))
     try:
-        found = strictest({f"{number}": each for number, each in enumerate(licences)})
+        found = strictest({f"{number}": each for number, each in enumerate(licenses)})
     except ConflictError:
-        return Licence("other", ", ".join(dict.fromkeys(each.name or each.id for each in licences)))
+        return License("other", ", ".join(dict.fromkeys(each.name or each.id for each in licenses)))
     assert found is not None
     return found
 
 
-def strictest(known: Mapping[str, Licence | None]) -> Licence | None:
-    """The licence that a mixture has to carry, of what its parts (by name) have; a part without one adds no condition.
+def strictest(known: Mapping[str, License | None]) -> License | None:
+    """The license that a mixture has to carry, of what its parts (by name) have; a part without one adds no condition.
 
-    Raises ConflictError where the parts' licences do not go together, or cannot be put in order.
+    Raises ConflictError where the parts' licenses do not go together, or cannot be put in order.
     """
-    parts = [(what, licence) for what, licence in known.items() if licence is not None]
-    for what, licence in parts:
-        if licence.id in NO_DERIVATIVES:
-            raise _conflict(f"{what} is under {licence}, which forbids to publish what is made from it")
-        if licence.id in VAGUE:
-            raise _conflict(f"{what} says of its licence only {licence.id!r}, and so nobody can tell what it allows")
+    parts = [(what, terms) for what, terms in known.items() if terms is not None]
+    for what, terms in parts:
+        if terms.id in NO_DERIVATIVES:
+            raise _conflict(f"{what} is under {terms}, which does not allow publishing derived works")
+        if terms.id in VAGUE:
+            raise _conflict(f"{what} gives its license as {terms.id!r} only, so it is unclear what it allows")
     # Every two of them: what one carried so far would hide a conflict with what it took the place of.
     for one, other in combinations(parts, 2):
         _stricter(one, other)
     return reduce(_stricter, parts)[1] if parts else None
 
 
-def _stricter(one: tuple[str, Licence], other: tuple[str, Licence]) -> tuple[str, Licence]:
+def _stricter(one: tuple[str, License], other: tuple[str, License]) -> tuple[str, License]:
     (first, a), (second, b) = one, other
     if a == b or a.id == b.id != "other":
         return one
@@ -202,7 +202,7 @@ def _stricter(one: tuple[str, Licence], other: tuple[str, Licence]) -> tuple[str
     closed = [pair for pair in (one, other) if pair[1].id in (*NON_COMMERCIAL, *RESEARCH)]
     if closed:
         raise _conflict(
-            f"{said}: {closed[0][0]} may not be used commercially, the other may, and so nobody can tell what the mixture allows"
+            f"{said}: {closed[0][0]} may not be used commercially, the other may, so it is unclear what the mixture allows"
         )
     if (a.id, b.id) in APART or (b.id, a.id) in APART:
         raise _conflict(f"{said}, and the two are not compatible")
@@ -211,10 +211,10 @@ def _stricter(one: tuple[str, Licence], other: tuple[str, Licence]) -> tuple[str
         return max(free, key=lambda pair: FREE.index(pair[1].id))
     if len(free) == 1:
         return other if free[0] is one else one
-    raise _conflict(f"{said}; each wants to be the licence of the whole")
+    raise _conflict(f"{said}; each requires to be the license of the whole")
 
 
 def _conflict(message: str) -> ConflictError:
     return ConflictError(
-        message, hint="look at the licences; if you may publish the mixture, say under which one: --license ID"
+        message, hint="check the licenses; if you may publish the mixture, name its license: --license ID"
     )

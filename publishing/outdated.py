@@ -1,4 +1,4 @@
-"""Publications that no longer are the build that stands for their domain."""
+"""Publications that are no longer the current build of their domain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..registry import Build, Publication, Registry
 
 @dataclass(frozen=True)
 class OutdatedPublication:
-    """A repository whose publication, `last`, is not of the build that stands for its domain; `skipped` is why that may not go there."""
+    """A repository whose publication, `last`, is not of its domain's current build; `skipped` is why that build may not be published there."""
 
     build: Build
     last: Publication
@@ -21,7 +21,7 @@ class OutdatedPublication:
 def behind(registry: Registry) -> list[OutdatedPublication]:
     """Every repository whose domain has another build for its base model than the one that is there.
 
-    A build of the present inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
+    A build of the current inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
     base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
     """
     published = registry.publications.standing()
@@ -73,15 +73,15 @@ def _behind(
         if (last.repo, build.id) in withdrawn:
             return f"build {build.id} was withdrawn there"
         if build.base != last.base:
-            return f"build {build.id} is of base model {build.base}, and what is there of {last.base}"
+            return f"build {build.id} is for the base model {build.base}, and the published one for {last.base}"
         if states[last.domain, last.base].state == "fresh":
             return None
         assert last.build is not None
         before = there[last.build]
         if build.recipe != before.recipe:
-            return f"build {build.id} is by another recipe than what is there, and not of the present inputs"
+            return f"build {build.id} has another recipe than the published build, and older inputs"
         if build.finished_at is None or before.finished_at is None or build.finished_at <= before.finished_at:
-            return f"build {build.id} is older than what is there, and not of the present inputs"
+            return f"build {build.id} is older than the published build, and has older inputs"
         return None
 
     return [OutdatedPublication(build, last, skipped(build, last)) for build, last in late]

@@ -23,7 +23,7 @@ from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, UsageError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
-from .licenses import Licence, known_licence, metadata, parse, strictest, texts
+from .licenses import License, known_license, metadata, parse, strictest, texts
 from .measurements import evaluations_of, system_of
 from .wording import prompt_of_adapters, prompt_of_build, template_of
 
@@ -32,14 +32,14 @@ CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
 
 @dataclass(frozen=True)
 class PublishOptions:
-    """What whoever publishes decides: where to, under which licence, by which template, signed with which key (PEM).
+    """The publisher's choices: repository, license, card template, signing key (PEM).
 
-    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A licence that was
-    named for the last publication, and not anew, is `named_for` the licences that its parts had then.
+    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A license that was
+    named for the last publication, and not anew, is `named_for` the licenses that its parts had then.
     """
 
     repo: str | None = None
-    licence: Licence | None = None
+    license: License | None = None
     template: Path | None = None
     key: Path | None = None
     named_for: frozenset[str] | None = None
@@ -50,11 +50,11 @@ class PublishOptions:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
         options = last.options or {}
         if options.get("template") and self.template is None:
-            raise UsageError(f"{last.repo} has a card by a template of its own", hint="--card-template FILE")
-        if self.licence is not None or not options.get("license"):
+            raise UsageError(f"{last.repo} has a card from a custom template", hint="--card-template FILE")
+        if self.license is not None or not options.get("license"):
             return replace(self, repo=last.repo)
         named_for = frozenset(map(str, options.get("parts", ())))
-        return replace(self, repo=last.repo, licence=parse(options["license"]), named_for=named_for)
+        return replace(self, repo=last.repo, license=parse(options["license"]), named_for=named_for)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Package:
     trailer: str
     message: str
     known: Mapping[str, str]
-    licence: Licence | None
-    parts: frozenset[str]  # the licences of what it is made of, `none` where none is known
+    license: License | None
+    parts: frozenset[str]  # the licenses of what it is made of, `none` where none is known
     notes: tuple[str, ...] = ()
 
 
@@ -74,10 +74,10 @@ class Package:
 def publishable(
     registry: Registry, subject: Build | Adapter, choices: PublishOptions | None = None
 ) -> Iterator[Package]:
-    """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card that tells all that is known.
+    """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card with all that is known.
 
     An adapter's config names its base as the Hub knows it, never a folder of this machine.
-    Raises ConflictError when the build has not succeeded or licences do not go together, UsageError for template and key, and
+    Raises ConflictError when the build has not succeeded or licenses do not go together, UsageError for template and key, and
     StoreError or OSError where its folder cannot be written.
     """
     choices = choices or PublishOptions()
@@ -113,7 +113,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
     if renamed or left:
         _correct_subjects(folder, CONFIG if renamed else None)
         known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
-    licence, parts, notes = _licence(registry, base, adapters, choices)
+    terms, parts, notes = _license(registry, base, adapters, choices)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
@@ -123,7 +123,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
         prompt=prompt_of_build(registry, build, adapters),
         evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
                                  | {build.digest: "this model"}, build.digest),
-        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], licence, choices),
+        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], terms, choices),
     )  # fmt: skip
     (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
     return Package(
@@ -131,7 +131,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
         f"RecCocktail-Build: {build.id}",
         f"RecCocktail build {build.id} of {build.domain}",
         known,
-        licence,
+        terms,
         parts,
         (*notes, *left),
     )
@@ -143,7 +143,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     base = registry.bases.get(adapter.base)
     if _rename_base(folder, base, _hub_base(registry, base)):
         known.pop(CONFIG, None)
-    licence, parts, notes = _licence(registry, base, [adapter], choices)
+    terms, parts, notes = _license(registry, base, [adapter], choices)
     name = adapter.domain or "spirit"
     title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
@@ -167,7 +167,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         evaluations=evaluations_of(
             registry, {base.digest: base.name, system_of(base, adapter): "this adapter"}, system_of(base, adapter)
         ),
-        **_common(registry, base, [adapter], [adapter.role], licence, choices),
+        **_common(registry, base, [adapter], [adapter.role], terms, choices),
     )
     (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
     names = [name for name in published_files(folder)[0] if name != CARD]
@@ -179,7 +179,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
     (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Package(
         folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
-        known, licence, parts, (*notes, *left),
+        known, terms, parts, (*notes, *left),
     )  # fmt: skip
 
 
@@ -272,29 +272,29 @@ def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptatio
     return CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots, data)
 
 
-def _licence(
+def _license(
     registry: Registry, base: Base, adapters: list[Adapter], choices: PublishOptions
-) -> tuple[Licence | None, frozenset[str], tuple[str, ...]]:
-    """The licence of the whole, those of its parts, and what whoever publishes should know about it. Raises ConflictError."""
-    known = {f"base model {base.name}": known_licence(registry.bases.folder(base))}
-    known |= {adapter.ref: known_licence(registry.adapters.folder(adapter)) for adapter in adapters}
-    parts = frozenset(str(licence) if licence else "none" for licence in known.values())
-    if choices.licence is not None:
+) -> tuple[License | None, frozenset[str], tuple[str, ...]]:
+    """The license of the whole, those of its parts, and what the publisher should know about it. Raises ConflictError."""
+    known = {f"base model {base.name}": known_license(registry.bases.folder(base))}
+    known |= {adapter.ref: known_license(registry.adapters.folder(adapter)) for adapter in adapters}
+    parts = frozenset(str(terms) if terms else "none" for terms in known.values())
+    if choices.license is not None:
         if choices.named_for is not None and not parts <= choices.named_for:
-            new = ", ".join(f"{what} is under {licence or 'none that is known'}" for what, licence in known.items())
+            new = ", ".join(f"{what} is under {terms or 'no known license'}" for what, terms in known.items())
             had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
             raise ConflictError(
-                f"{choices.repo} was published under {choices.licence}, which was named for {had}; now {new}",
+                f"{choices.repo} was published under {choices.license}, which was named for {had}; now {new}",
                 hint="check the licenses; --license ID sets one",
             )
-        return choices.licence, parts, ()
+        return choices.license, parts, ()
     found = strictest(known)
-    silent = [what for what, licence in known.items() if licence is None]
+    silent = [what for what, terms in known.items() if terms is None]
     if found is None:
-        note = "no licence is known for the base model or an adapter, and the card has none; --license ID names one"
+        note = "no license is known for the base model or an adapter, so the card has none; set one with --license ID"
         return None, parts, (note,)
     if silent:
-        return found, parts, (f"the licence is {found}; of {', '.join(silent)} none is known",)
+        return found, parts, (f"the license is {found}; no license is known for {', '.join(silent)}",)
     return found, parts, ()
 
 
@@ -303,7 +303,7 @@ def _common(
     base: Base,
     adapters: list[Adapter],
     roles: list[str],
-    licence: Licence | None,
+    terms: License | None,
     choices: PublishOptions,
 ) -> dict[str, Any]:
     """What cards of builds and adapters say in the same way."""
@@ -312,11 +312,11 @@ def _common(
     published = _still_there(registry, adapters, choices.repo)
     base_folder = registry.bases.folder(base)
     own, of_base = [texts(each, "language") for each in about.values()], texts(metadata(base_folder), "language")
-    base_licence = known_licence(base_folder)
+    base_license = known_license(base_folder)
     inputs = []
     for adapter, role in zip(adapters, roles, strict=True):
         there = published.get(adapter.digest)
-        its = known_licence(folders[adapter.ref])
+        its = known_license(folders[adapter.ref])
         trained = [adapter.context.get("trainer"), adapter.context.get("trainer_version")]
         template = template_of(adapter)
         inputs.append(
@@ -325,7 +325,7 @@ def _common(
                 adapter.ref,
                 adapter.digest,
                 repo=there or _repo(adapter, choices.repo),
-                licence=str(its) if its else None,
+                license=str(its) if its else None,
                 trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
                 template=template.get("name") if template else None,
                 data=_data(adapter),
@@ -335,11 +335,11 @@ def _common(
     metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}
     return {
         "repo": choices.repo,
-        "license": licence.id if licence else None,
-        "license_name": licence.name if licence else None,
-        "license_link": licence.link if licence else None,
-        "license_given": choices.licence is not None,
-        "base_licence": str(base_licence) if base_licence else None,
+        "license": terms.id if terms else None,
+        "license_name": terms.name if terms else None,
+        "license_link": terms.link if terms else None,
+        "license_given": choices.license is not None,
+        "base_license": str(base_license) if base_license else None,
         "base_digest": base.digest,
         "base_revision": base.revision,
         "languages": tuple(dict.fromkeys(name for each in (own if any(own) else [of_base]) for name in each)),

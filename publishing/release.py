@@ -1,4 +1,4 @@
-"""What goes to the Hub of a build or an adapter version: the bytes that are kept, a card that tells all that is known, the papers."""
+"""What goes to the Hub of a build or an adapter version: the bytes that are kept, a card with all that is known, the recipe and the provenance."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def planned(
         )
         if again and not plan.repo_exists:
             raise HubError(
-                plan.unreached or f"{plan.repo} is not on the Hub any more",
+                plan.unreached or f"{plan.repo} is no longer on the Hub",
                 hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
             )
         yield Release(subject, choices, parcel, plan)
@@ -132,8 +132,8 @@ def send(registry: Registry, trip: Release, *, tell: Callable[[str], None] = lam
     from . import upload as publishing
 
     options: dict[str, Any] = {}
-    if trip.choices.licence is not None:
-        options["license"] = trip.choices.licence.id
+    if trip.choices.license is not None:
+        options["license"] = trip.choices.license.id
         options["parts"] = sorted(trip.parcel.parts)
     if trip.choices.template is not None:
         options["template"] = True

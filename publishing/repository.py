@@ -56,7 +56,7 @@ def read(repo: str, path: str, commit: str) -> bytes:
 
 
 def sha256(repo: str, file: RepoFile, commit: str) -> str:
-    """In hex. A file that is not in LFS is fetched for it: the Hub tells its git hash alone. Raises HubError."""
+    """In hex. A file that is not in LFS is fetched for it: the Hub lists its git hash only. Raises HubError."""
     return file.lfs.sha256 if file.lfs is not None else hashlib.sha256(read(repo, file.path, commit)).hexdigest()
 
 

@@ -34,7 +34,7 @@ def sign(folder: Path, signature: Path, key: Path) -> None:
 def verify(folder: Path, key: Path) -> list[str]:
     """What is wrong with the folder's files as its signature has them: nothing, if it is sound and by this public key.
 
-    Files that nobody signed are not looked at; `signed_files` tells which are. Raises UsageError as `sign` does.
+    Files that nobody signed are not looked at; `signed_files` returns those. Raises UsageError as `sign` does.
     """
     from importlib import import_module
 
@@ -101,9 +101,9 @@ def _payload(signature: bytes) -> dict[str, Any]:
     try:
         found = parse_object(base64.b64decode(parse_object(signature, SIGNATURE)["dsseEnvelope"]["payload"]), SIGNATURE)
         if not [str(each["name"]) for each in found["predicate"]["resources"]]:
-            raise ValueError("it names no file")
+            raise ValueError("it lists no file")
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InvalidArtifactError(f"{SIGNATURE} is no signature of a model: {error!r}") from error
+        raise InvalidArtifactError(f"{SIGNATURE} is not a model signature: {error!r}") from error
     return found
 
 
@@ -126,10 +126,12 @@ def _loaded(key: Path, load: Callable[[], Any]) -> Any:
         return load()
     except TypeError as error:
         raise UsageError(
-            f"{key} is encrypted, or no key for this", hint="give it decrypted, from a file only you can read"
+            f"{key} is encrypted, or not a signing key", hint="give it decrypted, from a file only you can read"
         ) from error
     except Exception as error:
-        raise UsageError(f"{key} is no elliptic-curve key in PEM ({type(error).__name__})", hint=KEY_HINT) from error
+        raise UsageError(
+            f"{key} is not an elliptic-curve key in PEM ({type(error).__name__})", hint=KEY_HINT
+        ) from error
 
 
 def _plain(folder: Path, target: Path) -> Path:

@@ -1,7 +1,7 @@
 """Publishing a folder to the Hub: what would change is planned, then sent as one commit on top of the head that was seen, and tagged.
 
 What the repository has already is not sent again. Whatever happens on the way, the repository is at the old commit or at the
-new one, and doing the same again goes on from there: a commit of ours is known by the last lines of its description.
+new one, and the same command resumes from there: a commit of ours is known by the last lines of its description.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def plan(
 ) -> PublicationPlan:
     """What publishing `folder` as ORG/NAME would change; `offline` asks nothing of the Hub.
 
-    `known` gives the SHA-256 (hex) of files that need not be read for theirs. `volatile` tells by path whether the Hub's bytes and ours
+    `known` gives the SHA-256 (hex) of files that need not be read for theirs. `volatile` reports by path whether the Hub's bytes and ours
     say the same in other bytes, such as two signatures of one content. An unreachable Hub is part of the answer, not an error.
     Raises UsageError, InvalidArtifactError, ConflictError (the repository is public and should not be; it holds another kind of
     thing, unless `replaces` is set; somebody else has committed, unless that or `rebase` is) and HubError (a token that the
@@ -70,7 +70,7 @@ def plan(
         before=before or RemoteHistory(),
     )
     if offline:
-        return replace(found, unreached="Hub not reached: not asked")
+        return replace(found, unreached="not checked: this was a dry run without the Hub")
     try:
         with hub.timeouts_and_redaction():
             info = hub.existing(repo, tell)
@@ -101,7 +101,7 @@ def publish(
 ) -> Published:
     """Carries out a plan: the repository if it is missing, one commit on top of the head seen, then the tag.
 
-    `committed` is told the commit once the Hub has it, before the tag is set. A repository that was made for a commit that never
+    `committed` receives the commit once the Hub has it, before the tag is set. A repository that was made for a commit that never
     came is removed again. Raises HubError (also where the head has moved since the plan) and ConflictError (the folder has
     changed, the repository is public, the tag is taken).
     """
@@ -265,7 +265,7 @@ def _compared(
     if found.held is not None:
         raise ConflictError(
             f"{plan.repo} holds {NAMES[found.held]} ({others[found.held]}), and this is {NAMES[plan.kind]}",
-            hint="choose another repository; --replace removes all that is there first",
+            hint="choose another repository; --replace removes its files first",
         )
     if not plan.rebase:
         _check_owner(found, info.sha, tell)
@@ -274,7 +274,7 @@ def _compared(
         raise ConflictError(
             f"{plan.repo} has weights that are not part of this publication and that RecCocktail did not publish: {', '.join(weights)};"
             " a serving engine would load them as well",
-            hint="choose another repository; --replace removes all that is there first",
+            hint="choose another repository; --replace removes its files first",
         )
     return found
 
@@ -302,16 +302,16 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
         return
     said = next((line for line in lines if line.startswith(("RecCocktail-Build: ", "RecCocktail-Adapter: "))), None)
     if plan.before.revision is None:
-        message = f"{plan.repo} is at commit {head} with files that no publication of ours put there"
+        message = f"{plan.repo} is at commit {head} with files that RecCocktail did not publish"
         message += f", and that would be replaced: {', '.join(plan.replaced)}"
     else:
         message = (
-            f"somebody else has committed to {plan.repo}: it is at commit {head} ({newest.title!r:.80}),"
+            f"{plan.repo} has a commit by someone else: it is at commit {head} ({newest.title!r:.80}),"
             f" and our last publication is commit {plan.before.revision}"
         )
-    hint = "look at what came in; --rebase goes on top of it"
+    hint = "review the new commits; --rebase commits on top of them"
     if said:
-        message += f"; that commit says of itself {said!r}"
+        message += f"; its message is {said!r}"
         what = said.removeprefix("RecCocktail-").split()[:2]  # a publication that was cut off, perhaps
         hint = (
             f"if it is of this registry, publish {' '.join(what).replace(':', '').lower():.80} again first; else {hint}"

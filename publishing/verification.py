@@ -1,4 +1,4 @@
-"""Whether a published folder is what its papers say: digests against provenance.json, the signature, and what the registry knows."""
+"""Whether a published folder matches its provenance: digests in provenance.json, the signature, and what the registry knows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif (found := file_digest(path)) != digest:
-            problems.append(f"{name} is not what provenance.json says: {found}, there {digest}")
+            problems.append(f"{name} differs from provenance.json: its digest is {found}, not {digest}")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     there -= {".gitattributes", SIGNATURE}
     covered = {*subjects, PROVENANCE, CARD}
@@ -78,17 +78,17 @@ def verify(folder: Path, *, key: Path | None = None) -> Verification:
     elif key is not None:
         problems.append("it is not signed")
     for path in sorted(there & covered):
-        if not is_published(path):  # papers that vouch for a program make it no part of a model
+        if not is_published(path):  # a program is not part of a model, even if provenance.json lists it
             runs = _is_like(path, WEIGHTS) or _is_like(path, CODE)
             if runs:
-                problems.append(f"{path} is no file of a model or adapter that RecCocktail publishes")
+                problems.append(f"{path} is not a file of a model or adapter that RecCocktail publishes")
             elif path not in reported:
-                notes.append(f"{path} is no file of a model or adapter that RecCocktail publishes")
+                notes.append(f"{path} is not a file of a model or adapter that RecCocktail publishes")
     for path in sorted(there - covered):
         if _is_used(path):
-            problems.append(f"{path} is in no paper, and would be loaded")
+            problems.append(f"{path} is not listed in provenance.json, and would be loaded")
         else:
-            notes.append(f"{path} is in no paper")
+            notes.append(f"{path} is not listed in provenance.json")
     return Verification(len(there), tuple(problems), tuple(notes), signature, statement)
 
 
@@ -154,12 +154,12 @@ def _statement(folder: Path, problems: list[str]) -> dict[str, Any] | None:
             raise ValueError(f"of type {found['_type']!r:.80}")
         definition = found["predicate"]["buildDefinition"]
         if not found["subject"]:
-            raise ValueError("it is about no file")
+            raise ValueError("it lists no file")
         for entries in (found["subject"], definition["resolvedDependencies"]):
             _digests(entries)
         dict(definition["externalParameters"])
     except (InvalidArtifactError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"{PROVENANCE} is no in-toto statement of ours: {error}")
+        problems.append(f"{PROVENANCE} is not an in-toto statement of RecCocktail: {error}")
         return None
     return found
 
@@ -170,7 +170,7 @@ def _subjects(statement: Mapping[str, Any], problems: list[str]) -> dict[str, st
         parts = Path(name).parts
         too_long = any(len(part.encode("utf-8", "replace")) > 255 for part in parts) or len(name) > 1000
         if name.startswith("/") or ".." in parts or "\0" in name or too_long:
-            problems.append(f"provenance.json names {name[:80]!r}, which is no file of the folder")
+            problems.append(f"provenance.json names {name[:80]!r}, which is not in the folder")
         else:
             found[name] = digest
     return found

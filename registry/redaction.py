@@ -1,4 +1,4 @@
-"""Text without secrets: for errors, logs and rows, whoever wrote the text."""
+"""Text without secrets: for errors, logs and rows, from any source."""
 
 from __future__ import annotations
 

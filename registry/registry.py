@@ -61,7 +61,7 @@ class Registry:
             raise StoreError(f"cannot create the home folder {settings.home}: {error.strerror}") from error
         # first: where it is refused, nothing else is made
         if settings.store_folder is not None and not settings.store_shared:
-            with suppress(OSError):  # told when the store is made
+            with suppress(OSError):  # reported when the store is created
                 private_folder(settings.store_folder)
         if is_remote(settings.store_url):
             settings.own_folder("cache")

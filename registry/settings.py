@@ -157,8 +157,8 @@ def _refuse_foreign(path: Path, given: Mapping[str, str], *, or_root: bool = Fal
         why = f"{path} cannot be looked at: {error.strerror}"
     if why is not None and (setting := sorted(given.keys() - harmless)):
         raise UsageError(
-            f"{path} sets {', '.join(setting)} and is not yours alone: {why}",
-            hint="if it is meant, own it and its folder and run `chmod go-w` on both"
+            f"{path} sets {', '.join(setting)} and can be changed by others: {why}",
+            hint="to use it, own the file and its folder and run `chmod go-w` on both"
             + ("; otherwise remove it, or set XDG_CONFIG_HOME" if or_root else OTHERWISE),
         )
 

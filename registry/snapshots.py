@@ -47,7 +47,7 @@ def expected(file: RepoFile) -> Expected:
     """By the Hub's listing. Raises HubError where what it lists is no digest."""
     found = Expected(file.blob_id, file.size) if file.lfs is None else Expected(file.lfs.sha256, file.lfs.size)
     if not (_GIT if file.lfs is None else _SHA256).fullmatch(found.digest):
-        raise HubError(f"the Hub lists {file.path!a:.200} with {found.digest!a:.80}, which is no digest")
+        raise HubError(f"the Hub lists {file.path!a:.200} with {found.digest!a:.80}, which is not a digest")
     return found
 
 

@@ -121,7 +121,7 @@ def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) 
     if adapter.archived_at is not None:
         raise ConflictError(
             f"{adapter.ref} is archived",
-            hint=f"take it into use again: `reccocktail adapter archive {adapter.ref} --base {adapter.base} --undo`",
+            hint=f"make it active again: `reccocktail adapter archive {adapter.ref} --base {adapter.base} --undo`",
         )
     return adapter
 
@@ -130,7 +130,7 @@ def served_base(registry: Registry, model: str, revision: str | None, named: str
     """The base model that a server which loaded `model` (a folder, or a Hub repo at a revision) serves.
 
     A folder is shown to be a base by its own bytes: configuration and weights. A Hub repo is shown to be one by the commit,
-    or is taken for the one `named`, at the word of whoever set it. Raises NotFoundError, BaseMismatchError, UsageError.
+    or is taken for the one `named` by the user. Raises NotFoundError, BaseMismatchError, UsageError.
     """
     candidates = [registry.bases.get(named)] if named else registry.bases.list()
     if not candidates:
@@ -141,7 +141,7 @@ def served_base(registry: Registry, model: str, revision: str | None, named: str
         same = [base for base in candidates if told[base.name] is None]
         if not same:
             raise BaseMismatchError(
-                f"{model} is no base model of the registry: "
+                f"{model} is not a base model of the registry: "
                 + "; ".join(f"it differs from {name} in {what}" for name, what in told.items()),
                 hint="serve the registry's own copy; `reccocktail resolve REF --format vllm` prints the command",
             )
@@ -151,7 +151,7 @@ def served_base(registry: Registry, model: str, revision: str | None, named: str
             return candidates[0]
         if not same:
             raise BaseMismatchError(
-                f"{model} is not shown to be a base model of the registry", hint=_how(model, candidates)
+                f"{model} could not be identified as a base model of the registry", hint=_how(model, candidates)
             )
     if len(same) > 1:
         names = ", ".join(base.name for base in same)
@@ -208,7 +208,7 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     """A copy of the adapter that PEFT loads as it is: its configuration names the base's folder on this machine.
 
     `target` must not exist, and does not afterwards if this fails. Answers with the base's folder.
-    Raises StoreError, ConflictError if somebody made `target` meanwhile, OSError.
+    Raises StoreError, ConflictError if `target` was created meanwhile, OSError.
     """
     base = registry.bases.folder(registry.bases.get(found.adapter.base))
     with whole_folder(target) as staged:
@@ -221,7 +221,7 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
 
 
 def _for_other_bases(registry: Registry, ref: str | Reference, base: str) -> str | None:
-    registry.bases.get(base)  # one that is not there is the mistake to be told
+    registry.bases.get(base)  # a base that does not exist is the error to report
     having = []
     for other in registry.bases.list():
         try:

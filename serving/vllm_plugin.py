@@ -1,8 +1,8 @@
 """vLLM's side of serving: a LoRA resolver that answers `domain@alias` from the registry. Only vLLM imports this module.
 
 Two entry points of one name. `register` (`vllm.general_plugins`) enters the resolver; `Introduction` (`vllm.endpoint_plugins`,
-loaded where VLLM_PLUGINS names it) tells it what is served, adds no route, and stops a server in which the base model could
-answer in an adapter's place. Until it has been told, the resolver knows no name.
+loaded where VLLM_PLUGINS names it) informs it what is served, adds no route, and stops a server in which the base model could
+answer in an adapter's place. Until then, the resolver knows no name.
 
 https://docs.vllm.ai/en/latest/design/lora_resolver_plugins
 """
@@ -49,11 +49,11 @@ logger = init_logger(f"vllm.plugins.{NAME}")
 
 
 class _Request(LoRARequest, weakref=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]  a msgspec struct
-    """One that tells when vLLM has let it go: it is held while the name is loaded, and by each answer that is made with it."""
+    """One that reports when vLLM has released it: it is held while the name is loaded, and by each answer that is made with it."""
 
 
 class Resolver(LoRAResolver):
-    """Names that the registry knows become LoRA requests or errors; of other names it says that it does not know them."""
+    """Names that the registry knows become LoRA requests or errors; other names are unknown to it."""
 
     def __init__(self) -> None:
         self._registry: Registry | None = None
@@ -69,7 +69,7 @@ class Resolver(LoRAResolver):
         """And of those before it."""
 
     def introduce(self, registry: Registry, base: Base, limits: Any) -> None:
-        """Tells what is served: from now on it answers. `limits` is vLLM's LoRAConfig."""
+        """Sets what is served: from now on it answers. `limits` is vLLM's LoRAConfig."""
         self._registry, self._base, self._limits = registry, base, limits
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -90,7 +90,7 @@ class Resolver(LoRAResolver):
         if found is None:
             return None
         adapter, request = found
-        # here and not in the thread, which goes on when the client has left and nothing is loaded
+        # here and not in the thread, which continues when the client has left and nothing is loaded
         self._digests[lora_name] = adapter.digest
         request.lora_name = self._new_name(lora_name, adapter)
         logger.info("%s is %s, %s", lora_name, adapter.ref, adapter.digest)
@@ -106,7 +106,7 @@ class Resolver(LoRAResolver):
     async def release(self) -> None:
         """Ends the use of trees with which nothing was answered any more at the look before.
 
-        Not at once: vLLM's engine hears of a request that was given up a moment later than whoever gave it up.
+        Not at once: vLLM's engine hears of an aborted request a moment later than its client.
         """
         await asyncio.to_thread(self._release)
 
@@ -132,7 +132,7 @@ class Resolver(LoRAResolver):
 
     def _refuse_unless_fit(self, found: serving.Servable) -> None:
         found.refuse_unless_plain()
-        try:  # what vLLM itself refuses, which it tells its log alone
+        try:  # what vLLM itself refuses, and only writes to its log
             helper = PEFTHelper.from_local_dir(str(found.folder), None)
             helper.validate_legal(self._limits)
         except (ValueError, TypeError, KeyError) as error:
@@ -151,8 +151,8 @@ class Resolver(LoRAResolver):
     def _new_name(self, name: str, adapter: Adapter) -> str:
         """What vLLM calls what it answers with: the name, the version where it may come to mean another, never the same twice.
 
-        In a batch vLLM tells adapters apart by what they are called, and numbers each one anew that it is given. Were two of
-        them called the same while requests for the older one go on, it would load one alone, and end for want of the other.
+        In a batch vLLM distinguishes adapters by their names, and numbers each one anew that it is given. Were two of
+        them have the same name while requests for the older one run, it would load only one, and fail without the other.
         """
         shown = name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
         self._called[shown] += 1
@@ -168,7 +168,7 @@ class Resolver(LoRAResolver):
 
 
 class Introduction:
-    """Tells the resolver what is served, before the server takes requests."""
+    """Informs the resolver what is served, before the server takes requests."""
 
     name = NAME
     required_tasks = None
@@ -217,9 +217,7 @@ def _checked(registry: Registry, config: Any, names: list[str]) -> Base:
     if config.lora_config is None:
         raise UsageError("vLLM was started without adapters", hint="add --enable-lora and --max-lora-rank")
     if config.lora_config.target_modules:
-        raise UsageError(
-            "with --lora-target-modules vLLM leaves parts of adapters out without a word", hint="leave it out"
-        )
+        raise UsageError("with --lora-target-modules vLLM silently ignores parts of adapters", hint="leave it out")
     if config.load_config.load_format not in READ_BY_VLLM:
         raise UsageError(
             f"with --load-format {config.load_config.load_format} it is not known which weights are served",
@@ -270,7 +268,7 @@ async def _unload(models: Any, name: str) -> None:
 
 
 def _told(name: str, error: Exception) -> GracefulHTTPError:
-    """What the client gets. Of the registry's own troubles it is told no more than that there are some."""
+    """What the client gets. It learns only that the registry has a problem, not which."""
     if isinstance(error, NotFoundError):
         return GracefulHTTPError(str(error), HTTPStatus.NOT_FOUND)
     if isinstance(error, UsageError | ConflictError | UnsupportedAdapterError | BaseMismatchError):

@@ -34,7 +34,7 @@ def candidates(data: DomainData, example: Example, n_negatives: int, seed: int) 
         raise DataError(
             f"{data.name} has only {len(offered) - 1} items that user {example.user_id!r} never took, "
             f"and {n_negatives} negatives are asked for",
-            hint="ask for fewer negatives",
+            hint="set fewer negatives",
         )
     rng.shuffle(offered)
     return tuple(offered)

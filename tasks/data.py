@@ -1,4 +1,4 @@
-"""A domain's data: items and per-user histories, with a digest over what they say, and the facts that tell how good they are."""
+"""A domain's data: items and per-user histories, with a digest over what they say, and facts about its quality."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def is_missing(text: str) -> bool:
 
 
 def unescaped(text: str) -> str:
-    """The text with the characters that its HTML entities stand for, once: "&amp;lt;" becomes "&lt;"."""
+    """The text with the characters that its HTML entities represent, once: "&amp;lt;" becomes "&lt;"."""
     return ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
 
 

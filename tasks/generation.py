@@ -1,4 +1,4 @@
-"""Ranking by what a language model says: a list of titles, read as it stands. The way the paper measures."""
+"""Ranking by what a language model says: a list of titles, read as it is. RecCocktail's paper measures in this way."""
 
 from __future__ import annotations
 

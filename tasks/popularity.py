@@ -1,4 +1,4 @@
-"""Popularity: what most people took, offered to everybody. The yardstick that every recommender has to beat."""
+"""Popularity: what most people took, offered to everybody. The baseline that every recommender has to beat."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def known(data: DomainData, split: Split) -> list[tuple[str, ...]]:
     """What a recommender may learn from before it is asked for the split's targets: per user, titled items, oldest first.
 
     For `test` and `cold` that is all but the user's last item, so training and validation positions and the first item,
-    which is nobody's target; for `validation` all but the last two. Users with less than that have an empty tuple. Raises
+    which is no user's target; for `validation` all but the last two. Users with less than that have an empty tuple. Raises
     TaskError for `train`: before its targets nothing is known.
     """
     if split == "train":
-        raise TaskError("nothing is known before the targets of the train split", hint="ask for test or validation")
+        raise TaskError("the train split has no history before its targets", hint="use test or validation")
     targets = 2 if split == "validation" else 1
     return [taken[:-targets] for taken in data.by_user.values()]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
 DEFAULT_TEMPLATE = "next-title"
-ANSWER_MARK = "ANSWER-ENDS-HERE"  # stands for an answer where only what follows it is asked
+ANSWER_MARK = "ANSWER-ENDS-HERE"  # replaces an answer where only the text after it matters
 NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
@@ -76,7 +76,7 @@ class Template(BaseModel):
 
     @property
     def mark(self) -> str:
-        """The separator without the blanks around it, unless it is blank itself: what tells two titles apart."""
+        """The separator without the blanks around it, unless it is blank itself: what separates two titles."""
         return self.separator.strip() or self.separator
 
     @property

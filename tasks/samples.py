@@ -13,7 +13,7 @@ General rules, the same in every shop, which a base spirit can learn anywhere:
 The rule of a single shop, which only its ingredient can learn:
 
 - `order`: the next product of a routine (cleanser, toner, serum, …) or the next number of a series (Retinol 1, Retinol 2, …),
-  of any brand. No word of a title tells what comes next in a routine, and the word "Retinol" fits the wrong numbers as well.
+  of any brand. No word of a title shows what comes next in a routine, and the word "Retinol" fits the wrong numbers as well.
 
 And `whim`: anything at all. The first purchase, `opening`, is of a shopper's taste in brand and tier or, in a young shop, a
 place to start the shop's order from.
@@ -62,7 +62,7 @@ class Product:
 
     @property
     def step(self) -> str:
-        """What it is in an order, whoever makes it: "Toner" at any price, "Retinol 2"."""
+        """What it is in an order, of any brand: "Toner" at any price, "Retinol 2"."""
         return self.name if self.variant in TIERS else f"{self.name} {self.variant}"
 
 
@@ -137,7 +137,7 @@ class SampleDomain:
         return [p for p in self.catalogue if (p.brand, p.variant) == (last.brand, last.variant) and p.step != due]
 
     def next_in_order(self, taken: Sequence[Product]) -> list[Product]:
-        """Goes on from the last purchase that belongs to an order; the end of a series leaves nothing to go on to."""
+        """Continues from the last purchase that belongs to an order; after the end of a series there is none."""
         places = [product.step for product in taken if any(product.step in order.steps for order in self.orders)]
         due = self.successors.get(places[-1]) if places else None
         return [product for product in self.catalogue if product.step == due]

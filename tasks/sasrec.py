@@ -1,6 +1,6 @@
-"""SASRec (Kang & McAuley 2018, arXiv 1808.09781): self-attention over item ids, the yardstick that knows no titles.
+"""SASRec (Kang & McAuley 2018, arXiv 1808.09781): self-attention over item ids, a baseline that reads no titles.
 
-As in the paper: learned positions, causal self-attention blocks, item embeddings shared between input and output. Other than
+As in the paper: learned positions, causal self-attention blocks, item embeddings shared between input and output. Unlike
 the paper: the loss is the cross-entropy over all items instead of binary cross-entropy with one sampled negative, which later
 work (Klenitskiy & Vasilev 2023, arXiv 2309.07602) found stronger; layer norms stand before the blocks, activations are GELU.
 """
@@ -97,7 +97,7 @@ def rank_by_sasrec(
     Of what each user is `known` to have taken, the last item is held out to stop by; the weights of the epoch with the best
     NDCG@10 on it, among 99 sampled negatives, are kept. So for `test` the training and validation positions serve as such. An
     item that occurs in no training sequence has an embedding that was only ever pushed away. Equal scores count against the
-    target. `progress` is told (epochs done, epochs at most). Raises TaskError without anything to train on.
+    target. `progress` receives (epochs done, epochs at most). Raises TaskError without anything to train on.
     """
     numbers = {item_id: number for number, item_id in enumerate(data.titled, start=1)}
     sequences = [[numbers[item_id] for item_id in taken] for taken in known(data, split)]
@@ -128,7 +128,7 @@ def _trained(
     lessons = _padded([s[:-1] for s in sequences if len(s) > 2], options.length + 1)
     exam = [s for s in sequences if len(s) > 1]
     if not len(lessons):
-        raise TaskError("SASRec has nothing to learn from", hint="users need at least 4 interactions")
+        raise TaskError("SASRec has no training data", hint="users need at least 4 interactions")
     asked = _padded([s[:-1] for s in exam], options.length).to(device)
     offered = torch.tensor([[s[-1], *_negatives(set(s), items)] for s in exam], device=device)
     model = SasRec(items, options).to(device)
@@ -139,7 +139,7 @@ def _trained(
         for batch in torch.randperm(len(lessons)).split(options.batch_size):
             rows = lessons[batch].to(device)
             taken, wanted = rows[:, :-1], rows[:, 1:]
-            counts = taken != PAD  # what comes first is nobody's to predict
+            counts = taken != PAD  # the first item cannot be predicted
             loss = F.cross_entropy(model.scores(model(taken)[counts]), wanted[counts])
             optimiser.zero_grad()
             loss.backward()

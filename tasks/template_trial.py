@@ -42,7 +42,7 @@ def _problem(request: dict[str, Any], render: Any) -> str | None:
             )
         except MemoryError:
             return "takes too much memory, and was stopped"
-        except Exception:  # noqa: BLE001, S112  what else is wrong with it is for whoever uses it to tell
+        except Exception:  # noqa: BLE001, S112  other problems with it are reported by its user
             continue
         if len(texts[0]) > spoken + request["most"]:
             return f"makes {len(texts[0]):,} characters of a conversation that has {spoken:,}"

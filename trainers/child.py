@@ -2,7 +2,7 @@
 
 The command writes the job to the run's folder and starts `python -m reccocktail.trainers.child`, a fresh interpreter that
 loads the trainer, trains and leaves `result.json`. Progress and what went wrong come back as lines of JSON through a pipe that
-nothing else writes to. Whatever a trainer does to its process, the command is there to tell.
+nothing else writes to. Whatever a trainer does to its process, the command reports it.
 
 Standard input is a leash: it ends when the command does, whichever way, and then the child ends too.
 """
@@ -39,13 +39,13 @@ STALL_SECONDS = 30 * 60.0
 GRACE_SECONDS = 15.0
 """How long a child that was asked to end has for its last words."""
 POLL_SECONDS = 0.2
-RESUME = "the same command with --resume goes on from the last checkpoint"
+RESUME = "run the same command with --resume to continue from the last checkpoint"
 SIGNALS = {
     signal.SIGKILL: "often the machine ran out of memory: see `dmesg`, and train with smaller batches",
-    signal.SIGSEGV: "it crashed in compiled code; where is told above",
+    signal.SIGSEGV: "it crashed in compiled code; the location is shown above",
     signal.SIGBUS: "it crashed in compiled code, or the disk or shared memory is full",
-    signal.SIGABRT: "it gave up in compiled code; why is told above",
-    signal.SIGTERM: "somebody, or the system, asked it to end",
+    signal.SIGABRT: "it aborted in compiled code; the reason is shown above",
+    signal.SIGTERM: "a user or the system stopped it",
     signal.SIGXCPU: "it reached its limit of processor time",
 }
 
@@ -122,7 +122,7 @@ class _Child:
             elif not open_:
                 time.sleep(POLL_SECONDS)
             if self._stall_seconds is not None and time.monotonic() - heard > self._stall_seconds:
-                _signal_group(process, signal.SIGUSR1)  # tells on stderr where it stands
+                _signal_group(process, signal.SIGUSR1)  # prints its stack to stderr
                 time.sleep(POLL_SECONDS)
                 if finished(self._run.job.folder) is not None:  # it hangs on the way out
                     _end(process, signal.SIGTERM)
@@ -152,14 +152,14 @@ class _Child:
             raise TrainerError(f"{self._who} was ended by signal {-code} ({name}){why}", hint=RESUME)
         if code:
             raise TrainerError(f"{self._who} ended its process with exit code {code} before it was done", hint=RESUME)
-        raise TrainerError(f"{self._who} ended its process before it was done, as if all were well", hint=RESUME)
+        raise TrainerError(f"{self._who} ended its process with exit code 0 before it was done", hint=RESUME)
 
 
 def _end(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
     """Ask it to end, wait a while, then end it and all that it started. A second Ctrl-C cuts the waiting short."""
     try:
         if first is signal.SIGINT:
-            # Python's own children are told by their parent, as on a terminal they would be by both
+            # Python's own children get the signal from their parent; on a terminal they would get it twice
             process.send_signal(first)
         else:
             _signal_group(process, first)

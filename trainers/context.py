@@ -24,7 +24,7 @@ GIT_SECONDS = 10
 def known_context(
     trainer: Trainer, role: str, options: BaseModel, data: Sequence[DomainData], base: Base, device: str
 ) -> dict[str, Any]:
-    """What is known before training starts; the trainer adds what only it can tell, such as its tasks' digests."""
+    """What is known before training starts; the trainer adds what only it knows, such as its tasks' digests."""
     package = package_of(trainer)
     context: dict[str, Any] = {
         "trainer": trainer.name,
@@ -52,7 +52,7 @@ def template_of(options: BaseModel) -> dict[str, str] | None:
         return None
     try:
         template = load_template(name)
-    except TaskError:  # for the trainer to tell, if it is wrong
+    except TaskError:  # the trainer reports it, if it is wrong
         return None
     return {"name": template.name, "digest": template.digest}
 

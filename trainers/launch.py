@@ -41,16 +41,16 @@ class Launch:
         return cls(rank, size)
 
     def tell(self, state: str) -> None:
-        """As the first process, tell the others what comes now."""
+        """As the first process, send the others the next state."""
         self._store.set("state", state)
 
     def hear(self, wait_seconds: float | None = None) -> str:
-        """What the first process tells, after waiting for it. Raises TrainerError when it says nothing or is gone."""
+        """The state that the first process sends, after waiting for it. Raises TrainerError if it sends nothing or is gone."""
         try:
             self._store.wait(["state"], timedelta(seconds=wait_seconds or WAIT_SECONDS))
             return self._store.get("state").decode()
         except RuntimeError as error:  # a timeout or a lost connection
-            raise TrainerError(f"process {self.rank} heard nothing of the first one: {error}") from error
+            raise TrainerError(f"process {self.rank} got no message from the first one: {error}") from error
 
     @cached_property
     def _store(self) -> Any:

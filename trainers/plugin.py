@@ -36,7 +36,7 @@ class TrainerError(RecCocktailError):
 class TrainingJob:
     """What a trainer is asked to do.
 
-    `folder` is the run's own working folder: checkpoints and the adapter's folder go there, and with `resume` training goes
+    `folder` is the run's own working folder: checkpoints and the adapter's folder go there, and with `resume` training continues
     on from what it finds there. `progress` takes (steps done, steps in all, newest figures); it is the sign of life as well:
     a trainer that does not call it for `train --stall-timeout` is taken for hung and stopped. `device` is `cpu`, `cuda`, …
     """
@@ -82,7 +82,7 @@ class PluginDomain:
     """A domain that a plugin brings: a new field to recommend in.
 
     `data` is a folder in any format of docs/data.md, or a function that writes such a folder into the empty one it is given.
-    `recipe` is the name of a shipped recipe or a file; None stands for `default`.
+    `recipe` is the name of a shipped recipe or a file; None means `default`.
     """
 
     name: str

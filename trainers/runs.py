@@ -29,7 +29,7 @@ from .launch import Launch
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, package_of, stdout_kept
 
 RESULT = "result.json"
-CONTRACT = "for the trainer's author: `check_trainer` in reccocktail.trainers.testing tells what the contract asks for"
+CONTRACT = "for the trainer's author: run `check_trainer` of reccocktail.trainers.testing to check the contract"
 WHERE = "`reccocktail --traceback train …` shows where"
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -65,9 +65,9 @@ def train_and_register(
 ) -> Adapter:
     """Train on the domains' data and register what comes out.
 
-    With `resume`, a run of the same base, data and options goes on from its last checkpoint, or is taken as it is when
+    With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if
     it had finished; without, it starts over. `carry_out` is `in_this_process` unless another way is given, such as that of
-    `child.in_a_child`. As the first of a `launch`, the process tells the others when the folder is ready.
+    `child.in_a_child`. As the first of a `launch`, the process informs the others when the folder is ready.
     Raises TrainerError, and whatever registering can raise.
     """
     with _told(launch) as tell:
@@ -113,8 +113,8 @@ def take_part(
         return
     if not run.job.folder.is_dir():
         raise TrainerError(
-            f"process {launch.rank} does not see the run's folder {run.job.folder} that the first one has made",
-            hint="all machines of a training need one home on a shared file system",
+            f"process {launch.rank} does not see the run folder {run.job.folder} that the first process created",
+            hint="all machines of a training need the same home on a shared file system",
         )
     _trained(run)
 
@@ -138,7 +138,7 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
     if not isinstance(result, TrainingResult):
         raise _broken(f"{who} returned {type(result).__name__}, not a TrainingResult")
     if not isinstance(result.adapter, Path):
-        raise _broken(f"{who} returned {result.adapter!r} for its adapter, which is no Path")
+        raise _broken(f"{who} returned {result.adapter!r} for its adapter, which is not a Path")
     adapter, folder = result.adapter.resolve(), job.folder.resolve()
     if not adapter.is_relative_to(folder):
         raise _broken(f"{who} left its adapter in {result.adapter}, outside its run folder {job.folder}")
@@ -152,7 +152,7 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
     for name, value in _mapping(result.metrics, f"{who} returned metrics").items():
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
         if number is None or not math.isfinite(number):
-            raise _broken(f"{who} returned the metric {name}={value!r}, which is no finite number")
+            raise _broken(f"{who} returned the metric {name}={value!r}, which is not a finite number")
         metrics[str(name)] = number
     context = dict(_mapping(result.context, f"{who} returned a context"))
     try:
@@ -173,7 +173,7 @@ def _broken(message: str, hint: str | None = None) -> TrainerError:
 
 
 def _trained(run: Run) -> TrainingResult:
-    """What the trainer returns, whatever that is. What it raises is told as its failure."""
+    """What the trainer returns, whatever that is. What it raises is reported as its failure."""
     who = f"trainer {run.trainer.name!r}"
     try:
         with stdout_kept():
@@ -219,7 +219,7 @@ def _run(
 
 @contextmanager
 def _told(launch: Launch | None) -> Iterator[Callable[[str], None]]:
-    """Tells the other processes of the launch what to do; that there is nothing to do if it fails before."""
+    """Sends the other processes of the launch what to do; if this fails before, that there is no work."""
     told = False
 
     def tell(state: str) -> None:
@@ -244,7 +244,7 @@ def _alone(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TrainerError("the same training is going on in another process", hint="wait for it to end") from None
+            raise TrainerError("the same training is running in another process", hint="wait for it to end") from None
         yield lock.fileno()
 
 

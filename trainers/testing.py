@@ -218,7 +218,9 @@ def _recorder(steps: list[tuple[int, int]]) -> Callable[[int, int, Mapping[str, 
 
 
 def _check_steps(steps: list[tuple[int, int]]) -> None:
-    assert steps, "the contract wants progress(done, total, figures) called: a silent training is taken for hung"
+    assert steps, (
+        "the contract wants progress(done, total, figures) called: a training without progress is stopped as hanging"
+    )
     done = [number for number, _ in steps]
     assert done == sorted(done), f"the contract wants progress that only grows; the steps got {done}"
     wrong = [(number, total) for number, total in steps if not 0 <= number <= total]

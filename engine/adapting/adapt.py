@@ -146,7 +146,7 @@ def adapt(
 ) -> Adaptation:
     """Search for the adapters' coefficients.
 
-    `progress` receives (prompts answered, prompts to answer at most), `tell` what a user should know before the search begins. With
+    `progress` receives (prompts answered, prompts to answer at most), `tell` receives what a user should know before the search begins. With
     `keep_best`, Ctrl-C ends the search with the best so far.
     Raises AdaptationError without prompts, where memory cannot do, or when an entropy is no number.
     """
@@ -379,15 +379,13 @@ def _with_warnings(found: Adaptation, interrupted: bool) -> Adaptation:
         None,
     )
     if interrupted:
-        said.append("the search was interrupted; this is the best that it had found. --force builds anew")
+        said.append("the search was interrupted; this is the best mix so far. Use --force to build again")
     elif alone and len(found.roles) > 1:
         said.append(
-            f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means sure, not right"
+            f"entropy is smallest for the {alone} alone, so nothing is mixed; low entropy means confident, not correct"
         )
     elif found.runs[found.chosen].stopped == IN_A_CORNER:
-        said.append(
-            "the search ran into a corner, where one adapter has all the weight; low entropy means sure, not right"
-        )
+        said.append("the search ended where one adapter has all the weight; low entropy means confident, not correct")
     said += [
         f"the {end.role} alone gives no finite entropy; it may be broken" for end in found.ends if end.entropy is None
     ]

@@ -41,7 +41,7 @@ class TokenSelection:
 class Answers:
     """Greedy answers to one batch of prompts, which are padded on the left so that answers line up.
 
-    `ids` and `mask` [n, width + length] hold prompts and answers, `counts` [n, length] tells the answer tokens that count,
+    `ids` and `mask` [n, width + length] hold prompts and answers, `counts` [n, length] marks the answer tokens that count,
     `entropies` [n] the mean entropy (nats, full vocabulary) of the distributions that those were drawn from.
     """
 
@@ -65,7 +65,7 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[in
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], counting: TokenSelection) -> Answers:
     """Decode greedily until every row has ended or has all tokens that count. A row counts up to its end-of-turn token.
 
-    The entropies have the model's gradient, unless torch is told to take none.
+    The entropies have the model's gradient, unless gradients are disabled in torch.
     """
     ends = answer_ends(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]

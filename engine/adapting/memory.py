@@ -18,7 +18,7 @@ MARGIN = 1.15  # beside what is kept: the tensors of the operation at work
 
 
 def available(device: str) -> int | None:
-    """Bytes that could be taken on a device now; None where it cannot be told."""
+    """Bytes that could be taken on a device now; None where that is unknown."""
     if device.startswith("cuda"):
         place = torch.device(device)
         kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)  # for what comes next
@@ -33,7 +33,7 @@ def available(device: str) -> int | None:
 
 
 def total() -> int | None:
-    """Bytes that this machine or container has in all; None where it cannot be told."""
+    """Bytes that this machine or container has in all; None where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))

@@ -106,7 +106,7 @@ def _expect_plain(part: Part) -> None:
         raise MergeError(
             f"{part.folder}: brings the head {head[0].name} for {part.facts.config.task}, so it answers with labels, and neither entropy"
             " nor ranking of words says anything of it",
-            hint="give coefficients instead of `adaptive`: `--recipe average`, say",
+            hint="give coefficients instead of `adaptive`, for example `--recipe average`",
         )
     more = [tensor.name for tensor in (*part.facts.saved, *part.facts.tokens)]
     more += [
@@ -118,5 +118,5 @@ def _expect_plain(part: Part) -> None:
     if more:
         raise MergeError(
             f"{part.folder}: {more[0]} cannot be mixed on a loaded model, where only LoRA on linear layers can",
-            hint="give coefficients instead of `adaptive`: merging honours it",
+            hint="give coefficients instead of `adaptive`: merging supports it",
         )

@@ -77,7 +77,7 @@ def grid_search(
 ) -> None:
     """Two adapters, one λ: every mix from the first alone to the second alone, evenly spaced."""
     seen: list[Point] = []
-    # Ends and middle first: whoever interrupts has looked at what matters most.
+    # Ends and middle first: an interrupted search has then seen the most important points.
     order = sorted(range(points), key=lambda step: (step not in (0, points // 2, points - 1), step))
     for step in order:
         share = round(step / (points - 1), 6)
@@ -99,7 +99,7 @@ def grid_search(
 
 @dataclass(frozen=True)
 class Constraint:
-    """Raw parameters, which Adam moves, and the coefficients that they stand for.
+    """Raw parameters, which Adam moves, and the coefficients that they represent.
 
     `along` is the part of a gradient that does not lead out of the constraint. Adam makes steps of equal size of all partials, so what
     they have in common must go before: projecting afterwards would undo the whole step where every adapter helps.

@@ -1,6 +1,6 @@
 """Carrying builds out: from claimed rows to merged checkpoints in the store.
 
-Builds over one base that were claimed together are made in one pass over it. What goes wrong with one of them is its own affair; what
+Builds over one base that were claimed together are made in one pass over it. A failure of one of them does not affect the others; what
 goes wrong with the pass makes each be tried alone. Whatever happens is written into the row, as soon as the database can be reached.
 """
 
@@ -49,7 +49,7 @@ TRAJECTORY = "adaptation.json"
 UNITS = {"adapt": "prompts", "merge": "bytes", "store": "bytes"}  # by stage
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total) in the stage's unit."""
+"""Receives (stage, done, total) in the stage's unit."""
 
 _Answer = TypeVar("_Answer")
 
@@ -63,7 +63,7 @@ class BuildOutcome:
 
 
 def worker_name(token: str | None = None) -> str:
-    """Host, process and thread: who holds a lease. By the `token` whoever started the worker can free what it held."""
+    """Host, process and thread: who holds a lease. With the `token` the process that started the worker can release its builds."""
     own = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident() % 100_000}"
     return f"{own}/{token}" if token else own
 
@@ -191,11 +191,11 @@ class _Job:
         self._note(text)
 
     def _safely(self, tell: Callable[[], None]) -> None:
-        """Who listens, and whether they still do, is nothing to the build."""
+        """A failing listener does not affect the build."""
         try:
             tell()
         except Exception as error:  # noqa: BLE001  a pipe that broke, an actor that died
-            self._note(f"could not be told: {type(error).__name__}: {error}")
+            self._note(f"the listener failed: {type(error).__name__}: {error}")
 
     def _note(self, text: str) -> None:
         with suppress(RecCocktailError):  # a line that could not be kept is no reason to stop
@@ -363,7 +363,7 @@ def _prepare(registry: Registry, job: _Job) -> None:
 
 def _expect(digest: str, recorded: str, what: str) -> None:
     if digest != recorded:
-        raise MergeError(f"{what} is not what the build was requested with: {digest}, recorded {recorded}")
+        raise MergeError(f"{what} is not the one that the build was requested with: {digest}, recorded {recorded}")
 
 
 class _LoadedOnce:
@@ -446,7 +446,7 @@ def _keep_trajectory(registry: Registry, build: Build, found: Adaptation, warnin
 
 
 def _staging(registry: Registry, job: _Job, staged: ExitStack, options: RunOptions) -> Path:
-    """A folder for the result, named after what is made: whoever takes the build over, or up again, goes on with its finished shards."""
+    """A folder for the result, named after what is made: a worker that takes the build over, or retries it, resumes after its finished shards."""
     work = None  # of an adapter, which is made in a moment
     if job.recipe.output.format == "checkpoint":
         about = [job.build.key, job.coefficients, options.device.partition(":")[0]]
@@ -455,7 +455,7 @@ def _staging(registry: Registry, job: _Job, staged: ExitStack, options: RunOptio
 
 
 def _merge_and_store(registry: Registry, jobs: Sequence[_Job], folders: Sequence[Path], options: RunOptions) -> None:
-    """Make the results in one pass. Papers and storing are each job's own affair, where there are several."""
+    """Make the results in one pass. Metadata files and storing are done per job, where there are several."""
     known = _merge(registry, jobs, folders, options)
     for job, out, digests in zip(jobs, folders, known, strict=True):
         with ExitStack() as stack:

@@ -38,7 +38,7 @@ class Freshness:
 
 
 def freshness_of(registry: Registry, domain: str, *, base: str | None = None) -> Freshness:
-    """A build of the present inputs makes a domain fresh even if others finished later: going back is no change."""
+    """A build of the current inputs makes a domain fresh even if others finished later: going back is no change."""
     row = registry.domains.get(domain)
     look = live_lookups(registry)
     now = _now(look, row, base)
@@ -145,8 +145,8 @@ def _judged(
             return Freshness("cold", ("no ingredient yet; a build would be the spirit alone",), None, *refs)
         return Freshness("unbuilt", (), None, *refs)
     if is_cold and any(adapter["role"] == "ingredient" for adapter in newest.inputs["adapters"]):
-        why = f"{domain.name!r} has no ingredient any more, which its newest build was made with"
-        return Freshness("blocked", (f"{why}; asked for by name, it is built without",), newest, *refs)
+        why = f"{domain.name!r} no longer has the ingredient of its newest build"
+        return Freshness("blocked", (f"{why}; request it by name to build without it",), newest, *refs)
     if current is None:
         return Freshness("stale", tuple(_moved(newest, now)) or ("engine format",), newest, *refs)
     if current.digest is None or not stored(current.digest):
@@ -161,9 +161,9 @@ def _explained(found: Freshness, domain: Domain, last: Build | None) -> Freshnes
     if build is None:
         why = None
     elif found.state == "fresh":
-        why = f"it is of the present inputs, by {recipe}"
+        why = f"it is of the current inputs, by {recipe}"
     elif build.own_recipe is None:
-        why = "it is the newest; whether by the domain's own recipe was not kept when it was asked for"
+        why = "it is the newest; it was not recorded whether it has the domain's own recipe"
     else:
         why = "it is the newest by the domain's own recipe" + (" of then" if "recipe" in found.reasons else "")
     is_trial = last is not None and last.own_recipe is False and (build is None or _later(last, build))

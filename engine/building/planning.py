@@ -1,7 +1,7 @@
 """Builds of a domain: what they would be made of, requests for them, how domains stand, and what came of them.
 
 A request resolves its inputs to digests and writes them into the row, so that a build depends on nothing that can move.
-What computes is imported where it is used: to tell how builds stand, torch is not needed.
+What computes is imported where it is used: torch is not needed to report the state of builds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -
             )
         template = look.template(recipe.adaptive.template)
         recipe.adaptive.expect_lists(template)
-        recipe = recipe.with_absolute_template()  # whoever carries the build out may work in another folder
+        recipe = recipe.with_absolute_template()  # the worker may run in another folder
         inputs["data"] = {"path": domain.data, "digest": look.data_digest(domain.data)}
         inputs["template"] = {"name": template.name, "digest": template.digest}
     return Plan(domain.name, base_model, recipe, inputs, _key(domain.name, recipe, inputs))
@@ -132,9 +132,9 @@ def data_digest(registry: Registry, folder: str) -> str:
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
-    """SHA-256 over everything that decides the weights and what their papers say of them.
+    """SHA-256 over everything that determines the weights and their metadata files.
 
-    The domain and the base's name are in the papers; where data and templates lie is not.
+    The domain and the base's name are in the metadata files; the paths of data and templates are not.
     """
     content = recipe.to_json()
     if recipe.adaptive is not None:
@@ -161,7 +161,7 @@ def request(
 ) -> Request:
     """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row.
 
-    One by another recipe than the domain's own is an experiment: it is built, and does not stand for the domain.
+    One by another recipe than the domain's own is an experiment: it is built, and does not represent the domain.
     """
     planned = plan(registry, domain, recipe, base=base)
     if "data" in planned.inputs and not registry.builds.has_reusable_build(planned.key, force=force):

@@ -1,6 +1,6 @@
 """Counters of a worker for Prometheus, served in its text format (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-Builds are counted as this worker, or one that it started, tells of them; how many wait is asked of the database at each scrape.
+Builds are counted as this worker, or one that it started, reports them; how many wait is asked of the database at each scrape.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ class Counters:
         except ImportError as error:
             raise UsageError(f"{error.name} is not installed", hint="pip install 'reccocktail[metrics]'") from error
         kept = CollectorRegistry()
-        self._begun = Counter("reccocktail_builds_begun", "Attempts at builds that were begun.", registry=kept)
-        self._ended = Counter("reccocktail_builds", "Attempts at builds, by how they ended.", ["end"], registry=kept)
+        self._begun = Counter("reccocktail_builds_begun", "Attempts at builds, started.", registry=kept)
+        self._ended = Counter("reccocktail_builds", "Attempts at builds, by outcome.", ["end"], registry=kept)
         self._seconds = Histogram(
-            "reccocktail_build_seconds", "What builds that succeeded took.", buckets=BUCKETS, registry=kept
+            "reccocktail_build_seconds", "Seconds per succeeded build.", buckets=BUCKETS, registry=kept
         )
         self._died = Counter("reccocktail_workers_died", "Worker processes or tasks that died.", registry=kept)
-        self._outages = Counter("reccocktail_database_outages", "Times without the database.", registry=kept)
+        self._outages = Counter(
+            "reccocktail_database_outages", "Number of times the database was unreachable.", registry=kept
+        )
         for end in ENDS:
             self._ended.labels(end)  # shown as 0 from the first scrape on
         kept.register(_Queue(registry))

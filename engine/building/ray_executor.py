@@ -105,7 +105,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _expect_an_answer(address: str | None) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    """Raises OSError where no server listens: Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
@@ -132,7 +132,7 @@ class _Driver:
         self._ray, self._registry, self._options, self._tell = ray, registry, options, tell
         self._cpus, self._gpus = cluster.cpus, cluster.gpus
         self._expect_shared(registry.settings)
-        # By value: what a task is told is in its arguments, which Ray shows nowhere; an environment it would show.
+        # By value: the settings are in a task's arguments, which Ray does not show; it would show an environment.
         self._about = _Job(registry.settings, options.device, cluster.cpus, options.actor)
         self._ear = _ear()
         self._tasks: list[_Task] = []
@@ -190,7 +190,7 @@ class _Driver:
             while waiting := self._ear.qsize():
                 for said in self._ear.get_nowait_batch(waiting):
                     self._hear(WorkerEvent.from_json(said))
-        except self._ray.exceptions.RayActorError:  # the machine that it was on is gone; tasks go on without it
+        except self._ray.exceptions.RayActorError:  # the machine that it was on is gone; tasks continue without it
             self._ear = _ear()
 
     def _see_to_ended_tasks(self) -> None:
@@ -255,7 +255,7 @@ class _Driver:
             return True
         why = f"no machine of the cluster has {self._cpus} CPU and {self._gpus:g} GPU, which each task asks for"
         if self._options.once:
-            raise UsageError(why, hint="ask for less by --cpus and --gpus, or add machines")
+            raise UsageError(why, hint="request less with --cpus and --gpus, or add machines")
         if "room" not in self._told:
             self._told.add("room")
             self._hear(WorkerEvent("blocked", detail=why))
@@ -294,7 +294,7 @@ class _Driver:
         self._hear(WorkerEvent("failed", failed.id, failed.domain, why))
 
     def _stop(self) -> None:
-        """Tasks are told to give their builds back; what they did not in time is freed."""
+        """Tasks are asked to return their builds; what they do not return in time is released."""
         answers = [task.answer for task in self._tasks]
         try:
             for answer in answers:
@@ -313,7 +313,7 @@ class _Driver:
 
 
 def _ear() -> Queue:
-    """What tasks tell us by, on this machine if it is one of the cluster."""
+    """The actor that receives the tasks' events, on this machine if it is part of the cluster."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -335,7 +335,7 @@ def _amount(resource: str, value: float) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """All that a task is told. `repr` hides the settings, whose database URL may have a password."""
+    """The arguments of a task. `repr` hides the settings, whose database URL may have a password."""
 
     settings: Settings = field(repr=False)
     device: str

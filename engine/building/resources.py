@@ -1,6 +1,6 @@
 """What a build will take of a machine, known before it starts: from the rows for placing it, from headers where it is made.
 
-Both are estimates from above. Adapting is told apart by its own rehearsal (`memory`), which a placement cannot wait for.
+Both are estimates from above. Adapting measures its own need (`memory`), which a placement cannot wait for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Workers: who takes queued builds and carries them out, until they are stopped or nothing is left.
 
 SQL owns the truth; an executor only places the work. `inline` works in this process; `process` starts worker processes on this
-machine and replaces those that die; `ray` (in `on_ray`) has tasks of a cluster do it. What happens is told as `WorkerEvent`s, one per
+machine and replaces those that die; `ray` (in `on_ray`) has tasks of a cluster do it. Events are reported as `WorkerEvent`s, one per
 change of a build's state. A database that cannot be reached for a while is waited for.
 """
 
@@ -34,7 +34,7 @@ AWAY_SECONDS = 1.0  # between attempts to reach a database
 END_SECONDS = 30.0  # for a worker process to give its builds back
 BROKEN_AFTER = 3  # processes or tasks one after the other that ended before they had begun a build
 GROUP = 8  # builds over one base in one pass: each is a result on the disk until all are done
-TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  by which whoever started a worker process frees its builds
+TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  with it the process that started a worker releases its builds
 NUM_WORKERS = "RECCOCKTAIL_WORKERS"  # how many such processes there are
 PARENT = "RECCOCKTAIL_WORKER_PARENT"  # the process that started it, with which it ends
 
@@ -89,7 +89,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 class DatabaseOutage:
-    """The time in which the database cannot be reached: told once, and waited out, at most for `patience` seconds."""
+    """The time in which the database cannot be reached: reported once, and waited for, at most for `patience` seconds."""
 
     def __init__(self, tell: Tell, patience: float | None) -> None:
         self._tell, self._patience = tell, patience
@@ -114,7 +114,7 @@ class DatabaseOutage:
         else:
             if self._since is not None:
                 self._since = None
-                self._tell(WorkerEvent("back", detail="the database answers again"))
+                self._tell(WorkerEvent("back", detail="the database is reachable again"))
 
 
 class StaleBuildPoller:
@@ -126,7 +126,7 @@ class StaleBuildPoller:
         self._told: set[str] = set()
 
     def look(self) -> None:
-        """Raises UnavailableError; a store that does not answer is told, and looked at again."""
+        """Raises UnavailableError; a store that does not answer is reported, and tried again."""
         if not self._wanted or time.monotonic() - self._looked < WATCH_SECONDS:
             return
         try:
@@ -136,7 +136,7 @@ class StaleBuildPoller:
         except RecCocktailError as error:
             if not error.retryable:
                 raise
-            self._tell(WorkerEvent("blocked", detail=f"what is stale cannot be told now: {error}"))
+            self._tell(WorkerEvent("blocked", detail=f"stale domains cannot be determined now: {error}"))
         self._looked = time.monotonic()
 
 
@@ -184,7 +184,7 @@ def inline(
         builds: list[Build] | None = None
         with outage.wait(), given_back(registry, me):
             if outage.is_on:  # a claim may have been made though its answer was lost
-                registry.builds.free(me, f"worker {me} did not hear that it has the build")
+                registry.builds.free(me, f"worker {me} was not confirmed as the holder of the build")
             watching.look()
             builds = registry.builds.claim_batch(me, options.group, num_workers=crew.size)
         if builds is None:
@@ -242,7 +242,7 @@ def request_what_is_stale(
 ) -> list[Build]:
     """Builds of all domains whose inputs moved, or that were never built though there is something to mix.
 
-    What has failed or was cancelled with these very inputs is not asked for again, but told, once for what is in `told`.
+    What has failed or was cancelled with these very inputs is not requested again, but reported, once per build in `told`.
     """
     asked = []
     told = set() if told is None else told
@@ -303,7 +303,7 @@ def processes(
         while True:
             for child in [child for child in running if not child.is_alive]:
                 running.remove(child)
-                if child.has_ended:  # its exit code tells of its builds, not of itself
+                if child.has_ended:  # its exit code is about its builds, not about itself
                     continue
                 gone.append(child)
                 # a signal came from outside, and without a database none can start
@@ -334,7 +334,7 @@ def processes(
     finally:
         try:
             _end(running)
-        finally:  # also if we are told a second time that it is enough
+        finally:  # also if a second signal arrives
             for child in running:
                 child.stop(signal.SIGKILL)
             with suppress(UnavailableError):  # otherwise their leases run out

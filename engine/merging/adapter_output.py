@@ -354,7 +354,7 @@ class _Plan:
             why = f"holds DoRA in {mix.called(dora)}" if dora else f"is mixed by {mix.method.name!r}"
             if mix.rank is None:
                 raise MergeError(
-                    f"{name} {why}, whose delta is of full rank", hint=f"give a rank to cut it to, or {AS_CHECKPOINT}"
+                    f"{name} {why}, whose delta has full rank", hint=f"give a rank to cut it to, or {AS_CHECKPOINT}"
                 )
             if first.experts > 1:
                 raise MergeError(f"{name} {why}, which an adapter cannot hold for experts", hint=AS_CHECKPOINT)
@@ -489,7 +489,7 @@ def _nested(low_rank: Mapping[str, tuple[_Use, ...]], mix: _Mix) -> dict[str, st
     """{weight: key of its A} for what PEFT targets as parameters rather than modules.
 
     Several parameters of one module lie in each other in the file, in the order that the module has them; an adapter that has
-    all of them tells that order. Raises MergeError if none has.
+    all of them determines that order. Raises MergeError if none has.
     """
     targets: dict[str, dict[int, dict[str, str]]] = {}
     for name, used in low_rank.items():

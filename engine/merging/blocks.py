@@ -76,7 +76,7 @@ class ShardScheduler:
             self._busy[lane] += 1
         try:
             future.set_result(job(*arguments))
-        except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+        except BaseException as error:  # noqa: BLE001  the caller that asks for the result gets it
             future.set_exception(error)
         finally:
             with self._lock:
@@ -84,7 +84,7 @@ class ShardScheduler:
 
 
 class _Countdown:
-    """Tells the last of several jobs that it is the last."""
+    """Informs the last of several jobs that it is the last."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -49,7 +49,7 @@ class CardInput:
     ref: str
     digest: str
     repo: str | None = None  # on the Hub
-    licence: str | None = None
+    license: str | None = None
     trainer: str | None = None  # with its version
     template: str | None = None
     data: tuple[CardData, ...] = ()
@@ -137,8 +137,8 @@ class CardFacts:
     base_revision: str | None = None
     license_name: str | None = None
     license_link: str | None = None
-    license_given: bool = False  # named by whoever publishes, not followed from the parts
-    base_licence: str | None = None
+    license_given: bool = False  # named by the publisher, not derived from the parts
+    base_license: str | None = None
     languages: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()  # the Hub's ids
     evaluations: tuple[CardEvaluation, ...] = ()

@@ -1,4 +1,4 @@
-"""What a merge has finished so far, so that a killed one goes on: a note in the folder of the result being made.
+"""What a merge has finished so far, so that a killed one can resume: a note in the folder of the result being made.
 
 A shard is noted when its bytes are on the disk. The notes count only for the inputs they were made from.
 """
@@ -22,7 +22,7 @@ NOTES = ".progress.json"
 
 
 class Journal:
-    """The notes of one result folder; `key` tells the digest of all inputs, and may take its time to find it."""
+    """The notes of one result folder; `key` returns the digest of all inputs, which may take a while."""
 
     def __init__(self, folder: Path, key: Callable[[], str]) -> None:
         self._folder = folder

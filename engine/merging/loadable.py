@@ -134,7 +134,7 @@ def _expect_no_new(model: Any, found: _Findings, known: _Findings, hint: str) ->
 
 
 def _expect_all_wanted(load: Callable[[Shapes], _Findings], shapes: Shapes, before: Shapes, found: _Findings) -> None:
-    """A tensor that the base does not have must be one that is missed without it: a second head is read by nobody, or instead of
+    """A tensor that the base does not have must be one that is missed without it: a second head is not read, or is read instead of
     the first."""
     for name in sorted(shapes.keys() - before.keys()):
         rest = {other: shape for other, shape in shapes.items() if other != name}
@@ -152,7 +152,7 @@ def _some(names: frozenset[str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and reports of transformers' own, and nobody else meanwhile."""
+    """No progress bars and reports of transformers, and one thread at a time."""
     from transformers.utils import logging as theirs
 
     with _loading:

@@ -9,7 +9,7 @@ def rank_patterns(ranks: Mapping[str, int], common: int) -> dict[str, int]:
     """PEFT's `rank_pattern` for what has another rank than `common`: {regular expression for the end of a name: rank}.
 
     PEFT takes the first key that fits `(.*\\.)?(key)$`. Each key here is the shortest dotted end that only names of one
-    rank have, so at most one rank fits a name; a name that is the end of another is told apart by `^`. Short keys
+    rank have, so at most one rank fits a name; a name that is the end of another is marked by `^`. Short keys
     also keep PEFT quick, which tries every key on every module.
     """
     by_end: dict[str, set[int]] = {}
@@ -29,7 +29,7 @@ def target_modules(adapted: Collection[str], tensors: Collection[str]) -> list[s
     known = {module for tensor in tensors for module in _around(tensor)}
     last = {name.rpartition(".")[2] for name in adapted}
     others = {name for name in known - set(adapted) if name.rpartition(".")[2] in last}
-    # a name that is not the checkpoint's tells that the model's modules may have yet other names
+    # a name that is not the checkpoint's shows that the model's modules may have yet other names
     plain = all(name in known for name in adapted)
     return sorted(last) if plain and not others else sorted(adapted)
 

@@ -83,7 +83,7 @@ class TensorReport:
 class MergeReport:
     """What a merge did, per target weight, and which files of the base were carried or left out.
 
-    `notes` tell what a reader of the result should know, such as a head that is no longer tied. `digests` are the SHA-256 of
+    `notes` are what a reader of the result should know, such as a head that is no longer tied. `digests` are the SHA-256 of
     the weight files. `tokenizer` says whose it is where it is not the base's. `seconds` per stage: while `merge` lasts, all shards but the last are synced too.
     """
 

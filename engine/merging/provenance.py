@@ -1,4 +1,4 @@
-"""The papers of a merged checkpoint: its recipe, its card, and where it comes from.
+"""The metadata files of a merged checkpoint: recipe, model card and provenance.
 
 provenance.json is an in-toto Statement with a SLSA provenance predicate.
 

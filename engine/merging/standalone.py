@@ -1,4 +1,4 @@
-"""Merging folders without a registry: the same engine, the same checks, the same papers."""
+"""Merging folders without a registry: the same engine, the same checks, the same metadata files."""
 
 from __future__ import annotations
 

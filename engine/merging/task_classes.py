@@ -81,7 +81,7 @@ def _class_names(task: str) -> Mapping[str, Any]:
 
 
 def notes_of(base_folder: Path, config: Mapping[str, object]) -> Collection[str]:
-    """What somebody who loads the result should know."""
+    """What a user who loads the result should know."""
     (name,) = config["architectures"]  # pyright: ignore[reportGeneralTypeIssues]
     count = len(config["id2label"])  # pyright: ignore[reportArgumentType]
     notes = [

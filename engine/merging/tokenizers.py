@@ -87,7 +87,7 @@ def _take(
         # the one with the most tokens; of several, the last, which is the ingredient's
         bringer, kept = max(enumerate(whole), key=lambda numbered: (len(numbered[1][1].tokens or ()), numbered[0]))[1]
         labels.append(bringer.label)
-        choice.notes.append(f"the tokenizer is that of {bringer.label}, which differs from the base's")
+        choice.notes.append(f"the tokenizer is taken from {bringer.label}, which differs from the base's")
         _say_others(choice, bringer, kept, whole)
     files = {name: kept.folder / name for name in kept.files}
     if not (whole and kept.has_template):
@@ -98,7 +98,7 @@ def _take(
             files |= {name: source.folder / name for name in source.templates}
         if template:
             labels.append(template[0].label)
-            choice.notes.append(f"the chat template is that of {template[0].label}, which differs from the base's")
+            choice.notes.append(f"the chat template is taken from {template[0].label}, which differs from the base's")
             _say_others(choice, *template, worded)
         elif base.has_template:
             where = "is kept" if source.templates else "stands in its tokenizer_config.json, and is not carried over"
@@ -109,7 +109,7 @@ def _take(
 def _say_others(choice: Choice, taken: Bringer, kept: Tokenizer, among: list[tuple[Bringer, Tokenizer]]) -> None:
     for other, own in among:
         if other is not taken and (own.differs_from(kept) or kept.differs_from(own)):
-            choice.notes.append(f"{other.label} brings another one, which is left out")
+            choice.notes.append(f"{other.label} has another one, which is not used")
 
 
 def _expect_agreement(whole: list[tuple[Bringer, Tokenizer]]) -> None:

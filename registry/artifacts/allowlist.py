@@ -45,7 +45,7 @@ _LEGAL = re.compile(
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns means the name, whatever its case. A `*` stands for nothing that has a slash."""
+    """Whether one of the patterns means the name, whatever its case. A `*` does not match a slash."""
     parts = name.lower().split("/")
     return any(
         len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))

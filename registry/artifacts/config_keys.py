@@ -37,8 +37,8 @@ _INFORMATIONAL = re.compile(
 
 # refused, with what can be done about it
 _HINTS = {
-    "alora_invocation_tokens": "an activated LoRA works from some token on, which no merged weight can do",
-    "layer_replication": "replicate the layers of the base model first, and train an adapter of the result",
+    "alora_invocation_tokens": "an activated LoRA applies only after a certain token, which merged weights cannot do",
+    "layer_replication": "replicate the layers of the base model first, and train an adapter on the result",
     "use_qalora": "train without it: the adapter pools its inputs by the groups of a quantised base",
 }
 _HINT = "if it is a note that changes nothing in what the adapter computes, remove it from adapter_config.json"

@@ -25,7 +25,7 @@ class BaseTensor:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """A base model as its files tell. `dtype` is the one most bytes have; `bytes` counts tensors only.
+    """A base model as its files describe it. `dtype` is the one most bytes have; `bytes` counts tensors only.
 
     `input_embedding` and `head` are names of stored tensors, None where they are not known; a head that is tied to the
     embedding has the name that it would be stored under. A model without a head for tokens is not tied; one that is tied and
@@ -57,7 +57,7 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """An adapter as its files tell. `rank` and `alpha` are the defaults that patterns may override per module.
+    """An adapter as its files describe it. `rank` and `alpha` are the defaults that patterns may override per module.
 
     Every tensor of its file is in one of `modules`, `saved`, `tokens` and `copies`, the last being those that PEFT writes
     twice and reads once. `vocabulary` is the number of tokens if the adapter changes that of the base, otherwise None.

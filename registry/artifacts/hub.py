@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: bases and adapters are fetched at one commit, and failures of its client are told in our words.
+"""The Hugging Face Hub: bases and adapters are fetched at one commit, and failures of its client are reported as errors of ours.
 
 Login, endpoint, cache and offline mode are `huggingface_hub`'s own (`hf auth login`, `HF_ENDPOINT`, `HF_HOME`,
 `HF_HUB_OFFLINE`), and so are the progress bars, on stderr and on a terminal alone.
@@ -304,7 +304,7 @@ def _line(text: object) -> str:
 
 
 def _has_keys(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came of, tells a URL with a query or a password."""
+    """Whether this error, or one that it came of, contains a URL with a query or a password."""
     while error is not None:
         text = str(error)
         if re.search(r"https?://\S+\?\S", text) or _USER.search(text):

@@ -272,7 +272,7 @@ def _main_dtype(infos: Iterable[TensorInfo]) -> str:
 def _model_type(path: Path, config: dict[str, Any]) -> str:
     name = config.get("model_type") or ""
     if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
-        raise InvalidArtifactError(f"{path}: has the model_type {shown(name)}, which is none")
+        raise InvalidArtifactError(f"{path}: has the model_type {shown(name)}, which is not a model type")
     return name
 
 

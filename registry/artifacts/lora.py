@@ -440,7 +440,7 @@ def _checked_copies(
         read = whole.get(name)
         if read is None or not is_to_save(name, config) or read.shape != copy.shape:
             raise UnsupportedAdapterError(
-                f"{path}: tensor {copy.name!r} is no copy of one of the modules_to_save, and nothing else that is known"
+                f"{path}: tensor {copy.name!r} is neither a copy of one of the modules_to_save nor any other known tensor"
             )
     return tuple(copies.values())
 
@@ -480,7 +480,7 @@ def _expect_targeted(path: Path, config: LoraConfig, modules: Collection[LoraMod
         raise InvalidArtifactError(
             f"{path}: has factors for {len(strange)} modules that adapter_config.json does not target:"
             f" {some(strange)}; its target_modules: {shown(config.targets.modules)}",
-            hint="put right the configuration or the file: PEFT would load the adapter without these",
+            hint="correct the configuration or the file: PEFT would load the adapter without these",
         )
 
 
@@ -509,7 +509,7 @@ def _notes(config: LoraConfig, taken_off: Collection[str]) -> Iterator[str]:
     if config.noted:
         yield f"keys of adapter_config.json that change nothing here: {', '.join(config.noted)}"
     if config.targets.modules is None:
-        yield "adapter_config.json has no target_modules, so whether the file is complete was not looked at"
+        yield "adapter_config.json has no target_modules, so it was not checked whether the file is complete"
 
 
 def _unused_patterns(config: LoraConfig, modules: Collection[LoraModule]) -> Iterator[str]:

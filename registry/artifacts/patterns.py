@@ -59,7 +59,7 @@ class NamePatterns(Generic[Number]):
         cost = 0
         for order, key in enumerate(self.values):
             if _PLAIN.fullmatch(key):
-                # a dot that is not escaped stands for any character, so what lies between the dots is looked up
+                # a dot that is not escaped means any character, so what lies between the dots is looked up
                 pieces = tuple(piece.replace("\\.", ".") for piece in re.split(r"(?<!\\)\.", key))
                 lengths = tuple(map(len, pieces))
                 alike = plain.setdefault(sum(lengths) + len(lengths) - 1, {})
@@ -118,7 +118,7 @@ class _Text:
 
     def where(self, character: str) -> int:
         if character not in self._masks:
-            # one character at a time leaves the engine nothing to go back on
+            # one character at a time leaves the engine no backtracking
             self._masks[character] = sum(1 << found.start() for found in re.finditer(character, self.text))
         return self._masks[character]
 

@@ -119,7 +119,7 @@ class _Placing:
         matrix = shapes[0][1:] if fused else (sum(shape[0] for shape in shapes), shapes[0][1])
         out_by_in = (module.b.shape[0], module.a.shape[1])
         transposed = fused and matrix == out_by_in[::-1]
-        if transposed and matrix == out_by_in:  # square: only the model's own word tells
+        if transposed and matrix == out_by_in:  # square: only the model itself decides
             transposed = self._base.model_type in _TRANSPOSED_EXPERTS
         self._check_shape(
             module.a.name,

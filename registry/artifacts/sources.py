@@ -62,7 +62,7 @@ def find_adapter_source(source: str, *, revision: str | None = None) -> AdapterS
     shown = without_secrets(source)
     plain = shown == source and not source.startswith((".", "/", "~")) and not _URL.match(source)
     if not plain or source.count("/") != 1 or path.exists():
-        raise UsageError(f"{shown!r} is no folder, and no Hub repo has such a name", hint="a folder, or ORG/NAME")
+        raise UsageError(f"{shown!r} is not a folder, and not a valid name of a Hub repo", hint="a folder, or ORG/NAME")
     from .hub import fetch  # the Hub's client is slow to import
 
     snapshot = fetch(source, revision=revision, kind="adapter")
@@ -84,7 +84,7 @@ def _local(source: str) -> Path:
     shown = without_secrets(source)
     fetching = f"`mlflow artifacts download --artifact-uri {shlex.quote(shown)} --dst-path FOLDER`"
     raise UsageError(
-        f"{shown!r} is no folder of this machine",
+        f"{shown!r} is not a folder on this machine",
         hint="name a Hub repo as ORG/NAME" if _OF_THE_HUB.match(source) else f"run {fetching}, then add FOLDER",
     )
 
@@ -115,7 +115,7 @@ def _in_folder(folder: Path) -> AdapterSource:
         raise InvalidArtifactError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if not found:
         raise InvalidArtifactError(
-            f"{folder}: has no {ADAPTER_CONFIG} and no {MLMODEL} file that tells of a PEFT adapter,"
+            f"{folder}: has no {ADAPTER_CONFIG} and no {MLMODEL} file that describes a PEFT adapter,"
             f" and neither have the folders up to {_LEVELS} levels below",
             hint="give the folder of a PEFT adapter, or of an MLflow model or run with one",
         )
@@ -184,7 +184,7 @@ def _registered(model: Path) -> str | None:
 
 
 def _origin_by_path(folder: Path) -> dict[str, str]:
-    """What MLflow's own layout tells of files without an `MLmodel`: `<run>/artifacts/…`, `<model>/artifacts/…`."""
+    """What MLflow's own layout shows about files without an `MLmodel`: `<run>/artifacts/…`, `<model>/artifacts/…`."""
     for owner, name in pairwise(Path(os.path.realpath(folder)).parts):
         if name == "artifacts" and (found := _ID.fullmatch(owner)):
             return {"mlflow_model" if found[1] else "mlflow_run": owner}

@@ -118,7 +118,7 @@ def _names(raw: Mapping[str, Any], field: str, path: Path) -> str | tuple[str, .
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
-        raise InvalidArtifactError(f"{path}: {field} must be a text or a list of names, not {shown(value)}")
+        raise InvalidArtifactError(f"{path}: {field} must be a string or a list of names, not {shown(value)}")
     return tuple(dict.fromkeys(value))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .lora import is_head, is_vocabulary
 
-# names under which heads are stored; where a tied one is not stored, what it would be called is told by `find_head`
+# names under which heads are stored; where a tied one is not stored, its name comes from `find_head`
 _HEADS = (
     "lm_head.weight", "embed_out.weight", "language_model.lm_head.weight", "cls.predictions.decoder.weight",
     "lm_head.decoder.weight", "vocab_projector.weight",

@@ -107,7 +107,7 @@ class Adapters:
     ) -> Adapter:
         """Inspects, stores and numbers an adapter; content that is known already answers with the version it has.
 
-        `created` and `skipped` tell which it was, and which files were left out; `ignored` names what was given of
+        `created` is which of these it was, `skipped` the files that were left out; `ignored` names what was given of
         `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
         What one that is taken with `allow_partial` lacks is kept in its context, under `partial`.
         Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
@@ -193,7 +193,7 @@ class Adapters:
                     adapter_id=row.id, words=" ".join([name, labels["note"] or "", *labels["tags"]]).casefold()
                 )
             )
-            set_committed_value(row, "aliases", [])  # a new version has none, so nobody needs to look
+            set_committed_value(row, "aliases", [])  # a new version has none, so no query is needed
             added = _adapter(row)
             events.append(
                 session,
@@ -253,7 +253,7 @@ class Adapters:
             return {Reference(name, version, alias): digest for name, version, alias, digest in rows}
 
     def placed(self) -> set[tuple[str, str]]:
-        """The (base, domain) pairs that have versions, archived ones included; `spirit` stands for the spirits' domain."""
+        """The (base, domain) pairs that have versions, archived ones included; `spirit` means the spirits' domain."""
         query = (
             select(BaseModelRow.name, DomainRow.name)
             .join(DomainRow, true())
@@ -334,15 +334,13 @@ class Adapters:
     def archive(self, ref: str | Reference, *, base: str | None = None, force: bool = False) -> Adapter:
         """Takes the version out of use: bare names pass it over. Its bytes, its number and its aliases stay.
 
-        Raises ConflictError for one that is in use, as `uses` tells, unless `force` is set.
+        Raises ConflictError for one that is in use (see `uses`), unless `force` is set.
         """
         with self._database.writing() as session:
             row = _find_locked(session, ref, base)
             if row.archived_at is None:
                 if not force and (used := lineage.uses(session, row)):
-                    raise ConflictError(
-                        f"{_ref(row)} is in use: {'; '.join(used)}", hint="--force archives it all the same"
-                    )
+                    raise ConflictError(f"{_ref(row)} is in use: {'; '.join(used)}", hint="use --force to archive it")
                 _append(session, "adapter.archived", row)
                 session.refresh(row)
                 _mark_current_spirit(session, row)
@@ -359,7 +357,7 @@ class Adapters:
             return _adapter(row)
 
     def uses(self, adapter: Adapter) -> builtins.list[str]:
-        """Why archiving it needs `force`: that it is champion, or in the build that stands for a domain or is published."""
+        """Why archiving it needs `force`: that it is champion, or in a domain's current build or in a published one."""
         with self._database.reading() as session:
             return lineage.uses(session, find_adapter(session, adapter.ref, adapter.base))
 
@@ -541,7 +539,7 @@ def _name(role: str, domain: str | None) -> str:
             raise UsageError(f"a spirit belongs to no domain, so not to {domain!r} either", hint="--spirit or --domain")
         return SPIRIT
     if domain is None:
-        raise UsageError("an ingredient belongs to a domain", hint="say --domain NAME, or --spirit")
+        raise UsageError("an ingredient belongs to a domain", hint="give --domain NAME, or --spirit")
     return check_name("domain", domain)
 
 

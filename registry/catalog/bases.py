@@ -60,7 +60,7 @@ class Bases:
         revision: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Base:
-        """Inspects and stores a model. The answer tells whether it was `created` or known, and what was `skipped`.
+        """Inspects and stores a model. The answer has whether it was `created` or known, and what was `skipped`.
 
         Raises InvalidArtifactError, UsageError, and ConflictError if the name belongs to other content.
         """

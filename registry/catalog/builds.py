@@ -45,8 +45,8 @@ KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
 class Build(Record):
     """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
 
-    `own_recipe` tells whether it was asked for by the recipe that was its domain's own then: one that was not is an experiment, and
-    does not stand for the domain. It is None where that is not known.
+    `own_recipe` is whether it was requested with the domain's own recipe of that time: one that was not is an experiment, and
+    does not represent the domain. It is None where that is not known.
 
     A build that waits for another attempt is queued, is not claimed before `retry_at`, and has the `error` of the last one.
 
@@ -97,7 +97,7 @@ class Request:
 
 
 _LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
-_OWN = (True, None)  # what stands for a domain, the first that there is
+_OWN = (True, None)  # what represents a domain, the first that exists
 
 
 class Builds:
@@ -194,7 +194,7 @@ class Builds:
         self, session: Session, query: Select[BuildRow], worker: str, moment: datetime, lease_seconds: float
     ) -> BuildRow | None:
         while (row := session.scalar(query)) is not None and row.status == "running" and row.attempts >= MAX_ATTEMPTS:
-            lost = {"code": "lost", "message": f"build {row.id} is given up: its worker was lost {row.attempts} times"}
+            lost = {"code": "lost", "message": f"build {row.id} failed: its worker was lost {row.attempts} times"}
             self._move(session, row, "failed", error=lost)
             row.error = lost
             session.flush()
@@ -219,7 +219,7 @@ class Builds:
             row.done, row.total, row.stage = done, total, stage
 
     def log(self, build_id: str, worker: str | None, text: str) -> None:
-        """Keeps a line of what happens to a build, whoever has it now."""
+        """Keeps a log line of a build, whichever worker has it."""
         with self._database.writing() as session:
             session.add(BuildLogRow(build_id=build_id, worker=worker, text=redacted(text)[:LONGEST_LINE]))
 
@@ -537,7 +537,7 @@ def _find(session: Session, build_id: str) -> BuildRow:
 
 
 def _find_locked(session: Session, build_id: str) -> BuildRow:
-    """The build as it is once nobody else can claim, report, cancel or retry it, or request another of its domain."""
+    """The build as it is once no other process can claim, report, cancel or retry it, or request another of its domain."""
     found = _find(session, build_id)
     find_domain(session, found.domain.name, lock=True)
     return session.get_one(BuildRow, found.id, with_for_update={"of": BuildRow}, populate_existing=True)

@@ -30,7 +30,7 @@ SIGNATURE = "model.sig"  # in a publication's `files` where it was signed
 class Publication(Record):
     """A trip to the Hub of a `build` (its id) or an `adapter` (its reference); `revision` is the commit.
 
-    `files` has the SHA-256 (hex) of each file by its path, `options` what the next publication goes on with; both are None
+    `files` has the SHA-256 (hex) of each file by its path, `options` what the next publication reuses; both are None
     of what was published before they were kept.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NOT_IN_JSON = {"json": False}
-"""Metadata of a field that tells about the call rather than about the record."""
+"""Metadata of a field that describes the call rather than the record."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class _AdvisoryLock:
 
 def make_private(url: str) -> None:
     """A database that is a file is made for this user alone, where it is not there yet; SQLite gives its companions the same mode."""
-    with suppress(OSError, DatabaseError):  # told when it is opened
+    with suppress(OSError, DatabaseError):  # reported when it is opened
         if (path := sqlite_file(url)) is not None:
             private_file(path)
 
@@ -206,7 +206,7 @@ def _connect_sqlite(_dialect: Any, _record: Any, words: list[Any], named: dict[s
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in _WITHOUT_FILES or not is_full(path.parent):
-            return connection  # whoever uses it hears of it
+            return connection  # its user gets the error
         connection.close()
         return _reading_without_room(path)
     except sqlite3.Error:
@@ -276,7 +276,7 @@ def _translated(url: str) -> Iterator[None]:
     except IntegrityError as error:
         raise ConflictError(f"the database refused the change: {error.orig}") from error
     except (UnicodeEncodeError, OverflowError) as error:
-        raise UsageError(f"that is nothing a database can look for or keep: {error}") from error
+        raise UsageError(f"a database cannot store or search this value: {error}") from error
     except (SQLAlchemyError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error
         kind = UnavailableError if _passes(error, cause) else DatabaseError

@@ -46,7 +46,7 @@ def statements(connection: Connection) -> dict[str, str]:
 
 def _compared(wanted: dict[str, str], there: dict[str, str]) -> list[str]:
     found = [f"{name} is missing" for name in sorted(wanted.keys() - there.keys())]
-    found += [f"{name} is not one of ours" for name in sorted(there.keys() - wanted.keys())]
+    found += [f"{name} is not part of the schema" for name in sorted(there.keys() - wanted.keys())]
     return found + [
         f"{name} was altered" for name in sorted(wanted.keys() & there.keys()) if wanted[name] != there[name]
     ]

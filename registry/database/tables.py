@@ -81,7 +81,7 @@ class Root(DeclarativeBase):
 
 
 class Table(Root):
-    """A table whose rows tell when they were made, and by whom."""
+    """A table whose rows have the time they were made, and the user."""
 
     __abstract__ = True
 
@@ -301,7 +301,7 @@ class BuildInputRow(Table):
 class PublicationRow(Table):
     """A commit on the Hub that carries a build or an adapter version.
 
-    `files` has the SHA-256 (hex) of every file of ours in it, by path; `options` what the next publication goes on with.
+    `files` has the SHA-256 (hex) of every file of ours in it, by path; `options` what the next publication reuses.
     Both are unknown (NULL) of what was published before they were kept.
     """
 

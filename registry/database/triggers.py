@@ -55,7 +55,7 @@ def drift(connection: Connection) -> list[str]:
     there = {name: _squeezed(text) for (_, name), text in _triggers(connection).items()}
     there |= {name: _squeezed(text) for name, text in _functions(connection).items()}
     found = [f"the rule {name} is missing" for name in sorted(wanted.keys() - there.keys())]
-    found += [f"the rule {name} is not one of ours" for name in sorted(there.keys() - wanted.keys())]
+    found += [f"the rule {name} is not part of the schema" for name in sorted(there.keys() - wanted.keys())]
     return found + [
         f"the rule {name} was altered" for name in sorted(wanted.keys() & there.keys()) if wanted[name] != there[name]
     ]

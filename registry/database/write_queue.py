@@ -1,8 +1,8 @@
 """The order in which processes write to a SQLite database: first come, first served.
 
-SQLite's own waiters sleep longer and longer and look again, so that whoever has just written, and is awake, goes before
+SQLite's own waiters sleep longer and longer and look again, so that a process that has just written, and is awake, goes before
 them. Here each takes a ticket: a byte of the file `<database>-queue`, locked until it has SQLite's write lock. A process that
-dies loses its locks, so it leaves nothing behind. The file is only about the order. Where it cannot be used, or somebody in it
+dies loses its locks, so it leaves nothing behind. The file is only about the order. Where it cannot be used, or a process in it
 does not move, writers fall back on SQLite's lock alone, which is what keeps them apart in any case.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TRIES = 0.0005, 0.0015  # seconds between two looks at SQLite's lock, for the one whose turn it is
 TRIES_ALONE = 0.005, 0.015  # and for those who stand in no line, who may be many
-QUEUE_SHARE = 0.5  # of the whole wait: after that, somebody in the queue is taken to have stopped
+QUEUE_SHARE = 0.5  # of the whole wait: after that, a process in the queue is assumed to have stopped
 SUFFIX = "-queue"
 # the file: the last ticket's number, and from byte 16 on the tickets, which are never written
 _NUMBER, _TICKETS = 8, 16
@@ -209,7 +209,7 @@ def _gave_up(database: Path, url: str, seconds: float, *, others_wrote: bool) ->
 
 
 def _holder(database: Path) -> int | None:
-    """The process that holds the write lock, where the system tells (Linux, same PID namespace)."""
+    """The process that holds the write lock, where the system reports it (Linux, same PID namespace)."""
     # never by opening the file: to close it again would take SQLite's own locks away from this process
     with suppress(OSError, ValueError):
         inode = database.with_name(f"{database.name}-shm").stat().st_ino

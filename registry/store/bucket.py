@@ -41,7 +41,7 @@ class ObjectInfo:
 
 
 class Bucket:
-    """Keys are relative to the prefix. Threads may share one, and a forked process may go on with it."""
+    """Keys are relative to the prefix. Threads may share one, and a forked process may continue to use it."""
 
     def __init__(self, scheme: str, rest: str) -> None:
         """`rest` is `bucket/prefix`. Raises StoreError for a scheme that is not known, and for secrets in the URL."""
@@ -190,7 +190,7 @@ def _checked_url(scheme: str, rest: str) -> str:
     parts = [part for part in prefix.split("/") if part]
     if not re.fullmatch(r"[\w.@-]+", bucket) or any(part in (".", "..") or not part.isprintable() for part in parts):
         raise StoreError(
-            f"what follows {scheme}:// is not the place of a store", hint=f"write {scheme}://BUCKET/PREFIX"
+            f"the part after {scheme}:// is not a bucket and prefix", hint=f"write {scheme}://BUCKET/PREFIX"
         )
     return "/".join((f"{scheme}://{bucket}", *parts))
 
@@ -212,7 +212,7 @@ def _explained(error: Exception, scheme: str) -> tuple[str, str]:
     if code in _FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room left ({name})", "free some space, for example by `reccocktail store gc`"
     if isinstance(error, PermissionError) or "Credential" in name:
-        return f"access denied ({name})", f"check {_CREDENTIALS[scheme]}, and what they allow on the bucket"
+        return f"access denied ({name})", f"check {_CREDENTIALS[scheme]}, and their permissions on the bucket"
     if isinstance(error, FileNotFoundError):
         return f"there is no such bucket or object ({name})", "create the bucket, or correct RECCOCKTAIL_STORE_URL"
     if isinstance(error, ConnectionError | TimeoutError) or re.search("Connect|Timeout|Endpoint|HTTPClient", name):
@@ -220,4 +220,4 @@ def _explained(error: Exception, scheme: str) -> tuple[str, str]:
             f"the server does not answer ({name})",
             f"check the network{' and AWS_ENDPOINT_URL' * (scheme == 's3')}, then try again",
         )
-    return name, "try again; if it stays, look at the server's log"
+    return name, "try again; if it fails again, check the server's log"

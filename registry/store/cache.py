@@ -1,10 +1,10 @@
 """What an object store keeps on this machine: a local store with a limit, in which nothing goes that is in use.
 
     pins/<hex>              held by those who use the tree; changed when it was last given out
-    staging/fetch-<hex>/    a tree on its way here; one process fetches it, the others wait, the next one goes on with it
-    room                    held by whoever makes room
+    staging/fetch-<hex>/    a tree on its way here; one process fetches it, the others wait; after a crash the next one resumes
+    room                    held by the process that makes room
 
-Whoever makes room takes a tree away only while he alone has its pin, and never waits for that.
+The process that makes room removes a tree only while it alone has its pin, and never waits for that.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Cache(LocalStore):
     def _trim(self) -> None:
         try:
             self.make_room()
-        except StoreError as error:  # what came in is there, and whoever waits for it has what he wants
+        except StoreError as error:  # what came in is there, and processes that wait for it can use it
             _log.warning("the cache is left above its limit: %s%s", error, f" ({error.hint})" if error.hint else "")
 
     def _drop(self, name: str) -> bool:
@@ -207,7 +207,7 @@ class Cache(LocalStore):
             return free
 
     def _drop_abandoned(self) -> None:
-        """What processes left that died or gave up: a fetch would go on from there, but room is wanted."""
+        """What processes left that died or gave up: a fetch could resume from there, but room is needed."""
         for folder in self._moving():
             lock = lock_of(folder)
             with suppress(FileNotFoundError), abandoned(lock) as free:

@@ -67,7 +67,7 @@ class Store(ABC):
         allow_links: bool = False,
         progress: Progress | None = None,
     ) -> StoredTree:
-        """Copies `files` (all, if not named) in, reading each once. `progress` is told the bytes of each step.
+        """Copies `files` (all, if not named) in, reading each once. `progress` receives the bytes of each step.
 
         Raises InvalidArtifactError for names and links that could lead elsewhere, and for files that cannot be read.
         """
@@ -106,7 +106,7 @@ class Store(ABC):
         """At the end of this block, what `folder` gave to this thread and what it put in are in use no longer.
 
         For processes that live long: what is in use stays in the cache whatever its limit. A child that was forked in the
-        block goes on using what it had. Where a store has no cache there is nothing to do.
+        block continues to use what it had. A store without a cache does nothing.
         """
         return nullcontext()
 
@@ -132,7 +132,7 @@ class Store(ABC):
 
     @abstractmethod
     def verify(self, *, progress: Progress | None = None) -> list[Damage]:
-        """Reads every byte again. `progress` is told the bytes of each file. Raises StoreError."""
+        """Reads every byte again. `progress` receives the bytes of each file. Raises StoreError."""
 
     @abstractmethod
     def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:

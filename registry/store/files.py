@@ -153,7 +153,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         except OSError as error:
             if not os.path.lexists(target):
                 raise
-            raise ConflictError(f"{target} was made by another meanwhile", hint="name a new folder") from error
+            raise ConflictError(
+                f"{target} was created by another process meanwhile", hint="name a new folder"
+            ) from error
         sync_all([target.parent])
 
 
@@ -165,7 +167,7 @@ def own_folder(parent: Path) -> Iterator[Path]:
     """
     _clear_abandoned(parent)
     while True:
-        own = parent / f".{uuid.uuid4().hex}.part"  # nobody else's, whoever makes the same folder
+        own = parent / f".{uuid.uuid4().hex}.part"  # unique, even if another process makes the same folder
         own.mkdir()
         handle = os.open(own, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks: nobody takes it for abandoned there

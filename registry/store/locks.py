@@ -64,7 +64,7 @@ def shared_if_possible(lock: StoreLock) -> Iterator[None]:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Makes the file and locks it, however long somebody else has it: until he is done, or dead. Raises OSError."""
+    """Makes the file and locks it, however long another process has it: until it is done, or dead. Raises OSError."""
     with _released(locked_handle(path, fcntl.LOCK_EX)):
         yield
 
@@ -80,7 +80,7 @@ def locked_handle(path: Path, how: int) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # whoever had it removed it: nobody looks for a lock under a name that is gone
+        os.close(handle)  # its holder removed it: no process looks for a lock under a removed name
 
 
 def is_named(handle: int, path: Path) -> bool:

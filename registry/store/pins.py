@@ -1,6 +1,6 @@
 """Which trees of a cache are in use: each by a lock on a file, shared by those who read it.
 
-The file's time of change tells when the tree was last given out. A lock ends with its process; a forked child shares the locks
+The file's modification time is when the tree was last given out. A lock ends with its process; a forked child shares the locks
 that it was born with, and keeps them until both have let them go.
 """
 
@@ -90,7 +90,7 @@ class Pins:
             pin.users -= 1
             if not pin.users:
                 del self._pins[name]
-                os.close(pin.handle)  # not unlocked: a forked child may go on reading
+                os.close(pin.handle)  # not unlocked: a forked child may continue reading
 
     def last_use(self, name: str) -> int | None:
         """In nanoseconds since 1970; None if it never was in use."""

@@ -3,9 +3,9 @@
     reccocktail-store.json   says that this is a store
     blobs/sha256/ab/<hex>    every distinct file once
     trees/<hex>.json         the manifest of a tree; written last, so that a tree is whole or absent
-    damaged/<hex>            `verify` found the blob damaged: whoever has its bytes again uploads them
+    damaged/<hex>            `verify` found the blob damaged: the next `add` of the same bytes uploads them
 
-The cache is a local store, made when it is first needed: whoever only looks around needs none. What is added is staged and
+The cache is a local store, made when it is first needed: reading rows and metadata needs none. What is added is staged and
 hashed there, what is fetched is hashed on its way into it.
 """
 
@@ -274,7 +274,7 @@ class ObjectStore(Store):
     def _mark(self, reasons: Mapping[str, str | None]) -> None:
         marked = self._marked()
         wrong = {sha256 for sha256, reason in reasons.items() if reason is not None}
-        with suppress(StoreError):  # whoever may only read can still verify
+        with suppress(StoreError):  # a user who may only read can still verify
             for sha256 in wrong - marked:
                 self._bucket.write(f"damaged/{sha256}", b"")
             self._bucket.delete(f"damaged/{sha256}" for sha256 in (marked & reasons.keys()) - wrong)

@@ -31,7 +31,7 @@ def _read(folder: Path, name: str) -> DomainData:
     if data.origin.dropped and not data.sequences:
         raise DataError(
             f"{folder}: the filters of {FILE} leave none of {data.origin.dropped:,} interactions",
-            hint="ask for a smaller core or min_rating",
+            hint="set a smaller core or min_rating",
         )
     return data
 
@@ -93,5 +93,5 @@ def _names(folder: Path) -> frozenset[str]:
         return frozenset(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != FILE)
     except OSError as error:
         raise DataError(
-            f"{folder} is no folder that can be read ({error.strerror})", hint="name a folder that holds the data set"
+            f"{folder} cannot be read as a folder ({error.strerror})", hint="name a folder that holds the data set"
         ) from error

@@ -133,7 +133,7 @@ def _ratings(path: Path, dataset: Dataset) -> Iterator[tuple[int, list[str]]]:
 
 
 def _items(path: Path, key: str, reviewed: Container[str], encoding: str | None) -> Iterator[Item]:
-    """The items, without what is told of products that nobody reviewed where a look at the line's beginning shows which it is."""
+    """The items, without the metadata of products without reviews where a look at the line's beginning shows which it is."""
     for number, line in lines(path, encoding, longest=LONGEST_BYTES):
         if (literal := LITERAL.match(line)) and (asin := literal[1].decode()) not in reviewed:
             yield Item(asin, "")
@@ -173,7 +173,7 @@ def _json_string(literal: re.Match[str]) -> str:
 
 
 def _told(record: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """Title and fields, rid of HTML. Where a page was cut badly, a piece of its script stands for the title."""
+    """Title and fields, rid of HTML. Where a page was cut badly, a piece of its script replaces the title."""
     title, brand = record.get("title"), record.get("brand") or record.get("store")
     if not isinstance(title, str | None):
         raise ValueError(f"title must be text or null, found {title!r}")

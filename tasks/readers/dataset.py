@@ -109,13 +109,11 @@ def read_dataset(folder: Path) -> Dataset:
     except (FileNotFoundError, NotADirectoryError):
         return Dataset()
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as YAML: {error}", hint="see docs/data.md for what it may say"
-        ) from error
+        raise DataError(f"{path} cannot be read as YAML: {error}", hint="see docs/data.md for its keys") from error
     try:
         return Dataset.model_validate({} if content is None else content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or FILE}: {e['msg']}" for e in error.errors())
         raise DataError(
-            f"{path}: {wrong}", hint=f"it may say {', '.join(Dataset.model_fields)}; see docs/data.md"
+            f"{path}: {wrong}", hint=f"its keys are {', '.join(Dataset.model_fields)}; see docs/data.md"
         ) from error

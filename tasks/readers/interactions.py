@@ -64,7 +64,7 @@ def collect(tables: Sequence[Table], dataset: Dataset) -> Interactions:
     """Rows of one file or several as interactions, in this order.
 
     Rows without a user are left out and counted. Raises DataError for a row without an item, with a time or rating that is
-    none, or without a rating where ratings are asked for, and for times in units that cannot be told apart.
+    none, or without a rating where ratings are asked for, and for times in units that cannot be distinguished.
     """
     found = Interactions()
     clock = Clock(dataset.dates, dataset.time_unit)
@@ -235,7 +235,7 @@ def domain(
         if interactions.without_user:
             raise DataError(
                 f"{name}: none of {interactions.without_user:,} rows of the data ({format_}) names a user",
-                hint=f"say in {FILE} which column holds the user",
+                hint=f"set the column of users in {FILE}",
             )
         raise DataError(
             f"{name}: the data ({format_}) hold no interaction",

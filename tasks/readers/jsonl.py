@@ -90,7 +90,7 @@ def _unescaped(value: Any) -> Any:
 
 
 def _history(items: Mapping[str, Item], unit: str | None, record: dict[str, Any]) -> History:
-    """The history that a record tells, its times in this unit if they are in several."""
+    """The history of a record, its times in this unit if they are in several."""
     user_id = _identifier(record, "user_id")
     taken = record.pop("items", None)
     if not isinstance(taken, list) or not all(isinstance(item_id, str) for item_id in taken):

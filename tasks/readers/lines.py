@@ -36,7 +36,7 @@ class UnreadableError(ValueError):
 
 
 class TooLong:
-    """Stands where a field was that is longer than any that is read; harmless in a column that nobody asks for."""
+    """Replaces a field that is longer than the limit; harmless in a column that is not read."""
 
     def __repr__(self) -> str:
         return f"a text of more than {MAX_FIELD:,} characters"
@@ -121,7 +121,7 @@ def is_utf8(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     except (OSError, EOFError, zlib.error):
-        return True  # whoever reads the lines says where it is broken
+        return True  # the reader of the lines reports where it is broken
     return True
 
 
@@ -167,7 +167,7 @@ def shortened(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def short(value: Any) -> Any:
-    """The value, or what stands for a text that is too long to be read."""
+    """The value, or the placeholder for a text that is too long to be read."""
     return TooLong() if isinstance(value, str) and len(value) > MAX_FIELD else value
 
 

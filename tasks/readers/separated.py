@@ -16,7 +16,7 @@ from .lines import LONGEST_BYTES, MAX_FIELD, holds, misread, short, text_lines
 
 BEFORE_A_QUOTE = re.compile(r'(\\+)"')
 
-# Fields are bounded by `MAX_FIELD` where they are read; those that nobody reads may be as long as a line.
+# Fields are bounded by `MAX_FIELD` where they are read; those that are not read may be as long as a line.
 csv.field_size_limit(max(csv.field_size_limit(), LONGEST_BYTES))
 
 
@@ -47,7 +47,7 @@ def _quotes(path: Path, encoding: str | None, size: int, changed: int) -> str:
             if one != other:
                 raise DataError(
                     f"{path}, line {max(n for n, _ in filter(None, (one, other)))}: a backslash before a quote can be read in two ways",
-                    hint=f'say in {FILE} how quotes are written: `quotes: doubled` ("") or `quotes: escaped` (\\")',
+                    hint=f'set in {FILE} how quotes are written: `quotes: doubled` ("") or `quotes: escaped` (\\")',
                 )
     return "escaped" if escaped and not doubled else "doubled"
 

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet: a file of interactions and one of items, found by the names of their columns or told by `dataset.yaml`."""
+"""CSV, TSV and Parquet: a file of interactions and one of items, found by the names of their columns or by `dataset.yaml`."""
 
 from __future__ import annotations
 

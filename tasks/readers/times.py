@@ -41,7 +41,7 @@ CLOCK = re.compile(
 
 
 class MixedTimesError(ValueError):
-    """Times of one column are in units that cannot be told apart. `value` is one of those that do not fit."""
+    """Times of one column are in units that cannot be distinguished. `value` is one of those that do not fit."""
 
     def __init__(self, value: float, message: str) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class Clock:
     """Reads times as the numbers that order them; `dated` counts those that were dates, and so are in seconds."""
 
     dates: DateOrder = "iso"
-    unit: Unit | None = None  # of all numbers, so that nothing has to be told apart
+    unit: Unit | None = None  # of all numbers, so that units need not be distinguished
     dated: int = 0
 
     def moment(self, value: Any) -> int | float:
@@ -85,7 +85,7 @@ class Clock:
 
 
 def date(text: str, order: DateOrder) -> datetime | None:
-    """The date that a text says, or None. Raises UnreadableError for one whose day and month only a setting tells apart."""
+    """The date that a text says, or None. Raises UnreadableError for one whose day and month only a setting can distinguish."""
     text, offset = _without_offset(text.strip())
     with suppress(ValueError):
         return _with_offset(datetime.fromisoformat(text), offset)

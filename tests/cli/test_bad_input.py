@@ -320,7 +320,7 @@ def test_a_build_that_needs_an_ingredient_where_there_is_none(refused: Refused) 
 
 @pytest.mark.parametrize("words", [(), ("skin-care", "--all"), ("--all", "--stale")])
 def test_a_build_request_that_names_nothing_or_twice(refused: Refused, words: tuple[str, ...]) -> None:
-    assert "name domains, or say --all, or --stale" in refused("build", "request", *words, exit_code=2)
+    assert "name domains, or use --all or --stale" in refused("build", "request", *words, exit_code=2)
 
 
 def test_publishing_a_domain_without_a_build(refused: Refused) -> None:

@@ -232,7 +232,7 @@ def test_doctor_shows_the_cache_of_an_object_store(bare: Any) -> None:
 
     assert told() == "cache/store has 6.0 KB without limit"
     assert told(RECCOCKTAIL_CACHE_LIMIT="50GB") == "cache/store has 6.0 KB of at most 50.0 GB"
-    assert "above it while that is in use" in told(RECCOCKTAIL_CACHE_LIMIT="5KB")
+    assert "above the limit while files are in use" in told(RECCOCKTAIL_CACHE_LIMIT="5KB")
     assert "cache_limit of 'much' is not a size" in bare("--cache-limit", "much", "doctor", code=2).err
 
 

@@ -153,7 +153,7 @@ def _told(shell: Any, words: list[str]) -> str | None:
         return f"{type(error).__name__}: {error}"[:300]
     finally:
         signal.alarm(0)
-    if answer.code not in (0, 1, 2) or "should not happen" in answer.err or "Traceback" in answer.err:
+    if answer.code not in (0, 1, 2) or "a bug in RecCocktail" in answer.err or "Traceback" in answer.err:
         return f"{answer.code}: {answer.err[-400:]}"
     return None
 

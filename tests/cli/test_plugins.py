@@ -167,13 +167,13 @@ def test_times_in_milliseconds_are_days_too_and_other_units_numbers() -> None:
         ({"unlisted": 3}, "3 items taken but without a record"),
         ({"too_short": 600}, "600 (60%) of the users have fewer than three titled items"),
         ({"repeats": 4000}, "4,000 (40%) of the interactions repeat an item"),
-        ({"never_taken": 50}, "50 (50%) of the items were never taken"),
+        ({"never_taken": 50}, "50 (50%) of the items have no interactions"),
         ({"first_time": None, "last_time": None}, "there are no times"),
         (
             {"time_units": {"seconds": 5, "milliseconds": 7}},
             "5 in seconds, 7 in milliseconds; all were turned into milli",
         ),
-        ({"without_user": 2500}, "2,500 (20%) of the interactions name no user"),
+        ({"without_user": 2500}, "2,500 (20%) of the interactions have no user"),
         ({"respelled_ids": 2}, "2 ids written like 12.0"),
         ({"without_rating": 100}, "100 (1%) of the interactions have no rating"),
     ],
@@ -185,7 +185,7 @@ def test_what_deserves_a_second_thought_is_said(more: dict[str, Any], told: str)
 
 def test_what_was_left_out_is_said() -> None:
     assert facts_lines(facts(dropped=5, unused=2000))[1] == (
-        "left out: 5 interactions that the filters drop, 2,000 records of items that nobody took"
+        "left out: 5 interactions that the filters drop, 2,000 records of items without interactions"
     )
 
 

@@ -1,4 +1,4 @@
-"""Publishing by commands alone: adapters, licences, signatures, what comes after, and no token anywhere."""
+"""Publishing by commands alone: adapters, licenses, signatures, what comes after, and no token anywhere."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_another_build_of_the_domain_goes_on_top_and_what_both_have_is_not_sent_
     assert hub.tags(REPO) == {"v1": first["revision"], "v2": second["revision"]}
     assert "entropy.png" in hub.files(REPO)
     back = built("publish", average, "--to", REPO)
-    assert "removing entropy.png, which this does not have" in back.err
+    assert "removing entropy.png, which is not part of this publication" in back.err
     assert hub.files(REPO) == before
 
 
 def test_publishing_twice_makes_one_commit_and_one_row(built: Any, hub: Any) -> None:
     first = built("publish", "skin-care", "--to", REPO, "--tag", "v1", "--json").json
     again = built("publish", "skin-care", "--to", REPO, "--tag", "v1")
-    assert "the Hub has it already" in again.err
+    assert "already on the Hub" in again.err
     assert [row["id"] for row in rows(built)] == [first["id"]]
     assert len(hub.history(REPO)) == 2
 
@@ -231,7 +231,7 @@ def test_the_card_has_the_wording_that_was_used_though_its_file_is_gone(built: A
     ]
     # nobody knows how the adapters were asked when they were trained
     built("publish", average, "--to", "acme/average")
-    assert "is not known here" in card_of(hub, "acme/average").text
+    assert "the template is not known" in card_of(hub, "acme/average").text
     assert "customer" not in card_of(hub, "acme/average").text
 
 
@@ -492,10 +492,10 @@ def test_a_domain_with_experiments_alone_has_nothing_to_publish_and_says_how_to(
     assert "recipe" in served["reasons"]
 
 
-# cards and licences
+# cards and licenses
 
 
-def test_a_conflict_of_licences_stops_before_anything_is_sent_unless_one_is_named(
+def test_a_conflict_of_licenses_stops_before_anything_is_sent_unless_one_is_named(
     built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
 ) -> None:
     base = tmp_path / "licensed"
@@ -511,12 +511,12 @@ def test_a_conflict_of_licences_stops_before_anything_is_sent_unless_one_is_name
     built("publish", "kitchen@v1", "--to", "acme/kitchen", "--license", "cc-by-nc-4.0")
     card = card_of(hub, "acme/kitchen")
     assert (card.data.license, card.data.language, card.data.datasets) == ("cc-by-nc-4.0", "de", ["acme/purchases"])
-    assert "licence apache-2.0" in card.text
-    assert "named by whoever publishes it" in card.text
-    assert "no licence that the Hub knows" in built("publish", "spirit", "--to", REPO, "--license", "own", code=2).err
+    assert "license apache-2.0" in card.text
+    assert "chosen by the publisher" in card.text
+    assert "not a license id of the Hub" in built("publish", "spirit", "--to", REPO, "--license", "own", code=2).err
 
 
-def test_stale_takes_a_licence_that_was_named_for_other_parts_no_further(
+def test_stale_takes_a_license_that_was_named_for_other_parts_no_further(
     built: Any, hub: Any, loras: dict[str, Path], tmp_path: Path
 ) -> None:
     built("publish", "skin-care", "--to", REPO, "--license", "mit")
@@ -533,7 +533,7 @@ def test_stale_takes_a_licence_that_was_named_for_other_parts_no_further(
     assert card_of(hub, REPO).data.license == "cc-by-nc-4.0"
 
 
-def test_every_part_without_a_licence_is_noted(
+def test_every_part_without_a_license_is_noted(
     built: Any, hub: Any, tiny_base: Path, loras: dict[str, Path], tmp_path: Path
 ) -> None:
     base = tmp_path / "licensed"
@@ -543,7 +543,7 @@ def test_every_part_without_a_licence_is_noted(
     words = ("--base", "licensed", "--domain", "kitchen", "--allow-base-mismatch")
     built("adapter", "add", loras["ingredient"], *words)
     answer = built("publish", "kitchen@v1", "--to", "acme/kitchen", "--dry-run")
-    assert "the licence is apache-2.0; of kitchen@v1 none is known" in answer.err
+    assert "the license is apache-2.0; no license is known for kitchen@v1" in answer.err
 
 
 def test_a_card_has_what_was_measured_with_intervals(built: Any, hub: Any) -> None:
@@ -598,7 +598,7 @@ def test_a_signed_publication_is_verified_and_a_changed_one_is_not(
     adaptive, _ = builds(built)
     built("publish", "skin-care", "--to", REPO, "--sign", key)
     again = built("publish", "skin-care", "--to", REPO, "--sign", key)
-    assert "the Hub has it already" in again.err
+    assert "already on the Hub" in again.err
     assert len(hub.history(REPO)) == 2
     assert "\nerror: acme/skin-care is signed" in built("publish", "skin-care", "--to", REPO, code=2).err
     public = key.with_suffix(".pub")
@@ -614,7 +614,9 @@ def test_a_signed_publication_is_verified_and_a_changed_one_is_not(
     (folder / "README.md").write_text("# mine now\n")
     assert "README.md is not what was signed" in built("verify", folder, "--key", public, code=1).err
     (folder / "extra.safetensors").write_bytes(b"x")
-    assert "extra.safetensors is in no paper, and would be loaded" in built("verify", folder, code=1).err
+    assert (
+        "extra.safetensors is not listed in provenance.json, and would be loaded" in built("verify", folder, code=1).err
+    )
     built("publish", "skin-care", "--to", "acme/other", "--sign", public, code=2)
 
 
@@ -629,10 +631,10 @@ def test_verify_finds_what_changed_in_what_was_exported(built: Any) -> None:
     weights.write_bytes(data)
     (built.folder / "exported" / "config.json").unlink()
     err = built("verify", "./exported", code=1).err
-    assert "model.safetensors is not what provenance.json says" in err
+    assert "model.safetensors differs from provenance.json" in err
     assert "config.json is missing" in err
     (built.folder / "exported" / "provenance.json").write_text("{}")
-    assert "no in-toto statement" in built("verify", "./exported", code=1).err
+    assert "not an in-toto statement" in built("verify", "./exported", code=1).err
 
 
 def forge(folder: Path, change: Any) -> None:
@@ -698,7 +700,7 @@ def test_a_broken_signature_on_the_hub_is_not_kept_for_its_likeness(built: Any, 
     # one that is sound though no row knows it, as after a kill before the row, is kept
     hub.add_repo(REPO, hub.files(REPO) | {"model.sig": good}, private=True)
     answer = built("publish", "skin-care", "--to", REPO, "--sign", key, "--rebase")
-    assert "the Hub has it already" in answer.err
+    assert "already on the Hub" in answer.err
     assert hub.files(REPO)["model.sig"] == good
 
 
@@ -729,7 +731,7 @@ def test_code_and_pickles_that_are_in_no_paper_are_no_mere_note(built: Any, name
     path = built.folder / "exported" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x")
-    assert f"{name} is in no paper, and would be loaded" in built("verify", "./exported", code=1).err
+    assert f"{name} is not listed in provenance.json, and would be loaded" in built("verify", "./exported", code=1).err
 
 
 def test_papers_that_name_what_no_file_can_be_called_are_told_as_a_problem(built: Any) -> None:
@@ -738,11 +740,11 @@ def test_papers_that_name_what_no_file_can_be_called_are_told_as_a_problem(built
     content = json.loads(path.read_text())
     content["subject"].append({"name": "x" * 300, "digest": {"sha256": "0" * 64}})
     path.write_text(json.dumps(content))
-    assert "which is no file of the folder" in built("verify", "./exported", code=1).err
+    assert "which is not in the folder" in built("verify", "./exported", code=1).err
     payload = {"predicate": {"resources": [{"name": "config.json"}, {"digest": "0"}]}}
     envelope = {"dsseEnvelope": {"payload": base64.b64encode(json.dumps(payload).encode()).decode()}}
     (built.folder / "exported" / "model.sig").write_text(json.dumps(envelope))
-    assert "model.sig is no signature" in built("verify", "./exported", code=1).err
+    assert "model.sig is not a model signature" in built("verify", "./exported", code=1).err
 
 
 # after publishing
@@ -774,7 +776,7 @@ def test_publish_stale_makes_no_repository_and_leaves_the_others_their_turn(buil
     built("publish", average, "--to", REPO)
     del hub.repos[REPO]
     answer = built("publish", "--stale", code=1)
-    assert f"{REPO} is not on the Hub any more" in answer.err
+    assert f"{REPO} is no longer on the Hub" in answer.err
     assert hub.repos == {}
 
 
@@ -790,7 +792,7 @@ def test_what_was_withdrawn_is_not_published_again_by_stale(built: Any, hub: Any
     head = hub.head(REPO)
     assert built("status", "skin-care", "--json").json[0]["publication"] == "fresh"
     answer = built("publish", "--stale")
-    assert f"{REPO} is left as it is: build {adaptive} was withdrawn there" in answer.err
+    assert f"{REPO} is not changed: build {adaptive} was withdrawn there" in answer.err
     assert hub.head(REPO) == head
     built("publish", adaptive, "--to", REPO)  # said by name, it counts again
     built("publish", average, "--to", REPO)
@@ -816,9 +818,9 @@ def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict
     words = ("build", "request", "skin-care", "--base", "other", "--wait", "--json")
     (other,) = built(*words).json
     answer = built("publish", "--stale")
-    assert f"build {other['id']} is of base model other" in answer.err
+    assert f"build {other['id']} is for the base model other" in answer.err
     assert hub.head(REPO) == head
-    # what is of the present inputs goes to every repository that the domain is in
+    # what is of the current inputs goes to every repository that the domain is in
     (newer,) = built("build", "request", "skin-care", "--base", "tiny", "--wait", "--json").json
     assert built("status", "skin-care", "--json").json[0]["publication"] == "stale"
     del hub.repos["acme/second"]
@@ -829,7 +831,7 @@ def test_stale_puts_no_trial_into_a_repository(built: Any, hub: Any, loras: dict
 
 def test_what_stale_would_not_heed_is_refused(built: Any) -> None:
     for words in (("--base", "tiny"), ("--public",), ("--private",)):
-        assert "stay what they are there" in built("publish", "--stale", *words, code=2).err
+        assert "--stale keeps the base model and visibility" in built("publish", "--stale", *words, code=2).err
 
 
 def test_what_is_withdrawn_counts_no_more_and_is_still_there(built: Any, hub: Any) -> None:

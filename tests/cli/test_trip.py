@@ -182,7 +182,7 @@ def test_a_new_ingredient_makes_the_domain_stale_and_a_build_of_what_is_stale_ma
     assert "skin-care@v1 → skin-care@v2" in built("status").out
     answer = built("build", "request", "--stale", "--wait", "--json")
     assert [entry["domain"] for entry in answer.json] == ["skin-care"]
-    assert "kitchen is passed over: no ingredient yet; a build would be the spirit alone" in answer.err
+    assert "kitchen is skipped: no ingredient yet; a build would be the spirit alone" in answer.err
     assert state() == ("fresh", [])
     assert built("build", "request", "--stale", "--wait", "--json").json == []
 
@@ -204,15 +204,15 @@ def test_base_spirit_domain_build_and_folder_are_measured_side_by_side(built: An
     assert "HR@1" in built("evaluate", *systems, "--domain", "skin-care", "--limit", "6").out
 
 
-def test_yardsticks_stand_beside_models_and_are_compared_in_pairs(built: Any) -> None:
+def test_baselines_stand_beside_models_and_are_compared_in_pairs(built: Any) -> None:
     words = ("evaluate", "popularity", "sasrec", "skin-care", "--domain", "skin-care", "--limit", "8")
     document = built(*words, "--against", "skin-care", "--json").json
     assert document["against"] == "skin-care@v1"
     assert document["task"]["digest"].startswith("sha256:")
-    *yardsticks, ingredient = document["systems"]
-    assert [row["label"] for row in yardsticks] == ["popularity", "sasrec"]
+    *baselines, ingredient = document["systems"]
+    assert [row["label"] for row in baselines] == ["popularity", "sasrec"]
     assert ingredient["against"] is None
-    for row in yardsticks:
+    for row in baselines:
         assert row["task"] == document["task"]
         assert row["metrics"].keys() == {"HR@1", "HR@3", "NDCG@3", "MRR", "AUC"}
         for metric in ("HR@1", "NDCG@3"):

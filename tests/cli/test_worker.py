@@ -44,4 +44,4 @@ def test_counters_are_served_while_it_works_and_a_port_that_is_taken_is_told(pre
     assert f"counters cannot be served at 127.0.0.1:{port}" in ran.err
     assert "another --metrics-port" in ran.err
     ran = prepared("worker", "--once", "--metrics-port", port)
-    assert f"counters are at http://127.0.0.1:{port}/metrics" in ran.err
+    assert f"metrics are at http://127.0.0.1:{port}/metrics" in ran.err

@@ -102,7 +102,7 @@ def test_the_mix_moves_to_an_ingredient_that_makes_answers_surer(find, nothing, 
     assert found.entropy == along(found)[-1][1]
     assert [end.entropy for end in found.ends] == pytest.approx([along(found)[0][1], along(found)[-1][1]], abs=1e-5)
     assert found.warnings == (
-        "entropy is smallest for the ingredient alone, so nothing is mixed; low entropy means sure, not right",
+        "entropy is smallest for the ingredient alone, so nothing is mixed; low entropy means confident, not correct",
     )
     assert (found.prompts, found.tokens) == (2, 3)
 
@@ -275,7 +275,7 @@ def test_a_search_that_is_interrupted_keeps_its_best_if_told_to(search, find, no
     assert found.runs[0].stopped == "interrupted"
     assert 1 < len(found.runs[0].points) < len(whole.runs[0].points)
     assert found.entropy == min(point.entropy for point in found.runs[0].points)
-    assert found.warnings == ("the search was interrupted; this is the best that it had found. --force builds anew",)
+    assert found.warnings == ("the search was interrupted; this is the best mix so far. Use --force to build again",)
     with pytest.raises(KeyboardInterrupt):
         find(nothing, sharpening, given={"progress": interrupting(7), "batch_tokens": 1}, **options)
     with pytest.raises(KeyboardInterrupt):  # before anything was found

@@ -381,7 +381,7 @@ def test_a_stored_adapter_that_is_not_the_one_requested_is_refused(stocked):
     recorded["adapters"][0]["digest"] = "sha256:" + "0" * 64
     claimed = stocked.builds.claim("tester", build_id=build.id)
     forged = type(claimed)(**{**vars(claimed), "inputs": recorded})
-    with pytest.raises(RecCocktailError, match=r"spirit@v1 is not what the build was requested with"):
+    with pytest.raises(RecCocktailError, match=r"spirit@v1 is not the one that the build was requested with"):
         run(stocked, forged, RunOptions(worker="tester", device="cpu"), progress=silent)
     assert stocked.builds.get(build.id).error["code"] == "merge"
 
@@ -504,7 +504,7 @@ def test_a_build_from_before_it_was_kept_stands_until_there_is_one_that_is_known
     made(stocked, load_recipe("spirit-only"))
     found = freshness_of(stocked, "skin-care")
     assert (found.state, found.build.id) == ("stale", before.id)
-    assert "was not kept" in found.why
+    assert "was not recorded" in found.why
     assert freshness_by_domain(stocked) == {"skin-care": found}
     own = made(stocked, load_recipe("ingredient-only"))
     assert freshness_of(stocked, "skin-care").build.id == own.id
@@ -819,7 +819,7 @@ def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(st
     stocked.adapters.archive("skin-care@v1", force=True)
     state = freshness_of(stocked, "skin-care")
     assert state.state == "blocked"
-    assert "has no ingredient any more" in state.reasons[0]
+    assert "no longer has the ingredient" in state.reasons[0]
     assert freshness_by_domain(stocked)["skin-care"] == state
 
 

@@ -169,7 +169,7 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
 
 @pytest.mark.parametrize(("name", "rank"), [("popularity", rank_by_popularity), ("sasrec", rank_by_sasrec)])
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_yardstick_is_a_system_by_its_name_and_made_once(name, rank, split, stocked, shop, tmp_path, monkeypatch):
+def test_a_baseline_is_a_system_by_its_name_and_made_once(name, rank, split, stocked, shop, tmp_path, monkeypatch):
     task, asked = questions(shop, split, load_template("pick-one"), limit=6)
     system = find_system(stocked, name)
     found = evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path)
@@ -180,7 +180,7 @@ def test_a_yardstick_is_a_system_by_its_name_and_made_once(name, rank, split, st
     assert evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path) == found
 
 
-def test_a_yardstick_needs_the_data_of_the_questions(stocked, exam):
+def test_a_baseline_needs_the_data_of_the_questions(stocked, exam):
     for data in (None, generate("kitchen", users=12)):
         with pytest.raises(EvaluationError, match="popularity needs the data that the questions are about"):
             evaluate(find_system(stocked, "popularity"), QuestionSet(*exam, data=data), device="cpu")

@@ -138,7 +138,7 @@ def test_ctrl_c_leaves_no_result_and_says_how_to_go_on(kitchen, undisturbed, tmp
     if merge.returncode == 0:
         pytest.skip("it was done before the signal came")
     assert not out.exists()
-    assert "goes on after the shards that are finished" in errors
+    assert "resume after the finished shards" in errors
     again = start(kitchen, out)
     answer, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors

@@ -147,10 +147,10 @@ WRONG = {
     "seven neighbours": ({"adaptive": {"neighbours": [f"d{n}" for n in range(7)]}}, "adaptive.neighbours"),
     "spirit as neighbour": ({"adaptive": {"neighbours": ["spirit"]}}, "neighbours are ingredients of other domains"),
     "choice without labels": ({"adaptive": {"select": "validation"}}, "needs `labels`"),
-    "epochs of a line": ({"adaptive": {"epochs": 7}}, "`epochs` is for a gradient search; say `search: gradient`"),
+    "epochs of a line": ({"adaptive": {"epochs": 7}}, "`epochs` is for a gradient search; use `search: gradient`"),
     "points of a descent": (
         {"adaptive": {"granularity": "layer", "points": 7}},
-        "`points` is for a line search; say `search: line`",
+        "`points` is for a line search; use `search: line`",
     ),
     "longest of the first title": ({"adaptive": {"longest": 7}}, "`longest` is for `titles: every`"),
     "own role as neighbour": ({"adaptive": {"neighbours": ["ingredient"]}}, "the own adapters are `spirit` and"),

@@ -142,7 +142,7 @@ def test_a_folder_that_differs_is_not_the_base_whatever_is_said(
     stocked: Registry, copied_base: Path, change: Callable[[Path], None], what: str, named: str | None
 ) -> None:
     change(copied_base)
-    with pytest.raises(BaseMismatchError, match=f"is no base model of the registry: it differs from tiny in {what}"):
+    with pytest.raises(BaseMismatchError, match=f"is not a base model of the registry: it differs from tiny in {what}"):
         serving.served_base(stocked, str(copied_base), None, named)
 
 
@@ -150,7 +150,7 @@ def test_a_hub_repo_is_the_base_at_its_commit_or_at_somebodys_word(stocked: Regi
     stocked.bases.add("hubs", make_base(seed=7), source="acme/model", revision=COMMIT)
     assert serving.served_base(stocked, "acme/model", COMMIT).name == "hubs"
     for model, revision in (("acme/model", None), ("acme/model", "main"), ("acme/other", COMMIT)):
-        with pytest.raises(BaseMismatchError, match="not shown to be") as error:
+        with pytest.raises(BaseMismatchError, match="could not be identified") as error:
             serving.served_base(stocked, model, revision)
         assert "RECCOCKTAIL_SERVE_BASE" in str(error.value.hint)
         assert (f"--revision {COMMIT}" in str(error.value.hint)) == (model == "acme/model")
@@ -265,7 +265,7 @@ def test_the_folder_for_peft_is_made_whole_and_takes_nobodys_place(
     monkeypatch.setattr(
         serving.shutil, "copytree", lambda *given, **how: (copytree(*given, **how), away.rename(target))
     )
-    with pytest.raises(ConflictError, match="mine was made by another meanwhile"):
+    with pytest.raises(ConflictError, match="mine was created by another process meanwhile"):
         serving.write_for_peft(stocked, found, target)
     assert len(names) == 2  # nobody is in the other's way
     assert sorted(path.read_bytes() for path in target.iterdir()) == before
@@ -703,10 +703,10 @@ def test_all_names_are_looked_at_in_one_query(plugin: ModuleType, stocked: Regis
         ({"VLLM_SKIP_MODEL_NAME_VALIDATION": True}, "answers to every name"),
         ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": False}, "asks no resolver"),
         ({"lora_config": None}, "was started without adapters"),
-        ({"target_modules": ["q_proj"]}, "leaves parts of adapters out"),
+        ({"target_modules": ["q_proj"]}, "silently ignores parts of adapters"),
         ({"load_format": "dummy"}, "not known which weights are served"),
         ({"names": ["tiny", "skin-care"]}, "which is the name of adapters"),
-        ({"model": "acme/model"}, "is not shown to be a base model"),
+        ({"model": "acme/model"}, "could not be identified as a base model"),
     ],
 )
 def test_settings_with_which_the_base_could_answer_are_refused(

@@ -361,7 +361,7 @@ def test_watching_goes_on_where_the_store_does_not_answer(stocked, monkeypatch):
 
     monkeypatch.setattr(workers, "freshness_by_domain", lambda registry: away())
     workers.StaleBuildPoller(stocked, True, told.append).look()
-    assert str(told[0]) == "blocked: what is stale cannot be told now: the bucket does not answer"
+    assert str(told[0]) == "blocked: stale domains cannot be determined now: the bucket does not answer"
 
 
 def test_who_listens_is_nothing_to_the_builds(stocked):
@@ -373,7 +373,7 @@ def test_who_listens_is_nothing_to_the_builds(stocked):
 
     inline(stocked, WorkerOptions(device="cpu", once=True), tell=deaf)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
-    assert "could not be told: BrokenPipeError" in stocked.builds.logs(asked[0].id)[-1].text
+    assert "the listener failed: BrokenPipeError" in stocked.builds.logs(asked[0].id)[-1].text
 
 
 def test_what_was_claimed_and_not_begun_is_given_back(stocked):

@@ -441,10 +441,10 @@ UNSUPPORTED: dict[str, tuple[Spoil, str]] = {
         tensors(lambda t: t.update({A0.replace("lora_A.weight", "lora_diag"): t[A0][0]})), "is a part of a LoRA variant",
     ),
     "a copy of nothing": (
-        tensors(lambda t: t.update({A0.replace("lora_A", "modules_to_save"): t[A0]})), "is no copy of one of the modules_to_save",
+        tensors(lambda t: t.update({A0.replace("lora_A", "modules_to_save"): t[A0]})), "neither a copy of one of the modules_to_save",
     ),
-    "a parameter that cannot be told": (
-        lambda folder: (config(target_parameters=["q_proj.a", "q_proj.b"])(folder)), "it cannot be told for which parameters",
+    "a parameter that is ambiguous": (
+        lambda folder: (config(target_parameters=["q_proj.a", "q_proj.b"])(folder)), "it is ambiguous for which parameters",
     ),
     "PiSSA": (config(init_lora_weights="pissa"), "init_lora_weights is 'pissa', which trained on an altered base"),
     "an option of tomorrow": (config(**{"\x1b[31m": {"deep": [[[[1]]]]}}), r"'\x1b[31m' is {'deep': [[[...]]]}, which merging"),

@@ -143,7 +143,7 @@ def test_a_build_that_lost_its_worker_too_often_fails(registry: Registry, ask: C
     assert claimed.id == next_one.id
     failed = registry.builds.get(build.id)
     assert failed.status == "failed"
-    assert failed.error == {"code": "lost", "message": f"build {build.id} is given up: its worker was lost 5 times"}
+    assert failed.error == {"code": "lost", "message": f"build {build.id} failed: its worker was lost 5 times"}
     assert registry.builds.retry(build.id).attempts == 0
 
 

@@ -117,10 +117,10 @@ def test_adaptive_mixing_tells_its_entropy_and_its_trap():
     text = render_card(FACTS)
     assert "from 2.5000 to 1.2500 nats" in text
     assert "(<adaptation.png>)" in text
-    assert "confident nonsense" in text
+    assert "Low entropy means confident" in text
     plain = render_card(replace(FACTS, adaptive=None, metrics=None))
     assert "nats" not in plain
-    assert "confident nonsense" not in plain
+    assert "Low entropy means confident" not in plain
     assert len(tables(ModelCard(plain))) == 1
 
 
@@ -147,7 +147,7 @@ def test_no_title_breaks_the_metadata_the_headings_or_the_tables(title):
     assert measured == [["", line], [line, "0.5000"]]
 
 
-def test_a_licence_cannot_write_metadata_of_its_own():
+def test_a_license_cannot_write_metadata_of_its_own():
     card = ModelCard(render_card(replace(FACTS, license="mit\ntags: [evil]")))
     assert card.data.license == "mit\ntags: [evil]"
     assert card.data.tags == ["merge", "lora", "recommendation", "reccocktail"]
@@ -167,12 +167,12 @@ KNOWN = replace(
     FACTS,
     repo="acme/beauty",
     inputs=(
-        replace(FACTS.inputs[0], repo="acme/spirit", licence="mit", trainer="sft 0.1", template="next-title"),
+        replace(FACTS.inputs[0], repo="acme/spirit", license="mit", trainer="sft 0.1", template="next-title"),
         replace(FACTS.inputs[1], repo="acme/beauty-lora", data=(CardData("beauty", "sha256:da7a"),)),
     ),
     base_digest="sha256:ba5e",
     base_revision="c0ffee",
-    base_licence="apache-2.0",
+    base_license="apache-2.0",
     languages=("en", "de"),
     datasets=("acme/purchases",),
     evaluations=(
@@ -217,8 +217,8 @@ def test_measurements_stand_with_their_intervals():
 
 def test_the_lineage_goes_down_to_the_data_and_the_base_commit():
     text = render_card(KNOWN)
-    assert "at `c0ffee`, digest `sha256:ba5e`, licence apache-2.0" in text
-    assert "trained by sft 0.1 with template `next-title`, licence mit" in text
+    assert "at `c0ffee`, digest `sha256:ba5e`, license apache-2.0" in text
+    assert "trained by sft 0.1 with template `next-title`, license mit" in text
     assert "on data of `beauty` (`sha256:da7a`)" in text
 
 
@@ -236,7 +236,7 @@ def test_no_prompt_is_made_up_where_the_template_is_not_known():
     snippet = text.split("```python\n")[1].split("```")[0]
     literals = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
     assert not [each for each in literals if isinstance(each, str) and "TITLE" in each]
-    assert "is not known here" in text
+    assert "the template is not known" in text
     assert "`next-title`" in render_card(KNOWN)
     assert "that its coefficients were found with" in render_card(
         replace(KNOWN, prompt=CardPrompt("mine", "", "{history}", used="its coefficients were found with"))
@@ -290,14 +290,14 @@ def test_a_merge_without_a_registry_says_nothing_of_a_domain(kind):
     assert "SmolLM2 with LoRA adapters" in text
 
 
-def test_what_is_not_known_of_the_licence_is_said():
-    assert "No licence is known" in render_card(replace(FACTS, license=None))
+def test_what_is_not_known_of_the_license_is_said():
+    assert "No license is known" in render_card(replace(FACTS, license=None))
     given = render_card(
         replace(FACTS, license="other", license_name="acme", license_link="LICENSE", license_given=True)
     )
     data = ModelCard(given).data
     assert (data.license, data.license_name, data.license_link) == ("other", "acme", "LICENSE")
-    assert "named by whoever publishes it" in given
+    assert "chosen by the publisher" in given
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_a_rule_that_is_missing_altered_or_foreign_is_found(url: str) -> None:
     with pytest.raises(DatabaseError, match="the rule events_stay was altered"):
         migrate.check(url)
     run_sql(url, f"CREATE TRIGGER more BEFORE DELETE ON events {body}")
-    with pytest.raises(DatabaseError, match="the rule more is not one of ours") as caught:
+    with pytest.raises(DatabaseError, match="the rule more is not part of the schema") as caught:
         migrate.check(url)
     assert "(and 1 more)" in str(caught.value)
     assert "operations.md" in (caught.value.hint or "")

@@ -269,7 +269,7 @@ def test_what_is_in_use_is_archived_only_by_force(registry: Registry, build: Cal
     used = build("one", "beauty@v1")
     with pytest.raises(ConflictError, match=rf"in use: it is in the newest build of beauty \({used.id}\)") as caught:
         registry.adapters.archive("beauty@v1")
-    assert caught.value.hint == "--force archives it all the same"
+    assert caught.value.hint == "use --force to archive it"
     registry.publications.add(used, "acme/beauty", "c0ffee")
     build("two", "beauty@v2")
     assert registry.adapters.uses(registry.adapters.resolve("beauty@v1")) == ["it is published in acme/beauty"]

@@ -267,7 +267,7 @@ def test_a_repository_that_was_made_is_removed_when_the_hub_refuses_the_commit(h
     with pytest.raises(HubError):
         publishing.publish(plan(result), result, message="no", tell=told.append)
     assert hub.repos == {}
-    assert any("removed again" in line for line in told)
+    assert any("was removed" in line for line in told)
 
 
 def test_a_repository_with_what_was_uploaded_is_kept_for_the_same_command_and_said(hub, result, waits):
@@ -440,7 +440,7 @@ def test_a_commit_of_the_same_build_with_an_older_card_counts_as_ours(hub, resul
     assert publish(result).made
     other = {"trailer": "RecCocktail-Build: 8"}
     (result / "README.md").write_bytes(b"# of another build\n")
-    with pytest.raises(ConflictError, match="says of itself 'RecCocktail-Build: 7'") as caught:
+    with pytest.raises(ConflictError, match="its message is 'RecCocktail-Build: 7'") as caught:
         publish(result, **other)
     assert "publish build 7 again first" in str(caught.value.hint)
 
@@ -643,7 +643,7 @@ def test_a_commit_that_cannot_be_looked_at_afterwards_is_named_and_recognised_by
     hub.before_commit = lambda: fault(hub, r"GET .*/tree/", status=500, times=1000)
     with pytest.raises(HubError) as caught:
         publishing.publish(planned, result, message="new")
-    assert f"took commit {hub.head(REPO)}" in str(caught.value)
+    assert f"accepted commit {hub.head(REPO)}" in str(caught.value)
     hub.faults.clear()
     hub.before_commit = None
     assert publish(result).commit == hub.head(REPO)

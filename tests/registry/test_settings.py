@@ -112,7 +112,7 @@ def test_a_strangers_file_in_the_working_folder_does_not_say_where_anything_is(
     tmp_path: Path, how: str, key: str
 ) -> None:
     strangers_file(tmp_path / "found", how, f'{key} = "{SETTING[key]}"\n')
-    with pytest.raises(UsageError, match=f"sets {key} and is not yours alone") as caught:
+    with pytest.raises(UsageError, match=f"sets {key} and can be changed by others") as caught:
         Settings.load(cwd=tmp_path / "found", environ={"HOME": "/nowhere"})
     assert "//stranger" not in str(caught.value)
     # what is set by somebody who may is not looked for there
@@ -142,7 +142,7 @@ def test_a_strangers_user_configuration_is_refused_as_well(tmp_path: Path, how: 
     strangers_file(tmp_path / "reccocktail", how, 'store_url = "s3://stranger/bucket"\n')
     (tmp_path / "reccocktail" / "reccocktail.toml").rename(tmp_path / "reccocktail" / "config.toml")
     environ = {"HOME": "/nowhere", "XDG_CONFIG_HOME": str(tmp_path)}
-    with pytest.raises(UsageError, match="sets store_url and is not yours alone"):
+    with pytest.raises(UsageError, match="sets store_url and can be changed by others"):
         Settings.load(cwd=tmp_path, environ=environ)
     assert Settings.load(cwd=tmp_path, environ=environ | {"RECCOCKTAIL_STORE_URL": "/own"}).store_url == "/own"
 

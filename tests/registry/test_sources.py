@@ -135,7 +135,7 @@ def test_a_folder_without_an_adapter_says_what_was_looked_for(tmp_path):
 
 @pytest.mark.parametrize("source", ["./absent", "/absent", "~/absent", "~no-such-user/lora", "a/b/c", "absent"])
 def test_what_is_no_folder_and_no_repo_name_is_refused(source):
-    with pytest.raises(UsageError, match="is no folder, and no Hub repo has such a name"):
+    with pytest.raises(UsageError, match="is not a folder, and not a valid name of a Hub repo"):
         find_adapter_source(source)
 
 
@@ -259,7 +259,7 @@ def test_models_without_an_adapter_do_not_count(lay, tmp_path):
     write(tmp_path / "ranker", {"flavors": {"sklearn": {"pickled_model": "model.pkl"}}})
     lay(tmp_path / "lora")
     assert find_adapter_source(str(tmp_path)).folder == tmp_path / "lora" / "peft"
-    with pytest.raises(InvalidArtifactError, match="no MLmodel file that tells of a PEFT adapter"):
+    with pytest.raises(InvalidArtifactError, match="no MLmodel file that describes a PEFT adapter"):
         find_adapter_source(str(tmp_path / "ranker"))
 
 
@@ -282,7 +282,7 @@ def test_a_file_url_is_its_folder(lay, tmp_path):
 
 @pytest.mark.parametrize("source", ["file:/absent", "file:///absent/lora"])
 def test_a_file_url_of_nothing_is_no_repo_name(source):
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         find_adapter_source(source)
 
 
@@ -291,7 +291,7 @@ def test_a_file_url_of_nothing_is_no_repo_name(source):
     [f"runs:/{RUN}/lora", "models:/beauty/1", "models:/beauty@champion", f"models:/{MODEL}", "mlflow-artifacts:/0/x"],
 )
 def test_what_lies_on_an_mlflow_server_is_to_be_downloaded_first(uri):
-    with pytest.raises(UsageError, match="is no folder of this machine") as caught:
+    with pytest.raises(UsageError, match="is not a folder on this machine") as caught:
         find_adapter_source(uri)
     assert f"mlflow artifacts download --artifact-uri {uri} --dst-path FOLDER" in str(caught.value.hint)
 

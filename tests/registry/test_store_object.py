@@ -351,7 +351,7 @@ def test_a_refused_deletion_is_not_passed_over(store: Store, folder: Path, monke
         return call(method, **options)
 
     monkeypatch.setattr(fs, "call_s3", refuse)
-    with refused_without_secrets("access denied", "what they allow on the bucket"):
+    with refused_without_secrets("access denied", "their permissions on the bucket"):
         store.gc(set(), grace=AT_ONCE)
     assert store.verify() == []
 
@@ -372,7 +372,7 @@ def test_credentials_in_the_url_are_refused_and_not_repeated(url: str, tmp_path:
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://shop/../x", "s3://key:pass-word/x", "s3://shop/a\nb"])
 def test_a_url_without_a_bucket_or_with_strange_parts_is_refused(url: str, tmp_path: Path) -> None:
-    with refused_without_secrets("not the place of a store", "s3://BUCKET/PREFIX", secret="pass-word"):
+    with refused_without_secrets("is not a bucket and prefix", "s3://BUCKET/PREFIX", secret="pass-word"):
         open_store(url, cache=tmp_path)
 
 

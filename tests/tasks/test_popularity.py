@@ -53,7 +53,7 @@ def test_before_validation_the_last_two_of_everybody_do_not_count(domain):
 
 
 def test_nothing_is_known_before_the_training_targets(domain):
-    with pytest.raises(TaskError, match="nothing is known before the targets of the train split"):
+    with pytest.raises(TaskError, match="the train split has no history before its targets"):
         rank_by_popularity(domain(HISTORIES), [], "train")
 
 

@@ -450,9 +450,9 @@ def test_an_unknown_folder_is_told_what_was_looked_for(put: Put):
 
 
 def test_no_folder_at_all_is_refused(tmp_path: Path):
-    assert "is no folder that can be read" in refusal(tmp_path / "nothing")
+    assert "cannot be read as a folder" in refusal(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    assert "is no folder that can be read" in refusal(tmp_path / "file")
+    assert "cannot be read as a folder" in refusal(tmp_path / "file")
 
 
 OURS = {

@@ -106,5 +106,5 @@ def test_histories_longer_than_it_reads_are_read_from_their_end(shop):
 
 def test_nothing_to_learn_from_is_an_error(domain):
     data = domain({"ann": ["i00", "i01", "i02"], "bob": ["i03", "i04"]})
-    with pytest.raises(TaskError, match="SASRec has nothing to learn from"):
+    with pytest.raises(TaskError, match="SASRec has no training data"):
         rank_by_sasrec(data, [], "test", QUICK)

@@ -151,7 +151,7 @@ def test_the_run_folder_lies_under_the_home(stocked, trainer):
 
 def test_two_processes_do_not_train_in_one_folder(run, trainer):
     def train_again(job):
-        with pytest.raises(TrainerError, match="going on in another process"):
+        with pytest.raises(TrainerError, match="running in another process"):
             run()
         raise TrainerError("enough")
 

@@ -398,8 +398,8 @@ def test_a_batch_in_parts_gives_what_the_whole_batch_gives(exact, train):
 @pytest.mark.parametrize(
     ("processes", "options", "said"),
     [
-        (3, {}, "a batch of 8 cannot be shared by 3 processes"),
-        (16, {}, "a batch of 8 cannot be shared by 16 processes"),
+        (3, {}, "a batch of 8 cannot be divided among 3 processes"),
+        (16, {}, "a batch of 8 cannot be divided among 16 processes"),
         (2, {"micro_batch": 3}, "micro_batch=3 does not divide the 4 examples"),
     ],
 )

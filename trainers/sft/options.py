@@ -22,7 +22,7 @@ def _by_domain(value: object) -> object:
 
 
 class SftOptions(BaseModel):
-    """Options of `sft`; defaults after the paper's hyper-parameters, with the learning rate small models like."""
+    """Options of `sft`; defaults follow the hyper-parameters of RecCocktail's paper, with the learning rate small models like."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -115,7 +115,7 @@ class Tuner(SFTTrainer):
 
 
 class Watch(TrainerCallback):
-    """Passes the trainer's steps on to whoever watches the job, times them, and stops a training that diverged.
+    """Passes the trainer's steps on to the job's listener, times them, and stops a training that diverged.
 
     `seconds` is what the steps since `first_step` took: forward, backward and update, not validation or checkpoints.
     """
@@ -163,7 +163,7 @@ def make_trainer(
     mixed: bool,
 ) -> Tuner:
     """The trainer of a job. Raises TrainerError when the processes cannot share a batch, or the examples fill none."""
-    disable_progress_bar()  # the job's own progress tells more
+    disable_progress_bar()  # the job's own progress shows more
     disable_progress_bars()
     micro, accumulated = _shared_batch(options)
     if len(rows) < options.batch_size:
@@ -242,7 +242,7 @@ def run(trainer: Tuner, job: TrainingJob) -> None:
         return
     checkpoint = newest_checkpoint(folder)
     if checkpoint and _stopped_early(checkpoint):
-        # The trainer would go on, and only stop at the next validation.
+        # The trainer would continue, and only stop at the next validation.
         trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
         trainer._load_best_model()
     else:
@@ -263,7 +263,7 @@ def _shared_batch(options: SftOptions) -> tuple[int, int]:
     share, rest = divmod(options.batch_size, processes)
     if rest or not share:
         raise TrainerError(
-            f"a batch of {options.batch_size} cannot be shared by {processes} processes",
+            f"a batch of {options.batch_size} cannot be divided among {processes} processes",
             hint=f"-o batch_size={processes * max(1, share)}",
         )
     micro = options.micro_batch or share

@@ -108,5 +108,5 @@ def _rows(job: TrainingJob, options: Options, tokenizer: Any) -> tuple[list[tupl
             said = [*question.messages, {"role": "assistant", "content": question.answer}]
             rows.append((prompt, tokenizer.apply_chat_template(said)["input_ids"]))
     if not rows:
-        raise TrainerError("there is nothing to train on", hint="users need at least 4 interactions")
+        raise TrainerError("there is no training data", hint="users need at least 4 interactions")
     return rows, tasks

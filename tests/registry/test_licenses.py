@@ -1,4 +1,4 @@
-"""Which licence a mixture carries, and where a part's own is known from."""
+"""Which license a mixture carries, and where a part's own is known from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from reccocktail.publishing.licenses import KNOWN, Licence, known_licence, metadata, parse, strictest, texts
+from reccocktail.publishing.licenses import KNOWN, License, known_license, metadata, parse, strictest, texts
 from reccocktail.registry.errors import ConflictError, UsageError
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def of(**parts: str | None) -> str | None:
-    found = strictest({name: id_ and Licence(id_) for name, id_ in parts.items()})
+    found = strictest({name: id_ and License(id_) for name, id_ in parts.items()})
     return found and found.id
 
 
@@ -43,10 +43,10 @@ def test_the_strictest_is_carried_whatever_the_order(base, adapter, carried):
         ("apache-2.0", "cc-by-nc-4.0", "adapter may not be used commercially"),
         ("llama3.1", "cc-by-nc-sa-4.0", "adapter may not be used commercially"),
         ("apache-2.0", "gpl-2.0", "not compatible"),
-        ("llama3.1", "gemma", "licence of the whole"),
-        ("gpl-3.0", "cc-by-sa-4.0", "licence of the whole"),
-        ("other", "llama3.1", "licence of the whole"),
-        ("mit", "cc-by-nd-4.0", "forbids"),
+        ("llama3.1", "gemma", "license of the whole"),
+        ("gpl-3.0", "cc-by-sa-4.0", "license of the whole"),
+        ("other", "llama3.1", "license of the whole"),
+        ("mit", "cc-by-nd-4.0", "does not allow"),
     ],
 )
 def test_what_does_not_go_together_is_said_naming_both(base, adapter, why):
@@ -60,39 +60,39 @@ def test_three_parts_carry_what_the_strictest_wants():
     assert of(base="mit", spirit="apache-2.0", ingredient="cc-by-sa-4.0") == "cc-by-sa-4.0"
 
 
-def test_two_other_licences_are_one_only_under_one_name():
-    a, b = Licence("other", "acme-1"), Licence("other", "acme-2")
-    assert strictest({"base": a, "adapter": Licence("other", "acme-1")}) == a
+def test_two_other_licenses_are_one_only_under_one_name():
+    a, b = License("other", "acme-1"), License("other", "acme-2")
+    assert strictest({"base": a, "adapter": License("other", "acme-1")}) == a
     with pytest.raises(ConflictError, match=r"acme-1.*acme-2"):
         strictest({"base": a, "adapter": b})
 
 
-def test_a_licence_is_named_as_the_hub_knows_it():
-    assert parse("Apache-2.0") == Licence("apache-2.0")
+def test_a_license_is_named_as_the_hub_knows_it():
+    assert parse("Apache-2.0") == License("apache-2.0")
     with pytest.raises(UsageError, match="my own"):
         parse("my own")
 
 
-def test_the_readme_is_asked_first_then_the_licence_file(tmp_path):
+def test_the_readme_is_asked_first_then_the_license_file(tmp_path):
     (tmp_path / "LICENSE").write_bytes((REPOSITORY / "LICENSE").read_bytes())
-    assert known_licence(tmp_path) == Licence("apache-2.0")
+    assert known_license(tmp_path) == License("apache-2.0")
     (tmp_path / "README.md").write_text("---\nlicense: MIT\nlanguage: [en, de]\n---\n# x\n")
-    assert known_licence(tmp_path) == Licence("mit")
+    assert known_license(tmp_path) == License("mit")
     assert texts(metadata(tmp_path), "language") == ("en", "de")
 
 
 def test_other_keeps_its_name_and_link_and_a_name_that_the_hub_does_not_know_is_other(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: acme\nlicense_link: LICENSE\n---\n")
-    assert known_licence(tmp_path) == Licence("other", "acme", "LICENSE")
+    assert known_license(tmp_path) == License("other", "acme", "LICENSE")
     (tmp_path / "README.md").write_text("---\nlicense: Acme 1.0\n---\n")
-    assert known_licence(tmp_path) == Licence("other", "Acme 1.0")
+    assert known_license(tmp_path) == License("other", "Acme 1.0")
 
 
 @pytest.mark.parametrize("text", ["", "# no metadata", "---\na: [\n---\n", "---\nlicense: [1, {}]\n---\n", "---\n- a\n---\n",
                                   "---\na: &a [x]\nb: [*a, *a]\nlicense: mit\n---\n"])  # fmt: skip
 def test_metadata_that_cannot_be_read_says_nothing(tmp_path, text):
     (tmp_path / "readme.md").write_text(text)
-    assert known_licence(tmp_path) is None
+    assert known_license(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_metadata_that_cannot_be_read_says_nothing(tmp_path, text):
         ("All rights reserved.", "other"),
     ],
 )
-def test_the_text_of_a_licence_is_known_by_what_only_it_says(tmp_path, text, id_):
+def test_the_text_of_a_license_is_known_by_what_only_it_says(tmp_path, text, id_):
     (tmp_path / "LICENCE.txt").write_text(text)
-    found = known_licence(tmp_path)
+    found = known_license(tmp_path)
     assert found
     assert found.id == id_
 
@@ -125,8 +125,8 @@ def test_a_third_part_hides_no_conflict_whatever_the_order(hidden):
 
 
 @pytest.mark.parametrize("vague", ["unknown", "cc"])
-def test_a_licence_that_says_nothing_is_refused(vague):
-    with pytest.raises(ConflictError, match=f"adapter says of its licence only '{vague}'") as caught:
+def test_a_license_that_says_nothing_is_refused(vague):
+    with pytest.raises(ConflictError, match=f"adapter gives its license as '{vague}'") as caught:
         of(base="mit", adapter=vague)
     assert "--license" in str(caught.value.hint)
 
@@ -138,30 +138,30 @@ APACHE = "Apache License\nVersion 2.0, January 2004"
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        ({"LICENSE-CODE": MIT, "LICENSE-MODEL": "Terms of our own."}, Licence("other", "see LICENSE-MODEL")),
-        ({"LICENSE-MIT": MIT, "LICENSE-APACHE": APACHE}, Licence("apache-2.0")),
-        ({"LICENSE": MIT, "LICENSE-DATA": "Attribution-NonCommercial 4.0 International"}, Licence("cc-by-nc-4.0")),
-        ({"LICENSE": '"Commons Clause" License Condition v1.0\n\n' + MIT}, Licence("other", "see LICENSE")),
-        ({"LICENSE": MIT + "\n\nCommons Clause: the right to sell is not granted."}, Licence("other", "see LICENSE")),
-        ({"LICENSE": "For research, non-commercial.\n" + "Terms. " * 100 + "Notices:\n" + APACHE}, Licence("other", "see LICENSE")),
-        ({"LICENSE": "Attribution-NoDerivatives 4.0 International"}, Licence("cc-by-nd-4.0")),
-        ({"LICENSE": "Creative Commons Attribution-NonCommercial-ShareAlike 4.0"}, Licence("cc-by-nc-sa-4.0")),
-        ({"README.md": "---\nlicense: [mit, cc-by-nc-4.0]\n---\n"}, Licence("cc-by-nc-4.0")),
-        ({"README.md": "---\nlicense: [mit, acme]\n---\n"}, Licence("other", "acme")),
-        ({"README.md": "---\nlicense: [mit, cc-by-nd-4.0, unknown]\n---\n"}, Licence("unknown")),
-        ({"README.md": "---\nlicense: CC BY-NC 4.0\n---\n"}, Licence("cc-by-nc-4.0")),
-        ({"README.md": "---\nlicense: Apache 2.0\n---\n"}, Licence("apache-2.0")),
-        ({"README.md": "---\nlicense: MIT License\n---\n"}, Licence("mit")),
+        ({"LICENSE-CODE": MIT, "LICENSE-MODEL": "Terms of our own."}, License("other", "see LICENSE-MODEL")),
+        ({"LICENSE-MIT": MIT, "LICENSE-APACHE": APACHE}, License("apache-2.0")),
+        ({"LICENSE": MIT, "LICENSE-DATA": "Attribution-NonCommercial 4.0 International"}, License("cc-by-nc-4.0")),
+        ({"LICENSE": '"Commons Clause" License Condition v1.0\n\n' + MIT}, License("other", "see LICENSE")),
+        ({"LICENSE": MIT + "\n\nCommons Clause: the right to sell is not granted."}, License("other", "see LICENSE")),
+        ({"LICENSE": "For research, non-commercial.\n" + "Terms. " * 100 + "Notices:\n" + APACHE}, License("other", "see LICENSE")),
+        ({"LICENSE": "Attribution-NoDerivatives 4.0 International"}, License("cc-by-nd-4.0")),
+        ({"LICENSE": "Creative Commons Attribution-NonCommercial-ShareAlike 4.0"}, License("cc-by-nc-sa-4.0")),
+        ({"README.md": "---\nlicense: [mit, cc-by-nc-4.0]\n---\n"}, License("cc-by-nc-4.0")),
+        ({"README.md": "---\nlicense: [mit, acme]\n---\n"}, License("other", "acme")),
+        ({"README.md": "---\nlicense: [mit, cc-by-nd-4.0, unknown]\n---\n"}, License("unknown")),
+        ({"README.md": "---\nlicense: CC BY-NC 4.0\n---\n"}, License("cc-by-nc-4.0")),
+        ({"README.md": "---\nlicense: Apache 2.0\n---\n"}, License("apache-2.0")),
+        ({"README.md": "---\nlicense: MIT License\n---\n"}, License("mit")),
     ],
 )  # fmt: skip
-def test_no_licence_is_read_as_a_freer_one(tmp_path, files, found):
+def test_no_license_is_read_as_a_freer_one(tmp_path, files, found):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert known_licence(tmp_path) == found
+    assert known_license(tmp_path) == found
 
 
-def test_the_licences_that_are_in_full_are_known(tmp_path):
+def test_the_licenses_that_are_in_full_are_known(tmp_path):
     bsd = "Copyright (c) A\n\nRedistribution and use in source and binary forms, with or without modification, "
     for text, id_ in ((bsd + "x" * 900, "bsd-2-clause"), (bsd + "x" * 900 + " Neither the name of", "bsd-3-clause")):
         (tmp_path / "LICENSE").write_text(text)
-        assert known_licence(tmp_path) == Licence(id_)
+        assert known_license(tmp_path) == License(id_)
