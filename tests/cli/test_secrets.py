@@ -55,7 +55,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "a repository": ("publish", "skin-care", "--to", "{}"),
     "a repository's name": ("publish", "skin-care", "--to", "acme/{}"),
     "a publication's tag": ("publish", "skin-care", "--to", REPO, "--tag", "{}"),
-    "a publication's licence": ("publish", "skin-care", "--to", REPO, "--license", "{}"),
+    "a publication's license": ("publish", "skin-care", "--to", REPO, "--license", "{}"),
     "an option of training": ("train", "skin-care", "-o", "learning_rate={}"),
 }
 
@@ -78,7 +78,7 @@ def test_a_secret_in_the_wrong_place_is_neither_kept_nor_shown(
         for more in ([], ["--json"]):
             answer = built(*words, *more, code=None)
             assert secrets_in(answer.out + answer.err) == [], words
-            assert "this should not happen" not in answer.out + answer.err
+            assert "a bug in RecCocktail" not in answer.out + answer.err
         assert secrets_in(kept(built)) == [], words
     assert not [repo for repo in loopback_hub.repos if TOKEN in repo]
 
