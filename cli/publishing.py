@@ -72,7 +72,7 @@ def publish(
 
     The files are sent as one commit.
 
-    A domain means the build of its present inputs, else the newest by its own recipe, never one by another `--recipe`.
+    A domain means the build of its current inputs, else the newest by its own recipe, never one by another `--recipe`.
     NAME@v1, NAME@ALIAS and `spirit` mean adapters. Files that the repository has are not sent again; run the same
     command to resume. A repository that holds another kind of artifact is refused; --replace removes what is there.
     """

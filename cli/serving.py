@@ -117,7 +117,7 @@ def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
 
 
 def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The build that `publish` would take: that of the domain's present inputs, else the newest by its own recipe."""
+    """The build that `publish` would take: that of the domain's current inputs, else the newest by its own recipe."""
     from ..engine.building.freshness import chosen
     from ..engine.building.planning import result_folder
     from ..registry.catalog.references import SPIRIT, Reference

@@ -1,6 +1,6 @@
 """YAML from outside, read as plain values: what JSON could say, and nothing that grows or runs while it is read.
 
-This file is in `registry` and in `tasks`, since neither room imports from the other; a test holds both copies to be equal.
+Every package may import this module: it has no state and imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The import structure, read off the source: who imports whom, by file and by room. `make imports` prints it."""
+"""The import structure, read off the source: who imports whom, by file and by package. `make imports` prints it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOMS = ("api", "registry", "tasks", "engine", "publishing", "serving", "trainer
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of the rooms, by its dotted name below `reccocktail`."""
+    """Every module of the packages, by its dotted name below `reccocktail`."""
     paths = [path for room in ROOMS for path in sorted((root / room).rglob("*.py"))]
     return {".".join(_parts(path, root)): path for path in paths}
 
@@ -87,7 +87,7 @@ def levels(edges: dict[str, set[str]]) -> list[list[str]]:
 
 
 def folders(edges: dict[str, set[str]], inside: str) -> dict[str, set[str]]:
-    """The same by the folders and files of one room."""
+    """The same by the folders and files of one package."""
 
     def place(name: str) -> str:
         return name.split(".")[1] if "." in name else "__init__"

@@ -1,4 +1,4 @@
-"""Which room may import which, and that no files import each other in a circle: docs/architecture.md, read off the source."""
+"""Which package may import which, and that no files import each other in a circle: docs/architecture.md, read off the source."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ MAY_IMPORT = {
     "cli": {"registry", "tasks", "engine", "publishing", "serving", "trainers", "migrations"},
     "migrations": {"registry"},
 }
-# Light modules without state, which every room may import.
+# Light modules without state, which every package may import.
 SHARED = {"registry.errors", "registry.strict_yaml"}
 # Alembic runs these files by their path, so they are in no package from which an import could be relative.
 RUN_BY_PATH = {ROOT / "migrations" / "env.py", *(ROOT / "migrations" / "versions").glob("[0-9]*.py")}
 
 
-def test_every_room_of_the_house_is_held():
+def test_every_package_is_listed():
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys() == set(import_graph.ROOMS)
 
 
-def test_a_module_imports_only_the_rooms_it_may():
+def test_a_module_imports_only_the_packages_it_may():
     wrong = [
         (name, target)
         for name, path in import_graph.modules().items()

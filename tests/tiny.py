@@ -1,4 +1,4 @@
-"""A tiny language model, LoRAs that PEFT makes for it, and a registry that holds them, for the tests of several rooms.
+"""A tiny language model, LoRAs that PEFT makes for it, and a registry that holds them, for the tests of several packages.
 
 Models and adapters are made once per session and given out by what was asked for; nobody writes into them.
 """

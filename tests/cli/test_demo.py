@@ -1,4 +1,4 @@
-"""The demo, with a tiny model and few shoppers, on a terminal: it gets to its last table, and goes on where it was."""
+"""The demo, with a tiny model and few shoppers, on a terminal: it resumes after Ctrl-C, gets to its last table, and a second time costs nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_demo_runs_to_its_last_table_and_a_second_time_at_no_cost(
+def test_the_demo_resumes_after_ctrl_c_runs_to_its_last_table_and_a_second_time_at_no_cost(
     bare: Any, tiny_base: Path, on_terminal: type, on_warm_terminal: Callable[..., Any]
 ) -> None:
     words = ("demo", "--quick", "--base-source", tiny_base, "--folder", bare.folder / "demo")
     how = {"environment": bare.environment() | {"OMP_NUM_THREADS": "1"}, "folder": bare.folder}
+    interrupted = on_warm_terminal(*words, **how, lines=60)
+    interrupted.wait_for("training spirit")
+    interrupted.press_ctrl_c()
+    assert interrupted.ends(30) == 130
+    assert interrupted.screen[-2:] == [
+        "error: interrupted; what was finished is kept",
+        "hint: run the same command again",
+    ]
     shown = on_terminal(*words, **how, lines=60)
     assert shown.ends(900) == 0
     assert "training spirit" in shown.written
