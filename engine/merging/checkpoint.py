@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...registry.artifacts.allowlist import INDEX, base_files, is_card, is_tokenizer
 from ...registry.artifacts.facts import BaseFacts
-from ...registry.artifacts.safetensors import TensorInfo
+from ...registry.artifacts.safetensors import Header, TensorInfo
 from ...registry.strict_json import OWN_LIMIT, read_object
 from ..errors import MergeError
 from ..recipes import DType
@@ -82,6 +82,14 @@ def _copy_by_hand(source: int, start: int, count: int, target: int, position: in
         piece = view[: min(COPY_BYTES, count - at)]
         read_into(source, piece, start + at)
         write_from(target, piece, position + at)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A weight file of the base, open for reading."""
+
+    header: Header
+    fd: int
 
 
 class Shard:

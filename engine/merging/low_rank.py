@@ -33,11 +33,11 @@ def nearest(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         b, a = nearest(delta.T, rank)
         return a.T, b.T
     gram = torch.zeros(delta.shape[0], delta.shape[0], dtype=torch.float64)
-    for start, stop in _steps(delta.T):
+    for start, stop in row_steps(delta.T):
         piece = delta[:, start:stop].double()
         gram += piece @ piece.T
     u = torch.linalg.eigh(gram)[1][:, -rank:].flip(1)  # eigenvalues come in rising order
-    projected = torch.cat([u.T @ delta[:, start:stop].double() for start, stop in _steps(delta.T)], dim=1)
+    projected = torch.cat([u.T @ delta[:, start:stop].double() for start, stop in row_steps(delta.T)], dim=1)
     values = projected.norm(dim=1)
     return _shared(u, values, projected / values.where(values > 0, 1)[:, None])
 
@@ -51,11 +51,11 @@ def _shared(u: Tensor, values: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
     return u * root, vh * root[:, None]
 
 
-def _norm_of_product(b: Tensor, a: Tensor) -> float:
+def norm_of_product(b: Tensor, a: Tensor) -> float:
     """|B A| from the small Gram matrices: |B A|² = <BᵀB, A Aᵀ>."""
     return math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
 
 
-def _steps(matrix: Tensor) -> Iterator[tuple[int, int]]:
+def row_steps(matrix: Tensor) -> Iterator[tuple[int, int]]:
     step = max(1, _STEP // matrix.shape[1])
     return ((start, min(start + step, matrix.shape[0])) for start in range(0, matrix.shape[0], step))

@@ -26,10 +26,10 @@ from ..recipes import Output, Recipe, parse_options
 from .card import CardFacts, CardInput
 from .journal import FORMAT_VERSION, NOTES, Journal
 from .provenance import write_metadata
+from .reports import AdapterReport, MergeReport
 
 if TYPE_CHECKING:  # torch is imported while the base is digested
-    from .adapter_output import AdapterReport
-    from .plan import MergeReport, Mix
+    from .plan import Mix
 
 
 @dataclass(frozen=True)

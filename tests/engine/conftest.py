@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from reccocktail.engine.merging import stream as merging
-from reccocktail.engine.merging.plan import MergeReport, Mix, Part
+from reccocktail.engine.merging.plan import Mix, Part
+from reccocktail.engine.merging.reports import MergeReport
 from reccocktail.registry import inspect_adapter, inspect_base
 from reccocktail.tasks import Question
 from safetensors import safe_open

@@ -15,10 +15,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from reccocktail.engine.errors import MergeError, RecipeError
-from reccocktail.engine.merging.adapter_output import AdapterReport, write_adapter
+from reccocktail.engine.merging.adapter_output import write_adapter
 from reccocktail.engine.merging.low_rank import nearest
 from reccocktail.engine.merging.peft_names import rank_patterns, target_modules
 from reccocktail.engine.merging.plan import Mix
+from reccocktail.engine.merging.reports import AdapterReport
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.engine.recipes import Output
 from reccocktail.registry import inspect_adapter, inspect_base

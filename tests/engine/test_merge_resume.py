@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 from reccocktail.engine.merging.journal import NOTES
-from reccocktail.engine.merging.plan import MergeReport
+from reccocktail.engine.merging.reports import MergeReport
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.registry.errors import ConflictError, RecCocktailError
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -19,7 +19,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from reccocktail.engine.adapting.mixture import Mixture
 from reccocktail.engine.errors import EvaluationError, MergeError
-from reccocktail.engine.merging.plan import Mix, Part, Result
+from reccocktail.engine.merging.plan import Mix, Part
+from reccocktail.engine.merging.result import Result
 from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.engine.merging.stream import merge_all
 from reccocktail.engine.models import load_model

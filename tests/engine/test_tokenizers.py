@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from reccocktail.engine.errors import MergeError
-from reccocktail.engine.merging.plan import MergeReport
+from reccocktail.engine.merging.reports import MergeReport
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, folder_digest, merge_folders
 from reccocktail.registry import Registry, Settings
 from reccocktail.registry.artifacts.allowlist import adapter_files

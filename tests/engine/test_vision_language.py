@@ -13,7 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from reccocktail.engine.errors import MergeError
-from reccocktail.engine.merging import plan as results
+from reccocktail.engine.merging import result as results
 from reccocktail.engine.merging.loadable import expect_loadable
 from reccocktail.engine.merging.standalone import WeightedFolder, merge_folders
 from reccocktail.registry import inspect_base
@@ -226,14 +226,14 @@ def test_a_model_that_transformers_does_not_know_is_said_to_be_unchecked(tmp_pat
 def test_a_merge_that_would_not_load_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = _base(tmp_path / "base", "gemma3")
     _adapter(base, tmp_path / "adapter", BOTH)
-    uses = results._uses
+    uses = results.uses_by_tensor
 
     def elsewhere(parts: Any) -> Any:  # a head under a second name
         found = uses(parts)
         found["lm_head.weight"] = list(found["language_model.lm_head.weight"])
         return found
 
-    monkeypatch.setattr(results, "_uses", elsewhere)
+    monkeypatch.setattr(results, "uses_by_tensor", elsewhere)
     with pytest.raises(MergeError, match="lm_head"):
         merge_folders(base, [WeightedFolder(tmp_path / "adapter", 1.0)], tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
