@@ -127,6 +127,7 @@ def _crowd(settings: Settings, dealt: list[list[str]]) -> list[dict[str, Any]]:
 def _work(settings: Settings, ready: Any, answers: Any, mine: list[str] | None) -> None:
     from reccocktail.engine.building import execution as running
     from reccocktail.engine.building import workers
+    from reccocktail.engine.building.job import RunOptions
 
     spent, errors, made = [0.0], [], 0
     with Registry.open(settings) as registry:
@@ -144,7 +145,7 @@ def _work(settings: Settings, ready: Any, answers: Any, mine: list[str] | None) 
                 registry.builds = _NoQueue()  # pyright: ignore
                 for start in range(0, len(builds), workers.GROUP):
                     some = builds[start : start + workers.GROUP]
-                    running.run_together(registry, some, running.RunOptions("w", "cpu"), progress=workers.Silent)
+                    running.run_together(registry, some, RunOptions("w", "cpu"), progress=workers.Silent)
                 made = len(builds)
         except Exception as error:  # noqa: BLE001  all errors count
             errors.append(f"{type(error).__name__}: {error}")

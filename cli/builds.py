@@ -16,8 +16,8 @@ from .console import answer, details, page, printable, say, short, stages, table
 from .lineage import lineage_lines, trace
 
 if TYPE_CHECKING:
-    from ..engine.building.execution import Progress
     from ..engine.building.freshness import Freshness
+    from ..engine.building.job import Progress
     from ..registry import Build, Registry
     from ..registry.catalog.builds import LogLine
 
@@ -117,7 +117,7 @@ def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, ke
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it, with progress. Raises what the build failed with."""
     from ..engine.building.completion import complete
-    from ..engine.building.execution import UNITS
+    from ..engine.building.job import UNITS
 
     @contextmanager
     def attempt(build: Build) -> Iterator[Progress]:
@@ -206,7 +206,7 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
 
 def _follow(registry: Registry, id_: str) -> None:
     """Bars of a build that runs anywhere, from what its worker notes in the row."""
-    from ..engine.building.execution import UNITS
+    from ..engine.building.job import UNITS
 
     row = registry.builds.get(id_)
     told: str | None = None

@@ -19,7 +19,7 @@ from .console import say, stages, warn
 from .display import json_line, write
 
 if TYPE_CHECKING:
-    from ..engine.building.execution import Progress
+    from ..engine.building.job import Progress
     from ..engine.building.workers import WorkerEvent
     from ..registry import Build, Registry
     from .bars import Stages
@@ -129,7 +129,7 @@ class _Post:
 
 def _opened(app: App, opened: ExitStack) -> Registry:
     from ..engine.building import workers as placing
-    from ..engine.building.execution import retry_until_available
+    from ..engine.building.retries import retry_until_available
 
     # a worker process that was started by another is not to give up where that one waits
     patient = os.environ.get(placing.TOKEN)
@@ -138,7 +138,7 @@ def _opened(app: App, opened: ExitStack) -> Registry:
 
 def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Build]:
     """The builds that were ended. Raises KeyboardInterrupt, of which Stopped is one, once builds at hand are given back."""
-    from ..engine.building.execution import UNITS
+    from ..engine.building.job import UNITS
     from ..engine.building.workers import (
         NUM_WORKERS,
         PARENT,

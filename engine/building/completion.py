@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from ...registry import Build, Registry
 from ...registry.errors import ConflictError
-from .execution import Progress, RunOptions, run, worker_name
+from .execution import run, worker_name
+from .job import Progress, RunOptions
 
 POLL_SECONDS = 1.0
 

@@ -15,7 +15,7 @@ from ...registry.errors import (
 )
 from ...tasks import load_template
 from ..recipes import Recipe, load_recipe
-from .planning import DEFAULT, Plan, _later, _Lookups, _planned, data_digest, live_lookups
+from .planning import DEFAULT, Lookups, Plan, data_digest, is_later, live_lookups, plan_with
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,16 @@ class FreshnessIndex:
         return _explained(found, row, self._last.get(name))
 
 
-def _now(look: _Lookups, domain: Domain, base: str | None) -> Plan | str:
+def _now(look: Lookups, domain: Domain, base: str | None) -> Plan | str:
     """What a build of the domain would be made of, or why there can be none."""
     try:
-        return _planned(look, domain, look.recipe(domain.recipe or DEFAULT), base)
+        return plan_with(look, domain, look.recipe(domain.recipe or DEFAULT), base)
     except RecCocktailError as error:
         return str(error)
 
 
 def _judged(
-    look: _Lookups,
+    look: Lookups,
     domain: Domain,
     base: str | None,
     now: Plan | str,
@@ -166,18 +166,18 @@ def _explained(found: Freshness, domain: Domain, last: Build | None) -> Freshnes
         why = "it is the newest; it was not recorded whether it has the domain's own recipe"
     else:
         why = "it is the newest by the domain's own recipe" + (" of then" if "recipe" in found.reasons else "")
-    is_trial = last is not None and last.own_recipe is False and (build is None or _later(last, build))
+    is_trial = last is not None and last.own_recipe is False and (build is None or is_later(last, build))
     return replace(found, why=why, trial=last if is_trial else None)
 
 
-def _one(look: _Lookups, name: str, base: str | None) -> Adapter | None:
+def _one(look: Lookups, name: str, base: str | None) -> Adapter | None:
     try:
         return look.adapter(name, base)
     except (NotFoundError, UsageError):
         return None
 
 
-def snapshot_lookups(registry: Registry) -> _Lookups:
+def snapshot_lookups(registry: Registry) -> Lookups:
     """Lookups in what was read once, to go through all domains; they fail as the registry's own do."""
     bases = {base.name: base for base in registry.bases.list()}
     placed = registry.adapters.placed()
@@ -203,7 +203,7 @@ def snapshot_lookups(registry: Registry) -> _Lookups:
             raise NotFoundError(f"there is no {name!r}{where}")
         raise NotFoundError(f"{name!r} has no adapter yet{where}")
 
-    return _Lookups(
+    return Lookups(
         adapter=adapter,
         base=lambda name: bases[name] if name in bases else registry.bases.get(name),
         recipe=cache(load_recipe),

@@ -48,11 +48,11 @@ class Plan:
 
 def plan(registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None) -> Plan:
     """Resolve a domain's current inputs. Raises NotFoundError, UsageError when spirit and ingredient do not fit."""
-    return _planned(live_lookups(registry), registry.domains.get(domain), recipe, base)
+    return plan_with(live_lookups(registry), registry.domains.get(domain), recipe, base)
 
 
 @dataclass(frozen=True)
-class _Lookups:
+class Lookups:
     """Where a plan finds what it is made of: `adapter(name, base)` is what the bare name means now."""
 
     adapter: Callable[[str, str | None], Adapter]
@@ -62,9 +62,9 @@ class _Lookups:
     data_digest: Callable[[str], str]
 
 
-def live_lookups(registry: Registry) -> _Lookups:
+def live_lookups(registry: Registry) -> Lookups:
     """Lookups that ask the registry each time."""
-    return _Lookups(
+    return Lookups(
         adapter=lambda name, base: registry.adapters.resolve(name, base=base),
         base=registry.bases.get,
         recipe=load_recipe,
@@ -73,7 +73,7 @@ def live_lookups(registry: Registry) -> _Lookups:
     )
 
 
-def _planned(look: _Lookups, domain: Domain, recipe: Recipe, base: str | None) -> Plan:
+def plan_with(look: Lookups, domain: Domain, recipe: Recipe, base: str | None) -> Plan:
     adapters: dict[Role, Adapter] = {}
     # The ingredient first, since it says which base is meant.
     for role in sorted(recipe.roles, key=lambda role: role != "ingredient"):
@@ -210,7 +210,7 @@ def _keep_prompts(registry: Registry, planned: Plan) -> str:
         return registry.store.adopt(folder).digest
 
 
-def _later(one: Build, other: Build) -> bool:
+def is_later(one: Build, other: Build) -> bool:
     assert one.finished_at is not None
     assert other.finished_at is not None
     return (one.finished_at, one.id) > (other.finished_at, other.id)

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from ...registry import Build, Registry, Settings
 from ...registry.errors import ConflictError, UnavailableError, UsageError
 from ...registry.ownership import private_folder
-from .execution import PATIENCE_SECONDS, RunOptions, retry_until_available, worker_name
+from .execution import worker_name
+from .job import RunOptions
 from .resources import Needs, needs_of
+from .retries import PATIENCE_SECONDS, retry_until_available
 from .workers import (
     BROKEN_AFTER,
     DatabaseOutage,

@@ -24,9 +24,11 @@ from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
 from ...registry.signals import raised
 from ..recipes import load_recipe
-from .execution import PATIENCE_SECONDS, BuildOutcome, Progress, RunOptions, run_together, worker_name
+from .execution import run_together, worker_name
 from .freshness import freshness_by_domain
+from .job import BuildOutcome, Progress, RunOptions
 from .planning import plan, request
+from .retries import PATIENCE_SECONDS
 
 POLL_SECONDS = 2.0
 WATCH_SECONDS = 30.0

@@ -11,7 +11,7 @@ def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("reccocktail.engine.merging.stream.merge_all", full)
-    monkeypatch.setattr("reccocktail.engine.building.execution.back_off", lambda attempts: 0.0)
+    monkeypatch.setattr("reccocktail.engine.building.job.back_off", lambda attempts: 0.0)
     answer = prepared("build", "request", "skin-care", "--recipe", "average", "--wait", "--json", code=1)
     assert answer.json["error"]["code"] == "os"
     assert "No space left on device" in answer.json["error"]["message"]

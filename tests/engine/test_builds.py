@@ -13,10 +13,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 from reccocktail.engine.building import execution as running
+from reccocktail.engine.building import job
 from reccocktail.engine.building import planning as builds
-from reccocktail.engine.building.execution import RunOptions, run
+from reccocktail.engine.building.execution import run
 from reccocktail.engine.building.freshness import freshness_by_domain, freshness_of
+from reccocktail.engine.building.job import RunOptions
 from reccocktail.engine.building.planning import plan, request
+from reccocktail.engine.building.retries import back_off
 from reccocktail.engine.errors import AdaptationError, InsufficientResourcesError, MergeError
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.publishing.outdated import overview
@@ -389,7 +392,7 @@ def test_a_stored_adapter_that_is_not_the_one_requested_is_refused(stocked):
 def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
     beats = []
-    monkeypatch.setattr(running, "LEASE_SECONDS", 0.03)
+    monkeypatch.setattr(job, "LEASE_SECONDS", 0.03)
     heartbeat = stocked.builds.heartbeat
 
     def beat(*arguments, **options):
@@ -408,7 +411,7 @@ def test_the_lease_is_kept_while_a_build_takes_long(stocked, monkeypatch):
 
 def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
-    monkeypatch.setattr(running, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(job, "NOTE_SECONDS", 0.0)
     seen = []
 
     def cancel_at_the_end(stage: str, done: int, total: int) -> None:
@@ -429,7 +432,7 @@ def test_progress_is_in_the_row_and_a_cancelled_build_ends_before_it_is_stored(s
 def test_a_heartbeat_that_failed_once_is_tried_again(stocked, monkeypatch):
     build = request(stocked, "skin-care", AVERAGE).build
     beats = []
-    monkeypatch.setattr(running, "LEASE_SECONDS", 0.03)
+    monkeypatch.setattr(job, "LEASE_SECONDS", 0.03)
 
     def beat(*arguments, **options):
         beats.append(arguments)
@@ -515,7 +518,7 @@ def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatc
     def fail(*_: object) -> None:
         raise DatabaseError("the database is locked")
 
-    monkeypatch.setattr(running, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(job, "NOTE_SECONDS", 0.0)
     monkeypatch.setattr(stocked.builds, "progress", fail)
     assert made(stocked, AVERAGE).status == "succeeded"
 
@@ -883,7 +886,7 @@ def test_what_may_heal_is_tried_again_and_what_cannot_is_not(error, again, stock
 
 
 def test_attempts_lie_further_and_further_apart():
-    means = [sum(running.back_off(attempt) for _ in range(200)) / 200 for attempt in (1, 2, 3, 4, 20)]
+    means = [sum(back_off(attempt) for _ in range(200)) / 200 for attempt in (1, 2, 3, 4, 20)]
     assert means == pytest.approx([10, 20, 40, 80, 600], rel=0.05)
 
 

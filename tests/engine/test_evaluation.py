@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import PeftModel
 from reccocktail.engine import evaluation
-from reccocktail.engine.building.execution import RunOptions, run
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.job import RunOptions
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import EvaluationError
 from reccocktail.engine.evaluation import Evaluation, QuestionSet, evaluate, find_system

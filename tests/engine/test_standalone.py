@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reccocktail.engine.building.execution import RunOptions, run
+from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.job import RunOptions
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.merging import standalone
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, folder_digest, merge_folders, weigh

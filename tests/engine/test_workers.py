@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from reccocktail.engine.building import ray_executor as placing_on_ray
 from reccocktail.engine.building import workers
-from reccocktail.engine.building.execution import BuildOutcome
 from reccocktail.engine.building.freshness import freshness_of
+from reccocktail.engine.building.job import BuildOutcome
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.building.prometheus import Counters
 from reccocktail.engine.building.ray_executor import Cluster as RayCluster
