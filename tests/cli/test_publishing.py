@@ -380,7 +380,7 @@ def test_a_dry_run_fails_where_the_publication_would(built: Any, hub: Any) -> No
     adaptive, average = builds(built)
     built("publish", average, "--to", REPO, "--tag", "v1")
     for dry in ((), ("--dry-run",)):
-        assert "stands at commit" in built("publish", adaptive, "--to", REPO, "--tag", "v1", *dry, code=1).err
+        assert "points to commit" in built("publish", adaptive, "--to", REPO, "--tag", "v1", *dry, code=1).err
     with built.registry() as registry:
         kept = registry.builds.get(adaptive).path / "config.json"
     kept.chmod(0o644)

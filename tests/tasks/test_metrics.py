@@ -96,7 +96,7 @@ def test_rankings_that_cannot_be_compared_or_summarised_are_refused():
     with pytest.raises(TaskError, match="no metric is called 'HR@0'"):
         paired_difference([0], [0], "HR@0")
     for told in (None, 1, 5):
-        with pytest.raises(TaskError, match=f"told were {told}"):
+        with pytest.raises(TaskError, match=f"got {told}"):
             paired_difference([0, 5], [0, 1], "AUC", candidates=told)
     with pytest.raises(TaskError, match="no ranks"):
         summarise([])
