@@ -63,9 +63,9 @@ class Registry:
         if settings.store_folder is not None and not settings.store_shared:
             with suppress(OSError):  # reported when the store is created
                 private_folder(settings.store_folder)
+        create_store(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
         if is_remote(settings.store_url):
             settings.own_folder("cache")
-        create_store(settings.store_url, cache=settings.cache, cache_limit=settings.cache_limit)
         if not settings.store_shared:
             make_private(settings.database_url)
         upgrade(settings.database_url)

@@ -22,7 +22,7 @@ from ...registry.errors import (
     StoreError,
     UsageError,
 )
-from ...tasks import Question, Split, Template, load_template, questions, read_domain, write_questions
+from ...tasks import Question, Split, Template, load_template, questions, write_questions
 from ...tasks.data import READING
 from ..coefficients import Weight, mean
 from ..errors import AdaptationError
@@ -128,7 +128,13 @@ def data_digest(registry: Registry, folder: str) -> str:
     """
     place = registry.settings.own_folder("cache") / "data"
     memory = DigestMemory(place, version=_own_version("reccocktail"), reading=READING)
-    return memory.digest(Path(folder), lambda: read_domain(Path(folder)).digest)
+
+    def read() -> str:
+        from ...tasks import read_domain  # the readers import numpy, and `status` seldom reads data
+
+        return read_domain(Path(folder)).digest
+
+    return memory.digest(Path(folder), read)
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
@@ -190,6 +196,8 @@ def _keep_prompts(registry: Registry, planned: Plan) -> str:
     """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template."""
     adaptive = planned.recipe.adaptive
     assert adaptive is not None
+    from ...tasks import read_domain
+
     data = read_domain(Path(planned.inputs["data"]["path"]), planned.domain)
     template = load_template(adaptive.template)
     for name, digest in ("data", data.digest), ("template", template.digest):

@@ -242,7 +242,7 @@ def test_a_base_name_with_other_content(prepared: Any, tiny_base: Path, tmp_path
 # domains and recipes
 
 
-@pytest.mark.parametrize("name", ["bad\x1b[31m", "tab\there", "line\nbreak", "Skin Care", "../up", ""])
+@pytest.mark.parametrize("name", ["bad\x1b[31m", "tab\there", "line\nbreak", "Skin Care", "../up"])
 def test_a_domain_name_with_control_characters_or_worse(refused: Refused, name: str) -> None:
     message = refused("domain", "add", name, exit_code=2)
     assert f"{name!r} cannot be the name of a domain" in message

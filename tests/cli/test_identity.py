@@ -128,10 +128,19 @@ def test_the_demo_is_in_that_name_too(bare: Any, monkeypatch: pytest.MonkeyPatch
         assert database.execute("SELECT created_by FROM domains WHERE name = 'toys'").fetchall() == [("ann",)]
 
 
+OPENING = r"Registry\.(open|create)\b"
+
+
 def test_registries_are_opened_in_one_place_alone() -> None:
     root = Path(__file__).parents[2]
-    sources = [path for room in ("cli", "engine", "trainers") for path in (root / room).glob("*.py")]
-    opening = {path.name for path in sources if re.search(r"Registry\.(open|create)\b", path.read_text())}
+    rooms = ("api", "cli", "engine", "publishing", "serving", "tasks", "trainers")
+    sources = [path for room in rooms for path in (root / room).rglob("*.py")]
+    opening = {path.relative_to(root).as_posix() for path in sources if re.search(OPENING, path.read_text())}
     # beside the command: a task on another machine, which is told in whose name, and a serving engine, which only reads
-    assert opening == {"app.py", "on_ray.py", "vllm_plugin.py"}
-    assert "Registry.open(settings, actor=job.actor)" in (root / "engine" / "on_ray.py").read_text()
+    assert opening == {
+        "api/__init__.py",
+        "cli/app.py",
+        "engine/building/ray_executor.py",
+        "serving/vllm_plugin.py",
+    }
+    assert "Registry.open(settings, actor=job.actor)" in (root / "engine" / "building" / "ray_executor.py").read_text()

@@ -81,7 +81,7 @@ def test_what_is_not_python_is_shipped_too(wheel: Path) -> None:
     for room in ("registry", "tasks", "engine", "trainers", "cli"):
         assert f"reccocktail/{room}/py.typed" in names
     assert {
-        "reccocktail/registry/card.jinja",
+        "reccocktail/engine/merging/card.jinja",
         "reccocktail/tasks/template_pick-one.yaml",
         "reccocktail/migrations/env.py",
         "reccocktail/migrations/script.py.mako",

@@ -39,7 +39,7 @@ TWO = 25_000  # room for two trees of one file
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from reccocktail.registry import bucket
+from reccocktail.registry.store import bucket
 from reccocktail.registry.store import create_store, open_store
 
 store = open_store(sys.argv[1], cache=Path(sys.argv[2]), cache_limit=int(sys.argv[3]))

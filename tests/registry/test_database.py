@@ -118,7 +118,7 @@ def test_upgrading_twice_changes_nothing(url: str) -> None:
 
 def test_upgrading_from_all_sides_at_once_does_it_once(url: str, tmp_path: Path) -> None:
     load(url, SCHEMAS / f"0001.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
-    script = "import sys; from reccocktail.registry import database; print(migrate.upgrade(sys.argv[1]))"
+    script = "import sys; from reccocktail.registry.database import migrate; print(migrate.upgrade(sys.argv[1]))"
     processes = [
         subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -653,9 +653,10 @@ READING = """
 import sys
 from pathlib import Path
 from reccocktail.registry import Registry, Settings
+from reccocktail.registry.catalog.adapters import AdapterFilter
 settings = Settings.load(home=sys.argv[1], database_url=sys.argv[2] or None, cwd=Path("/"), environ={"HOME": "/"})
 with Registry.open(settings) as registry:
-    found = [registry.adapters.resolve("beauty@champion").ref, *(a.ref for a in registry.adapters.list(text="beau"))]
+    found = [registry.adapters.resolve("beauty@champion").ref, *(a.ref for a in registry.adapters.list(AdapterFilter(text="beau")))]
     found += [event.kind for event in registry.adapters.log("beauty")]
     found += [str(registry.adapters.reached(registry.adapters.resolve("beauty")).build_count)]
     registry.store.verify_tree(registry.adapters.resolve("beauty").digest)

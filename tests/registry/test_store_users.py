@@ -28,7 +28,8 @@ BECOME = """
 import os, sys
 from datetime import timedelta
 from pathlib import Path
-from reccocktail.registry import local_store, object_store
+from reccocktail.registry.store import local as local_store
+from reccocktail.registry.store import remote as object_store
 from reccocktail.registry.errors import StoreError
 from reccocktail.registry.store import create_store, open_store
 
