@@ -21,7 +21,8 @@ from ..errors import DataError
 from .dataset import FILE, Dataset
 from .ids import identifier
 from .interactions import Columns, Table, collect, domain
-from .lines import LONGEST_BYTES, MAX_FIELD, json_object, lines, misread, not_encoded, objects
+from .lines import LONGEST_BYTES, TooLong, json_object, lines, misread, not_encoded, objects, shortened
+from .long_values import MAX_FIELD, JsonLine
 from .separated import csv_rows
 from .source import Source
 from .tables import header, rows
@@ -121,7 +122,7 @@ def _table(path: Path, edition: Edition, dataset: Dataset) -> Table:
         return Table(path, Columns(0, 1, 2, 3), partial(rows, path, edition.keys, dataset))
     if edition.order is not None:
         return Table(path, edition.order, partial(_ratings, path, dataset))
-    reading = partial(objects, path, dataset.encoding, longest=LONGEST_BYTES)
+    reading = partial(objects, path, dataset.encoding, whole=False)
     return Table(path, Columns(*edition.keys), reading)
 
 
@@ -134,12 +135,12 @@ def _ratings(path: Path, dataset: Dataset) -> Iterator[tuple[int, list[str]]]:
 
 def _items(path: Path, key: str, reviewed: Container[str], encoding: str | None) -> Iterator[Item]:
     """The items, without the metadata of products without reviews where a look at the line's beginning shows which it is."""
-    for number, line in lines(path, encoding, longest=LONGEST_BYTES):
+    for number, line in lines(path, encoding, longest=LONGEST_BYTES, without=JsonLine):
         if (literal := LITERAL.match(line)) and (asin := literal[1].decode()) not in reviewed:
             yield Item(asin, "")
         elif not line.isspace():
             try:
-                record = _record(line)
+                record = _record(line) if len(line) <= MAX_FIELD else shortened(_record(line))
                 yield Item(identifier(record.get(key), key), *_told(record))
             except UnicodeDecodeError as error:
                 raise not_encoded(path, number, error) from error
@@ -177,8 +178,8 @@ def _told(record: dict[str, Any]) -> tuple[str, dict[str, str]]:
     title, brand = record.get("title"), record.get("brand") or record.get("store")
     if not isinstance(title, str | None):
         raise ValueError(f"title must be text or null, found {title!r}")
-    if title and len(title) > MAX_FIELD:
-        raise ValueError(f"title is longer than {MAX_FIELD:,} characters")
+    if isinstance(brand, TooLong):
+        raise ValueError(f"brand must be text or null, found {brand!r}")
     shown = "" if title and "getTime()" in title else _plain(title)
     brand = _plain(brand) if isinstance(brand, str) else ""
     return shown, {"brand": brand} if brand else {}

@@ -6,15 +6,17 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .long_values import LONGEST_VALUE, MAX_FIELD, JsonLine, LineWithoutLongValues, SeparatedLine
 
 MAX_LINE_BYTES = 1_000_000  # a compressed line can hide gigabytes; no honest record is this long
-LONGEST_BYTES = 16_000_000  # of a record whose long parts are passed over
-MAX_FIELD = 131_072  # characters of a value that is read
+LONGEST_BYTES = 16_000_000  # of a record without its long values
+LONG_BYTES = 2 * LONGEST_VALUE  # from here on long values are not held
 BLOCK_BYTES = 1 << 20
 BOMS = {  # those of UTF-32 first: the one of UTF-16 is how the little-endian one begins
     codecs.BOM_UTF32_LE: "utf-32",
@@ -48,25 +50,40 @@ def misread(path: Path, number: int, error: Exception, *, unit: str = "line") ->
     return DataError(f"{path}, {unit} {number}: {error}", hint=hint)
 
 
-def lines(path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+def lines(
+    path: Path,
+    encoding: str | None = None,
+    *,
+    longest: int = MAX_LINE_BYTES,
+    without: Callable[[], LineWithoutLongValues] | None = None,
+) -> Iterator[tuple[int, bytes]]:
     """The file's lines with their numbers, from 1, in UTF-8 if an encoding or a byte order mark names another one.
 
-    Raises DataError for what cannot be read or is too long.
+    `without` takes a long line's long values out of it. Raises DataError for what cannot be read or is too long.
     """
     number, rest, held = 0, [], 0
+    long: LineWithoutLongValues | None = None
     try:
         for block in _blocks(path, encoding):
             *whole, last = block.split(b"\n")
             if whole:
-                whole[0] = b"".join((*rest, whole[0]))
-                rest, held = [], 0
+                whole[0] = _joined(rest, whole[0], long)
+                rest, held, long = [], 0, None
             for line in whole:
                 number += 1
                 if len(line) >= longest:
                     raise _too_long(path, number, longest)
                 yield number, line + b"\n"
-            rest.append(last)
-            held += len(last)
+            if long is None and without and held + len(last) > LONG_BYTES:
+                long = without()
+                for piece in rest:
+                    long.add(piece)
+            if long is None:
+                rest.append(last)
+                held += len(last)
+            else:
+                long.add(last)
+                held = long.kept
             if held > longest:
                 raise _too_long(path, number + 1, longest)
     except UnicodeDecodeError as error:
@@ -76,8 +93,15 @@ def lines(path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BY
         raise DataError(
             f"{path}, after line {number}: cannot be read ({error})", hint="get the file again, whole"
         ) from error
-    if held:
-        yield number + 1, b"".join(rest)
+    if held or long is not None:
+        yield number + 1, _joined(rest, b"", long)
+
+
+def _joined(rest: list[bytes], last: bytes, long: LineWithoutLongValues | None) -> bytes:
+    if long is None:
+        return b"".join((*rest, last))
+    long.add(last)
+    return long.whole()
 
 
 def _blocks(path: Path, encoding: str | None) -> Iterator[bytes]:
@@ -100,7 +124,8 @@ def _blocks(path: Path, encoding: str | None) -> Iterator[bytes]:
 
 def _too_long(path: Path, number: int, longest: int) -> DataError:
     return DataError(
-        f"{path}, line {number}: longer than {longest:,} bytes", hint="shorten the record, or split it into several"
+        f"{path}, line {number}: longer than {longest:,} bytes",
+        hint="leave out of the file what is not read (docs/data.md says what is), or shorten the record",
     )
 
 
@@ -138,20 +163,21 @@ def holds(path: Path, what: bytes, encoding: str | None = None) -> bool:
     return False
 
 
-def text_lines(path: Path, encoding: str | None = None, *, longest: int = LONGEST_BYTES) -> Iterator[tuple[int, str]]:
+def text_lines(
+    path: Path, encoding: str | None = None, *, without: Callable[[], LineWithoutLongValues] | None = None
+) -> Iterator[tuple[int, str]]:
     """Lines as text, without a byte order mark. Raises DataError for bytes that are not of the encoding."""
-    for number, line in lines(path, encoding, longest=longest):
+    for number, line in lines(path, encoding, longest=LONGEST_BYTES, without=without):
         try:
             yield number, line.decode()
         except UnicodeDecodeError as error:
             raise not_encoded(path, number, error) from error
 
 
-def objects(
-    path: Path, encoding: str | None = None, *, longest: int = MAX_LINE_BYTES
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One JSON object a line, with the line's number; blank lines are passed over, long texts of long lines not kept."""
-    for number, line in lines(path, encoding, longest=longest):
+def objects(path: Path, encoding: str | None = None, *, whole: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One JSON object a line, with the line's number; blank lines are passed over, long values not kept unless the `whole` is read."""
+    found = lines(path, encoding) if whole else lines(path, encoding, longest=LONGEST_BYTES, without=JsonLine)
+    for number, line in found:
         if not line.isspace():
             try:
                 record = json_object(line)
@@ -159,7 +185,7 @@ def objects(
                 raise not_encoded(path, number, error) from error
             except (ValueError, RecursionError) as error:
                 raise misread(path, number, error) from error
-            yield number, record if len(line) <= MAX_LINE_BYTES else shortened(record)
+            yield number, record if whole or len(line) <= MAX_FIELD else shortened(record)
 
 
 def shortened(record: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +214,8 @@ def split_rows(
     path: Path, separator: str, columns: int, encoding: str | None = None
 ) -> Iterator[tuple[int, list[Any]]]:
     """Rows of a file that knows no quotes: its lines, cut at every separator into so many columns."""
-    for number, line in text_lines(path, encoding):
+    without = partial(SeparatedLine, separator.encode(), quoted=False)
+    for number, line in text_lines(path, encoding, without=without):
         row: list[Any] = line.rstrip("\r\n").split(separator)
         if len(row) == columns:
             yield number, row if len(line) <= MAX_FIELD else list(map(short, row))

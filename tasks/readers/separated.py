@@ -12,8 +12,10 @@ from typing import Any
 
 from ..errors import DataError
 from .dataset import FILE, Dataset
-from .lines import LONGEST_BYTES, MAX_FIELD, holds, misread, short, text_lines
+from .lines import LONGEST_BYTES, holds, misread, short, text_lines
+from .long_values import LONGEST_VALUE, MAX_FIELD, SeparatedLine
 
+INSIDE = re.compile(r'(?:[^"]++|"")*+')  # of a field in quotes
 BEFORE_A_QUOTE = re.compile(r'(\\+)"')
 
 # Fields are bounded by `MAX_FIELD` where they are read; those that are not read may be as long as a line.
@@ -61,14 +63,15 @@ def _is_whole(path: Path, encoding: str | None, escaped: bool) -> bool:
 
 
 def _rows(path: Path, encoding: str | None, escaped: bool) -> Iterator[tuple[int, list[Any]]]:
-    lines = _Lines(path, encoding, escaped)
     separators = "\t" if ".tsv" in path.suffixes else ",;"
     first = next((line for _, line in text_lines(path, encoding)), "")
-    reader = csv.reader(lines, strict=True, delimiter=max(separators, key=first.count))
+    separator = max(separators, key=first.count)
+    lines = _Lines(path, encoding, separator, escaped=escaped)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     before = 0
     try:
         for row in reader:
-            number = reader.line_num
+            number, lines.fresh = reader.line_num, True
             if lines.long or number - before > 1:  # a field over many lines may be long as well
                 lines.long, row = False, list(map(short, row))
             before = number
@@ -79,17 +82,28 @@ def _rows(path: Path, encoding: str | None, escaped: bool) -> Iterator[tuple[int
 
 
 class _Lines:
-    """The file's lines for the module csv; `long` is set when one was long enough to hold a field that is too long."""
+    """The file's lines for the module csv; `long` is set when one was long enough to hold a field that is too long.
 
-    def __init__(self, path: Path, encoding: str | None, escaped: bool) -> None:
-        self._lines: Iterable[tuple[int, str]] = text_lines(path, encoding)
-        self._escaped, self.long = escaped, False
+    `fresh` has to be set when a row is complete: any further line of a row begins in quotes.
+    """
+
+    def __init__(self, path: Path, encoding: str | None, separator: str, *, escaped: bool) -> None:
+        self._lines: Iterable[tuple[int, str]] = text_lines(path, encoding, without=self._without)
+        self._separator, self._escaped = separator.encode(), escaped
+        self.long, self.fresh = False, True
+
+    def _without(self) -> SeparatedLine:
+        return SeparatedLine(self._separator, escaped=self._escaped, inside=not self.fresh)
 
     def __iter__(self) -> Iterator[str]:
+        inside = 0  # characters of whole lines inside one field
         for _, line in self._lines:
             if len(line) > MAX_FIELD:
                 self.long = True
-            yield BEFORE_A_QUOTE.sub(_doubled, line) if self._escaped else line
+            text = BEFORE_A_QUOTE.sub(_doubled, line) if self._escaped else line
+            inside = inside + len(text) if not self.fresh and INSIDE.fullmatch(text) else 0
+            self.fresh = False
+            yield text if inside <= LONGEST_VALUE else ""
 
 
 def _doubled(match: re.Match[str]) -> str:
