@@ -99,14 +99,14 @@ class Client:
         An adapter whose files are registered already is returned as it is. Raises InvalidArtifactError if the adapter does not
         fit its base model, NotFoundError for an unknown base or domain.
         """
+        from ..registry.catalog.registration import Labels
+
         return self._registry.adapters.add(
             Path(folder),
             base=self._registry.bases.get(base),
             role="spirit" if domain is None else "ingredient",
             domain=domain,
-            metrics=metrics,
-            tags=tags,
-            note=note,
+            labels=Labels(metrics or {}, tags, note),
         )
 
     def resolve(self, reference: str, *, base: str | None = None) -> Adapter:

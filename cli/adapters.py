@@ -83,6 +83,7 @@ def add(
     PATH_OR_REPO is a PEFT folder, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
     """
     from ..registry.artifacts.sources import find_adapter_source
+    from ..registry.catalog.registration import Checks, Labels
 
     if spirit == (domain is not None):
         raise UsageError("give either --spirit or --domain NAME")
@@ -102,13 +103,8 @@ def add(
                 base=base,
                 role="spirit" if spirit else "ingredient",
                 domain=domain,
-                metrics=figures,
-                tags=tags,
-                note=note,
-                context=found.origin,
-                allow_base_mismatch=allow_base_mismatch,
-                allow_partial=allow_partial,
-                scan=not no_scan,
+                labels=Labels(figures, tags, note, context=found.origin),
+                checks=Checks(allow_base_mismatch, allow_partial, scan=not no_scan),
                 progress=lambda count: bar.add(count, total),
             )
     if row.ignored:
@@ -498,7 +494,7 @@ def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
         facts = inspect_adapter(
             registry.adapters.folder(row),
             registry.bases.facts(registry.bases.get(row.base)),
-            allow_partial="partial" in row.context,
+            allow_partial=bool(row.training.lacking),
         )
     for note in facts.notes:
         say(f"note: {note}")

@@ -147,19 +147,22 @@ class _Trip:
     def _train(self, role: Any, names: Sequence[str], options: Mapping[str, Any]) -> None:
         from ..trainers.child import in_a_child
         from ..trainers.plugin import load, parse_options
-        from ..trainers.runs import train_and_register
+        from ..trainers.runs import TrainingRequest, train_and_register
 
         trainer = load("sft")
+        request = TrainingRequest(
+            trainer,
+            [self._registry.domains.get(name) for name in names],
+            role=role,
+            base=self._registry.bases.get(BASE),
+            options=parse_options(trainer, {key: str(value) for key, value in options.items()}),
+            resume=True,
+            device=self._device,
+        )
         with progress(f"training {role}", unit="steps") as bar:
             adapter = train_and_register(
                 self._registry,
-                trainer,
-                [self._registry.domains.get(name) for name in names],
-                role=role,
-                base=self._registry.bases.get(BASE),
-                options=parse_options(trainer, {key: str(value) for key, value in options.items()}),
-                resume=True,
-                device=self._device,
+                request,
                 progress=lambda done, total, figures: bar.update(
                     done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else ""
                 ),
@@ -214,10 +217,13 @@ class _Trip:
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:
         from ..publishing import upload as publishing
         from ..publishing.package import PublishOptions, publishable
+        from ..publishing.plan import UploadOptions
 
         self._begin(f"publication to {repo}, rehearsed without the Hub")
         with publishable(self._registry, build, PublishOptions(repo)) as parcel:
-            planned = publishing.plan(parcel.folder, repo, trailer=parcel.trailer, known=parcel.known, offline=True)
+            planned = publishing.plan(
+                parcel.folder, repo, UploadOptions(parcel.trailer, offline=True), known=parcel.known
+            )
         say(f"      {len(planned.files)} files, {size(planned.bytes)}, one commit")
         return [asdict(file) for file in planned.files]
 

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from ..registry import Adapter, Build, Registry
 
 UNKNOWN = "not recorded"
-ORIGINS = ("hub_repo", "hub_commit", "mlflow_registered", "mlflow_model", "mlflow_run")
 
 
 def trace(registry: Registry, build: Build) -> dict[str, Any]:
@@ -28,26 +27,18 @@ def trace(registry: Registry, build: Build) -> dict[str, Any]:
 
 
 def _adapter(adapter: Adapter) -> dict[str, Any]:
-    """What `trainers.runs` and `adapter add` leave in the context; other programs may have written something else."""
-    context = adapter.context
-    options, tasks = context.get("options"), context.get("tasks")
-    template = options.get("template") if isinstance(options, Mapping) else None
-    data = [
-        {"domain": task.get("domain"), "digest": task.get("data")}
-        for task in (tasks if isinstance(tasks, list) else ())
-        if isinstance(task, Mapping)
-    ]
+    training = adapter.training
     return {
         "role": adapter.role,
         "ref": adapter.ref,
         "digest": adapter.digest,
         "registered_at": adapter.created_at.isoformat(),
         "registered_by": adapter.created_by,
-        "origin": {key: context[key] for key in ORIGINS if key in context} or None,
-        "trainer": context.get("trainer"),
-        "trainer_version": context.get("trainer_version"),
-        "template": template,
-        "data": data,
+        "origin": dict(training.origin) or None,
+        "trainer": training.trainer,
+        "trainer_version": training.trainer_version,
+        "template": training.template_option or training.template_name,
+        "data": [{"domain": each.domain, "digest": each.digest} for each in training.data],
     }
 
 

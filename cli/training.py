@@ -17,6 +17,7 @@ from .console import answer, printable, progress, say, table, warn
 if TYPE_CHECKING:
     from ..registry import Adapter, Registry
     from ..trainers.launch import Launch
+    from ..trainers.runs import TrainingRequest
 
 
 @click.command(
@@ -68,6 +69,7 @@ def train(
         raise UsageError("name one DOMAIN, or --spirit with --domains", hint="reccocktail train beauty")
     from ..trainers.launch import Launch
     from ..trainers.plugin import load, parse_options
+    from ..trainers.runs import TrainingRequest
 
     launch = Launch.current()
     if launch is not None and launch.rank:
@@ -78,17 +80,17 @@ def train(
             raise UsageError(f"--domains names {', '.join(twice)} more than once")
         rows = [registry.domains.get(name) for name in names]
         trainer = load(trainer_name or (None if spirit else rows[0].trainer) or "sft")
-        order: dict[str, Any] = {
-            "trainer": trainer,
-            "domains": rows,
-            "role": "spirit" if spirit else "ingredient",
-            "options": parse_options(trainer, key_values(options, "-o")),
-            "base": registry.bases.get(base) if base else registry.bases.only(),
-            "resume": resume,
-            "device": app.device(),
-        }
+        request = TrainingRequest(
+            trainer,
+            rows,
+            role="spirit" if spirit else "ingredient",
+            base=registry.bases.get(base) if base else registry.bases.only(),
+            options=parse_options(trainer, key_values(options, "-o")),
+            resume=resume,
+            device=app.device(),
+        )
         try:
-            row = _trained(registry, order, launch, 60 * stall_timeout or None)
+            row = _trained(registry, request, launch, 60 * stall_timeout or None)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 "run the same command with --resume to continue from the last checkpoint", error
@@ -104,22 +106,22 @@ def train(
 
 
 def _trained(
-    registry: Registry, order: Mapping[str, Any], launch: Launch | None, stall_seconds: float | None
+    registry: Registry, request: TrainingRequest, launch: Launch | None, stall_seconds: float | None
 ) -> Adapter | None:
     """The adapter; None in all processes of a launch but the first."""
     from ..trainers.child import in_a_child
     from ..trainers.runs import in_this_process, take_part, train_and_register
 
     if launch is not None and launch.rank:
-        take_part(registry, **order, launch=launch, wait_seconds=stall_seconds)
+        take_part(registry, request, launch=launch, wait_seconds=stall_seconds)
         return None
-    with progress(f"training {order['role']}", unit="steps") as bar:
+    with progress(f"training {request.role}", unit="steps") as bar:
 
         def step(done: int, total: int, figures: Mapping[str, float]) -> None:
             bar.update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
 
         carry_out = in_a_child(stall_seconds) if launch is None else in_this_process
-        return train_and_register(registry, **order, progress=step, carry_out=carry_out, launch=launch)
+        return train_and_register(registry, request, progress=step, carry_out=carry_out, launch=launch)
 
 
 def _type(spec: Mapping[str, Any]) -> str:

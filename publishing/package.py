@@ -25,7 +25,7 @@ from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from .licenses import License, known_license, metadata, parse, strictest, texts
 from .measurements import evaluations_of, system_of
-from .wording import prompt_of_adapters, prompt_of_build, template_of
+from .wording import prompt_of_adapters, prompt_of_build
 
 CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
 
@@ -317,8 +317,7 @@ def _common(
     for adapter, role in zip(adapters, roles, strict=True):
         there = published.get(adapter.digest)
         its = known_license(folders[adapter.ref])
-        trained = [adapter.context.get("trainer"), adapter.context.get("trainer_version")]
-        template = template_of(adapter)
+        training = adapter.training
         inputs.append(
             CardInput(
                 role,
@@ -326,10 +325,10 @@ def _common(
                 adapter.digest,
                 repo=there or _repo(adapter, choices.repo),
                 license=str(its) if its else None,
-                trainer=" ".join(each for each in trained if isinstance(each, str)) or None,
-                template=template.get("name") if template else None,
+                trainer=training.trained_by,
+                template=training.template_name,
                 data=_data(adapter),
-                lacks=tuple(adapter.context.get("partial", ())),
+                lacks=training.lacking,
             )
         )
     metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}
@@ -361,16 +360,10 @@ def _still_there(registry: Registry, adapters: list[Adapter], own: str | None) -
 
 def _repo(adapter: Adapter, own: str | None) -> str | None:
     """Where it came from on the Hub."""
-    repo = adapter.context.get("hub_repo")
-    return repo if isinstance(repo, str) and repo != own and _is_repo(repo) else None
+    repo = adapter.training.hub_repo
+    return repo if repo and repo != own and _is_repo(repo) else None
 
 
 def _data(adapter: Adapter) -> tuple[CardData, ...]:
-    """What its trainer kept of the data; other programs may have written something else."""
-    told = adapter.context.get("data")
-    entries = told if isinstance(told, list) else []
-    return tuple(
-        CardData(str(entry["domain"]), str(entry["digest"]))
-        for entry in entries
-        if isinstance(entry, dict) and entry.get("domain") and entry.get("digest")
-    )
+    """The data that it was trained on, as far as both name and digest are known."""
+    return tuple(CardData(each.domain, each.digest) for each in adapter.training.data if each.domain and each.digest)

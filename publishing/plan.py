@@ -23,6 +23,21 @@ class RemoteHistory:
 
 
 @dataclass(frozen=True)
+class UploadOptions:
+    """How a folder is published. `trailer` names what it is; `offline` asks nothing of the Hub.
+
+    With `rebase` it goes on top of what somebody else has committed; with `replaces` all that is there makes room.
+    """
+
+    trailer: str
+    private: bool = True
+    tag: str | None = None
+    rebase: bool = False
+    replaces: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True)
 class PublicationPlan:
     """What `publish` would do, as far as the Hub could be asked."""
 

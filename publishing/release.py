@@ -70,6 +70,7 @@ def planned(
     Raises what `publishable` and `registry.publishing.plan` do, and HubError where there is none to go to again.
     """
     from . import upload as publishing
+    from .plan import UploadOptions
 
     assert choices.repo is not None
     earlier = registry.publications.of_repo(choices.repo)
@@ -99,12 +100,8 @@ def planned(
         plan = publishing.plan(
             parcel.folder,
             choices.repo,
-            trailer=parcel.trailer,
-            private=private,
-            tag=tag,
+            UploadOptions(parcel.trailer, private, tag, rebase=choices.rebase, replaces=choices.replaces),
             before=before,
-            rebase=choices.rebase,
-            replaces=choices.replaces,
             known=parcel.known,
             volatile={SIGNATURE: keeps} if choices.key else {},
             tell=tell,

@@ -24,7 +24,7 @@ from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, InvalidArtifactError, UsageError
 from ..registry.redaction import check_no_secret
 from . import commits, repository
-from .plan import PublicationPlan, Published, RemoteHistory, Tell
+from .plan import PublicationPlan, Published, RemoteHistory, Tell, UploadOptions
 from .repository import NAMES, OF_THE_HUB, PlannedFile
 
 CARD = "README.md"
@@ -33,19 +33,14 @@ CARD = "README.md"
 def plan(
     folder: Path,
     repo: str,
+    options: UploadOptions,
     *,
-    trailer: str,
-    private: bool = True,
-    tag: str | None = None,
     before: RemoteHistory | None = None,
-    rebase: bool = False,
-    replaces: bool = False,
     known: Mapping[str, str] | None = None,
     volatile: Mapping[str, Callable[[bytes, bytes], bool]] | None = None,
-    offline: bool = False,
     tell: Tell = lambda text: None,
 ) -> PublicationPlan:
-    """What publishing `folder` as ORG/NAME would change; `offline` asks nothing of the Hub.
+    """What publishing `folder` as ORG/NAME would change, after what this registry has published there `before`.
 
     `known` gives the SHA-256 (hex) of files that need not be read for theirs. `volatile` reports by path whether the Hub's bytes and ours
     say the same in other bytes, such as two signatures of one content. An unreachable Hub is part of the answer, not an error.
@@ -53,23 +48,23 @@ def plan(
     thing, unless `replaces` is set; somebody else has committed, unless that or `rebase` is) and HubError (a token that the
     Hub refuses).
     """
-    check_names(repo, tag)
+    check_names(repo, options.tag)
     files = _files(folder, known or {})
     found = PublicationPlan(
         repo=repo,
-        private=private,
-        tag=tag,
-        trailer=trailer,
+        private=options.private,
+        tag=options.tag,
+        trailer=options.trailer,
         files=files,
         bytes=sum(file.bytes for file in files),
         card=(folder / CARD).read_text(encoding="utf-8"),
         parent=None,
         repo_exists=None,
-        rebase=rebase,
-        replaces=replaces,
+        rebase=options.rebase,
+        replaces=options.replaces,
         before=before or RemoteHistory(),
     )
-    if offline:
+    if options.offline:
         return replace(found, unreached="not checked: this was a dry run without the Hub")
     try:
         with hub.timeouts_and_redaction():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from ..engine.building.planning import PROMPTS
 from ..engine.merging.card import CardPrompt
@@ -13,12 +12,6 @@ from ..registry import Adapter, Build, Registry
 from ..registry.errors import RecCocktailError
 from ..tasks import TaskError, Template, load_template
 from ..tasks.prompts import SHIPPED as TEMPLATES
-
-
-def template_of(adapter: Adapter) -> dict[str, Any] | None:
-    """Name and digest of the template that it was trained with, where its trainer kept them."""
-    template = adapter.context.get("template")
-    return template if isinstance(template, dict) else None
 
 
 def prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -> CardPrompt | None:
@@ -34,12 +27,9 @@ def prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -
 def prompt_of_adapters(adapters: list[Adapter]) -> CardPrompt | None:
     """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it can still be found."""
     for adapter in reversed(adapters):
-        told = template_of(adapter)
-        if told is None:
-            continue
-        options = adapter.context.get("options")
-        path = options.get("template") if isinstance(options, dict) else None
-        if found := _wording(told.get("digest"), (told.get("name"), path)):
+        training = adapter.training
+        places = training.template_name, training.template_option
+        if training.template_digest and (found := _wording(training.template_digest, places)):
             return found
     return None
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
+from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
@@ -33,6 +34,23 @@ CONTRACT = "for the trainer's author: run `check_trainer` of reccocktail.trainer
 WHERE = "`reccocktail --traceback train …` shows where"
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What is to be trained: by which trainer with which options, on which domains' data, over which base, on which device.
+
+    With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if it had
+    finished; without, it starts over.
+    """
+
+    trainer: Trainer
+    domains: Sequence[Domain]
+    role: Literal["spirit", "ingredient"]
+    base: Base
+    options: BaseModel
+    resume: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -51,29 +69,22 @@ class Run:
 
 def train_and_register(
     registry: Registry,
-    trainer: Trainer,
-    domains: Sequence[Domain],
+    request: TrainingRequest,
     *,
-    role: Literal["spirit", "ingredient"],
-    base: Base,
-    options: BaseModel,
-    resume: bool,
-    device: str,
     progress: Progress,
     carry_out: Callable[[Run], TrainingResult] | None = None,
     launch: Launch | None = None,
 ) -> Adapter:
     """Train on the domains' data and register what comes out.
 
-    With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if
-    it had finished; without, it starts over. `carry_out` is `in_this_process` unless another way is given, such as that of
+    `carry_out` is `in_this_process` unless another way is given, such as that of
     `child.in_a_child`. As the first of a `launch`, the process informs the others when the folder is ready.
     Raises TrainerError, and whatever registering can raise.
     """
     with _told(launch) as tell:
-        run = _run(registry, trainer, domains, role, base, options, resume, device, progress)
+        run = _run(registry, request, progress)
         with _alone(run.job.folder) as lock:
-            if not resume:
+            if not request.resume:
                 shutil.rmtree(run.job.folder, ignore_errors=True)
             result = finished(run.job.folder)
             if result is None:
@@ -83,32 +94,19 @@ def train_and_register(
             result = result or (carry_out or in_this_process)(replace(run, lock=lock))
     return registry.adapters.add(
         result.adapter,
-        base=base,
-        role=role,
-        domain=None if role == "spirit" else domains[0].name,
-        metrics=result.metrics,
-        context=result.context,
+        base=request.base,
+        role=request.role,
+        domain=None if request.role == "spirit" else request.domains[0].name,
+        labels=Labels(result.metrics, context=result.context),
     )
 
 
-def take_part(
-    registry: Registry,
-    trainer: Trainer,
-    domains: Sequence[Domain],
-    *,
-    role: Literal["spirit", "ingredient"],
-    base: Base,
-    options: BaseModel,
-    resume: bool,
-    device: str,
-    launch: Launch,
-    wait_seconds: float | None,
-) -> None:
+def take_part(registry: Registry, request: TrainingRequest, *, launch: Launch, wait_seconds: float | None) -> None:
     """Train together with the first process of a launch, which keeps and registers what comes out.
 
     Raises TrainerError: the training failed here, or the first process was not heard of.
     """
-    run = _run(registry, trainer, domains, role, base, options, resume, device, lambda *_: None)
+    run = _run(registry, request, lambda *_: None)
     if launch.hear(wait_seconds) != "train":
         return
     if not run.job.folder.is_dir():
@@ -190,31 +188,22 @@ def _trained(run: Run) -> TrainingResult:
         raise TrainerError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
 
 
-def _run(
-    registry: Registry,
-    trainer: Trainer,
-    domains: Sequence[Domain],
-    role: Literal["spirit", "ingredient"],
-    base: Base,
-    options: BaseModel,
-    resume: bool,
-    device: str,
-    progress: Progress,
-) -> Run:
-    folders = tuple(map(_data_folder, domains))
-    data = tuple(read_domain(folder, domain.name) for folder, domain in zip(folders, domains, strict=True))
+def _run(registry: Registry, request: TrainingRequest, progress: Progress) -> Run:
+    folders = tuple(map(_data_folder, request.domains))
+    data = tuple(read_domain(folder, domain.name) for folder, domain in zip(folders, request.domains, strict=True))
     job = TrainingJob(
-        role=role,
-        base_folder=registry.bases.folder(base),
-        base_name=base.name,
+        role=request.role,
+        base_folder=registry.bases.folder(request.base),
+        base_name=request.base.name,
         domains=data,
-        folder=run_folder(registry, trainer, data, role=role, base=base, options=options),
-        options=options,
-        resume=resume,
-        device=device,
+        folder=run_folder(registry, request, data),
+        options=request.options,
+        resume=request.resume,
+        device=request.device,
         progress=progress,
     )
-    return Run(trainer, job, folders, known_context(trainer, role, options, data, base, device))
+    context = known_context(request.trainer, request.role, request.options, data, request.base, request.device)
+    return Run(request.trainer, job, folders, context)
 
 
 @contextmanager
@@ -248,20 +237,18 @@ def _alone(folder: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def run_folder(
-    registry: Registry, trainer: Trainer, data: Sequence[DomainData], *, role: str, base: Base, options: BaseModel
-) -> Path:
+def run_folder(registry: Registry, request: TrainingRequest, data: Sequence[DomainData]) -> Path:
     """Where a run keeps its checkpoints: under the home, named by the digest of all that decides its outcome."""
-    template = template_of(options)
-    package = package_of(trainer)
+    template = template_of(request.options)
+    package = package_of(request.trainer)
     key = digest_of_json(
         {
-            "trainer": [trainer.name, package[1] if package else version("reccocktail")],
+            "trainer": [request.trainer.name, package[1] if package else version("reccocktail")],
             "template": template["digest"] if template else None,
-            "role": role,
-            "base": base.digest,
+            "role": request.role,
+            "base": request.base.digest,
             "data": [[d.name, d.digest] for d in data],
-            "options": options.model_dump(mode="json"),
+            "options": request.options.model_dump(mode="json"),
         }
     )
     return registry.settings.own_folder("runs") / key.removeprefix("sha256:")[:16]

@@ -251,7 +251,7 @@ def card_facts(
         method=build.recipe["method"],
         coefficients={role: mean(value) for role, value in coefficients.items()},
         inputs=tuple(
-            CardInput(a["role"], a["ref"], a["digest"], lacks=tuple(known.context.get("partial", ())))
+            CardInput(a["role"], a["ref"], a["digest"], lacks=known.training.lacking)
             for a in build.inputs["adapters"]
             for known in [registry.adapters.resolve(a["ref"], base=build.base)]
         ),

@@ -29,10 +29,11 @@ from ..errors import ConflictError, NotFoundError, StoreError, UsageError
 from ..redaction import redacted, redacted_values
 from ..store.contract import Store
 from . import events
-from .adapters import Adapter, find_adapter
+from .adapters import Adapter
 from .bases import find_base
 from .domains import find_domain
 from .events import EventIds
+from .lookup import find_adapter
 from .records import Record
 
 LEASE_SECONDS = 60.0

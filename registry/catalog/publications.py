@@ -16,10 +16,11 @@ from ..database.tables import AdapterRow, BuildRow, PublicationRow, WithdrawalRo
 from ..errors import NotFoundError
 from ..redaction import check_no_secret, redacted_values
 from . import events
-from .adapters import Adapter, find_adapter
+from .adapters import Adapter
 from .builds import Build
 from .domains import find_domain
 from .events import EventIds
+from .lookup import find_adapter, ref_of
 from .records import NOT_IN_JSON, Record
 from .references import Reference
 
@@ -203,7 +204,7 @@ class Publications:
                     owner = row.build or row.adapter
                     assert owner is not None
                     about = {"repo": row.repo, "revision": row.revision, "tag": row.tag}
-                    name = row.build_id or _ref(row.adapter)
+                    name = row.build_id or (row.adapter and ref_of(row.adapter))
                     kind = f"{'build' if row.build_id else 'adapter'}.withdrawn"
                     events.append(
                         session,
@@ -239,17 +240,13 @@ def _same(one: PublicationRow, other: PublicationRow) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def _ref(row: AdapterRow | None) -> str | None:
-    return row and str(Reference(row.domain.name, version=row.version))
-
-
 def _publication(row: PublicationRow) -> Publication:
     owner = row.build or row.adapter
     assert owner is not None
     return Publication(
         id=row.id,
         build=row.build_id,
-        adapter=_ref(row.adapter),
+        adapter=row.adapter and ref_of(row.adapter),
         domain=owner.domain.name,
         repo=row.repo,
         revision=row.revision,

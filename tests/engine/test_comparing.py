@@ -9,6 +9,7 @@ import pytest
 import torch
 from reccocktail.engine.comparing import compare, compare_weights
 from reccocktail.registry import inspect_base
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.errors import InvalidArtifactError
 from safetensors.torch import load_file, save_file
 
@@ -74,10 +75,7 @@ def test_what_is_told_of_two_versions_is_compared_by_name(stocked, make_adapter,
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"target_modules": config["target_modules"][::-1], "lora_dropout": 0.25}))
-    other = stocked.adapters.add(
-        folder, base=row, role="ingredient", domain="skin-care", metrics={"HR@1": 0.5}, tags=["nightly"], note="new",
-        context={"data": [{"domain": "toys", "rows": 3}, {"domain": "books", "rows": 4}]},
-    )  # fmt: skip
+    other = stocked.adapters.add(folder, labels=Labels(metrics={"HR@1": 0.5}, tags=["nightly"], note="new", context={"data": [{"domain": "toys", "rows": 3}, {"domain": "books", "rows": 4}]}), base=row, role="ingredient", domain="skin-care")  # fmt: skip
     found = {field.name: (field.one, field.other) for field in compare(stocked, one, other).fields}
     assert found.pop("bytes") == (one.bytes, other.bytes)
     assert found == {

@@ -23,6 +23,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from reccocktail.registry import Registry
+from reccocktail.registry.catalog.registration import Checks
 from reccocktail.registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -670,7 +671,11 @@ def test_names_that_mean_another_version_or_none_are_told(
     tiny, resolver = stocked.bases.get("tiny"), plugin.RESOLVER
     other = stocked.bases.add("other", make_base(seed=7), source="elsewhere")
     stocked.adapters.add(
-        make_adapter(base, 3), base=other, role="ingredient", domain="skin-care", allow_base_mismatch=True
+        make_adapter(base, 3),
+        checks=Checks(allow_base_mismatch=True),
+        base=other,
+        role="ingredient",
+        domain="skin-care",
     )
     for row in (tiny, other):
         stocked.adapters.alias("skin-care@v1", "candidate", base=row.name)

@@ -14,6 +14,7 @@ from reccocktail.engine.merging.reports import MergeReport
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, folder_digest, merge_folders
 from reccocktail.registry import Registry, Settings
 from reccocktail.registry.artifacts.allowlist import adapter_files
+from reccocktail.registry.catalog.registration import Checks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -178,7 +179,7 @@ def test_registration_keeps_a_tokenizer_that_differs_and_no_other(padded: Path, 
             ("worded", _tokenizer(template=OWN_TEMPLATE), True),
         ):
             added = registry.adapters.add(
-                tuned(name, tokenizer, 1 + len(name)), base=base, role="spirit", allow_base_mismatch=True
+                tuned(name, tokenizer, 1 + len(name)), checks=Checks(allow_base_mismatch=True), base=base, role="spirit"
             )
             assert ("tokenizer.json" in registry.store.tree(added.digest).files) == kept
             assert ("tokenizer.json" in added.skipped) != kept

@@ -8,6 +8,7 @@ import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import psycopg
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.database import migrate
 
 HIDDEN, OUT = 8, 6
@@ -185,14 +187,15 @@ def base(registry: Registry, make_base: Callable[..., Path], tmp_path: Path) -> 
 
 @pytest.fixture
 def add(registry: Registry, base: Base, make_adapter: Callable[..., Path], tmp_path: Path) -> Callable[..., Adapter]:
-    """(domain or "spirit", seed, options of adapters.add): registers an adapter made from the seed."""
+    """(domain or "spirit", seed, options of adapters.add): registers an adapter made from the seed; labels may be given each by its name."""
 
     def add_one(name: str, seed: int = 0, **options: Any) -> Adapter:
         folder = tmp_path / f"adapter-{seed}"
         if not folder.exists():
             make_adapter(folder, seed=seed)
         place: dict[str, Any] = {"role": "spirit"} if name == "spirit" else {"role": "ingredient", "domain": name}
-        return registry.adapters.add(folder, **{"base": base} | place | options)
+        labels = Labels(**{each.name: options.pop(each.name) for each in fields(Labels) if each.name in options})
+        return registry.adapters.add(folder, labels=labels, **{"base": base} | place | options)
 
     return add_one
 

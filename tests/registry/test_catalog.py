@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings
 from reccocktail.registry.catalog.adapters import AdapterFilter
+from reccocktail.registry.catalog.registration import Checks, Labels
 from reccocktail.registry.errors import (
     BaseMismatchError,
     ConflictError,
@@ -104,7 +105,9 @@ def test_text_that_is_not_utf8_is_refused_before_bytes_are_stored(
         lambda: registry.bases.add("b", make_base(tmp_path / "b", seed=1), source=broken),
         lambda: registry.domains.add("beauty", data=broken),
         lambda: registry.domains.add("beauty", title=broken),
-        lambda: registry.adapters.add(make_adapter(tmp_path / "a"), base=base, role="spirit", note=broken),
+        lambda: registry.adapters.add(
+            make_adapter(tmp_path / "a"), labels=Labels(note=broken), base=base, role="spirit"
+        ),
     ):
         with pytest.raises(UsageError, match=r"dcff' is not UTF-8"):
             attempt()
@@ -128,7 +131,7 @@ def test_metrics_tags_and_notes_that_nobody_could_search_for_are_refused(
     registry: Registry, base: Base, make_adapter: Make, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError):
-        registry.adapters.add(make_adapter(tmp_path / "a"), base=base, role="spirit", **given)
+        registry.adapters.add(make_adapter(tmp_path / "a"), base=base, role="spirit", labels=Labels(**given))
     assert registry.adapters.list() == []
     assert registry.store.digests() == {base.digest}
 
@@ -345,7 +348,7 @@ def test_an_adapter_may_name_its_base_by_name_source_or_stored_folder(
     folder = make_adapter(tmp_path / "other", seed=9, config={"base_model_name_or_path": "org/other"})
     with pytest.raises(BaseMismatchError):
         registry.adapters.add(folder, base=base, role="spirit")
-    assert registry.adapters.add(folder, base=base, role="spirit", allow_base_mismatch=True).version == 4
+    assert registry.adapters.add(folder, checks=Checks(allow_base_mismatch=True), base=base, role="spirit").version == 4
 
 
 def test_a_refused_adapter_leaves_no_row_and_no_bytes(
@@ -366,8 +369,8 @@ def test_a_refused_adapter_leaves_no_row_and_no_bytes(
         ({"role": "ingredient"}, UsageError),
         ({"role": "ingredient", "domain": "spirit"}, UsageError),
         ({"role": "ingredient", "domain": "unknown"}, NotFoundError),
-        ({"role": "spirit", "metrics": {"a": float("nan")}}, UsageError),
-        ({"role": "spirit", "context": {"a": object()}}, UsageError),
+        ({"role": "spirit", "labels": Labels(metrics={"a": float("nan")})}, UsageError),
+        ({"role": "spirit", "labels": Labels(context={"a": object()})}, UsageError),
     ],
 )
 def test_an_impossible_addition_is_refused(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
+from reccocktail.publishing.plan import UploadOptions
 from reccocktail.publishing.upload import plan, publish
 from reccocktail.registry.artifacts import hub as hub_module
 from reccocktail.registry.artifacts.hub import HubUnreachableError, download, fetch
@@ -235,7 +236,7 @@ def test_a_refused_token_is_an_error_that_does_not_show_it(hub, result, monkeypa
         monkeypatch.setenv("HF_TOKEN", token)
     for attempt in (
         lambda: fetch("maker/base", kind="base"),
-        lambda: publish(plan(result, REPO, trailer="RecCocktail-Build: 7", offline=True), result, message="no"),
+        lambda: publish(plan(result, REPO, UploadOptions("RecCocktail-Build: 7", offline=True)), result, message="no"),
     ):
         with pytest.raises(HubError) as caught:
             attempt()
@@ -259,8 +260,9 @@ def test_no_request_carries_the_token_to_the_storage_host(hub):
 def test_a_process_that_knows_the_hub_from_its_environment_alone_shows_no_token(hub, result):
     program = (
         "import sys; from pathlib import Path; from reccocktail.registry.artifacts.hub import fetch\n"
+        "from reccocktail.publishing.plan import UploadOptions\n"
         "from reccocktail.publishing.upload import plan, publish\n"
-        "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', trailer='RecCocktail-Build: 7', tag='v1'); print(planned)\n"
+        "folder = Path(sys.argv[1]); planned = plan(folder, 'cellar/beauty', UploadOptions('RecCocktail-Build: 7', tag='v1')); print(planned)\n"
         "print(publish(planned, folder, message='child')); print(fetch('cellar/beauty', revision='v1', kind='base'))\n"
         "fetch('maker/nothing', kind='base')"
     )

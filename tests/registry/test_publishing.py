@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import traceback
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import _http as client
 from reccocktail.publishing import upload as publishing
-from reccocktail.publishing.plan import PublicationPlan, Published, RemoteHistory
+from reccocktail.publishing.plan import PublicationPlan, Published, RemoteHistory, UploadOptions
 from reccocktail.registry.artifacts import hub as hub_module
 from reccocktail.registry.artifacts.hub import HubUnreachableError, fetch
 from reccocktail.registry.errors import ConflictError, HubError, InvalidArtifactError, UsageError
@@ -59,7 +59,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def plan(folder: Path, repo: str = REPO, **options: Any) -> PublicationPlan:
-    return publishing.plan(folder, repo, **{"trailer": TRAILER} | options)
+    how = {each.name: options.pop(each.name) for each in fields(UploadOptions) if each.name in options}
+    return publishing.plan(folder, repo, UploadOptions(**{"trailer": TRAILER} | how), **options)
 
 
 def publish(folder: Path, *, message: str = "beauty, build 7", **options: Any) -> Published:

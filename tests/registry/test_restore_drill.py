@@ -22,6 +22,7 @@ import pytest
 from reccocktail.cli import commands
 from reccocktail.cli.main import reccocktail
 from reccocktail.registry import Registry, Settings
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.store import create_store
 from sqlalchemy import make_url
 
@@ -350,7 +351,9 @@ def test_a_role_without_rights_on_tables_can_do_all_daily_work(
         base = registry.bases.get("tiny")
         folder = make_adapter(tmp_path / "daily", seed=999)
         registry.domains.add("toys", title="Toys")
-        registry.adapters.add(folder, base=base, role="ingredient", domain="toys", tags=["t"], metrics={"HR@1": 0.5})
+        registry.adapters.add(
+            folder, labels=Labels(tags=["t"], metrics={"HR@1": 0.5}), base=base, role="ingredient", domain="toys"
+        )
         registry.adapters.alias("toys@v1", "champion")
         registry.adapters.remove_alias("toys@champion")
         registry.adapters.archive("toys@v1")

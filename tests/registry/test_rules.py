@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Registry, Settings
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.database.tables import Table
 from sqlalchemy import make_url
 
@@ -30,9 +31,9 @@ def fill(registry: Registry, folder: Path, make_base: Make, make_adapter: Make) 
     base = registry.bases.add("tiny", make_base(folder / "tiny"), source="org/tiny", revision="c0ffee")
     folders = {seed: make_adapter(folder / f"adapter-{seed}", seed=seed) for seed in range(1, 6)}
 
-    def add(name: str, seed: int, **options: Any) -> Adapter:
+    def add(name: str, seed: int, **labels: Any) -> Adapter:
         place: dict[str, Any] = {"role": "spirit"} if name == "spirit" else {"role": "ingredient", "domain": name}
-        return registry.adapters.add(folders[seed], base=base, **place, **options)
+        return registry.adapters.add(folders[seed], base=base, labels=Labels(**labels), **place)
 
     registry.domains.add("beauty")
     registry.domains.add("toys")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from reccocktail.registry import Adapter, Base, Registry
 from reccocktail.registry.artifacts.sources import AdapterSource, find_adapter_source
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.errors import HubError, InvalidArtifactError, RecCocktailError, UsageError
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -100,7 +101,7 @@ def lay(make_adapter: MakeAdapter) -> Lay:
 @pytest.fixture
 def register(registry: Registry, base: Base) -> Callable[[AdapterSource], Adapter]:
     def add(source: AdapterSource) -> Adapter:
-        registry.adapters.add(source.folder, base=base, role="spirit", context=source.origin)
+        registry.adapters.add(source.folder, labels=Labels(context=source.origin), base=base, role="spirit")
         return registry.adapters.resolve("spirit", base=base.name)
 
     return add

@@ -14,7 +14,7 @@ from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.trainers import plugin
 from reccocktail.trainers.child import in_a_child
 from reccocktail.trainers.plugin import TrainerError, load, parse_options
-from reccocktail.trainers.runs import train_and_register
+from reccocktail.trainers.runs import TrainingRequest, train_and_register
 
 
 @pytest.fixture
@@ -26,13 +26,15 @@ def run(stocked, misbehaving, base, make_adapter):
         options = parse_options(trainer, {"how": how, "adapter": str(make_adapter(base, 3))})
         return train_and_register(
             stocked,
-            trainer,
-            [stocked.domains.get("skin-care")],
-            role="ingredient",
-            base=stocked.bases.get("tiny"),
-            options=options,
-            resume=resume,
-            device="cpu",
+            TrainingRequest(
+                trainer,
+                [stocked.domains.get("skin-care")],
+                role="ingredient",
+                base=stocked.bases.get("tiny"),
+                options=options,
+                resume=resume,
+                device="cpu",
+            ),
             progress=progress,
             carry_out=in_a_child(stall),
         )
@@ -204,13 +206,15 @@ def test_options_that_do_not_survive_the_way_are_refused(stocked, install):
     with pytest.raises(TrainerError, match="its option key does not come back") as caught:
         train_and_register(
             stocked,
-            trainer,
-            [stocked.domains.get("skin-care")],
-            role="ingredient",
-            base=stocked.bases.get("tiny"),
-            options=parse_options(trainer, {"key": "hunter2"}),
-            resume=False,
-            device="cpu",
+            TrainingRequest(
+                trainer,
+                [stocked.domains.get("skin-care")],
+                role="ingredient",
+                base=stocked.bases.get("tiny"),
+                options=parse_options(trainer, {"key": "hunter2"}),
+                resume=False,
+                device="cpu",
+            ),
             progress=lambda *_: None,
             carry_out=in_a_child(),
         )

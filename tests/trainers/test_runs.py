@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel
 from reccocktail.trainers.plugin import TrainerError, TrainingResult
-from reccocktail.trainers.runs import run_folder, train_and_register
+from reccocktail.trainers.runs import TrainingRequest, run_folder, train_and_register
 
 
 class Options(BaseModel):
@@ -48,13 +48,15 @@ def run(stocked, trainer):
     def train(by=trainer, *, role="ingredient", resume=False, strength=1.0):
         return train_and_register(
             stocked,
-            by,
-            [stocked.domains.get("skin-care")],
-            role=role,
-            base=stocked.bases.get("tiny"),
-            options=Options(strength=strength),
-            resume=resume,
-            device="cpu",
+            TrainingRequest(
+                by,
+                [stocked.domains.get("skin-care")],
+                role=role,
+                base=stocked.bases.get("tiny"),
+                options=Options(strength=strength),
+                resume=resume,
+                device="cpu",
+            ),
             progress=lambda *_: None,
         )
 
@@ -133,19 +135,23 @@ def test_a_domain_without_data_cannot_be_trained_on(stocked, trainer):
     with pytest.raises(UsageError, match="'empty' has no data"):
         train_and_register(
             stocked,
-            trainer,
-            [stocked.domains.get("empty")],
-            role="ingredient",
-            base=stocked.bases.get("tiny"),
-            options=Options(),
-            resume=False,
-            device="cpu",
+            TrainingRequest(
+                trainer,
+                [stocked.domains.get("empty")],
+                role="ingredient",
+                base=stocked.bases.get("tiny"),
+                options=Options(),
+                resume=False,
+                device="cpu",
+            ),
             progress=lambda *_: None,
         )
 
 
 def test_the_run_folder_lies_under_the_home(stocked, trainer):
-    folder = run_folder(stocked, trainer, [], role="spirit", base=stocked.bases.get("tiny"), options=Options())
+    folder = run_folder(
+        stocked, TrainingRequest(trainer, [], role="spirit", base=stocked.bases.get("tiny"), options=Options()), []
+    )
     assert folder.parent == stocked.settings.home / "runs"
 
 
@@ -184,7 +190,7 @@ def test_another_wording_of_the_template_makes_another_run(stocked, trainer, tmp
         (tmp_path / "t.yaml").write_text(f"name: t\nuser: '{wording}'\n")
         options = Asking(template=str(tmp_path / "t.yaml"))
         base = stocked.bases.get("tiny")
-        folders.append(run_folder(stocked, trainer, [], role="spirit", base=base, options=options))
+        folders.append(run_folder(stocked, TrainingRequest(trainer, [], role="spirit", base=base, options=options), []))
     assert folders[0] != folders[1]
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from peft import PeftModel
 from reccocktail.registry import inspect_adapter, inspect_base
+from reccocktail.registry.catalog.registration import Labels
 from reccocktail.tasks import examples, generate
 from reccocktail.trainers.plugin import TrainerError, TrainingJob
 from reccocktail.trainers.sft import trainer as sft
@@ -154,7 +155,11 @@ def test_training_gives_an_adapter_that_registration_accepts(plain, base):
 def test_the_log_and_the_plot_are_registered_with_the_adapter_and_verified(plain, stocked):
     result = plain
     row = stocked.adapters.add(
-        result.adapter, base=stocked.bases.get("tiny"), role="ingredient", domain="skin-care", context=result.context
+        result.adapter,
+        labels=Labels(context=result.context),
+        base=stocked.bases.get("tiny"),
+        role="ingredient",
+        domain="skin-care",
     )
     kept = stocked.adapters.folder(row)
     assert row.skipped == ()

@@ -1,0 +1,106 @@
+"""What references mean: the row of an adapter version that `NAME`, `NAME@vN` or `NAME@ALIAS` leads to."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from sqlalchemy import Select, bindparam, func, select, true
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
+
+from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow
+from ..errors import NotFoundError, UsageError
+from .bases import find_base
+from .domains import find_domain
+from .references import CHAMPION, SPIRIT, Reference, did_you_mean
+
+
+def find_adapter(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
+    """One query where all is well. Raises NotFoundError, and UsageError for versions of several bases."""
+    ref = parsed(ref)
+    suffix = "version" if ref.version is not None else "alias" if ref.alias is not None else None
+    given = {"domain": ref.name, "version": ref.version, "alias": ref.alias, "base": base}
+    rows = session.scalars(_finding(suffix, base is not None), given).unique().all()
+    if not rows:
+        raise _not_found(session, ref, base)
+    if len(rows) > 1:
+        found = " and ".join(sorted(row.base.name for row in rows))
+        raise UsageError(f"{str(ref)!r} means versions for several base models: {found}", hint="say --base NAME")
+    return rows[0]
+
+
+@cache
+def _finding(suffix: Literal["version", "alias"] | None, with_base: bool) -> Select[AdapterRow]:
+    """The query behind a reference, put together once, which takes longer than to run it."""
+    domain = DomainRow.name == bindparam("domain")
+    query = select(AdapterRow).join(AdapterRow.domain).join(AdapterRow.base).where(domain)
+    if suffix == "version":
+        query = query.where(AdapterRow.version == bindparam("version"))
+    elif suffix == "alias":
+        here = (AliasRow.base_id == AdapterRow.base_id) & (AliasRow.domain_id == AdapterRow.domain_id)
+        query = query.join(AliasRow, here & (AliasRow.adapter_id == AdapterRow.id))
+        query = query.where(AliasRow.name == bindparam("alias"))
+    else:
+        query = query.where(AdapterRow.id.in_(preferred().where(domain)))
+    if with_base:
+        query = query.where(BaseModelRow.name == bindparam("base"))
+    return query.options(
+        contains_eager(AdapterRow.domain), contains_eager(AdapterRow.base), joinedload(AdapterRow.aliases)
+    )
+
+
+def preferred() -> Select[int]:
+    """The ids that bare names mean: per base and domain the champion, otherwise the newest, of those not archived."""
+    version, alias = aliased(AdapterRow), aliased(AliasRow)
+    active = (
+        version.base_id == BaseModelRow.id,
+        version.domain_id == DomainRow.id,
+        version.archived_at.is_(None),
+    )
+    on_champion = (alias.base_id == BaseModelRow.id, alias.domain_id == DomainRow.id, alias.name == CHAMPION)
+    champion = select(version.id).join(alias, alias.adapter_id == version.id).where(*active, *on_champion)
+    newest = select(version.id).where(*active).order_by(version.version.desc()).limit(1)
+    found = (query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in (champion, newest))
+    return select(func.coalesce(*found)).select_from(DomainRow).join(BaseModelRow, true()).correlate(None)
+
+
+def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundError:
+    domain = find_domain(session, ref.name)
+    query = select(AdapterRow.id).where(AdapterRow.domain_id == domain.id)
+    if base is not None:
+        query = query.where(AdapterRow.base_id == find_base(session, base).id)
+    where = "" if base is None else f" for base model {base!r}"
+    if session.scalar(query.limit(1)) is None:
+        option = "--spirit" if domain.role == SPIRIT else f"--domain {domain.name}"
+        return NotFoundError(
+            f"{domain.name!r} has no adapter yet{where}",
+            hint=f"run `reccocktail adapter add PATH --base {base or 'B'} {option}`",
+        )
+    return NotFoundError(
+        f"there is no {str(ref)!r}{where}{_like(session, ref, query)}",
+        hint=f"`reccocktail adapter list --domain {ref.name}`",
+    )
+
+
+def _like(session: Session, ref: Reference, ids: Select[int]) -> str:
+    """The reference with a known version or alias in the place of one that is much like it."""
+    aliases = session.scalars(select(AliasRow.name).where(AliasRow.adapter_id.in_(ids)).distinct())
+    versions = session.scalars(ids.with_only_columns(AdapterRow.version).distinct())
+    known = [*aliases, *(f"v{number}" for number in versions)]
+    return did_you_mean(str(ref).partition("@")[2], known, before=f"{ref.name}@")
+
+
+def find_adapter_locked(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
+    """The version that the reference means once no one else can move aliases of its domain or archive its versions."""
+    ref = parsed(ref)
+    find_domain(session, ref.name, lock=True)
+    return find_adapter(session, ref, base)
+
+
+def parsed(ref: str | Reference) -> Reference:
+    return Reference.parse(ref) if isinstance(ref, str) else ref
+
+
+def ref_of(row: AdapterRow) -> str:
+    """Its reference by version."""
+    return str(Reference(row.domain.name, version=row.version))
