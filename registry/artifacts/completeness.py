@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .lora import Contents, LoraConfig, is_head, is_to_save, is_vocabulary, some
+from .lora import Contents, is_head, is_vocabulary, some
+from .lora_config import LoraConfig, is_to_save
 from .task_heads import TASK_CLASSES
 
 if TYPE_CHECKING:

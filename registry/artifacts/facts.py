@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .lora import (
-    LoraConfig,
-    LoraModule,
-    SavedTensor,
-    TokenRows,
-)
+from .lora import LoraModule, SavedTensor, TokenRows
+from .lora_config import LoraConfig
 from .safetensors import TensorInfo
 
 MERGED_DTYPES = ("F32", "F16", "BF16")

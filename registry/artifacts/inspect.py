@@ -14,15 +14,10 @@ from ..filenames import check_file_name
 from ..store.links import check_link
 from ..strict_json import read_object, shown
 from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, matches
+from .contents import bad_targets, contents
 from .facts import AdapterFacts, BaseFacts, BaseTensor
-from .lora import (
-    Contents,
-    LoraConfig,
-    LoraModule,
-    bad_targets,
-    contents,
-    some,
-)
+from .lora import Contents, LoraModule, some
+from .lora_config import LoraConfig
 from .placement import _Placing, _vocabulary
 from .safetensors import HEADER_LIMIT, Header, TensorInfo, read_header
 from .task_heads import brings_head, without_head

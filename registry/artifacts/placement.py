@@ -9,15 +9,8 @@ from ..errors import InvalidArtifactError, UnsupportedAdapterError
 from ..strict_json import shown
 from .allowlist import ADAPTER_CONFIG
 from .facts import MERGED_DTYPES, BaseFacts
-from .lora import (
-    Contents,
-    LoraConfig,
-    LoraModule,
-    SavedTensor,
-    TokenRows,
-    is_head,
-    is_vocabulary,
-)
+from .lora import Contents, LoraModule, SavedTensor, TokenRows, is_head, is_vocabulary
+from .lora_config import LoraConfig
 from .task_heads import TASK_CLASSES, is_new_head
 from .tensor_names import AmbiguousNameError, Place, TensorNameResolver
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..strict_json import read_object
 from .allowlist import ADAPTER_CONFIG
-from .lora import LoraConfig, SavedTensor, is_head, is_to_save
+from .lora import SavedTensor, is_head
+from .lora_config import LoraConfig, is_to_save
 
 if TYPE_CHECKING:
     from .facts import BaseFacts

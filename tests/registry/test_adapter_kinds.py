@@ -20,6 +20,7 @@ from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
 from reccocktail.registry.artifacts.lora import LoraModule
 from reccocktail.registry.artifacts.safetensors import read_header
 from reccocktail.registry.artifacts.tensor_names import Place
+from reccocktail.registry.catalog.registration import Checks
 from reccocktail.registry.errors import InvalidArtifactError, UnsupportedAdapterError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -372,7 +373,7 @@ def test_an_adapter_with_tokens_of_its_own_keeps_its_tokenizer(make_base: Any, t
         for name, kept in (("resized", True), ("plain", False)):
             adapter = train(tmp_path / name, make_base("llama"), KINDS[name])
             (adapter / "tokenizer.json").write_text("{}")  # the base's own
-            added = registry.adapters.add(adapter, base=base, role="spirit", allow_base_mismatch=True)
+            added = registry.adapters.add(adapter, checks=Checks(allow_base_mismatch=True), base=base, role="spirit")
             assert ("tokenizer.json" in registry.store.tree(added.digest).files) == kept
             assert ("tokenizer.json" in added.skipped) != kept
 
@@ -432,7 +433,7 @@ def test_every_option_of_the_installed_peft_is_honoured_without_effect_or_refuse
     """A new field of LoraConfig has to be looked at before an adapter that uses it is taken."""
     from dataclasses import fields
 
-    from reccocktail.registry.artifacts.lora import LoraConfig as Ours
+    from reccocktail.registry.artifacts.lora_config import LoraConfig as Ours
 
     known = {
         "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
