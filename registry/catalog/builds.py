@@ -11,26 +11,34 @@ whatever the first still reports is refused.
 from __future__ import annotations
 
 import builtins
-import secrets
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy.orm import Session
 
 from ..database.connection import Database
 from ..database.tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, now
-from ..errors import ConflictError, NotFoundError, StoreError, UsageError
+from ..errors import ConflictError, StoreError
 from ..redaction import redacted, redacted_values
 from ..store.contract import Store
 from . import events
 from .adapters import Adapter
 from .bases import find_base
+from .build_queries import (
+    adapter_ids,
+    find_build,
+    find_build_locked,
+    held_build,
+    is_claimable,
+    new_id,
+    newest_of_domain,
+    oldest_claimable,
+    reusable,
+)
 from .domains import find_domain
 from .events import EventIds
 from .lookup import find_adapter
@@ -125,13 +133,13 @@ class Builds:
         """
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
-            if (row := self._standing(session, key, _reusable(force))) is not None:
+            if (row := self._standing(session, key, reusable(force))) is not None:
                 if own_recipe and not row.own_recipe:
                     row.own_recipe = True
                     session.flush()
                 return Request(self._build(row), created=False)
             row = BuildRow(
-                id=_new_id(),
+                id=new_id(),
                 domain_id=place.id,
                 base_id=find_base(session, base).id,
                 status="queued",
@@ -146,14 +154,14 @@ class Builds:
             )
             session.add(row)
             session.flush()
-            for adapter_id in _lineage(session, base, inputs):
+            for adapter_id in adapter_ids(session, base, inputs):
                 session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
             return Request(self._build(row), created=True)
 
     def has_reusable_build(self, key: str, *, force: bool = False) -> bool:
         """Whether `request` would answer with a build that is there."""
         with self._database.reading() as session:
-            return self._standing(session, key, _reusable(force)) is not None
+            return self._standing(session, key, reusable(force)) is not None
 
     def claim(self, worker: str, lease_seconds: float = LEASE_SECONDS, build_id: str | None = None) -> Build | None:
         """The oldest build that waits, or whose worker let its lease run out; now `worker`'s. None if there is none.
@@ -161,7 +169,7 @@ class Builds:
         A build that has lost MAX_ATTEMPTS workers has failed: it may be what kills them.
         """
         moment = now()
-        query = _oldest(moment)
+        query = oldest_claimable(moment)
         if build_id is not None:
             query = query.where(BuildRow.id == build_id)
         with self._database.writing() as session:
@@ -178,7 +186,7 @@ class Builds:
         """
         moment = now()
         with self._database.writing() as session:
-            first = self._take(session, _oldest(moment), worker, moment, lease_seconds)
+            first = self._take(session, oldest_claimable(moment), worker, moment, lease_seconds)
             if first is None:
                 return []
             taken = [first]
@@ -186,7 +194,7 @@ class Builds:
                 others = (BuildRow.status == "queued", BuildRow.attempts == 0, BuildRow.base_id == first.base_id)
                 waiting = 1 + (session.scalar(select(func.count()).select_from(BuildRow).where(*others)) or 0)
                 share = min(limit, -(-waiting // max(1, num_workers)))
-                query = _oldest(moment).where(*others)
+                query = oldest_claimable(moment).where(*others)
                 while len(taken) < share and (row := self._take(session, query, worker, moment, lease_seconds)):
                     taken.append(row)
             return [self._build(row) for row in taken]
@@ -211,12 +219,12 @@ class Builds:
     def heartbeat(self, build_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
         """Renews the lease. Raises ConflictError if the build is not the worker's any more."""
         with self._database.writing() as session:
-            _held(session, build_id, worker).lease_until = now() + timedelta(seconds=lease_seconds)
+            held_build(session, build_id, worker).lease_until = now() + timedelta(seconds=lease_seconds)
 
     def progress(self, build_id: str, worker: str, done: int, total: int, stage: str | None = None) -> None:
         """Raises ConflictError if the build is not the worker's any more."""
         with self._database.writing() as session:
-            row = _held(session, build_id, worker)
+            row = held_build(session, build_id, worker)
             row.done, row.total, row.stage = done, total, stage
 
     def log(self, build_id: str, worker: str | None, text: str) -> None:
@@ -227,7 +235,7 @@ class Builds:
     def logs(self, build_id: str, *, after: int = 0, limit: int = 1000) -> builtins.list[LogLine]:
         """In the order they were said; `after` is the id of the last one that is known."""
         with self._database.reading() as session:
-            own = _find(session, build_id).id
+            own = find_build(session, build_id).id
             query = select(BuildLogRow).where(BuildLogRow.build_id == own, BuildLogRow.id > after)
             rows = session.scalars(query.order_by(BuildLogRow.id).limit(limit))
             return [LogLine(row.id, row.created_at, row.worker, row.text) for row in rows]
@@ -238,7 +246,7 @@ class Builds:
         A build that has lost or failed MAX_ATTEMPTS times has failed. Raises ConflictError if it is not the worker's any more.
         """
         with self._database.writing() as session:
-            row = _held(session, build_id, worker)
+            row = held_build(session, build_id, worker)
             if error is not None and row.attempts >= MAX_ATTEMPTS:
                 self._move(session, row, "failed", error=dict(error))
             else:
@@ -268,7 +276,7 @@ class Builds:
             known = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
             if known is not None and (known.status, known.worker, known.digest) == ("succeeded", worker, digest):
                 return self._build(known)
-            row = _held(session, build_id, worker)
+            row = held_build(session, build_id, worker)
             self._move(session, row, "succeeded", digest=digest)
             row.digest = digest
             row.coefficients = None if coefficients is None else dict(coefficients)
@@ -279,7 +287,7 @@ class Builds:
     def fail(self, build_id: str, worker: str, error: Mapping[str, Any]) -> Build:
         """Raises ConflictError if the build is not the worker's any more."""
         with self._database.writing() as session:
-            row = _held(session, build_id, worker)
+            row = held_build(session, build_id, worker)
             self._move(session, row, "failed", error=dict(error))
             row.error = redacted_values(error)
             return self._build(row)
@@ -287,7 +295,7 @@ class Builds:
     def cancel(self, build_id: str) -> Build:
         """A running build's worker finds out when it next reports. Raises ConflictError for one that has ended."""
         with self._database.writing() as session:
-            row = _find_locked(session, build_id)
+            row = find_build_locked(session, build_id)
             if row.status not in ("queued", "running"):
                 raise ConflictError(f"build {row.id} has {row.status} and cannot be cancelled")
             self._move(session, row, "cancelled")
@@ -296,7 +304,7 @@ class Builds:
     def retry(self, build_id: str) -> Build:
         """Queues a failed or cancelled build again. Raises ConflictError if its key is being built, or was."""
         with self._database.writing() as session:
-            row = _find_locked(session, build_id)
+            row = find_build_locked(session, build_id)
             if row.status not in ("failed", "cancelled"):
                 raise ConflictError(f"build {row.id} is {row.status}; only a failed or cancelled one can be retried")
             if (other := self._standing(session, row.key, ("queued", "running", "succeeded"))) is not None:
@@ -326,12 +334,12 @@ class Builds:
     def waiting(self) -> int:
         """How many builds could be claimed now."""
         with self._database.reading() as session:
-            return session.scalar(select(func.count()).select_from(BuildRow).where(_claimable(now()))) or 0
+            return session.scalar(select(func.count()).select_from(BuildRow).where(is_claimable(now()))) or 0
 
     def claimable(self, *, limit: int = 1000) -> builtins.list[Build]:
         """Those that could be claimed now, the oldest first."""
         with self._database.reading() as session:
-            query = select(BuildRow).where(_claimable(now())).order_by(BuildRow.id).limit(limit)
+            query = select(BuildRow).where(is_claimable(now())).order_by(BuildRow.id).limit(limit)
             return [self._build(row) for row in session.scalars(query)]
 
     def counts(self) -> dict[str, int]:
@@ -343,7 +351,7 @@ class Builds:
     def get(self, build_id: str) -> Build:
         """By id, or by the beginning of one if it is unique. Raises NotFoundError, UsageError where several begin so."""
         with self._database.reading() as session:
-            return self._build(_find(session, build_id))
+            return self._build(find_build(session, build_id))
 
     def list(
         self,
@@ -366,7 +374,7 @@ class Builds:
                 inputs = select(BuildInputRow.build_id).where(BuildInputRow.adapter_id == version)
                 query = query.where(BuildRow.id.in_(inputs))
             if after is not None:
-                query = query.where(BuildRow.id < _find(session, after).id)
+                query = query.where(BuildRow.id < find_build(session, after).id)
             return [self._build(row) for row in session.scalars(query)]
 
     def newest_of_key(self, key: str) -> Build | None:
@@ -398,11 +406,11 @@ class Builds:
 
     def newest_succeeded_by_domain(self) -> dict[str, Build]:
         """What `newest_succeeded` answers for every domain that has one, in one query."""
-        return self._by_domain(_newest_of_domain())
+        return self._by_domain(newest_of_domain())
 
     def newest_own_by_domain(self) -> dict[str, Build]:
         """What `newest_own` answers for every domain that has one, in one query."""
-        return self._by_domain(func.coalesce(*map(_newest_of_domain, _OWN)))
+        return self._by_domain(func.coalesce(*map(newest_of_domain, _OWN)))
 
     def _by_domain(self, id_: ColumnElement[str]) -> dict[str, Build]:
         query = select(BuildRow).where(BuildRow.id.in_(select(id_).select_from(DomainRow)))
@@ -478,77 +486,3 @@ class Builds:
             finished_at=row.finished_at,
             own_recipe=row.own_recipe,
         )
-
-
-def _newest_of_domain(own_recipe: bool | EllipsisType | None = ...) -> Any:
-    """The id of the newest succeeded build, with that `own_recipe` if one is given, of the domain that the query around it is at."""
-    other = aliased(BuildRow)
-    wanted = [] if own_recipe is ... else [other.own_recipe.is_(own_recipe)]
-    return (
-        select(other.id)
-        .where(other.domain_id == DomainRow.id, other.status == "succeeded", *wanted)
-        .order_by(other.finished_at.desc(), other.id.desc())
-        .limit(1)
-        .correlate(DomainRow)
-        .scalar_subquery()
-    )
-
-
-def _reusable(force: bool) -> tuple[str, ...]:
-    return ("queued", "running") if force else ("queued", "running", "succeeded")
-
-
-def _claimable(moment: datetime) -> ColumnElement[bool]:
-    """Queued and not for later, or with a worker whose lease has run out."""
-    return or_(
-        and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
-        and_(BuildRow.status == "running", BuildRow.lease_until < moment),
-    )
-
-
-def _oldest(moment: datetime) -> Select[BuildRow]:
-    """The query of the one to be claimed next; rows that others are claiming are passed over."""
-    query = select(BuildRow).where(_claimable(moment)).order_by(BuildRow.id).limit(1)
-    return query.with_for_update(skip_locked=True, of=BuildRow)
-
-
-def _new_id() -> str:
-    """16 hex digits that sort by time: microseconds since 1970, then 12 random bits."""
-    return f"{time.time_ns() // 1000:013x}{secrets.randbits(12):03x}"
-
-
-def _lineage(session: Session, base: str, inputs: Mapping[str, Any]) -> set[int]:
-    found = set()
-    for entry in inputs.get("adapters", ()):
-        row = find_adapter(session, entry["ref"], base)
-        if row.digest != entry["digest"]:
-            raise ConflictError(f"{entry['ref']} is {row.digest}, not {entry['digest']} as requested")
-        found.add(row.id)
-    return found
-
-
-def _find(session: Session, build_id: str) -> BuildRow:
-    begins = BuildRow.id.startswith(build_id, autoescape=True)
-    rows = session.scalars(select(BuildRow).where(begins).order_by(BuildRow.id.desc()).limit(2)).all()
-    if not rows or not build_id:
-        raise NotFoundError(f"there is no build {build_id!r}", hint="`reccocktail build list` shows them")
-    if len(rows) > 1:
-        raise UsageError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
-    return rows[0]
-
-
-def _find_locked(session: Session, build_id: str) -> BuildRow:
-    """The build as it is once no other process can claim, report, cancel or retry it, or request another of its domain."""
-    found = _find(session, build_id)
-    find_domain(session, found.domain.name, lock=True)
-    return session.get_one(BuildRow, found.id, with_for_update={"of": BuildRow}, populate_existing=True)
-
-
-def _held(session: Session, build_id: str, worker: str) -> BuildRow:
-    row = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
-    if row is None:
-        raise NotFoundError(f"there is no build {build_id!r}")
-    if row.status != "running" or row.worker != worker:
-        holder = f" by {row.worker}" if row.status == "running" else ""
-        raise ConflictError(f"build {row.id} is {row.status}{holder}: {worker} does not hold it any more")
-    return row

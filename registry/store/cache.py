@@ -25,7 +25,9 @@ from pathlib import Path
 from ..errors import StoreError
 from .contract import GRACE, WAIT_SECONDS, GcReport
 from .files import hash_file, link_file
-from .local import DISCARD, LocalStore, is_still, is_waste, lock_of, size_of
+from .garbage import is_waste, size_of
+from .layout import lock_of
+from .local import DISCARD, LocalStore, is_still
 from .locks import abandoned, held
 from .pins import Pins
 from .trees import FileEntry, StoredTree, hex_of, write_manifest

@@ -1,58 +1,29 @@
-"""A store in a local folder.
-
-    blobs/sha256/ab/<hex>   every distinct file once, read-only; the manifests of trees too
-    trees/<hex>/…           folders whose files are hard links to blobs; <hex> is the digest of the folder's manifest
-    staging/                what is being written; nothing here is ever referred to
-    staging/<name>.lock     held by the process to which staging/<name> belongs
-    lock                    shared by those who commit, exclusive to a collection
-    repair                  held while a damaged tree is replaced
-
-Bytes are fsynced before they are renamed into place. What is there already is checked before it is relied on.
-"""
+"""A store in a local folder: what comes in is staged, hashed and renamed into place; what is there is looked up and verified."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from datetime import timedelta
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..errors import InvalidArtifactError, StoreError
-from .contract import GRACE, WAIT_SECONDS, Damage, GcReport, Store
-from .files import Progress, copy_file, hash_file, link_file, open_regular, sync_all
-from .locks import FileLock, StoreLock, abandoned, held, held_if_free, shared_if_possible
-from .room import FULL, NO_ROOM
-from .trees import HEX, FileEntry, StoredTree, checked_files, hex_of, list_files, read_manifest, write_manifest
+from .contract import WAIT_SECONDS, Damage, Store
+from .files import Progress, copy_file, hash_file, link_file, sync_all
+from .garbage import CollectableFolder
+from .layout import inode
+from .trees import FileEntry, StoredTree, checked_files, hex_of, list_files, write_manifest
 
 DISCARD = "discard"
 
-_RIGHTS = "let this user write there, or set RECCOCKTAIL_STORE_URL to another folder"
-_HINTS = {
-    **dict.fromkeys(FULL, NO_ROOM),
-    errno.ENOLCK: "the file system must support flock; choose another folder as RECCOCKTAIL_STORE_URL",
-}
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # whatever bore the name may be gone when one looks
 
 
-class LocalStore(Store):
+class LocalStore(CollectableFolder, Store):
     """A store in a local folder, or in one of a network file system with flock and atomic renames."""
-
-    def __init__(self, root: Path, *, lock: StoreLock | None = None, rights: str = _RIGHTS) -> None:
-        """`rights` says what to do where this user may not write."""
-        self.root = root
-        self.url = str(root)
-        self._blobs = root / "blobs" / "sha256"
-        self._trees = root / "trees"
-        self._staging = root / "staging"
-        self._lock = lock or FileLock(root / "lock")
-        self._repair = FileLock(root / "repair")
-        self._hints = _HINTS | dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), rights)
 
     def initialise(self) -> None:
         try:
@@ -162,8 +133,8 @@ class LocalStore(Store):
         for entry in entries:
             with suppress(FileNotFoundError):
                 status = self._blob(entry.sha256).lstat()
-                if _inode(status) not in sound and self._is_sound(entry):
-                    sound.add(_inode(status))
+                if inode(status) not in sound and self._is_sound(entry):
+                    sound.add(inode(status))
         return sound
 
     def _is_sound(self, entry: FileEntry) -> bool:
@@ -178,13 +149,13 @@ class LocalStore(Store):
             blob.parent.mkdir(exist_ok=True)
             sync_all([self._blobs])
         there = not _linked(path, blob)
-        good = not there or _inode(blob.lstat()) in sound or self._is_sound(entry)
+        good = not there or inode(blob.lstat()) in sound or self._is_sound(entry)
         if not (good and _touched(blob)):
             self._replace(blob, path)
         elif there:
             path.unlink()
             link_file(blob, path)
-        sound.add(_inode(blob.lstat()))
+        sound.add(inode(blob.lstat()))
 
     def _replace(self, blob: Path, path: Path) -> None:
         """Puts the file, or a copy of it where it is another user's, in the place of whatever bears the blob's name."""
@@ -218,40 +189,8 @@ class LocalStore(Store):
 
     def _is_damaged(self, tree: StoredTree, folder: Path) -> bool:
         # just installed, so they are sound
-        sound = {_inode(self._blob(entry.sha256).lstat()) for entry in tree.files.values()}
+        sound = {inode(self._blob(entry.sha256).lstat()) for entry in tree.files.values()}
         return next(self._damages(tree.digest, folder, sound, None), None) is not None
-
-    @contextmanager
-    def staging(self, prefix: str, *, work: str | None = None) -> Iterator[Path]:
-        with ExitStack() as owned:
-            kept = self._staging / f"{prefix}-{work}" if work else None
-            with self.translated():
-                if kept and owned.enter_context(held_if_free(lock_of(kept))):
-                    folder = kept
-                else:
-                    kept, folder = None, self._staging / f"{prefix}-{uuid.uuid4().hex}"
-                    owned.enter_context(held(lock_of(folder)))
-            try:
-                with self.translated():
-                    folder.mkdir(exist_ok=kept is not None)
-                yield folder
-            finally:
-                _remove_staged(folder)
-
-    @contextmanager
-    def lasting(self, prefix: str, work: str) -> Iterator[Path]:
-        """The one folder in `staging` for this work, waited for while others have it; it stays where the block fails."""
-        folder = self._staging / f"{prefix}-{work}"
-        with ExitStack() as owned:
-            with self.translated():
-                owned.enter_context(held(lock_of(folder)))
-                try:
-                    folder.mkdir(exist_ok=True)
-                except OSError:
-                    _remove_staged(folder)
-                    raise
-            yield folder
-            _remove_staged(folder)
 
     def link(self, source: Path, target: Path) -> None:
         with self.translated():
@@ -272,28 +211,12 @@ class LocalStore(Store):
     def has(self, digest: str) -> bool:
         return self.local(digest) is not None
 
-    def digests(self) -> set[str]:
-        with self.translated("read"):
-            return {f"sha256:{folder.name}" for folder in self._trees.iterdir() if HEX.fullmatch(folder.name)}
-
-    def tree(self, digest: str) -> StoredTree:
-        path = self._blob(hex_of(digest))
-        try:
-            with open_regular(path) as file:
-                data = file.read()
-        except OSError as error:
-            raise StoreError(f"{path}: the manifest of {digest} cannot be read: {error.strerror}") from error
-        return read_manifest(data, digest, str(path))
-
     def blob(self, entry: FileEntry) -> Path | None:
         """The file with these bytes, read again to be sure of them, if the store has it."""
         with suppress(OSError):
             if self._is_sound(entry):
                 return self._blob(entry.sha256)
         return None
-
-    def _blob(self, sha256: str) -> Path:
-        return self._blobs / sha256[:2] / sha256
 
     # looking after
 
@@ -316,7 +239,7 @@ class LocalStore(Store):
                 with suppress(FileNotFoundError):  # collected meanwhile
                     reason = _difference(path, path.name, progress)
                     if reason is None:
-                        sound.add(_inode(path.lstat()))
+                        sound.add(inode(path.lstat()))
                     else:
                         damages.append(Damage(f"sha256:{path.name}", str(path.relative_to(self.root)), reason))
             for folder in sorted(self._trees.iterdir()):
@@ -350,7 +273,7 @@ class LocalStore(Store):
                 status = (folder / name).lstat()
                 if not stat.S_ISREG(status.st_mode):
                     yield Damage(digest, name, "is not a regular file")
-                elif not (_inode(status) in sound and _inode(self._blob(entry.sha256).lstat()) == _inode(status)):
+                elif not (inode(status) in sound and inode(self._blob(entry.sha256).lstat()) == inode(status)):
                     reason = _difference(folder / name, entry.sha256, progress)
                     if reason is not None:
                         yield Damage(digest, name, f"{reason} instead of {entry.sha256}")
@@ -363,114 +286,9 @@ class LocalStore(Store):
             (self._trees / hex_of(digest)).rename(aside / "tree")
             sync_all([self._trees])  # no half of it may come back after a power failure
 
-    def gc(self, keep: set[str], *, dry_run: bool = False, grace: timedelta = GRACE) -> GcReport:
-        staging = self._collect_staging(time.time() - grace.total_seconds(), dry_run)
-        if dry_run:
-            with self.translated("read"), shared_if_possible(self._lock):
-                return self._waste(keep, grace, staging)[0]
-        # trees are only renamed while others wait; their files are deleted when `aside` is
-        with self.translated(), self._aside("gc") as aside, self._lock.exclusive(WAIT_SECONDS):
-            report, trees, blobs = self._waste(keep, grace, staging)
-            for tree in trees:  # whole or absent, even if the removal is cut short
-                tree.rename(aside / tree.name)
-            sync_all([self._trees])  # no tree may come back after a power failure without its manifest
-            for blob in blobs:
-                blob.unlink()
-            if aside == self._staging:
-                for tree in trees:
-                    shutil.rmtree(aside / tree.name, ignore_errors=True)
-        return report
 
-    @contextmanager
-    def _aside(self, prefix: str) -> Iterator[Path]:
-        """A folder for what is to be removed: `staging` itself where the disk has no room for another one."""
-        with ExitStack() as stack:
-            try:
-                folder = stack.enter_context(self.staging(prefix))
-            except StoreError as error:
-                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in FULL:
-                    raise
-                folder = self._staging
-            yield folder
-
-    def _waste(
-        self, keep: set[str], grace: timedelta, staging: tuple[str, ...]
-    ) -> tuple[GcReport, list[Path], list[Path]]:
-        """What a collection reports, and the trees and blobs that it removes."""
-        limit = time.time() - grace.total_seconds()
-        trees = [path for path in sorted(self._trees.iterdir()) if HEX.fullmatch(path.name)]
-        dropped = [tree for tree in trees if f"sha256:{tree.name}" not in keep and self._is_old(tree, limit)]
-        needed = self._needed(set(trees) - set(dropped))
-        blobs = [blob for blob in self._blobs.glob("*/*") if is_waste(blob, needed, limit)]
-        report = GcReport(
-            trees=tuple(f"sha256:{tree.name}" for tree in dropped),
-            blobs=tuple(sorted(blob.name for blob in blobs)),
-            staging=staging,
-            bytes=sum(size_of(blob) for blob in blobs),
-        )
-        return report, dropped, blobs
-
-    def _is_old(self, tree: Path, limit: float) -> bool:
-        try:
-            if tree.lstat().st_mtime > limit:
-                return False
-        except FileNotFoundError:  # another one drops or repairs it
-            return False
-        try:  # a user who may not touch another one's tree touches its manifest
-            return self._blob(tree.name).lstat().st_mtime <= limit
-        except FileNotFoundError:
-            return True
-
-    def _needed(self, trees: Iterable[Path]) -> set[str]:
-        needed: set[str] = set()
-        for tree in trees:
-            try:
-                files = self.tree(f"sha256:{tree.name}").files
-            except StoreError as error:
-                if not os.path.lexists(tree):
-                    continue
-                raise StoreError(
-                    f"nothing was removed, because it is unknown what a tree needs: {error}",
-                    hint="run `reccocktail store verify`, and add what is damaged again",
-                ) from error
-            needed |= {tree.name, *(entry.sha256 for entry in files.values())}
-        return needed
-
-    def _collect_staging(self, limit: float, dry_run: bool) -> tuple[str, ...]:
-        collected: list[str] = []
-        with self.translated():
-            for name in sorted({path.name.removesuffix(".lock") for path in self._staging.iterdir()}):
-                folder = self._staging / name
-                lock = lock_of(folder)
-                with suppress(FileNotFoundError):  # its owner has just finished
-                    # a version without locks may still be at work in what it made lately
-                    lease = abandoned(lock) if lock.exists() else nullcontext(folder.stat().st_mtime <= limit)
-                    with lease as free:
-                        if free and folder.exists():
-                            collected.append(name)
-                        if free and not dry_run:
-                            shutil.rmtree(folder, ignore_errors=True)
-                            lock.unlink(missing_ok=True)
-        return tuple(collected)
-
-    @contextmanager
-    def translated(self, doing: str = "write to") -> Iterator[None]:
-        """Turns what the file system refuses within the block into a StoreError that says what to do about it."""
-        try:
-            yield
-        except OSError as error:
-            hint = self._hints.get(error.errno or 0)
-            raise StoreError(f"cannot {doing} the store in {self.root}: {error}", hint=hint) from error
-
-
-def lock_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _remove_staged(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():
-        lock_of(folder).unlink(missing_ok=True)
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a parent may not be searched
 
 
 def _linked(path: Path, blob: Path) -> bool:
@@ -491,35 +309,11 @@ def _touched(blob: Path) -> bool:
     return True
 
 
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a parent may not be searched
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def is_waste(blob: Path, needed: set[str], limit: float) -> bool:
-    if blob.name.startswith("."):  # a copy that was cut short: nobody is committing now
-        return True
-    status = blob.lstat()
-    if stat.S_ISDIR(status.st_mode):  # not of our making: `verify` names it
-        return False
-    return blob.name not in needed and status.st_mtime <= limit
-
-
-def size_of(path: Path) -> int:
-    """In bytes; 0 if it has gone."""
-    with suppress(FileNotFoundError):
-        return path.lstat().st_size
-    return 0
-
-
 def is_still(folder: Path, before: os.stat_result) -> bool:
     """Whether nobody has moved or replaced it since."""
     with suppress(FileNotFoundError):
         now = folder.lstat()
-        return (_inode(now), now.st_ctime_ns) == (_inode(before), before.st_ctime_ns)  # inodes are given out again
+        return (inode(now), now.st_ctime_ns) == (inode(before), before.st_ctime_ns)  # inodes are given out again
     return False
 
 

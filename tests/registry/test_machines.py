@@ -13,7 +13,7 @@ import pytest
 from reccocktail.registry import Adapter, Registry, Settings
 from reccocktail.registry.errors import StoreError
 from reccocktail.registry.registry import Missing
-from reccocktail.registry.store import local as local_store
+from reccocktail.registry.store import garbage
 from reccocktail.registry.store import remote as object_store
 
 from .s3 import keys, serve
@@ -95,7 +95,7 @@ def test_a_collection_waits_for_writers_on_other_machines(
 ) -> None:
     lock = there._database.store_lock()
     assert lock is not None
-    for module in (local_store, object_store):
+    for module in (garbage, object_store):
         monkeypatch.setattr(module, "WAIT_SECONDS", 0.2, raising=False)
     # writers do not wait for each other
     with lock.shared(), lock.shared(), pytest.raises(StoreError, match="others have kept writing"):

@@ -17,8 +17,7 @@ import pytest
 from reccocktail.registry import Store
 from reccocktail.registry.digests import canonical_json, digest_of_json
 from reccocktail.registry.errors import InvalidArtifactError, StoreError
-from reccocktail.registry.store import create_store, open_store
-from reccocktail.registry.store import local as local_store
+from reccocktail.registry.store import create_store, garbage, open_store
 from reccocktail.registry.store import remote as object_store
 from reccocktail.registry.store.locks import FileLock
 
@@ -456,7 +455,7 @@ def test_staging_of_a_dead_process_goes_at_once_however_young(store: Store, hous
 def test_gc_does_not_interrupt_a_commit_and_says_when_it_waited_in_vain(
     house: House, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_store, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(garbage, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(object_store, "WAIT_SECONDS", 0.1)
     lock = FileLock(tmp_path / "lock")
     store = create_store(house.url, cache=house.cache, lock=lock)
