@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog=example(
-        "reccocktail evaluate popularity sasrec smollm2 spirit beauty ./merged --domain beauty",
+        "reccocktail evaluate popularity tfidf smollm2 spirit beauty ./merged --domain beauty",
         "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200 --against beauty@v1",
     )
 )
@@ -60,8 +60,9 @@ def evaluate(
 
     Each target is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals.
 
-    `popularity` and `sasrec` are baselines that are fitted to the domain's data and read no titles. The names are
-    reserved: write a folder of that name with a slash, and an adapter with its version.
+    `popularity`, `tfidf` and `sasrec` are baselines from the domain's data: counts; likeness to the titles of the last ten
+    items; a sequence model that reads no titles. The names are reserved: write a folder of that name with a slash, and an
+    adapter with its version.
     """
     from dataclasses import asdict
 

@@ -39,6 +39,7 @@ from ..tasks import (
     rank_by_likelihood,
     rank_by_popularity,
     rank_by_sasrec,
+    rank_by_tfidf,
     read_domain,
     summarise,
 )
@@ -49,7 +50,7 @@ from .merging.standalone import folder_digest
 from .models import compute_dtype, load_model
 
 Mode = Literal["likelihood", "pmi", "generate"]
-BaselineName = Literal["popularity", "sasrec"]
+BaselineName = Literal["popularity", "tfidf", "sasrec"]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
 COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
@@ -57,7 +58,7 @@ COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
 
 @dataclass(frozen=True)
 class System:
-    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline that reads no titles.
+    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline.
 
     `digest` names its exact weights, or what a baseline is made with.
     """
@@ -221,7 +222,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" baselines are {' and '.join(BASELINES)}",
+        f" baselines are {', '.join(BASELINES)}",
     )
 
 
@@ -318,7 +319,8 @@ def _baseline_ranks(
     if name == "sasrec":
         rankings = rank_by_sasrec(data, questions, task.split, device=device, progress=progress)
     else:
-        rankings = rank_by_popularity(data, questions, task.split)
+        by_counting = name == "popularity"
+        rankings = rank_by_popularity(data, questions, task.split) if by_counting else rank_by_tfidf(data, questions)
         progress(len(questions), len(questions))
     return tuple(ranking.rank for ranking in rankings)
 

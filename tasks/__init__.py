@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
     from .splits import Example, Split, examples, sample
+    from .tfidf import rank_by_tfidf
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -68,6 +69,7 @@ __all__ = [
     "rank_by_likelihood",
     "rank_by_popularity",
     "rank_by_sasrec",
+    "rank_by_tfidf",
     "read_answer",
     "read_domain",
     "read_questions",
@@ -84,6 +86,7 @@ _HOMES = {
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
     "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("rank_by_popularity",),
+    "tfidf": ("rank_by_tfidf",),
     "prompts": (
         "DEFAULT_TEMPLATE",
         "Question",

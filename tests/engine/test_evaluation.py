@@ -25,6 +25,7 @@ from reccocktail.tasks import (
     rank_by_likelihood,
     rank_by_popularity,
     rank_by_sasrec,
+    rank_by_tfidf,
 )
 from transformers import AutoModelForCausalLM
 
@@ -168,14 +169,18 @@ def test_another_system_task_or_precision_is_measured_anew(stocked, shop, exam, 
         evaluate(find_system(stocked, "tiny"), QuestionSet(task, asked), device="cpu", kept_in=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "rank"), [("popularity", rank_by_popularity), ("sasrec", rank_by_sasrec)])
+@pytest.mark.parametrize(
+    ("name", "rank"), [("popularity", rank_by_popularity), ("tfidf", rank_by_tfidf), ("sasrec", rank_by_sasrec)]
+)
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_baseline_is_a_system_by_its_name_and_made_once(name, rank, split, stocked, shop, tmp_path, monkeypatch):
     task, asked = questions(shop, split, load_template("pick-one"), limit=6)
     system = find_system(stocked, name)
     found = evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path)
     assert (found.label, found.mode, found.dtype) == (name, name, "float32")
-    assert found.ranks == tuple(ranking.rank for ranking in rank(shop, asked, split))
+    assert found.ranks == tuple(
+        ranking.rank for ranking in (rank(shop, asked) if name == "tfidf" else rank(shop, asked, split))
+    )
     assert list(found.metrics) == ["HR@1", "HR@3", "NDCG@3", "MRR", "AUC"]
     monkeypatch.setattr(evaluation, rank.__name__, lambda *_, **__: pytest.fail("made again"))
     assert evaluate(system, QuestionSet(task, asked, data=shop), device="cpu", kept_in=tmp_path) == found

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reccocktail.tasks import DomainData, Example, History, Item, generate, load_template, questions
-from reccocktail.tasks.tfidf import LAST_ITEMS, rank_by_tfidf, words
+from reccocktail.tasks import DomainData, Example, History, Item, generate, load_template, questions, rank_by_tfidf
+from reccocktail.tasks.tfidf import LAST_ITEMS, words
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 TEMPLATE = load_template("next-title")
