@@ -18,8 +18,9 @@ from typing import Literal, get_args
 from ..registry import Registry
 from ..registry.artifacts.allowlist import published_files
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
-from ..registry.digests import digest_of_json, write_whole
+from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError, UsageError
+from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (

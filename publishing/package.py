@@ -17,6 +17,7 @@ from ..engine.merging.provenance import adapter_statement
 from ..engine.recipes import SHIPPED
 from ..registry import Adapter, Base, Build, Publication, Registry
 from ..registry.artifacts.allowlist import is_published, published_files
+from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
@@ -205,7 +206,7 @@ def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
 
 def _hub_base(registry: Registry, base: Base) -> str | None:
     """The repository that the base model is on the Hub; None where it is none, or has been an adapter's since."""
-    if not base.revision or not _is_repo(base.source):
+    if not base.revision or not is_repo_id(base.source):
         return None
     newest = next(iter(registry.publications.of_repo(base.source)), None)
     if newest is None or newest.created_at < base.created_at:
@@ -240,17 +241,6 @@ def _correct_subjects(folder: Path, renamed: str | None) -> None:
             subject["digest"] = {"sha256": file_digest(folder / renamed).removeprefix("sha256:")}
     path.unlink()
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_repo(source: str | None) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _recipe_name(build: Build) -> str | None:
@@ -361,7 +351,7 @@ def _still_there(registry: Registry, adapters: list[Adapter], own: str | None) -
 def _repo(adapter: Adapter, own: str | None) -> str | None:
     """Where it came from on the Hub."""
     repo = adapter.training.hub_repo
-    return repo if repo and repo != own and _is_repo(repo) else None
+    return repo if repo and repo != own and is_repo_id(repo) else None
 
 
 def _data(adapter: Adapter) -> tuple[CardData, ...]:

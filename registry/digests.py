@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import re
 import stat
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidArtifactError
-from .ownership import FILE
-from .store.locks import abandoned, is_named
+from .store.atomic import write_whole
 from .strict_json import OWN_LIMIT, read_object
 
 RACE_SECONDS = 2.0  # within a tick of the file system's clock a file can change without any sign of it
@@ -96,38 +92,3 @@ def stat_fingerprint(path: str) -> dict[str, list[int]]:
 
 def _signs(seen: os.stat_result) -> list[int]:
     return [seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file is there with all of the text, or as it was before. What killed processes left of theirs beside it goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    half, handle = _own_file(path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            half.replace(path)  # while it is locked
-    except BaseException:
-        half.unlink(missing_ok=True)
-        raise
-
-
-def _own_file(folder: Path) -> tuple[Path, int]:
-    """A new hidden file, locked for as long as this process has it open. Raises OSError."""
-    while True:
-        path = folder / f".{uuid.uuid4().hex}.tmp"
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE)
-        with suppress(OSError):  # a file system without locks: nobody takes it for abandoned there
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if is_named(handle, path):  # and was not removed before it was locked
-            return path, handle
-        os.close(handle)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            with suppress(OSError), abandoned(path) as free:  # another one removed it, or it is not ours to remove
-                if free:
-                    path.unlink()

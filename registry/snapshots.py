@@ -17,8 +17,9 @@ from huggingface_hub import RepoFile, constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from .digests import file_digest, git_blob_id, write_whole
+from .digests import file_digest, git_blob_id
 from .errors import HubError
+from .store.atomic import write_whole
 from .store.links import COMMIT
 
 _GIT = re.compile(r"[0-9a-f]{40}")

@@ -28,6 +28,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from ..registry.errors import RecCocktailError
+from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, read_domain
@@ -195,9 +196,7 @@ def _write_job(run: Run) -> None:
         "device": job.device,
         "context": run.context,
     }
-    staged = job.folder / f"{JOB}.tmp"
-    staged.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    staged.replace(job.folder / JOB)
+    write_whole(job.folder / JOB, json.dumps(content, indent=2))
 
 
 def as_json(options: BaseModel, trainer: Trainer) -> Any:

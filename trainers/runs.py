@@ -22,6 +22,7 @@ from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect
 from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
+from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, read_domain
@@ -277,9 +278,4 @@ def _note_finished(folder: Path, result: TrainingResult) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    staged = folder / f"{RESULT}.tmp"
-    with staged.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(folder / RESULT)
+    write_whole(folder / RESULT, json.dumps(content, indent=2), durable=True)

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...registry.artifacts.repo_ids import is_repo_id
 from ...registry.artifacts.task_heads import PIPELINES, TASK_CLASSES
 from ...registry.errors import UsageError
 from ...registry.redaction import redacted_values
@@ -160,7 +161,7 @@ def render_card(facts: CardFacts, template: Path | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     facts = redacted_values(facts)
-    base = _hub_id(facts.base_source)
+    base = facts.base_source if is_repo_id(facts.base_source) else None  # a folder of this machine is nobody else's
     # adapters alone, without their base, would stand there as if they were the model that it was made of
     parents = [name for name in (base, *(i.repo for i in facts.inputs if facts.mixed)) if name] if base else []
     parents = list(dict.fromkeys(parents))
@@ -298,18 +299,6 @@ def _answer(known: Mapping[str, Any], template: str, seconds: float) -> dict[str
 
 def _one_or_all(values: tuple[str, ...] | list[str]) -> str | list[str] | None:
     return values[0] if len(values) == 1 else list(values) or None
-
-
-def _hub_id(source: str | None) -> str | None:
-    """The source if it can be a repository of the Hub. A folder of this machine has no place on a card."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return None
-    return source
 
 
 def _text(value: object) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...registry.errors import InvalidArtifactError
+from ...registry.store.atomic import write_whole
 from ...registry.strict_json import OWN_LIMIT, read_object
 
 # Part of every key: raised when the engine would write other bytes for the same inputs.
@@ -67,12 +68,8 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
-        staged = self._folder / f"{NOTES}.new"
-        with staged.open("w", encoding="utf-8") as out:
-            json.dump({"key": self._key(), "shards": self._shards}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        staged.replace(self._folder / NOTES)
+        content = {"key": self._key(), "shards": self._shards}
+        write_whole(self._folder / NOTES, json.dumps(content), durable=True)
 
     def close(self) -> None:
         """The result is complete: no trace is left of how it came to be."""

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.registry import digests
 from reccocktail.registry.catalog.publications import Publications
-from reccocktail.registry.store import files, local
+from reccocktail.registry.store import atomic, files, local
 from safetensors import SafetensorError
 
 
@@ -71,7 +70,7 @@ def test_an_export(built: Any, tmp_path: Path, monkeypatch: Any, where: Any, ste
 def test_an_evaluation_that_cannot_be_kept_is_shown_all_the_same(prepared: Any, monkeypatch: Any, code: int) -> None:
     words = ("evaluate", "popularity", "--domain", "skin-care", "--limit", 3, "--json")
     with monkeypatch.context() as full:
-        full.setattr(digests, "_own_file", refuse(code))
+        full.setattr(atomic, "_own_file", refuse(code))
         unkept = prepared(*words)
     assert str(prepared.home / "evaluations") in unkept.err
     assert os.strerror(code) in unkept.err

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from reccocktail.registry import digests
-from reccocktail.registry.digests import DigestMemory, write_whole
+from reccocktail.registry.digests import DigestMemory
+from reccocktail.registry.store.atomic import write_whole
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reccocktail.registry import Registry
-from reccocktail.registry.digests import write_whole
 from reccocktail.registry.errors import UsageError
 from reccocktail.registry.settings import Settings, redacted_url
+from reccocktail.registry.store.atomic import write_whole
 
 
 def write(path: Path, text: str) -> None:
