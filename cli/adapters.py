@@ -16,9 +16,10 @@ from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .bases import say_unchecked
 from .console import answer, details, page, progress, say, short, size, table, warn
+from .lineage import happened
 
 if TYPE_CHECKING:
-    from ..registry import Adapter, Event
+    from ..registry import Adapter
     from ..registry.catalog.usage import Reached
 
 MOST_APART = 10
@@ -401,7 +402,7 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
         found = registry.adapters.log(ref, base=base, limit=limit, after=after)
     bases = {event.detail.get("base") for event in found}
     rows = [
-        [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, _happened(e), *([e.detail.get("base")] * (len(bases) > 1))]
+        [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, happened(e), *([e.detail.get("base")] * (len(bases) > 1))]
         for e in found
     ]
 
@@ -411,14 +412,6 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
         page([event.id for event in found], limit)
 
     answer(as_json, [event.to_json() for event in found], show_rows)
-
-
-def _happened(event: Event) -> str:
-    noun, _, verb = event.kind.partition(".")
-    if noun != "alias":
-        return f"{event.subject} {verb}"
-    alias = event.subject.partition("@")[2]
-    return f"{alias}: {event.detail.get('from', 'none')} → {event.detail.get('to', 'none')}"
 
 
 @adapter.command(
@@ -463,7 +456,8 @@ def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, 
 def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_json: bool) -> None:
     """Archive a version.
 
-    A bare name no longer resolves to it. Its number, files and aliases stay."""
+    A bare name no longer resolves to it. Its number, files and aliases stay.
+    """
     if force and undo:
         raise UsageError("--force is for archiving, not for --undo")
     with app.registry() as registry:

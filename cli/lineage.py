@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..registry import Adapter, Build, Registry
+    from ..registry import Adapter, Build, Event, Registry
 
 UNKNOWN = "not recorded"
 
@@ -84,3 +84,11 @@ def _brief(coefficient: Any) -> Any:
 def _pairs(record: Mapping[str, Any]) -> str:
     parts = (f"{k}={f'{{{_pairs(v)}}}' if isinstance(v, Mapping) else v}" for k, v in record.items())
     return ", ".join(parts)
+
+
+def happened(event: Event) -> str:
+    noun, _, verb = event.kind.partition(".")
+    if noun != "alias":
+        return f"{event.subject} {verb}"
+    alias = event.subject.partition("@")[2]
+    return f"{alias}: {event.detail.get('from', 'none')} → {event.detail.get('to', 'none')}"
