@@ -407,7 +407,7 @@ def new_folder(folder: Path) -> Path:
     if target.exists() or target.is_symlink():
         raise ConflictError(f"{target} exists and is not an empty folder", hint="name a new folder")
     if not target.parent.is_dir():
-        raise UsageError(f"{target.parent} is no folder")
+        raise UsageError(f"{target.parent} is not a folder")
     return target
 
 

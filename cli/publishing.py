@@ -343,7 +343,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
         from ..registry.artifacts.hub import download
 
         if source.startswith((".", "/", "~")):
-            raise UsageError(f"{folder} is no folder", hint="a folder, or ORG/NAME on the Hub")
+            raise UsageError(f"{folder} is not a folder", hint="a folder, or ORG/NAME on the Hub")
         check_names(without_secrets(source))
         snapshot = download(source, revision=revision)
         folder, commit = snapshot.folder, snapshot.commit

@@ -21,7 +21,7 @@ from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
-from ..registry.errors import ConflictError, UsageError
+from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from .licenses import License, known_license, metadata, parse, strictest, texts
@@ -126,7 +126,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
                                  | {build.digest: "this model"}, build.digest),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], terms, choices),
     )  # fmt: skip
-    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), choices.template), encoding="utf-8")
     return Package(
         folder,
         f"RecCocktail-Build: {build.id}",
@@ -170,7 +170,7 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         ),
         **_common(registry, base, [adapter], [adapter.role], terms, choices),
     )
-    (folder / CARD).write_text(render_card(replace(card, task=task_in(folder)), choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), choices.template), encoding="utf-8")
     names = [name for name in published_files(folder)[0] if name != CARD]
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
@@ -216,6 +216,14 @@ def _hub_base(registry: Registry, base: Base) -> str | None:
 
 def _is_adapter(build: Build) -> bool:
     return build.recipe.get("output", {}).get("format") == "adapter"
+
+
+def _task(folder: Path) -> str | None:
+    """The task that the files say. Raises StoreError for a configuration that was damaged in the store."""
+    try:
+        return task_in(folder)
+    except InvalidArtifactError as error:
+        raise StoreError(str(error), hint="`reccocktail store verify` lists what is damaged") from error
 
 
 def _rename_base(folder: Path, base: Base, repo: str | None) -> bool:

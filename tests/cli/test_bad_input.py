@@ -154,13 +154,13 @@ def test_an_adapter_that_is_neither_or_both(refused: Refused, spoiled: Path, opt
 def test_an_adapter_path_that_does_not_exist(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "absent"
     message = refused("adapter", "add", path, "--base", "tiny", "--spirit", exit_code=2)
-    assert f"'{path}' is no folder" in message
+    assert f"'{path}' is not a folder" in message
 
 
 def test_a_file_where_an_adapter_folder_is_meant(refused: Refused, spoiled: Path) -> None:
     file = spoiled / "adapter_model.safetensors"
     message = refused("adapter", "add", file, "--base", "tiny", "--spirit", exit_code=2)
-    assert f"'{file}' is no folder" in message
+    assert f"'{file}' is not a folder" in message
 
 
 @pytest.mark.parametrize("metric", ["HR@1", "HR@1=good", "HR@1=nan"])
@@ -209,7 +209,7 @@ def test_an_empty_base_source_is_not_the_working_folder(prepared: Any, tiny_base
 
 def test_a_base_path_that_does_not_exist(refused: Refused, tmp_path: Path) -> None:
     message = refused("base", "add", "other", tmp_path / "absent", exit_code=2)
-    assert f"'{tmp_path / 'absent'}' is no folder" in message
+    assert f"'{tmp_path / 'absent'}' is not a folder" in message
 
 
 def test_an_empty_folder_as_base(refused: Refused, tmp_path: Path) -> None:

@@ -913,4 +913,4 @@ def test_no_token_is_in_any_output_row_log_or_file(
 
 def test_a_folder_to_verify_that_is_not_there_is_told_as_one(bare):
     answer = bare("verify", "/nowhere/at/all", code=2)
-    assert "error: /nowhere/at/all is no folder" in answer.err
+    assert "error: /nowhere/at/all is not a folder" in answer.err

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
+from reccocktail import tasks
 from reccocktail.engine.building import execution as running
 from reccocktail.engine.building import job
 from reccocktail.engine.building import planning as builds
@@ -630,8 +631,8 @@ def adaptive(stocked, tmp_path, monkeypatch):
     stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
     monkeypatch.setattr(digests, "RACE_SECONDS", -60.0)
     read = []
-    read_domain = builds.read_domain
-    monkeypatch.setattr(builds, "read_domain", lambda folder, *_: read.append(folder) or read_domain(folder))
+    read_domain = tasks.read_domain
+    monkeypatch.setattr(tasks, "read_domain", lambda folder, *_: read.append(folder) or read_domain(folder))
     return read
 
 

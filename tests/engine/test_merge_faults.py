@@ -166,10 +166,10 @@ def test_a_disk_that_is_too_small_is_said_at_once_and_nothing_is_left_on_it(kitc
     assert not [path for path in small_disk.iterdir() if path.name != "home"]
 
 
-def merged(kitchen: Path, base: Path, out: Path, **options: Any) -> None:
-    merge_folders(
-        base, [WeightedFolder(kitchen / "spirit", 0.4)], out, MergeOptions(**options, allow_base_mismatch=True)
-    )
+def merged(kitchen: Path, base: Path, out: Path, *, threads: int | None = None, progress: Any = None) -> None:
+    options = MergeOptions(threads=threads, allow_base_mismatch=True)
+    shown = {} if progress is None else {"progress": progress}
+    merge_folders(base, [WeightedFolder(kitchen / "spirit", 0.4)], out, options, **shown)
 
 
 @pytest.mark.parametrize("threads", [2, 3])

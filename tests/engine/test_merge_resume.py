@@ -129,7 +129,7 @@ def test_a_merge_killed_at_any_moment_leaves_no_result_and_the_next_run_makes_th
     processes.set_forkserver_preload(["reccocktail.engine.merging.standalone", "reccocktail.engine.merging.stream"])
 
     def start(out: Path) -> Any:
-        process = processes.Process(target=merge_folders, args=(large, mix, out), kwargs={"threads": 2})
+        process = processes.Process(target=merge_folders, args=(large, mix, out, MergeOptions(threads=2)))
         process.start()
         return process
 

@@ -252,20 +252,18 @@ def test_the_folder_for_peft_is_made_whole_and_takes_nobodys_place(
     theirs = tmp_path / ".mine.part" / "notes"
     theirs.parent.mkdir()
     theirs.write_text("of somebody who has a folder of that name")
-    real, names = shutil.copytree, set[str]()
+    real, names = serving.copy_folder, set[str]()
 
-    def copytree(source: Path, folder: Path, **options: Any) -> Path:
+    def copytree(source: Path, folder: Path) -> None:
         names.add(folder.name)
         assert not target.exists()
-        return real(source, folder, **options)
+        real(source, folder)
 
-    monkeypatch.setattr(serving.shutil, "copytree", copytree)
+    monkeypatch.setattr(serving, "copy_folder", copytree)
     serving.write_for_peft(stocked, found, target)
     before = sorted(path.read_bytes() for path in target.iterdir())
     target.rename(away := tmp_path / "away")
-    monkeypatch.setattr(
-        serving.shutil, "copytree", lambda *given, **how: (copytree(*given, **how), away.rename(target))
-    )
+    monkeypatch.setattr(serving, "copy_folder", lambda *given: (copytree(*given), away.rename(target)))
     with pytest.raises(ConflictError, match="mine was created by another process meanwhile"):
         serving.write_for_peft(stocked, found, target)
     assert len(names) == 2  # nobody is in the other's way

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from reccocktail.cli.main import main
-from reccocktail.engine.building.execution import run
+from reccocktail.engine.building.execution import RunOptions, run
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.errors import MergeError
 from reccocktail.engine.recipes import load_recipe
@@ -37,7 +37,7 @@ def built(registry: Registry, recipe: str) -> Build:
     asked = request(registry, "skin-care", load_recipe(recipe)).build
     claimed = registry.builds.claim("tester", build_id=asked.id)
     assert claimed
-    return run(registry, claimed, worker="tester", device="cpu", progress=lambda *_: None)
+    return run(registry, claimed, RunOptions("tester", "cpu"), progress=lambda *_: None)
 
 
 @pytest.mark.filterwarnings("ignore")
