@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...registry import Adapter, Base, Build, Registry
-from ...registry.errors import ConflictError, DatabaseError, RecCocktailError
+from ...registry.errors import ConflictError, DatabaseError, RecCocktailError, UnavailableError
 from ..coefficients import Weight
 from ..recipes import Coefficient, Recipe, Role
 from .retries import back_off, retry_until_available, retryable
@@ -153,14 +153,14 @@ class BuildJob:
             ConflictError, DatabaseError
         ):  # without a database the lease runs out, and another takes the build over
             if stopped and self._options.give_back:
-                row = retry_until_available(lambda: builds.postpone(row.id, worker, None, 0))
+                row = _written(lambda: builds.postpone(row.id, worker, None, 0))
                 self._note("the worker was stopped; the build is back in the queue")
             elif retryable(error):
-                row = retry_until_available(lambda: builds.postpone(row.id, worker, about, back_off(row.attempts)))
+                row = _written(lambda: builds.postpone(row.id, worker, about, back_off(row.attempts)))
                 again = f"; to be tried again from {row.retry_at:%H:%M:%S} UTC on" if row.retry_at else "; given up"
                 self._note(f"failed: {about['message']}{again}")
             else:
-                row = retry_until_available(lambda: builds.fail(row.id, worker, about))
+                row = _written(lambda: builds.fail(row.id, worker, about))
                 self._note(f"failed: {about['message']}")
             if about["code"] == "internal":
                 self._note_where(error)
@@ -212,3 +212,13 @@ def lease_heartbeat(registry: Registry, jobs: Sequence[BuildJob], worker: str) -
     finally:
         done.set()
         thread.join()
+
+
+def _written(ask: Callable[[], Build]) -> Build:
+    """As `retry_until_available`, and once more on another connection if a signal broke into a statement of the first."""
+    try:
+        return retry_until_available(ask)
+    except UnavailableError:
+        raise
+    except DatabaseError:
+        return retry_until_available(ask)
