@@ -1,4 +1,9 @@
-"""Being asked to end: SIGTERM, and SIGHUP of a terminal that is closed, end the work as Ctrl-C does, in good order."""
+"""Being asked to end: SIGTERM, SIGHUP of a terminal that is closed, and Ctrl-C end the work by an exception, in good order.
+
+An exception that a signal handler raises can come between any two instructions. In a database transaction that would leave a
+connection with the write lock behind, so `deferred` blocks put it off to their end. Python discards what is raised in finalizers and
+weak-reference callbacks; `check` raises again what was lost there.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +21,79 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+class _State:
+    """Of the main thread, in which alone Python runs signal handlers."""
+
+    deferring = 0  # blocks that are open
+    waiting: int | None = None  # the signal that came in one of them
+    asked: int | None = None  # the last signal that asked the process to end
+
+
 def exit_code(error: BaseException) -> int:
     """What a shell calls the end by this signal: 128 and its number; 130 for Ctrl-C."""
     return 128 + getattr(error, "number", signal.SIGINT)
 
 
 @contextmanager
-def raised(numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGHUP)) -> Iterator[None]:
-    """These signals raise Stopped, SIGINT KeyboardInterrupt. SIGHUP stays ignored under nohup; outside the main thread nothing happens."""
+def raised(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) -> Iterator[None]:
+    """These signals raise Stopped, SIGINT KeyboardInterrupt. What is ignored, as under nohup, stays so, except for SIGTERM.
 
-    def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-
-    if threading.current_thread() is not threading.main_thread():
+    Outside the main thread nothing happens.
+    """
+    if not _on_main_thread():
         yield
         return
-    heeded = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    heeded = [n for n in numbers if n == signal.SIGTERM or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in heeded}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _State.waiting = _State.asked = None
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """A signal in the block raises at its end; a second one at once."""
+    if not _on_main_thread():
+        yield
+        return
+    _State.deferring += 1
+    try:
+        yield
+    finally:
+        _State.deferring -= 1
+        if not _State.deferring:
+            raise_waiting()
+
+
+def raise_waiting() -> None:
+    """Raises a signal that was put off: for a place in a `deferred` block where an exception does no harm, such as a long wait."""
+    if _on_main_thread() and _State.waiting is not None:
+        number, _State.waiting = _State.waiting, None
+        raise _error(number)
+
+
+def check() -> None:
+    """Raises Stopped again if the process was asked to end and is still at work: the exception was discarded somewhere."""
+    if _on_main_thread() and _State.asked is not None:
+        raise Stopped(_State.asked)
+
+
+def _stop(number: int, _: object) -> None:
+    if number != signal.SIGINT:
+        _State.asked = number
+    if _State.deferring and _State.waiting is None:
+        _State.waiting = number
+        return
+    _State.waiting = None
+    raise _error(number)
+
+
+def _error(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
+
+
+def _on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

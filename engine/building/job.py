@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...registry import Adapter, Base, Build, Registry
-from ...registry.errors import ConflictError, DatabaseError, RecCocktailError, UnavailableError
+from ...registry.errors import ConflictError, DatabaseError, RecCocktailError
+from ...registry.signals import check
 from ..coefficients import Weight
 from ..recipes import Coefficient, Recipe, Role
 from .retries import back_off, retry_until_available, retryable
@@ -106,7 +107,8 @@ class BuildJob:
             self._note(f"progress could not be shown: {type(error).__name__}: {error}")
 
     def advance(self, stage: str, done: int, total: int) -> None:
-        """Writes progress into the row now and then. Raises ConflictError if the build was cancelled meanwhile."""
+        """Writes progress into the row now and then. Raises ConflictError if the build was cancelled meanwhile, and Stopped."""
+        check()
         with self._lock:
             self._see(stage, done, total)
             if time.monotonic() - self._written < NOTE_SECONDS:
@@ -149,18 +151,17 @@ class BuildJob:
             "message": str(error) or type(error).__name__,
         }
         row = self.build
-        with suppress(
-            ConflictError, DatabaseError
-        ):  # without a database the lease runs out, and another takes the build over
+        # without a database the lease runs out, and another takes the build over
+        with suppress(ConflictError, DatabaseError):
             if stopped and self._options.give_back:
-                row = _written(lambda: builds.postpone(row.id, worker, None, 0))
+                row = retry_until_available(lambda: builds.postpone(row.id, worker, None, 0))
                 self._note("the worker was stopped; the build is back in the queue")
             elif retryable(error):
-                row = _written(lambda: builds.postpone(row.id, worker, about, back_off(row.attempts)))
+                row = retry_until_available(lambda: builds.postpone(row.id, worker, about, back_off(row.attempts)))
                 again = f"; to be tried again from {row.retry_at:%H:%M:%S} UTC on" if row.retry_at else "; given up"
                 self._note(f"failed: {about['message']}{again}")
             else:
-                row = _written(lambda: builds.fail(row.id, worker, about))
+                row = retry_until_available(lambda: builds.fail(row.id, worker, about))
                 self._note(f"failed: {about['message']}")
             if about["code"] == "internal":
                 self._note_where(error)
@@ -212,13 +213,3 @@ def lease_heartbeat(registry: Registry, jobs: Sequence[BuildJob], worker: str) -
     finally:
         done.set()
         thread.join()
-
-
-def _written(ask: Callable[[], Build]) -> Build:
-    """As `retry_until_available`, and once more on another connection if a signal broke into a statement of the first."""
-    try:
-        return retry_until_available(ask)
-    except UnavailableError:
-        raise
-    except DatabaseError:
-        return retry_until_available(ask)

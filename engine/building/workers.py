@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 
 from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
-from ...registry.signals import raised
+from ...registry.signals import check, raised
 from ..recipes import load_recipe
 from .execution import run_together, worker_name
 from .freshness import freshness_by_domain
@@ -183,6 +183,7 @@ def inline(
     outage = DatabaseOutage(tell, PATIENCE_SECONDS if options.once else None)
     watching = StaleBuildPoller(registry, options.watch, tell)
     while crew.parent is None or os.getppid() == crew.parent:
+        check()
         builds: list[Build] | None = None
         with outage.wait(), given_back(registry, me):
             if outage.is_on:  # a claim may have been made though its answer was lost

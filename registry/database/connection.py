@@ -29,6 +29,7 @@ from ..errors import ConflictError, DatabaseError, StoreError, UnavailableError,
 from ..ownership import private_file
 from ..redaction import check_no_secret
 from ..settings import redacted_url
+from ..signals import deferred
 from ..store.files import is_full
 from ..store.locks import StoreLock
 from ..store.room import NO_ROOM
@@ -44,7 +45,10 @@ UPGRADE_LOCK, STORE_LOCK = 0x5EC0C7A11, 0x5EC0C7A12
 
 
 class Database:
-    """Two ways in: `reading()`, and `writing()` in one transaction. Rows are created in the name of `actor`."""
+    """Two ways in: `reading()`, and `writing()` in one transaction. Rows are created in the name of `actor`.
+
+    A signal that ends the process is put off to the end of either: it would leave a transaction open.
+    """
 
     def __init__(self, url: str, *, actor: str | None = None) -> None:
         self.url = redacted_url(url)
@@ -63,14 +67,14 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        with _translated(self.url), Session(self._engine) as session:
+        with deferred(), _translated(self.url), Session(self._engine) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Commits at the end; rolls back on any error. Raises ConflictError where a rule of the tables is broken."""
         configure_mappers()  # takes as long as many writes, once in a process: not while others wait
-        with _translated(self.url), Session(self._writer) as session, session.begin():
+        with deferred(), _translated(self.url), Session(self._writer) as session, session.begin():
             yield session
 
     def store_lock(self) -> StoreLock | None:

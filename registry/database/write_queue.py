@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UnavailableError
 from ..ownership import FILE
+from ..signals import raise_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ def begin_writing(connection: sqlite3.Connection, seconds: float, url: str) -> N
                 if time.monotonic() - began >= seconds:
                     (now,) = connection.execute("PRAGMA data_version").fetchone()
                     raise _gave_up(Path(file), url, seconds, others_wrote=now != version)
+                raise_waiting()
                 time.sleep(random.uniform(*waits))  # noqa: S311 - nothing secret
     finally:
         connection.execute(f"PRAGMA busy_timeout = {timeout}")
