@@ -31,7 +31,7 @@ LIBRARIES = (
     "peft",
     "transformers.models.llama.modeling_llama",
 )
-ROOMS = ("registry", "tasks", "engine", "trainers", "cli")
+ROOMS = ("registry", "tasks", "engine", "publishing", "serving", "trainers", "cli")
 LEFT_OUT = ("ray", "s3", "vllm", "postgres", "tuning")  # not always installed, or begin threads
 
 
@@ -94,10 +94,10 @@ def _import_all() -> None:
         importlib.import_module(name)
     for room in ROOMS:
         package = importlib.import_module(f"reccocktail.{room}")
-        for module in pkgutil.iter_modules(package.__path__):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not any(word in module.name for word in LEFT_OUT):
                 with suppress(ImportError):
-                    importlib.import_module(f"{package.__name__}.{module.name}")
+                    importlib.import_module(module.name)
 
 
 def _serve(channel: socket.socket) -> None:

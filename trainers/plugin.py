@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..registry.catalog.references import check_name, check_text, did_you_mean
 from ..registry.errors import RecCocktailError, UsageError
+from ..registry.redaction import check_no_secret
 from ..registry.strict_json import shown
 from ..tasks import DomainData
 
@@ -195,7 +196,12 @@ def package_of(trainer: Trainer) -> tuple[str, str] | None:
 
 
 def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
-    """Validate `-o key=value` pairs. Raises TrainerError naming every wrong key or value."""
+    """Validate `-o key=value` pairs. Raises TrainerError naming every wrong key or value, UsageError for a secret.
+
+    Options are kept with the run and the adapter; a trainer reads secrets from the environment.
+    """
+    for key, value in pairs.items():
+        check_no_secret("trainer option", f"{key}={value}")
     try:
         return trainer.Options.model_validate(dict(pairs))
     except ValidationError as error:

@@ -57,6 +57,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "a publication's tag": ("publish", "skin-care", "--to", REPO, "--tag", "{}"),
     "a publication's license": ("publish", "skin-care", "--to", REPO, "--license", "{}"),
     "an option of training": ("train", "skin-care", "-o", "learning_rate={}"),
+    "a template for training": ("train", "skin-care", "-o", "template={}"),
+    "an option's name": ("train", "skin-care", "-o", "{}=1"),
 }
 
 

@@ -20,6 +20,7 @@ from reccocktail.tasks import generate, write_domain
 pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[2]
+TYPED = ("api", "registry", "tasks", "engine", "publishing", "serving", "trainers", "cli")
 Run = Callable[..., str]
 
 
@@ -70,15 +71,16 @@ def run(installed: Path, tmp_path: Path) -> Run:
 
 
 def test_the_rooms_come_from_the_new_environment(run: Run, installed: Path) -> None:
-    rooms = ("registry", "tasks", "engine", "trainers", "cli", "migrations")
-    imports = "; ".join(f"import reccocktail.{room}; print(reccocktail.{room}.__file__)" for room in rooms)
+    imports = "; ".join(
+        f"import reccocktail.{room}; print(reccocktail.{room}.__file__)" for room in (*TYPED, "migrations")
+    )
     for line in run("python", "-c", imports).splitlines():
         assert Path(line).is_relative_to(installed)
 
 
 def test_what_is_not_python_is_shipped_too(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for room in ("registry", "tasks", "engine", "trainers", "cli"):
+    for room in TYPED:
         assert f"reccocktail/{room}/py.typed" in names
     assert {
         "reccocktail/engine/merging/card.jinja",
@@ -90,7 +92,7 @@ def test_what_is_not_python_is_shipped_too(wheel: Path) -> None:
     assert {f"reccocktail/migrations/versions/{name}" for name in migrations} <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks", "reccocktail/__init__"))]
-    every = {f"reccocktail/{path.relative_to(CHECKOUT)}" for room in ("registry", "tasks", "engine", "trainers", "cli")
+    every = {f"reccocktail/{path.relative_to(CHECKOUT)}" for room in TYPED
              for path in (CHECKOUT / room).rglob("*") if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
     assert every <= names
 
