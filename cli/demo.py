@@ -220,9 +220,9 @@ class _Trip:
         from ..publishing.plan import UploadOptions
 
         self._begin(f"publication to {repo}, rehearsed without the Hub")
-        with publishable(self._registry, build, PublishOptions(repo)) as parcel:
+        with publishable(self._registry, build, PublishOptions(repo)) as package:
             planned = publishing.plan(
-                parcel.folder, repo, UploadOptions(parcel.trailer, offline=True), known=parcel.known
+                package.folder, repo, UploadOptions(package.trailer, offline=True), known=package.known
             )
         say(f"      {len(planned.files)} files, {size(planned.bytes)}, one commit")
         return [asdict(file) for file in planned.files]

@@ -91,22 +91,22 @@ def publish(
 
     if repo is not None:
         check_names(repo, tag)
-    choices = PublishOptions(
+    options = PublishOptions(
         repo, parse(license_id) if license_id else None, card_template, key, rebase=rebase, replaces=replaces
     )
     with app.registry() as registry:
         if stale:
-            _publish_stale(registry, choices, dry_run=dry_run, as_json=as_json)
+            _publish_stale(registry, options, dry_run=dry_run, as_json=as_json)
             return
         assert what is not None
         subject, choice = _subject(registry, what, base)
-        with planned(registry, subject, choices, private=private, tag=tag, tell=say) as trip:
+        with planned(registry, subject, options, private=private, tag=tag, tell=say) as release:
             if dry_run:
-                rehearse(trip, tell=say)
-                document = _document(trip.plan) | _named(subject) | choice | {"dry_run": True}
-                answer(as_json, document, lambda: _show_plan(trip.plan, subject))
+                rehearse(release, tell=say)
+                document = _document(release.plan) | _named(subject) | choice | {"dry_run": True}
+                answer(as_json, document, lambda: _show_plan(release.plan, subject))
                 return
-            done = _send(registry, trip)
+            done = _send(registry, release)
     answer(as_json, done.to_json() | choice, lambda: None)
 
 
@@ -126,20 +126,20 @@ def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | A
     return subject, about_choice(found)
 
 
-def _send(registry: Registry, trip: Release) -> Publication:
-    """Carry the trip out, saying what is done."""
+def _send(registry: Registry, release: Release) -> Publication:
+    """Publishes the release and reports what is done."""
     from ..publishing.release import send
 
-    plan = trip.plan
+    plan = release.plan
     if plan.commit is None:
         uploads = plan.uploads
         say(
-            f"publishing {_title(trip.subject)} to {plan.repo}: {len(plan.files)} files, {size(plan.bytes)}; to be sent:"
+            f"publishing {_title(release.subject)} to {plan.repo}: {len(plan.files)} files, {size(plan.bytes)}; to be sent:"
             f" {len(uploads)}, {size(sum(file.bytes for file in uploads))}"
         )
     _say_losses(plan, "removing", "replacing")
     with working():
-        row = send(registry, trip, tell=_say_on_a_new_line)
+        row = send(registry, release, tell=_say_on_a_new_line)
     said = "published" if plan.commit is None else "already on the Hub"
     say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
@@ -164,7 +164,7 @@ def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
         alarm(f"- {replacing} {path}, which RecCocktail did not publish")
 
 
-def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool, as_json: bool) -> None:
+def _publish_stale(registry: Registry, options: PublishOptions, *, dry_run: bool, as_json: bool) -> None:
     from ..publishing.outdated import behind
     from ..publishing.release import planned, rehearse
 
@@ -177,15 +177,15 @@ def _publish_stale(registry: Registry, choices: PublishOptions, *, dry_run: bool
             skipped = True
             continue
         try:
-            mine = choices.inherit(last)
-            with planned(registry, build, mine, private=False, again=True, tell=say) as trip:
+            mine = options.inherit(last)
+            with planned(registry, build, mine, private=False, again=True, tell=say) as release:
                 if dry_run:
-                    _say_losses(trip.plan, "would remove", "would replace")
-                    rehearse(trip, tell=say)
-                    done.append(_document(trip.plan) | _named(build) | {"dry_run": True})
+                    _say_losses(release.plan, "would remove", "would replace")
+                    rehearse(release, tell=say)
+                    done.append(_document(release.plan) | _named(build) | {"dry_run": True})
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
                 else:
-                    done.append(_send(registry, trip).to_json())
+                    done.append(_send(registry, release).to_json())
         except (RecCocktailError, OSError) as error:  # the others are to have their turn
             hint = error.hint if isinstance(error, RecCocktailError) else NO_ROOM if lacks_room(error) else None
             code = error.code if isinstance(error, RecCocktailError) else "os"

@@ -73,7 +73,7 @@ class Package:
 
 @contextmanager
 def publishable(
-    registry: Registry, subject: Build | Adapter, choices: PublishOptions | None = None
+    registry: Registry, subject: Build | Adapter, options: PublishOptions | None = None
 ) -> Iterator[Package]:
     """The build's or adapter's folder as it goes to the Hub: the bytes that are kept, and a card with all that is known.
 
@@ -81,29 +81,29 @@ def publishable(
     Raises ConflictError when the build has not succeeded or licenses do not go together, UsageError for template and key, and
     StoreError or OSError where its folder cannot be written.
     """
-    choices = choices or PublishOptions()
+    options = options or PublishOptions()
     with registry.store.staging("publish") as staged:
         with room_in(staged):
-            parcel = _packed(registry, subject, staged, choices)
-        yield parcel
+            package = _packed(registry, subject, staged, options)
+        yield package
 
 
-def _packed(registry: Registry, subject: Build | Adapter, staged: Path, choices: PublishOptions) -> Package:
+def _packed(registry: Registry, subject: Build | Adapter, staged: Path, options: PublishOptions) -> Package:
     # signatures name the folder that was signed
-    folder = staged / (choices.repo.rpartition("/")[2] if choices.repo else "model")
+    folder = staged / (options.repo.rpartition("/")[2] if options.repo else "model")
     folder.mkdir()
     if isinstance(subject, Build):
-        parcel = _build_parcel(registry, subject, folder, choices)
+        package = _build_package(registry, subject, folder, options)
     else:
-        parcel = _adapter_parcel(registry, subject, folder, choices)
-    if choices.key is not None:
+        package = _adapter_package(registry, subject, folder, options)
+    if options.key is not None:
         from .signing import sign
 
-        sign(folder, folder / SIGNATURE, choices.key)
-    return parcel
+        sign(folder, folder / SIGNATURE, options.key)
+    return package
 
 
-def _build_parcel(registry: Registry, build: Build, folder: Path, choices: PublishOptions) -> Package:
+def _build_package(registry: Registry, build: Build, folder: Path, options: PublishOptions) -> Package:
     result_folder(registry, build)  # refuses what has not succeeded
     assert build.digest is not None
     known = _linked(registry, build.digest, result_folder(registry, build), folder)
@@ -114,7 +114,7 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
     if renamed or left:
         _correct_subjects(folder, CONFIG if renamed else None)
         known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
-    terms, parts, notes = _license(registry, base, adapters, choices)
+    terms, parts, notes = _license(registry, base, adapters, options)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
@@ -124,9 +124,9 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
         prompt=prompt_of_build(registry, build, adapters),
         evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
                                  | {build.digest: "this model"}, build.digest),
-        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], terms, choices),
+        **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], terms, options),
     )  # fmt: skip
-    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), options.template), encoding="utf-8")
     return Package(
         folder,
         f"RecCocktail-Build: {build.id}",
@@ -138,13 +138,13 @@ def _build_parcel(registry: Registry, build: Build, folder: Path, choices: Publi
     )
 
 
-def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices: PublishOptions) -> Package:
+def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options: PublishOptions) -> Package:
     known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
     left = _left_out(registry, adapter.digest)
     base = registry.bases.get(adapter.base)
     if _rename_base(folder, base, _hub_base(registry, base)):
         known.pop(CONFIG, None)
-    terms, parts, notes = _license(registry, base, [adapter], choices)
+    terms, parts, notes = _license(registry, base, [adapter], options)
     name = adapter.domain or "spirit"
     title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
@@ -168,9 +168,9 @@ def _adapter_parcel(registry: Registry, adapter: Adapter, folder: Path, choices:
         evaluations=evaluations_of(
             registry, {base.digest: base.name, system_of(base, adapter): "this adapter"}, system_of(base, adapter)
         ),
-        **_common(registry, base, [adapter], [adapter.role], terms, choices),
+        **_common(registry, base, [adapter], [adapter.role], terms, options),
     )
-    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), choices.template), encoding="utf-8")
+    (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), options.template), encoding="utf-8")
     names = [name for name in published_files(folder)[0] if name != CARD]
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
@@ -271,21 +271,21 @@ def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptatio
 
 
 def _license(
-    registry: Registry, base: Base, adapters: list[Adapter], choices: PublishOptions
+    registry: Registry, base: Base, adapters: list[Adapter], options: PublishOptions
 ) -> tuple[License | None, frozenset[str], tuple[str, ...]]:
     """The license of the whole, those of its parts, and what the publisher should know about it. Raises ConflictError."""
     known = {f"base model {base.name}": known_license(registry.bases.folder(base))}
     known |= {adapter.ref: known_license(registry.adapters.folder(adapter)) for adapter in adapters}
     parts = frozenset(str(terms) if terms else "none" for terms in known.values())
-    if choices.license is not None:
-        if choices.named_for is not None and not parts <= choices.named_for:
+    if options.license is not None:
+        if options.named_for is not None and not parts <= options.named_for:
             new = ", ".join(f"{what} is under {terms or 'no known license'}" for what, terms in known.items())
-            had = ", ".join(sorted(choices.named_for)) or "parts that were not recorded"
+            had = ", ".join(sorted(options.named_for)) or "parts that were not recorded"
             raise ConflictError(
-                f"{choices.repo} was published under {choices.license}, which was named for {had}; now {new}",
+                f"{options.repo} was published under {options.license}, which was named for {had}; now {new}",
                 hint="check the licenses; --license ID sets one",
             )
-        return choices.license, parts, ()
+        return options.license, parts, ()
     found = strictest(known)
     silent = [what for what, terms in known.items() if terms is None]
     if found is None:
@@ -302,12 +302,12 @@ def _common(
     adapters: list[Adapter],
     roles: list[str],
     terms: License | None,
-    choices: PublishOptions,
+    options: PublishOptions,
 ) -> dict[str, Any]:
     """What cards of builds and adapters say in the same way."""
     folders = {adapter.ref: registry.adapters.folder(adapter) for adapter in adapters}
     about = {ref: metadata(folder) for ref, folder in folders.items()}
-    published = _still_there(registry, adapters, choices.repo)
+    published = _still_there(registry, adapters, options.repo)
     base_folder = registry.bases.folder(base)
     own, of_base = [texts(each, "language") for each in about.values()], texts(metadata(base_folder), "language")
     base_license = known_license(base_folder)
@@ -321,7 +321,7 @@ def _common(
                 role,
                 adapter.ref,
                 adapter.digest,
-                repo=there or _repo(adapter, choices.repo),
+                repo=there or _repo(adapter, options.repo),
                 license=str(its) if its else None,
                 trainer=training.trained_by,
                 template=training.template_name,
@@ -331,11 +331,11 @@ def _common(
         )
     metrics = {adapter.ref: dict(adapter.metrics) for adapter in adapters if adapter.metrics}
     return {
-        "repo": choices.repo,
+        "repo": options.repo,
         "license": terms.id if terms else None,
         "license_name": terms.name if terms else None,
         "license_link": terms.link if terms else None,
-        "license_given": choices.license is not None,
+        "license_given": options.license is not None,
         "base_license": str(base_license) if base_license else None,
         "base_digest": base.digest,
         "base_revision": base.revision,

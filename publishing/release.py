@@ -25,8 +25,8 @@ class Release:
     """What is published, as it was packed and planned."""
 
     subject: Build | Adapter
-    choices: PublishOptions
-    parcel: Package
+    options: PublishOptions
+    package: Package
     plan: PublicationPlan
 
 
@@ -58,26 +58,26 @@ def find_subject(registry: Registry, text: str, *, base: str | None = None) -> t
 def planned(
     registry: Registry,
     subject: Build | Adapter,
-    choices: PublishOptions,
+    options: PublishOptions,
     *,
     private: bool = True,
     tag: str | None = None,
     again: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Release]:
-    """The trip that `send` makes, while its folder is there; `again` goes only where a repository is.
+    """The release that `send` publishes, while its folder is there; `again` goes only where a repository is.
 
     Raises what `publishable` and `registry.publishing.plan` do, and HubError where there is none to go to again.
     """
     from . import upload as publishing
     from .plan import UploadOptions
 
-    assert choices.repo is not None
-    earlier = registry.publications.of_repo(choices.repo)
+    assert options.repo is not None
+    earlier = registry.publications.of_repo(options.repo)
     newest = earlier[0] if earlier else None
-    if newest and SIGNATURE in (newest.files or {}) and choices.key is None:
+    if newest and SIGNATURE in (newest.files or {}) and options.key is None:
         raise UsageError(
-            f"{choices.repo} is signed, and this publication would not be",
+            f"{options.repo} is signed, and this publication would not be",
             hint="--sign KEY; to leave the signature out, publish to another repository",
         )
     before = publishing.RemoteHistory(
@@ -92,18 +92,18 @@ def planned(
         """Whether the Hub's signature is one of ours that still holds, so that it need not be sent anew."""
         if not alike(theirs, ours):
             return False
-        return hashlib.sha256(theirs).hexdigest() == known_signature or holds(theirs, parcel.folder, choices.key)
+        return hashlib.sha256(theirs).hexdigest() == known_signature or holds(theirs, package.folder, options.key)
 
-    with publishable(registry, subject, choices) as parcel:
-        for note in parcel.notes:
+    with publishable(registry, subject, options) as package:
+        for note in package.notes:
             tell(f"note: {note}")
         plan = publishing.plan(
-            parcel.folder,
-            choices.repo,
-            UploadOptions(parcel.trailer, private, tag, rebase=choices.rebase, replaces=choices.replaces),
+            package.folder,
+            options.repo,
+            UploadOptions(package.trailer, private, tag, rebase=options.rebase, replaces=options.replaces),
             before=before,
-            known=parcel.known,
-            volatile={SIGNATURE: keeps} if choices.key else {},
+            known=package.known,
+            volatile={SIGNATURE: keeps} if options.key else {},
             tell=tell,
         )
         if again and not plan.repo_exists:
@@ -111,45 +111,45 @@ def planned(
                 plan.unreached or f"{plan.repo} is no longer on the Hub",
                 hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
             )
-        yield Release(subject, choices, parcel, plan)
+        yield Release(subject, options, package, plan)
 
 
-def rehearse(trip: Release, *, tell: Callable[[str], None] = lambda text: None) -> None:
+def rehearse(release: Release, *, tell: Callable[[str], None] = lambda text: None) -> None:
     """Fails where `send` would before it sends anything."""
     from . import upload as publishing
 
-    publishing.rehearse(trip.plan, trip.parcel.folder, tell=tell)
+    publishing.rehearse(release.plan, release.package.folder, tell=tell)
 
 
-def send(registry: Registry, trip: Release, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
+def send(registry: Registry, release: Release, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
     """The commit, the tag, and the row, which is written once the Hub has the commit, whatever becomes of the tag.
 
     Raises what `registry.publishing.publish` does.
     """
     from . import upload as publishing
 
-    options: dict[str, Any] = {}
-    if trip.choices.license is not None:
-        options["license"] = trip.choices.license.id
-        options["parts"] = sorted(trip.parcel.parts)
-    if trip.choices.template is not None:
-        options["template"] = True
-    files = {file.path: file.sha256 for file in trip.plan.files}
+    kept: dict[str, Any] = {}
+    if release.options.license is not None:
+        kept["license"] = release.options.license.id
+        kept["parts"] = sorted(release.package.parts)
+    if release.options.template is not None:
+        kept["template"] = True
+    files = {file.path: file.sha256 for file in release.plan.files}
 
     def record(commit: str, tag: str | None) -> Publication:
-        return registry.publications.add(trip.subject, trip.plan.repo, commit, tag, files=files, options=options)
+        return registry.publications.add(release.subject, release.plan.repo, commit, tag, files=files, options=kept)
 
     commits: list[str] = []
     try:
         done = publishing.publish(
-            trip.plan, trip.parcel.folder, message=trip.parcel.message, committed=commits.append, tell=tell
+            release.plan, release.package.folder, message=release.package.message, committed=commits.append, tell=tell
         )
     except BaseException:
-        if commits and registry.publications.newest_revision(trip.plan.repo) != commits[0]:
+        if commits and registry.publications.newest_revision(release.plan.repo) != commits[0]:
             record(commits[0], None)
         raise
     if done.tag is None and not done.made:  # what is there may have a tag already
         last = next(iter(registry.publications.of_repo(done.repo)), None)
-        if last and last.revision == done.commit and last.of(trip.subject) and last.withdrawn_at is None:
+        if last and last.revision == done.commit and last.of(release.subject) and last.withdrawn_at is None:
             return last
     return record(done.commit, done.tag)

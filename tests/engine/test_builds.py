@@ -154,8 +154,8 @@ def test_the_recipe_that_an_adaptive_build_wrote_repeats_its_weights(stocked):
 
 def test_what_is_published_is_the_result_with_a_card_that_tells_how_the_mix_was_found(stocked):
     build = made(stocked, SMALL)
-    with publishable(stocked, build) as parcel:
-        folder = parcel.folder
+    with publishable(stocked, build) as package:
+        folder = package.folder
         assert "entropy.png" in (folder / "README.md").read_text()
         assert (folder / "entropy.png").exists()
         for path in build.path.iterdir():
@@ -752,8 +752,8 @@ def test_a_build_per_module_is_repeated_by_the_recipe_that_it_wrote(stocked):
     kept = json.loads((artifact / "adaptation.json").read_text())
     assert [row[1] for row in kept["coefficients"]] == list(modules.values())
     assert (artifact / "coefficients.png").read_bytes().startswith(b"\x89PNG")
-    with publishable(stocked, build) as parcel:
-        folder = parcel.folder
+    with publishable(stocked, build) as package:
+        folder = package.folder
         card = (folder / "README.md").read_text()
         for plot in ("coefficients.png", "entropy.png"):
             assert f"](<{plot}>)" in card
