@@ -1,4 +1,4 @@
-"""What went into a build, down to the digests of the data that its adapters were trained on."""
+"""What went into a build, down to the digests of its data, and what happened to an adapter, as lines of text."""
 
 from __future__ import annotations
 
