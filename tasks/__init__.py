@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .sasrec import SasRecOptions, rank_by_sasrec
     from .splits import Example, Split, examples, sample
     from .tfidf import rank_by_tfidf
+    from .title_trie import TitleTrie
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -50,6 +51,7 @@ __all__ = [
     "TaskError",
     "TaskSpec",
     "Template",
+    "TitleTrie",
     "answer_ends",
     "at_least_rated",
     "auc",
@@ -104,6 +106,7 @@ _HOMES = {
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "splits": ("Example", "Split", "examples", "sample"),
+    "title_trie": ("TitleTrie",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
