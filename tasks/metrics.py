@@ -30,17 +30,17 @@ class Interval:
 
 def hit_rate(ranks: Sequence[int | None], k: int) -> float:
     """HR@k: the share of questions whose target is among the first k."""
-    return float(_values(ranks, f"HR@{k}").mean())
+    return float(per_question(ranks, f"HR@{k}").mean())
 
 
 def ndcg(ranks: Sequence[int | None], k: int) -> float:
     """NDCG@k with one relevant item: the mean of 1 / log2(rank + 2) where rank < k, else 0."""
-    return float(_values(ranks, f"NDCG@{k}").mean())
+    return float(per_question(ranks, f"NDCG@{k}").mean())
 
 
 def mrr(ranks: Sequence[int | None]) -> float:
     """MRR: the mean of 1 / (rank + 1), and 0 for a target that was not ranked."""
-    return float(_values(ranks, "MRR").mean())
+    return float(per_question(ranks, "MRR").mean())
 
 
 def auc(ranks: Sequence[int | None], candidates: int) -> float:
@@ -48,7 +48,7 @@ def auc(ranks: Sequence[int | None], candidates: int) -> float:
 
     Raises TaskError for a target that was not ranked: which negatives are below it is not known.
     """
-    return float(_values(ranks, "AUC", candidates).mean())
+    return float(per_question(ranks, "AUC", candidates).mean())
 
 
 def summarise(
@@ -58,7 +58,7 @@ def summarise(
     names = [f"HR@{k}" for k in ks] + [f"NDCG@{k}" for k in ks if k > 1] + ["MRR"]
     if candidates is not None:
         names.append("AUC")
-    return {name: _bootstrap(_values(ranks, name, candidates), seed) for name in names}
+    return {name: _bootstrap(per_question(ranks, name, candidates), seed) for name in names}
 
 
 def paired_difference(
@@ -75,11 +75,11 @@ def paired_difference(
     """
     if len(ranks_a) != len(ranks_b):
         raise TaskError(f"paired rankings answer the same questions; these answer {len(ranks_a)} and {len(ranks_b)}")
-    return _bootstrap(_values(ranks_a, metric, candidates) - _values(ranks_b, metric, candidates), seed)
+    return _bootstrap(per_question(ranks_a, metric, candidates) - per_question(ranks_b, metric, candidates), seed)
 
 
-def _values(ranks: Sequence[int | None], metric: str, candidates: int | None = None) -> NDArray[np.float64]:
-    """The metric of every single question. An unranked target counts as infinitely far down."""
+def per_question(ranks: Sequence[int | None], metric: str, candidates: int | None = None) -> NDArray[np.float64]:
+    """The metric of every single question, in their order. An unranked target counts as infinitely far down."""
     if not len(ranks):
         raise TaskError("there are no ranks to summarise", hint="the split may be empty")
     rank = np.asarray([np.inf if rank is None else rank for rank in ranks], dtype=np.float64)
