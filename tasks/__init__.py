@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .catalogue import Catalogue, ListedItems, read_listed
     from .data import DataFacts, DomainData, History, Item, describe, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .ranking import Ranking, rank_by_likelihood
     from .readers import read_domain
+    from .retrieval import Retriever
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
     from .splits import Example, Split, examples, sample
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TEMPLATE",
     "SAMPLE_DOMAINS",
+    "Catalogue",
     "DataError",
     "DataFacts",
     "DomainData",
@@ -43,8 +46,10 @@ __all__ = [
     "History",
     "Interval",
     "Item",
+    "ListedItems",
     "Question",
     "Ranking",
+    "Retriever",
     "SampleDomain",
     "SasRecOptions",
     "Split",
@@ -74,6 +79,7 @@ __all__ = [
     "rank_by_tfidf",
     "read_answer",
     "read_domain",
+    "read_listed",
     "read_questions",
     "sample",
     "summarise",
@@ -82,6 +88,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "catalogue": ("Catalogue", "ListedItems", "read_listed"),
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
@@ -102,6 +109,7 @@ _HOMES = {
         "write_questions",
     ),
     "readers": ("read_domain",),
+    "retrieval": ("Retriever",),
     "ranking": ("Ranking", "rank_by_likelihood"),
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),

@@ -21,12 +21,12 @@ def candidates(data: DomainData, example: Example, n_negatives: int, seed: int) 
     """
     rng = random.Random(json.dumps([seed, example.user_id, example.position]))  # noqa: S311
     taken = data.by_user[example.user_id]
-    titles = {_words(data.items[item_id].title) for item_id in taken}
+    titles = {wording(data.items[item_id].title) for item_id in taken}
     offered = [example.target]
     for item_id in _draws(data.titled, rng):
         if len(offered) > n_negatives:
             break
-        words = _words(data.items[item_id].title)
+        words = wording(data.items[item_id].title)
         if words not in titles:
             titles.add(words)
             offered.append(item_id)
@@ -50,5 +50,5 @@ def _draws(pool: Sequence[str], rng: random.Random) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _words(title: str) -> str:
+def wording(title: str) -> str:
     return " ".join(re.findall(r"\w+", title.casefold()))
