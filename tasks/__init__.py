@@ -23,13 +23,15 @@ if TYPE_CHECKING:
         question,
         questions,
         read_questions,
+        shown_titles,
         write_questions,
     )
-    from .ranking import Ranking, rank_by_likelihood
+    from .ranking import Ranking
     from .readers import read_domain
     from .retrieval import Retriever
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
+    from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, rank_candidates, score_parts
     from .splits import Example, Split, examples, sample
     from .tfidf import rank_by_tfidf
     from .title_trie import TitleTrie
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TEMPLATE",
     "SAMPLE_DOMAINS",
+    "SCORES",
     "Catalogue",
     "DataError",
     "DataFacts",
@@ -52,6 +55,9 @@ __all__ = [
     "Retriever",
     "SampleDomain",
     "SasRecOptions",
+    "Score",
+    "ScoreMode",
+    "ScoreParts",
     "Split",
     "TaskError",
     "TaskSpec",
@@ -63,6 +69,7 @@ __all__ = [
     "describe",
     "examples",
     "fit",
+    "fit_temperature",
     "generate",
     "hit_rate",
     "k_core",
@@ -73,15 +80,17 @@ __all__ = [
     "question",
     "questions",
     "rank_by_generation",
-    "rank_by_likelihood",
     "rank_by_popularity",
     "rank_by_sasrec",
     "rank_by_tfidf",
+    "rank_candidates",
     "read_answer",
     "read_domain",
     "read_listed",
     "read_questions",
     "sample",
+    "score_parts",
+    "shown_titles",
     "summarise",
     "write_domain",
     "write_questions",
@@ -96,6 +105,7 @@ _HOMES = {
     "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("rank_by_popularity",),
     "tfidf": ("rank_by_tfidf",),
+    "title_trie": ("TitleTrie",),
     "prompts": (
         "DEFAULT_TEMPLATE",
         "Question",
@@ -106,15 +116,16 @@ _HOMES = {
         "question",
         "questions",
         "read_questions",
+        "shown_titles",
         "write_questions",
     ),
     "readers": ("read_domain",),
     "retrieval": ("Retriever",),
-    "ranking": ("Ranking", "rank_by_likelihood"),
+    "ranking": ("Ranking",),
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
+    "scores": ("SCORES", "Score", "ScoreMode", "ScoreParts", "fit_temperature", "rank_candidates", "score_parts"),
     "splits": ("Example", "Split", "examples", "sample"),
-    "title_trie": ("TitleTrie",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

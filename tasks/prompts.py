@@ -231,10 +231,7 @@ def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> li
     nor is the newest title. A special token that a title spells, such as `<|im_end|>`, is broken up with a blank: a
     shop's catalogue must not end the conversation. Raises ChatTemplateError where the chat template does not come to an end.
     """
-    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    special = sorted(
-        {token.strip() for token in (*tokens, *tokenizer.all_special_tokens)} - {""}, key=len, reverse=True
-    )
+    special = _special_tokens(tokenizer)
     asked = [_cut(_harmless(question, special), tokenizer) for question in questions]
     expect_bounded(tokenizer, (conversation for question in asked for conversation in _conversations(question)))
     return asked
@@ -248,13 +245,27 @@ def _conversations(question: Question) -> Iterator[list[dict[str, str]]]:
     yield replace(question, history=()).messages
 
 
-def _harmless(question: Question, special: Sequence[str]) -> Question:
-    def broken_up(title: str) -> str:
-        while found := next((token for token in special if token in title), None):
-            title = title.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else " ")
-        return title
+def shown_titles(titles: Iterable[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Titles of a catalogue as a question with this template shows them once `fit` has made it ready for this tokenizer."""
+    special = _special_tokens(tokenizer)
+    return [_broken_up(template.title(title), special) for title in titles]
 
-    history, titles = tuple(map(broken_up, question.history)), tuple(map(broken_up, question.titles))
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What no title may spell, the longest first."""
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    return sorted({token.strip() for token in (*tokens, *tokenizer.all_special_tokens)} - {""}, key=len, reverse=True)
+
+
+def _broken_up(title: str, special: Sequence[str]) -> str:
+    while found := next((token for token in special if token in title), None):
+        title = title.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else " ")
+    return title
+
+
+def _harmless(question: Question, special: Sequence[str]) -> Question:
+    history = tuple(_broken_up(title, special) for title in question.history)
+    titles = tuple(_broken_up(title, special) for title in question.titles)
     if (history, titles) == (question.history, question.titles):
         return question
     return replace(question, history=history, titles=titles)

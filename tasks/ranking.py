@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import ANSWER_MARK, Question, fit
+from .prompts import ANSWER_MARK, Question
+from .title_trie import TitleTrie, Tokens
 
 PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
 
@@ -38,53 +40,70 @@ class Ranking:
         return cls(tuple(scores), sum(score >= target for score in scores) - 1)
 
 
-def rank_by_likelihood(
+@dataclass(frozen=True, slots=True)
+class TitleFigures:
+    """Per title, sum of log P over its tokens and those that close it: of all tokens, and of those that continue some title."""
+
+    likelihood: tuple[float, ...]
+    constrained: tuple[float, ...] | None = None
+
+
+@torch.inference_mode()
+def read_titles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    batch_tokens: int = 8192,
-    beyond_prior: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> list[Ranking]:
-    """Score every candidate title by the sum of log P over its tokens and those that close it.
+    question: Question,
+    titles: Sequence[str],
+    batch_tokens: int,
+    trie: TitleTrie | None = None,
+) -> TitleFigures:
+    """How likely the titles are as answers to a question that `fit` has made ready; `constrained` is found with a trie.
 
-    With `beyond_prior`, what the title scores under the same question with an empty history is taken off: what is left is how much
-    the history speaks for it, and short and common titles no longer begin ahead (PMI_DC, arXiv 2104.08315). Without candidates in the
-    prompt that is computed once per title.
-
-    The questions are put as `fit` has them. A title is closed by the end of the assistant's turn or, where the answer is a
-    list, by the separator. The prompt is read once per question and its keys and values are shared by the candidates; no pass is over more than `batch_tokens`, unless
-    one candidate is. Prompt and answer are tokenised apart, which gives the tokens that TRL trains on in prompt-completion
-    form. Equal scores count against the target. `progress` is called with the number of questions done. Raises TaskError if
-    the model answers NaN.
+    The prompt is read once and its keys and values are shared by the titles. Prompt and answer are tokenised apart, which gives
+    the tokens that TRL trains on in prompt-completion form. Raises TaskError if the model answers NaN.
     """
-    rankings: list[Ranking] = []
-    priors: dict[tuple[str, str], float] = {}
-    with torch.inference_mode(), evaluating(model):
-        packs = _packs(model)
+    end = closing(tokenizer, question)
+    prompt = torch.tensor(token_ids(tokenizer, prompt_text(tokenizer, question)))
+    ids = [token_ids(tokenizer, title + end) for title in titles]
+    allowed = [None] * len(ids) if trie is None else _continuations(trie, ids)
+    answers = [_Answer(torch.tensor(each), tokens) for each, tokens in zip(ids, allowed, strict=True)]
+    totals = _scores(model, prompt, answers, batch_tokens, packs=_packs(model))
+    if any(math.isnan(figure) for total in totals for figure in total):
+        raise TaskError(
+            f"the model's answer to user {question.example.user_id!r} is not a number",
+            hint="its weights may be broken, or the dtype too narrow",
+        )
+    likelihood, constrained = zip(*totals, strict=True)
+    return TitleFigures(likelihood, constrained if trie is not None else None)
 
-        def scored(question: Question, titles: Sequence[str]) -> list[float]:
-            closing = _closing(tokenizer, question)
-            prompt = torch.tensor(token_ids(tokenizer, prompt_text(tokenizer, question)))
-            answers = [torch.tensor(token_ids(tokenizer, title + closing)) for title in titles]
-            return _scores(model, prompt, answers, batch_tokens, packs=packs)
 
-        for question in fit(questions, tokenizer):
-            scores = scored(question, question.titles)
-            if beyond_prior:
-                empty = replace(question, history=())
-                start = prompt_text(tokenizer, empty)
-                new = [title for title in dict.fromkeys(question.titles) if (start, title) not in priors]
-                if new:
-                    priors |= {(start, t): s for t, s in zip(new, scored(empty, new), strict=True)}
-                scores = [s - priors[start, t] for s, t in zip(scores, question.titles, strict=True)]
-                if question.template.lists_candidates:
-                    priors.clear()  # the next question lists others
-            rankings.append(Ranking.of(scores, question))
-            if progress:
-                progress(len(rankings))
-    return rankings
+def title_trie(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], end: str) -> TitleTrie:
+    """The trie of these titles' tokens, each with those that close it. Titles are taken as they are shown (`shown_titles`)."""
+    texts = [title + end for title in dict.fromkeys(titles)]
+    return TitleTrie(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+
+
+def _continuations(trie: TitleTrie, answers: Sequence[Sequence[int]]) -> Sequence[list[Tokens]]:
+    """What may stand in the place of each token of the answers, which count as titles even where the trie lacks them."""
+    try:
+        return [trie.continuations(answer) for answer in answers]
+    except TaskError:
+        own = TitleTrie(answers)
+    return [
+        [np.union1d(trie.allowed(answer[:end]), own.allowed(answer[:end])) for end in range(len(answer))]
+        for answer in answers
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The tokens of a title and of what closes it; for each, where it is known, the tokens that may stand in its place."""
+
+    ids: torch.Tensor
+    allowed: Sequence[Tokens] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
@@ -93,12 +112,15 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
 
 
 def _scores(
-    model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[torch.Tensor], batch_tokens: int, *, packs: bool
-) -> list[float]:
-    """Sum of log P per answer: the prompt's cache is repeated for rows of answers, as many at a time as `batch_tokens` lets."""
+    model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[_Answer], batch_tokens: int, *, packs: bool
+) -> list[tuple[float, float]]:
+    """Per answer, sum of log P of its tokens, by the whole vocabulary and by what is allowed (0 where that is not known).
+
+    The prompt's cache is repeated for rows of answers, as many at a time as `batch_tokens` lets.
+    """
     read = model(prompt[None].to(model.device), use_cache=True, **_keep(model, 1))
-    first = _log_probabilities(read.logits[0, -1:].expand(len(answers), -1), torch.stack([a[0] for a in answers]))
-    totals = first.tolist()
+    starts = [_Answer(a.ids[:1], a.allowed and a.allowed[:1]) for a in answers]
+    totals = _sums(read.logits[0, -1:].expand(len(answers), -1), starts)
     rows = _rows(answers, packs=packs)
     width = max(sum(len(answers[index]) - 1 for index in row) for row in rows)
     if width == 0:
@@ -108,12 +130,13 @@ def _scores(
         some = rows[start : start + height]
         cache = copy.deepcopy(read.past_key_values)
         cache.batch_repeat_interleave(len(some))
-        for index, score in _following(model, cache, len(prompt), [[(i, answers[i]) for i in row] for row in some]):
-            totals[index] += score
+        scored = _following(model, cache, len(prompt), [[answers[i] for i in row] for row in some])
+        for index, (full, allowed) in zip([i for row in some for i in row], scored, strict=True):
+            totals[index] = totals[index][0] + full, totals[index][1] + allowed
     return totals
 
 
-def _rows(answers: Sequence[torch.Tensor], *, packs: bool) -> list[list[int]]:
+def _rows(answers: Sequence[_Answer], *, packs: bool) -> list[list[int]]:
     """Which answers stand in one row: one each, or about PACK_TOKENS of them, the longest dealt out first."""
     if not packs:
         return [[index] for index in range(len(answers))]
@@ -127,15 +150,15 @@ def _rows(answers: Sequence[torch.Tensor], *, packs: bool) -> list[list[int]]:
 
 
 def _following(
-    model: PreTrainedModel, cache: object, prompt: int, rows: Sequence[Sequence[tuple[int, torch.Tensor]]]
-) -> list[tuple[int, float]]:
-    """Per answer, sum of log P of all its tokens but the first, given the cache of a prompt of that many tokens.
+    model: PreTrainedModel, cache: object, prompt: int, rows: Sequence[Sequence[_Answer]]
+) -> list[tuple[float, float]]:
+    """Per answer, row by row, what `_sums` gives of all its tokens but the first, given the cache of a prompt of that many tokens.
 
     In a row that several answers share, a mask lets each see the prompt and itself, and its positions follow the prompt.
     Otherwise no mask is needed: padding stands to the right, where causal attention keeps it from all that is scored.
     """
-    lengths = [[len(answer) - 1 for _, answer in row] for row in rows]  # the last token of an answer predicts nothing
-    ids = pad_sequence([torch.cat([answer[:-1] for _, answer in row]) for row in rows], batch_first=True)
+    lengths = [[len(answer) - 1 for answer in row] for row in rows]  # the last token of an answer predicts nothing
+    ids = pad_sequence([torch.cat([answer.ids[:-1] for answer in row]) for row in rows], batch_first=True)
     placed = [torch.cat([torch.arange(length) for length in row]) for row in lengths]
     positions = prompt + pad_sequence(placed, batch_first=True)
     masks = {}
@@ -150,11 +173,19 @@ def _following(
         ids.to(model.device), position_ids=positions.to(model.device), past_key_values=cache, use_cache=True, **masks
     ).logits
     places = torch.cat([torch.arange(sum(row)) + number * logits.shape[1] for number, row in enumerate(lengths)])
-    wanted = torch.cat([answer[1:] for row in rows for _, answer in row])
-    picked = _log_probabilities(logits.flatten(0, 1)[places.to(model.device)], wanted)
-    counts = [length for row in lengths for length in row]
-    indices = [index for row in rows for index, _ in row]
-    return [(index, part.sum().item()) for index, part in zip(indices, picked.split(counts), strict=True)]
+    rest = [_Answer(answer.ids[1:], answer.allowed and answer.allowed[1:]) for row in rows for answer in row]
+    return _sums(logits.flatten(0, 1)[places.to(model.device)], rest)
+
+
+def _sums(logits: torch.Tensor, answers: Sequence[_Answer]) -> list[tuple[float, float]]:
+    """Per answer, sum of log P of its tokens, by the whole vocabulary and by what is allowed; [tokens of all, vocabulary]."""
+    counts = [len(answer) for answer in answers]
+    wanted = torch.cat([answer.ids for answer in answers])
+    full = _log_probabilities(logits, wanted)
+    allowed = [tokens for answer in answers if answer.allowed is not None for tokens in answer.allowed]
+    restricted = _restricted_log_probabilities(logits, wanted, allowed) if allowed else torch.zeros_like(full)
+    parts = zip(full.split(counts), restricted.split(counts), strict=True)
+    return [(part.sum().item(), some.sum().item()) for part, some in parts]
 
 
 def _log_probabilities(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -166,6 +197,31 @@ def _log_probabilities(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tens
     return torch.cat(found).cpu()
 
 
+def _restricted_log_probabilities(
+    logits: torch.Tensor, wanted: torch.Tensor, allowed: Sequence[Tokens]
+) -> torch.Tensor:
+    """log P of the wanted token per row of [rows, vocabulary] where only the row's allowed tokens, itself among them, can come.
+
+    In float64 on the CPU, where only the logits of allowed tokens are brought. A token without an alternative costs 0.
+    """
+    found = torch.zeros(len(allowed), dtype=torch.float64)
+    open_rows = [row for row, tokens in enumerate(allowed) if len(tokens) > 1]
+    for row, some in zip(open_rows, _picked(logits, open_rows, [allowed[row] for row in open_rows]), strict=True):
+        place = int(np.searchsorted(allowed[row], int(wanted[row])))
+        found[row] = some[place] - some.logsumexp(dim=0)
+    return found
+
+
+def _picked(logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[Tokens]) -> Sequence[torch.Tensor]:
+    """Of each of these rows the logits of its tokens, fetched at once."""
+    counts = [len(some) for some in tokens]
+    if not counts:
+        return []
+    owners = torch.tensor(rows).repeat_interleave(torch.tensor(counts)).to(logits.device)
+    columns = torch.from_numpy(np.concatenate(tokens).astype(np.int64)).to(logits.device)
+    return logits[owners, columns].float().cpu().double().split(counts)
+
+
 def _packs(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all that our own mask lets it see."""
     config = model.config.get_text_config()
@@ -174,7 +230,7 @@ def _packs(model: PreTrainedModel) -> bool:
     return full and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
-def _closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
     """What stands behind the first title of an answer."""
     if question.template.answers > 1:
         return question.template.separator.rstrip() or question.template.separator

@@ -17,7 +17,7 @@ import torch
 
 from ...registry.artifacts.facts import BaseFacts
 from ...registry.signals import Stopped
-from ...tasks import Interval, Question, fit, paired_difference, rank_by_likelihood, summarise
+from ...tasks import Interval, Question, Score, fit, paired_difference, rank_candidates, summarise
 from ..coefficients import Weight
 from ..errors import AdaptationError
 from ..merging.plan import Part
@@ -264,7 +264,8 @@ class Validator:
         self._model, self._tokenizer, self._labelled = model, tokenizer, labelled
 
     def ranks(self) -> tuple[int, ...]:
-        return tuple(r.rank for r in rank_by_likelihood(self._model, self._tokenizer, self._labelled))
+        score = Score("likelihood")
+        return tuple(r.rank for r in rank_candidates(self._model, self._tokenizer, self._labelled, score))
 
     def ndcg(self) -> float:
         return summarise(self.ranks())[METRIC].mean

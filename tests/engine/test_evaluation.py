@@ -17,15 +17,16 @@ from reccocktail.engine.evaluation import Evaluation, QuestionSet, evaluate, fin
 from reccocktail.engine.recipes import load_recipe
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError
 from reccocktail.tasks import (
+    Score,
     generate,
     load_template,
     paired_difference,
     questions,
     rank_by_generation,
-    rank_by_likelihood,
     rank_by_popularity,
     rank_by_sasrec,
     rank_by_tfidf,
+    rank_candidates,
 )
 from transformers import AutoModelForCausalLM
 
@@ -44,7 +45,7 @@ def build(stocked):
 
 
 def ranks_of(model, tokenizer, questions) -> tuple[int, ...]:
-    return tuple(ranking.rank for ranking in rank_by_likelihood(model.eval(), tokenizer, questions))
+    return tuple(ranking.rank for ranking in rank_candidates(model.eval(), tokenizer, questions, Score("likelihood")))
 
 
 # --- finding --------------------------------------------------------------------------------------------------------

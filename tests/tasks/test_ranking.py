@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.tasks import Question, TaskError, fit, generate, load_template, questions, rank_by_likelihood
+from reccocktail.tasks import Question, Score, TaskError, fit, generate, load_template, questions, rank_candidates
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+rank_by_likelihood = partial(rank_candidates, score=Score("likelihood"))
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
