@@ -21,7 +21,7 @@ from reccocktail.registry.catalog.registration import Labels
 from reccocktail.tasks import examples, generate
 from reccocktail.trainers.plugin import TrainerError, TrainingJob
 from reccocktail.trainers.sft import trainer as sft
-from reccocktail.trainers.sft import tuning
+from reccocktail.trainers.sft import tuning, validation
 from reccocktail.trainers.sft.options import SftOptions
 from reccocktail.trainers.sft.trainer import SftTrainer
 from safetensors.torch import load_file
@@ -474,6 +474,31 @@ def test_validation_gives_the_mean_of_the_examples_losses_whatever_the_batches(m
         each = [trls(tuner)(tuner.model, dict(batch)).item() for batch in tuner.get_eval_dataloader()]
     assert len(each) == 20
     assert found == pytest.approx(sum(each) / 20, rel=1e-5)
+
+
+@pytest.mark.parametrize("takes_places", [True, False])
+def test_validation_in_batches_gives_what_one_example_at_a_time_gives(make_tuner, monkeypatch, takes_places):
+    tuner = make_tuner()
+    tuner.__dict__["_takes_places"] = takes_places
+    passes, found = [], {}
+    tuner.model.register_forward_hook(lambda *_: passes.append(1))
+    for most in (1, 300, 2048):
+        passes.clear()
+        monkeypatch.setattr(validation.batches_of_like_length, "__defaults__", (most,))
+        found[most] = tuner.evaluate()["eval_loss"], len(passes)
+    assert [number for _, number in found.values()] == [20, found[300][1], 1]
+    assert 1 < found[300][1] < 20
+    assert [loss for loss, _ in found.values()] == pytest.approx([found[1][0]] * 3, rel=1e-5)
+
+
+def test_batches_of_like_length_hold_everything_and_little_padding():
+    lengths = [random.Random(n).randint(1, 90) for n in range(200)] + [5000]
+    batches = validation.batches_of_like_length(lengths, 400)
+    assert sorted(number for batch in batches for number in batch) == list(range(201))
+    assert batches[-1] == [200]
+    assert all(max(lengths[n] for n in batch) * len(batch) <= 400 for batch in batches[:-1])
+    padded = sum(max(lengths[n] for n in batch) * len(batch) for batch in batches)
+    assert padded < 1.2 * sum(lengths)
 
 
 def test_a_training_on_the_whole_is_what_it_is_with_trls_loss(exact, train, monkeypatch):

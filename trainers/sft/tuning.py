@@ -19,6 +19,7 @@ from peft import LoraConfig
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.logging import disable_progress_bar
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -26,6 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ...registry.errors import InvalidArtifactError
 from ...registry.strict_json import OWN_LIMIT, read_object
 from ..plugin import TrainerError, TrainingJob
+from .validation import batches_of_like_length, figures
 
 if TYPE_CHECKING:
     from .options import SftOptions
@@ -95,23 +97,60 @@ class Tuner(SFTTrainer):
         """
         if return_outputs or not self._logits_on_demand:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        following = inputs["labels"][:, 1:]
-        places = (following != IGNORED).any(dim=0).nonzero()[:, 0]
-        wanted = following[:, places].flatten()
-        told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**told, use_cache=False, logits_to_keep=places).logits.flatten(0, 1)
-        loss = F.cross_entropy(logits.float(), wanted, ignore_index=IGNORED, reduction="sum")
+        loss = self._nats(model, inputs).sum()
         if num_items_in_batch is None:
-            return loss / (wanted != IGNORED).sum().clamp(min=1)
+            return loss / answer_tokens(inputs["labels"]).sum().clamp(min=1)
         # It counts the tokens of all processes, and their gradients are averaged.
         return loss / num_items_in_batch * self.accelerator.num_processes
+
+    def evaluation_loop(
+        self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **named: Any
+    ) -> EvalLoopOutput:
+        """The mean over the examples of an example's loss, which is the mean over the tokens of its answer.
+
+        It takes batches of its own instead of the loader's, so that it depends on no batch and on no number of processes.
+        """
+        rows, model = dataloader.dataset, self.model
+        assert model is not None
+        model.eval()
+        batches = batches_of_like_length([len(ids) for ids in rows["input_ids"]])
+        losses = figures(self.accelerator, batches, lambda batch: self._validated(rows, batch))
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": losses.mean().item()}, len(rows))  # pyright: ignore[reportArgumentType]
+
+    def _validated(self, rows: Any, batch: Sequence[int]) -> torch.Tensor:
+        inputs = self._prepare_inputs(self.data_collator([rows[number] for number in batch]))
+        losses = self._nats(self.model, inputs) / answer_tokens(inputs["labels"]).clamp(min=1)
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        return losses
+
+    def _nats(self, model: Any, inputs: Any) -> torch.Tensor:
+        """[examples]: the cross-entropy of an example's answer, summed over its tokens."""
+        following = inputs["labels"][:, 1:]
+        places = (following != IGNORED).any(dim=0).nonzero()[:, 0]
+        told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self._takes_places:
+            logits = model(**told, use_cache=False, logits_to_keep=places).logits
+        else:
+            logits = model(**told, use_cache=False).logits[:, places]
+        wanted = following[:, places]
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+        return nats.view(wanted.shape).sum(dim=1)
 
     @cached_property
     def _logits_on_demand(self) -> bool:
         """Whether to compute the loss here: on a CPU, for a model that can leave logits out and has no loss of its own."""
+        return self.accelerator.device.type == "cpu" and self._takes_places and not self.aux_loss_enabled
+
+    @cached_property
+    def _takes_places(self) -> bool:
+        """Whether the model can be asked for the logits of some places alone."""
         model: Any = self.model
-        takes = inspect.signature(model.get_base_model().forward).parameters
-        return self.accelerator.device.type == "cpu" and "logits_to_keep" in takes and not self.aux_loss_enabled
+        return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
+
+
+def answer_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """[examples]: how many tokens the answers have, of labels [examples, tokens]."""
+    return (labels[:, 1:] != IGNORED).sum(dim=1)
 
 
 class Watch(TrainerCallback):
@@ -181,7 +220,7 @@ def make_trainer(
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup,  # below 1 it is a share of all steps
         per_device_train_batch_size=micro,
-        per_device_eval_batch_size=1,  # then the mean over examples depends on no batches, nor on how many processes
+        per_device_eval_batch_size=1,  # of the loader, whose batches `evaluation_loop` does not take
         gradient_accumulation_steps=accumulated,
         max_length=None,
         completion_only_loss=True,
