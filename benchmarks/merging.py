@@ -231,7 +231,7 @@ class Run:
     seconds: float
     anonymous: int
     resident: int
-    said: str
+    stdout: str
 
 
 def watch(command: Sequence[str | Path]) -> Run:
@@ -240,20 +240,20 @@ def watch(command: Sequence[str | Path]) -> Run:
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = threading.Event()
     seen = {"RssAnon": 0, "VmHWM": 0}
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as complained:
         begun = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=complained, env=environment)
+        process = subprocess.Popen(command, stdout=stdout, stderr=complained, env=environment)
         watcher = threading.Thread(target=watch_memory, args=(process.pid, seen, done))
         watcher.start()
         failed = process.wait()
         seconds = time.perf_counter() - begun
         done.set()
         watcher.join()
-        said.seek(0)
+        stdout.seek(0)
         complained.seek(0)
         if failed:
             raise SystemExit(f"{' '.join(map(str, command))} failed:\n{complained.read()[-4000:]}")
-        return Run(seconds, seen["RssAnon"], seen["VmHWM"], said.read())
+        return Run(seconds, seen["RssAnon"], seen["VmHWM"], stdout.read())
 
 
 def watch_memory(pid: int, seen: dict[str, int], done: threading.Event) -> None:
@@ -342,11 +342,11 @@ def mergekit_command(python: Path, inputs: Inputs, out: Path) -> list[str | Path
         "parameters": {"normalize": False},
         "dtype": "bfloat16",
     }
-    told = out.with_name("mergekit.yaml")
-    told.write_text(json.dumps(config))  # JSON is YAML
+    config_file = out.with_name("mergekit.yaml")
+    config_file.write_text(json.dumps(config))  # JSON is YAML
     cache = out.with_name(MERGEKIT_CACHE)  # where it puts base and LoRA merged, one after the other
     shutil.rmtree(cache, ignore_errors=True)
-    return [python.with_name("mergekit-yaml"), told, out, "--lora-merge-cache", cache, "--quiet"]
+    return [python.with_name("mergekit-yaml"), config_file, out, "--lora-merge-cache", cache, "--quiet"]
 
 
 def find_mergekit(python: Path | None) -> Path:
@@ -483,10 +483,10 @@ def compare_times(runs: Mapping[str, Sequence[Run]], verdict: Verdict) -> None:
         rounds = ", ".join(f"{run.seconds:.2f}" for run in each)
         print(f"{way:28} {taken[way]:7.2f} {taken[way] / taken[CP]:8.2f} {anonymous:11.0f} {resident:12.0f}   {rounds}")
 
-    told = {way: [json.loads(run.said) for run in runs[way]] for way in EXTRAS}
-    merging = {way: median(stages["merge"] for stages in each) for way, each in told.items()}
-    starting = median(run.seconds - stages["merge"] for run, stages in zip(runs[ENGINE], told[ENGINE], strict=True))
-    importing = median(stages["import"] for stages in told[ENGINE])
+    figures = {way: [json.loads(run.stdout) for run in runs[way]] for way in EXTRAS}
+    merging = {way: median(stages["merge"] for stages in each) for way, each in figures.items()}
+    starting = median(run.seconds - stages["merge"] for run, stages in zip(runs[ENGINE], figures[ENGINE], strict=True))
+    importing = median(stages["import"] for stages in figures[ENGINE])
     print(f"\n{'where the time of our command goes':64} {'s':>7} {'x cp -r':>8}")
     for what, seconds in {
         "Python, imports, headers": starting,

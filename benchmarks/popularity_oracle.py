@@ -166,8 +166,8 @@ def recboles(data: DomainData, place: Path) -> dict[str, dict[str, float]]:
     trainer.fit(training, saved=False, show_progress=False)
     found = {}
     for name, model.shift in SHIFTS.items():
-        told = trainer.evaluate(test, load_best_model=False, show_progress=False)
-        found[name] = {metric: float(told[THEIR_NAMES[metric]]) for metric in THEIR_NAMES}
+        metrics = trainer.evaluate(test, load_best_model=False, show_progress=False)
+        found[name] = {metric: float(metrics[THEIR_NAMES[metric]]) for metric in THEIR_NAMES}
     return found
 
 

@@ -714,25 +714,25 @@ def parsed() -> tuple[argparse.Namespace, dict[str, Any]]:
             kind = int if isinstance(each.default, int) else float
             rates.add_argument(name, type=kind, help=f"{each.metadata['help']} ({each.default:g})")
     options = parser.parse_args()
-    said = {each.name: getattr(options, each.name) for each in fields(Plan) if getattr(options, each.name) is not None}
-    for name, value in said.items():
+    given = {each.name: getattr(options, each.name) for each in fields(Plan) if getattr(options, each.name) is not None}
+    for name, value in given.items():
         if not value > 0 and not (name in ("adapter", "other", "dirty") and value == 0):
             parser.error(f"--{name} must be more than 0, not {value}")
-    if not 1 <= said.get("shards", 1) <= PIECES or PIECES % said.get("shards", 1):
+    if not 1 <= given.get("shards", 1) <= PIECES or PIECES % given.get("shards", 1):
         parser.error(f"--shards must divide {PIECES}, into which the simulation cuts a base")
     if min(options.machines) < 1 or options.stagger < 0:
         parser.error("--machines must be at least 1, and --stagger not negative")
     if options.dies is not None and (min(options.machines) < 2 or not 0 < options.dies < 1):
         parser.error("--dies is a share between 0 and 1, and needs another of the --machines that takes over")
-    return options, said
+    return options, given
 
 
 def main() -> None:
-    options, said = parsed()
+    options, given = parsed()
     answer, agree = [], True
     for setting in SETTINGS if options.setting == "all" else [options.setting]:
         about, own = SETTINGS[setting]
-        plan = replace(Plan(), **own | said)
+        plan = replace(Plan(), **own | given)
         if not options.json:
             print(f"\n{setting}: {about}; groups of {plan.group}\n{HEAD}", flush=True)
         all_found = []

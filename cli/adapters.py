@@ -94,8 +94,8 @@ def add(
         if domain is not None:
             registry.domains.get(domain)  # before anything is fetched or copied
         found = find_adapter_source(source, revision=revision)
-        if told := _told(found.origin):
-            say(told)
+        if origin := _describe_origin(found.origin):
+            say(origin)
         say_unchecked(found.unchecked)
         with progress("storing", unit="bytes") as bar:
             total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
@@ -128,7 +128,7 @@ def _number(key: str, value: str) -> float:
         raise UsageError(f"--metric {key}={value}: what follows the = is not a number") from None
 
 
-def _told(origin: Mapping[str, Any]) -> str | None:
+def _describe_origin(origin: Mapping[str, Any]) -> str | None:
     """Where an adapter came from, for people: the origin that `find_adapter_source` gives."""
     if "hub_repo" in origin:
         return f"from {origin['hub_repo']} on the Hub, commit {origin['hub_commit']}"
@@ -438,8 +438,8 @@ def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, 
             row = registry.adapters.remove_alias(ref, base=base)
         else:
             row = registry.adapters.alias(ref, name, base=base)
-    told = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
-    answer(as_json, row.to_json(), lambda: say(told))
+    message = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
+    answer(as_json, row.to_json(), lambda: say(message))
 
 
 @adapter.command(
@@ -469,8 +469,8 @@ def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_js
             row = registry.adapters.archive(row.ref, base=row.base, force=force)
     for use in uses:
         warn(f"warning: {row.ref} is in use: {use}")
-    told = f"{row.ref} is active again" if undo else f"{row.ref} is archived"
-    answer(as_json, row.to_json() | {"uses": uses}, lambda: say(told))
+    message = f"{row.ref} is active again" if undo else f"{row.ref} is archived"
+    answer(as_json, row.to_json() | {"uses": uses}, lambda: say(message))
 
 
 @adapter.command(epilog=example("reccocktail adapter verify beauty@v3"))

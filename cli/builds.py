@@ -209,15 +209,15 @@ def _follow(registry: Registry, id_: str) -> None:
     from ..engine.building.job import UNITS
 
     row = registry.builds.get(id_)
-    told: str | None = None
+    shown: str | None = None
     with stages(f"build {row.domain}", UNITS) as bars:
         while row.status in ("queued", "running"):
             if row.stage and row.total:
                 bars.update(row.stage, row.done, row.total)
-            said = f"build {row.id} is {row.status}" + (f" with worker {row.worker}" if row.worker else "")
-            if said != told:
-                say(said)
-                told = said
+            message = f"build {row.id} is {row.status}" + (f" with worker {row.worker}" if row.worker else "")
+            if message != shown:
+                say(message)
+                shown = message
             time.sleep(1)
             row = registry.builds.get(id_)
 
@@ -458,8 +458,8 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
                 )
             if entry["publication"] == "stale":
                 build, last = late[entry["domain"]].build, late[entry["domain"]].last
-                told = f"{last.domain} was published to {last.repo} as build {last.build}, and its current build is {build.id}"
-                click.echo(printable(f"{told}; `reccocktail publish --stale`"))
+                message = f"{last.domain} was published to {last.repo} as build {last.build}, and its current build is {build.id}"
+                click.echo(printable(f"{message}; `reccocktail publish --stale`"))
 
     answer(as_json, document, show)
 

@@ -64,9 +64,9 @@ def begin_line() -> None:
         write(ERASE)
 
 
-def json_line(**said: Any) -> str:
+def json_line(**content: Any) -> str:
     """One of the lines of --log-json; without a time of its own it is of now."""
-    present = {key: value for key, value in said.items() if value is not None}
+    present = {key: value for key, value in content.items() if value is not None}
     return json.dumps({"at": datetime.now(UTC).isoformat()} | present) + "\n"
 
 

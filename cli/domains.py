@@ -128,8 +128,8 @@ def facts_lines(found: DataFacts) -> list[str]:
 def _remarks(found: DataFacts) -> Iterator[str]:
     """The last column of docs/data.md's table of facts, where it applies."""
     if found.time_units:
-        said = ", ".join(f"{number:,} in {unit}" for unit, number in found.time_units.items())
-        yield f"the times are in mixed units: {said}; all were turned into {list(found.time_units)[-1]}, and ordered by that"
+        counts = ", ".join(f"{number:,} in {unit}" for unit, number in found.time_units.items())
+        yield f"the times are in mixed units: {counts}; all were turned into {list(found.time_units)[-1]}, and ordered by that"
     if found.without_user > 0.05 * (found.interactions + found.without_user):
         yield f"{_share(found.without_user, found.interactions + found.without_user)} of the interactions have no user"
     if found.respelled_ids:

@@ -89,8 +89,8 @@ def merge(
         raise UsageError("the recipe names the method and its options; leave out --method and --option, or -r")
     recipe = load_recipe(recipe_name) if recipe_name else None
     weighted = weigh([_adapter(text) for text in adapters], recipe)
-    said = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
-    output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | said)
+    given = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
+    output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | given)
     target, settings = new_folder(out), app.settings
     with progress("merging", unit="bytes") as bar:
         try:

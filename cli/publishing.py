@@ -80,7 +80,7 @@ def publish(
         raise UsageError("give what to publish and --to ORG/NAME, or --stale alone")
     if stale and tag is not None:
         raise UsageError("--stale publishes to several repositories, and one tag would be set in all of them")
-    if stale and (base is not None or _is_said("private")):
+    if stale and (base is not None or _is_given("private")):
         raise UsageError(
             "--stale keeps the base model and visibility of each repository; leave out --base, --private and --public"
         )
@@ -100,9 +100,9 @@ def publish(
             return
         assert what is not None
         subject, choice = _subject(registry, what, base)
-        with planned(registry, subject, options, private=private, tag=tag, tell=say) as release:
+        with planned(registry, subject, options, private=private, tag=tag, notify=say) as release:
             if dry_run:
-                rehearse(release, tell=say)
+                rehearse(release, notify=say)
                 document = _document(release.plan) | _named(subject) | choice | {"dry_run": True}
                 answer(as_json, document, lambda: _show_plan(release.plan, subject))
                 return
@@ -110,7 +110,7 @@ def publish(
     answer(as_json, done.to_json() | choice, lambda: None)
 
 
-def _is_said(option: str) -> bool:
+def _is_given(option: str) -> bool:
     source = click.get_current_context().get_parameter_source(option)
     return source not in (None, click.core.ParameterSource.DEFAULT)
 
@@ -139,9 +139,9 @@ def _send(registry: Registry, release: Release) -> Publication:
         )
     _say_losses(plan, "removing", "replacing")
     with working():
-        row = send(registry, release, tell=_say_on_a_new_line)
-    said = "published" if plan.commit is None else "already on the Hub"
-    say(f"{said}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
+        row = send(registry, release, notify=_say_on_a_new_line)
+    state = "published" if plan.commit is None else "already on the Hub"
+    say(f"{state}: {row.repo} at commit {row.revision}" + (f", tag {row.tag}" if row.tag else ""))
     return row
 
 
@@ -178,10 +178,10 @@ def _publish_stale(registry: Registry, options: PublishOptions, *, dry_run: bool
             continue
         try:
             mine = options.inherit(last)
-            with planned(registry, build, mine, private=False, again=True, tell=say) as release:
+            with planned(registry, build, mine, private=False, again=True, notify=say) as release:
                 if dry_run:
                     _say_losses(release.plan, "would remove", "would replace")
-                    rehearse(release, tell=say)
+                    rehearse(release, notify=say)
                     done.append(_document(release.plan) | _named(build) | {"dry_run": True})
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
                 else:
@@ -189,9 +189,9 @@ def _publish_stale(registry: Registry, options: PublishOptions, *, dry_run: bool
         except (RecCocktailError, OSError) as error:  # the others are to have their turn
             hint = error.hint if isinstance(error, RecCocktailError) else NO_ROOM if lacks_room(error) else None
             code = error.code if isinstance(error, RecCocktailError) else "os"
-            said = {"code": code, "message": str(error), "hint": hint}
+            problem = {"code": code, "message": str(error), "hint": hint}
             warn(f"{build.domain} was not published to {last.repo}: {error}" + (f" ({hint})" if hint else ""))
-            done.append({"repo": last.repo, "build": build.id, "error": said})
+            done.append({"repo": last.repo, "build": build.id, "error": problem})
             failed = True
     answer(as_json, done, lambda: None if done or skipped else say("nothing is stale"))
     if failed:
@@ -255,7 +255,7 @@ def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
     with app.registry() as registry:
         repo = registry.publications.get(what).repo
         if make_private:
-            publishing.make_private(repo, tell=say)
+            publishing.make_private(repo, notify=say)
             say(f"{repo} is private")
         rows = registry.publications.withdraw(what)
     answer(

@@ -158,16 +158,18 @@ def _worked(app: App, registry: Registry, post: _Post, ears: _Ears) -> list[Buil
             say(f"metrics are at http://{post.metrics[0]}:{post.metrics[1]}/metrics")
         if post.executor == "process":
             options = WorkerOptions(app.settings.device, actor=app.actor, **post.how)
-            return processes(registry, options, count=post.workers or os.cpu_count() or 1, tell=ears.hear)
+            return processes(registry, options, count=post.workers or os.cpu_count() or 1, notify=ears.hear)
         if post.executor == "ray":
             from ..engine.building.ray_executor import Cluster, on_ray
 
             options = WorkerOptions(app.settings.device, actor=app.actor, **post.how)
-            return on_ray(registry, options, Cluster(post.address, post.cpus, post.gpus), tell=ears.hear)
+            return on_ray(registry, options, Cluster(post.address, post.cpus, post.gpus), notify=ears.hear)
         crew = None
         if token := os.environ.get(TOKEN):
             crew = Crew(int(os.environ.get(NUM_WORKERS, "1")), token, int(os.environ[PARENT]))
-        return inline(registry, WorkerOptions(app.device(), **post.how), crew=crew, tell=ears.hear, progress=ears.show)
+        return inline(
+            registry, WorkerOptions(app.device(), **post.how), crew=crew, notify=ears.hear, progress=ears.show
+        )
 
 
 class _Ears:
@@ -180,17 +182,17 @@ class _Ears:
         self.ended: dict[str, None] = {}
         self._log_json = log_json
 
-    def hear(self, happening: WorkerEvent) -> None:
-        if happening.build and happening.what in ENDS:
-            self.ended[happening.build] = None
+    def hear(self, event: WorkerEvent) -> None:
+        if event.build and event.what in ENDS:
+            self.ended[event.build] = None
         for hear in self.hears:
-            hear(happening)
+            hear(event)
         if self._log_json:
-            write(json_line(**happening.to_json()))
+            write(json_line(**event.to_json()))
             return
-        if happening.what != "says":
+        if event.what != "says":
             self.bars.close()
-        (warn if happening.what in BAD_NEWS else say)(str(happening))
+        (warn if event.what in BAD_NEWS else say)(str(event))
 
     def show(self, builds: Sequence[Build]) -> Progress:
         alone = f"build {builds[0].domain}"

@@ -77,13 +77,15 @@ class Comparison:
 def compare(registry: Registry, one: Adapter, other: Adapter) -> Comparison:
     """Both are fetched to this machine. Raises StoreError, and InvalidArtifactError for files that changed."""
     folders = [registry.adapters.folder(adapter) for adapter in (one, other)]
-    told = [
-        _told(adapter, read_object(folder / ADAPTER_CONFIG))
+    described = [
+        _described(adapter, read_object(folder / ADAPTER_CONFIG))
         for adapter, folder in zip((one, other), folders, strict=True)
     ]
-    names = dict.fromkeys([*told[0], *told[1]])
+    names = dict.fromkeys([*described[0], *described[1]])
     fields = tuple(
-        Field(name, told[0].get(name), told[1].get(name)) for name in names if told[0].get(name) != told[1].get(name)
+        Field(name, described[0].get(name), described[1].get(name))
+        for name in names
+        if described[0].get(name) != described[1].get(name)
     )
     bases = [registry.bases.get(adapter.base) for adapter in (one, other)]
     if bases[0].digest != bases[1].digest:
@@ -98,7 +100,7 @@ def compare_weights(one: Path, other: Path, base: BaseFacts) -> Weights:
         return _weights((first, second), facts)
 
 
-def _told(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
+def _described(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of the registry and of the adapter's configuration, by dotted names; lists whose order means nothing are sorted."""
     rows = {name: value for name, value in adapter.to_json().items() if name not in _OF_EACH}
     return dict(_flat(rows | {"config": config}))

@@ -21,7 +21,7 @@ from . import repository
 from .repository import OF_THE_HUB
 
 if TYPE_CHECKING:
-    from .plan import PublicationPlan, Tell
+    from .plan import Notify, PublicationPlan
 
 REFUSED = (400, 401, 403, 404, 409, 412, 422)  # answers that the same command would get again
 
@@ -44,10 +44,10 @@ def check_login(api: HfApi, repo: str) -> None:
         )
 
 
-def check_card(card: str, tell: Tell) -> None:
+def check_card(card: str, notify: Notify) -> None:
     """Raises HubError where the Hub would refuse the metadata."""
     try:
-        retried(lambda: ModelCard(card).validate(), tell)
+        retried(lambda: ModelCard(card).validate(), notify)
     except (ValueError, yaml.YAMLError) as error:
         raise HubError(f"Invalid metadata in README.md: {' '.join(str(error).split())}") from error
 
@@ -68,8 +68,8 @@ def additions(plan: PublicationPlan, folder: Path) -> dict[str, CommitOperationA
 class Made:
     """A repository that this publication makes, until its commit is there."""
 
-    def __init__(self, api: HfApi, plan: PublicationPlan, tell: Tell) -> None:
-        self._api, self._repo, self._tell = api, plan.repo, tell
+    def __init__(self, api: HfApi, plan: PublicationPlan, notify: Notify) -> None:
+        self._api, self._repo, self._notify = api, plan.repo, notify
         self._private = plan.private
         self._first: str | None = None
         self.has_commit = False
@@ -85,15 +85,15 @@ class Made:
                 return False  # ours, whose answer was lost, or that of somebody who was quicker
             return True
 
-        if retried(create, self._tell):
-            self._first = retried(lambda: hub.info(self._repo), self._tell).sha
+        if retried(create, self._notify):
+            self._first = retried(lambda: hub.info(self._repo), self._notify).sha
 
     def take_back(self, error: BaseException) -> None:
         """Removes the repository if nothing has come of it. It is kept if it has uploads from which the same command can resume."""
         if self._first is None or self.has_commit:
             return
         if self._has_uploads() and _heals(error):
-            self._tell(
+            self._notify(
                 f"{self._repo} was created by this command and has no commit yet, but keeps what was uploaded:"
                 " run the same command again to resume, or remove the repository on the Hub"
             )
@@ -101,9 +101,9 @@ class Made:
         try:
             if self._is_untouched():
                 self._api.delete_repo(self._repo, missing_ok=True)
-                self._tell(f"{self._repo}, which this command had created, was removed")
+                self._notify(f"{self._repo}, which this command had created, was removed")
         except (HTTPError, OSError, RecCocktailError):
-            self._tell(
+            self._notify(
                 f"{self._repo} was created by this command, is empty and could not be removed: remove it on the Hub"
             )
 
@@ -144,7 +144,7 @@ def commit(
     message: str,
     ready: Mapping[str, CommitOperationAdd],
     made: Made,
-    tell: Tell,
+    notify: Notify,
 ) -> str:
     """The id of the one that carries the plan out. `ready` is what `additions` gave for it, before the repository was made."""
     wanted = [file.path for file in plan.uploads]
@@ -167,16 +167,16 @@ def commit(
             )
         except (HTTPError, OSError) as error:
             # With or without an answer, the commit may have been made.
-            if (there := _commit_of_ours(plan, folder, tell)) is not None:
+            if (there := _commit_of_ours(plan, folder, notify)) is not None:
                 return there
             refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
-            head = retried(lambda: hub.info(plan.repo), tell).sha
+            head = retried(lambda: hub.info(plan.repo), notify).sha
             if refused or head != plan.parent:
                 raise moved(plan.repo, plan.parent, head) from error
             seconds = hub.back_off(error, attempt)
             if seconds is None or attempt == hub.ATTEMPTS:
                 raise
-            tell(f"the Hub did not accept the commit; trying again in {seconds:.0f} s")
+            notify(f"the Hub did not accept the commit; trying again in {seconds:.0f} s")
             time.sleep(seconds)
         else:
             commit = check_commit(plan.repo, done.oid)
@@ -185,9 +185,9 @@ def commit(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _commit_of_ours(plan: PublicationPlan, folder: Path, tell: Tell) -> str | None:
+def _commit_of_ours(plan: PublicationPlan, folder: Path, notify: Notify) -> str | None:
     """The head, if it is the commit that was to be made."""
-    head = retried(lambda: hub.info(plan.repo), tell).sha
+    head = retried(lambda: hub.info(plan.repo), notify).sha
     if head is None or head == plan.parent or not _has_arrived(plan, folder, head):
         return None
     newest, *older = HfApi().list_repo_commits(plan.repo, revision=head)
@@ -217,9 +217,9 @@ def _check_arrived(plan: PublicationPlan, folder: Path, commit: str) -> None:
         )
 
 
-def tag(api: HfApi, plan: PublicationPlan, commit: str, tell: Tell) -> None:
+def tag(api: HfApi, plan: PublicationPlan, commit: str, notify: Notify) -> None:
     """Puts the plan's tag, if it has one, at the commit. Raises ConflictError where it stands elsewhere."""
-    if plan.tag is None or commit_of_tag(api, plan, tell) == commit:
+    if plan.tag is None or commit_of_tag(api, plan, notify) == commit:
         return
 
     def create() -> None:
@@ -228,16 +228,16 @@ def tag(api: HfApi, plan: PublicationPlan, commit: str, tell: Tell) -> None:
         except HfHubHTTPError as error:
             if error.response.status_code != 409:
                 raise
-            there = commit_of_tag(api, plan, tell)
+            there = commit_of_tag(api, plan, notify)
             if there != commit:  # otherwise it was made, and only the answer was lost
                 raise tag_taken(plan, str(there), f"; the publication itself is commit {commit}") from error
 
-    retried(create, tell)
+    retried(create, notify)
 
 
-def commit_of_tag(api: HfApi, plan: PublicationPlan, tell: Tell) -> str | None:
+def commit_of_tag(api: HfApi, plan: PublicationPlan, notify: Notify) -> str | None:
     """Where the plan's tag stands already."""
-    tags = retried(lambda: api.list_repo_refs(plan.repo), tell).tags if plan.tag else ()
+    tags = retried(lambda: api.list_repo_refs(plan.repo), notify).tags if plan.tag else ()
     return next((tag.target_commit for tag in tags if tag.name == plan.tag), None)
 
 

@@ -196,22 +196,22 @@ def _stricter(one: tuple[str, License], other: tuple[str, License]) -> tuple[str
     (first, a), (second, b) = one, other
     if a == b or a.id == b.id != "other":
         return one
-    said = f"{first} is under {a}, {second} under {b}"
+    both = f"{first} is under {a}, {second} under {b}"
     if (a.id, b.id) in STRICTER or (b.id, a.id) in STRICTER:
         return other if (a.id, b.id) in STRICTER else one
     closed = [pair for pair in (one, other) if pair[1].id in (*NON_COMMERCIAL, *RESEARCH)]
     if closed:
         raise _conflict(
-            f"{said}: {closed[0][0]} may not be used commercially, the other may, so it is unclear what the mixture allows"
+            f"{both}: {closed[0][0]} may not be used commercially, the other may, so it is unclear what the mixture allows"
         )
     if (a.id, b.id) in APART or (b.id, a.id) in APART:
-        raise _conflict(f"{said}, and the two are not compatible")
+        raise _conflict(f"{both}, and the two are not compatible")
     free = [pair for pair in (one, other) if pair[1].id in FREE]
     if len(free) == 2:
         return max(free, key=lambda pair: FREE.index(pair[1].id))
     if len(free) == 1:
         return other if free[0] is one else one
-    raise _conflict(f"{said}; each requires to be the license of the whole")
+    raise _conflict(f"{both}; each requires to be the license of the whole")
 
 
 def _conflict(message: str) -> ConflictError:

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from ..registry.digests import digest_of_json
 from .repository import ADAPTER, Kind, PlannedFile
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def planned(
     private: bool = True,
     tag: str | None = None,
     again: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Release]:
     """The release that `send` publishes, while its folder is there; `again` goes only where a repository is.
 
@@ -96,7 +96,7 @@ def planned(
 
     with publishable(registry, subject, options) as package:
         for note in package.notes:
-            tell(f"note: {note}")
+            notify(f"note: {note}")
         plan = publishing.plan(
             package.folder,
             options.repo,
@@ -104,7 +104,7 @@ def planned(
             before=before,
             known=package.known,
             volatile={SIGNATURE: keeps} if options.key else {},
-            tell=tell,
+            notify=notify,
         )
         if again and not plan.repo_exists:
             raise HubError(
@@ -114,14 +114,14 @@ def planned(
         yield Release(subject, options, package, plan)
 
 
-def rehearse(release: Release, *, tell: Callable[[str], None] = lambda text: None) -> None:
+def rehearse(release: Release, *, notify: Callable[[str], None] = lambda text: None) -> None:
     """Fails where `send` would before it sends anything."""
     from . import upload as publishing
 
-    publishing.rehearse(release.plan, release.package.folder, tell=tell)
+    publishing.rehearse(release.plan, release.package.folder, notify=notify)
 
 
-def send(registry: Registry, release: Release, *, tell: Callable[[str], None] = lambda text: None) -> Publication:
+def send(registry: Registry, release: Release, *, notify: Callable[[str], None] = lambda text: None) -> Publication:
     """The commit, the tag, and the row, which is written once the Hub has the commit, whatever becomes of the tag.
 
     Raises what `registry.publishing.publish` does.
@@ -142,7 +142,11 @@ def send(registry: Registry, release: Release, *, tell: Callable[[str], None] = 
     commits: list[str] = []
     try:
         done = publishing.publish(
-            release.plan, release.package.folder, message=release.package.message, committed=commits.append, tell=tell
+            release.plan,
+            release.package.folder,
+            message=release.package.message,
+            committed=commits.append,
+            notify=notify,
         )
     except BaseException:
         if commits and registry.publications.newest_revision(release.plan.repo) != commits[0]:

@@ -24,7 +24,7 @@ from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, InvalidArtifactError, UsageError
 from ..registry.redaction import check_no_secret
 from . import commits, repository
-from .plan import PublicationPlan, Published, RemoteHistory, Tell, UploadOptions
+from .plan import Notify, PublicationPlan, Published, RemoteHistory, UploadOptions
 from .repository import NAMES, OF_THE_HUB, PlannedFile
 
 CARD = "README.md"
@@ -38,7 +38,7 @@ def plan(
     before: RemoteHistory | None = None,
     known: Mapping[str, str] | None = None,
     volatile: Mapping[str, Callable[[bytes, bytes], bool]] | None = None,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
 ) -> PublicationPlan:
     """What publishing `folder` as ORG/NAME would change, after what this registry has published there `before`.
 
@@ -68,22 +68,22 @@ def plan(
         return replace(found, unreached="not checked: this was a dry run without the Hub")
     try:
         with hub.timeouts_and_redaction():
-            info = hub.existing(repo, tell)
+            info = hub.existing(repo, notify)
             if info is None:
                 fresh = tuple(replace(file, change="new") for file in files)
                 return replace(found, files=fresh, repo_exists=False)
-            return _compared(found, folder, info, volatile or {}, tell)
+            return _compared(found, folder, info, volatile or {}, notify)
     except HubUnreachableError as error:
         return replace(found, unreached=f"Hub not reached: {error}")
 
 
-def rehearse(plan: PublicationPlan, folder: Path, *, tell: Tell = lambda text: None) -> None:
+def rehearse(plan: PublicationPlan, folder: Path, *, notify: Notify = lambda text: None) -> None:
     """Fails where `publish` would before it sends anything: the same checks. Where the Hub was not reached there are none."""
     _check_unchanged(plan, folder)
     if plan.repo_exists is None:
         return
     with hub.timeouts_and_redaction(), explained("publish to", plan.repo):
-        _ready(HfApi(), plan, folder, tell)
+        _ready(HfApi(), plan, folder, notify)
 
 
 def publish(
@@ -92,7 +92,7 @@ def publish(
     *,
     message: str,
     committed: Callable[[str], object] = lambda commit: None,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
 ) -> Published:
     """Carries out a plan: the repository if it is missing, one commit on top of the head seen, then the tag.
 
@@ -106,29 +106,29 @@ def publish(
     api = HfApi()
     with hub.timeouts_and_redaction(), explained("publish to", plan.repo):
         if plan.repo_exists is None:
-            info = hub.existing(plan.repo, tell)
-            plan = replace(plan, repo_exists=False) if info is None else _compared(plan, folder, info, {}, tell)
-        ready = _ready(api, plan, folder, tell)
-        made = commits.Made(api, plan, tell)
+            info = hub.existing(plan.repo, notify)
+            plan = replace(plan, repo_exists=False) if info is None else _compared(plan, folder, info, {}, notify)
+        ready = _ready(api, plan, folder, notify)
+        made = commits.Made(api, plan, notify)
         with commits.taken_back(made):
             if not plan.repo_exists:
                 made.make()
                 # One that we published to and that was deleted since has nothing of ours any more.
                 plan = replace(plan, before=RemoteHistory())
-                plan = _compared(plan, folder, retried(lambda: hub.info(plan.repo), tell), {}, tell)
+                plan = _compared(plan, folder, retried(lambda: hub.info(plan.repo), notify), {}, notify)
             if plan.commit is None:
-                commit, is_new = _sent(api, plan, folder, message, ready, made, tell), True
+                commit, is_new = _sent(api, plan, folder, message, ready, made, notify), True
             else:
                 commit, is_new = plan.commit, False
             made.has_commit = True
             committed(commit)
-        commits.tag(api, plan, commit, tell)
+        commits.tag(api, plan, commit, notify)
     return Published(plan.repo, commit, plan.tag, made=is_new)
 
 
-def _ready(api: HfApi, plan: PublicationPlan, folder: Path, tell: Tell) -> dict[str, CommitOperationAdd]:
+def _ready(api: HfApi, plan: PublicationPlan, folder: Path, notify: Notify) -> dict[str, CommitOperationAdd]:
     """All that can be found wrong before anything is sent is; what is to be sent. Raises HubError, ConflictError."""
-    tagged = commits.commit_of_tag(api, plan, tell) if plan.repo_exists else None
+    tagged = commits.commit_of_tag(api, plan, notify) if plan.repo_exists else None
     if tagged and tagged != plan.commit:
         raise commits.tag_taken(plan, tagged)
     if plan.commit is not None and (tagged or plan.tag is None):
@@ -136,7 +136,7 @@ def _ready(api: HfApi, plan: PublicationPlan, folder: Path, tell: Tell) -> dict[
     commits.check_login(api, plan.repo)
     if plan.commit is not None:
         return {}
-    commits.check_card(plan.card, tell)
+    commits.check_card(plan.card, notify)
     return commits.additions(plan, folder)
 
 
@@ -147,27 +147,27 @@ def _sent(
     message: str,
     ready: Mapping[str, CommitOperationAdd],
     made: commits.Made,
-    tell: Tell,
+    notify: Notify,
 ) -> str:
     """The commit that has all of the plan, made on top of the head seen."""
-    info = retried(lambda: hub.info(plan.repo), tell)
+    info = retried(lambda: hub.info(plan.repo), notify)
     # Looked at again: it may have been made public meanwhile.
     _check_visibility(info, plan.private)
-    if tagged := commits.commit_of_tag(api, plan, tell):
+    if tagged := commits.commit_of_tag(api, plan, notify):
         raise commits.tag_taken(plan, tagged)
     if info.sha != plan.parent:
         if not plan.rebase:
             raise commits.moved(plan.repo, plan.parent, info.sha)
-        plan = _compared(plan, folder, info, {}, tell)
+        plan = _compared(plan, folder, info, {}, notify)
         if plan.commit is not None:
             return plan.commit
-    return commits.commit(api, plan, folder, message, ready, made, tell)
+    return commits.commit(api, plan, folder, message, ready, made, notify)
 
 
-def make_private(repo: str, *, tell: Tell = lambda text: None) -> None:
+def make_private(repo: str, *, notify: Notify = lambda text: None) -> None:
     """Raises HubError."""
     with hub.timeouts_and_redaction(), explained("make private", repo):
-        retried(lambda: HfApi().update_repo_settings(repo, private=True), tell)
+        retried(lambda: HfApi().update_repo_settings(repo, private=True), notify)
 
 
 def check_names(repo: str, tag: str | None = None) -> None:
@@ -220,7 +220,7 @@ def _compared(
     folder: Path,
     info: ModelInfo,
     volatile: Mapping[str, Callable[[bytes, bytes], bool]],
-    tell: Tell,
+    notify: Notify,
 ) -> PublicationPlan:
     """The plan against the repository as it is now. Raises ConflictError where it may not be carried out."""
     assert info.sha is not None
@@ -263,7 +263,7 @@ def _compared(
             hint="choose another repository; --replace removes its files first",
         )
     if not plan.rebase:
-        _check_owner(found, info.sha, tell)
+        _check_owner(found, info.sha, notify)
     weights = [path for path in found.kept if is_loaded(path) and ("safetensors" in path)]
     if weights:
         raise ConflictError(
@@ -284,7 +284,7 @@ def _ours(plan: PublicationPlan, head: str, there: Mapping[str, RepoFile], same:
     }
 
 
-def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
+def _check_owner(plan: PublicationPlan, head: str, notify: Notify) -> None:
     """Raises ConflictError where somebody else has been at work in the repository."""
     if head == plan.before.revision:
         return
@@ -295,7 +295,7 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
     lines = f"{newest.title}\n{newest.message}".splitlines()
     if plan.trailer in lines:  # a publication of the same that was cut off before its row was written
         return
-    said = next((line for line in lines if line.startswith(("RecCocktail-Build: ", "RecCocktail-Adapter: "))), None)
+    trailer = next((line for line in lines if line.startswith(("RecCocktail-Build: ", "RecCocktail-Adapter: "))), None)
     if plan.before.revision is None:
         message = f"{plan.repo} is at commit {head} with files that RecCocktail did not publish"
         message += f", and that would be replaced: {', '.join(plan.replaced)}"
@@ -305,9 +305,9 @@ def _check_owner(plan: PublicationPlan, head: str, tell: Tell) -> None:
             f" and our last publication is commit {plan.before.revision}"
         )
     hint = "review the new commits; --rebase commits on top of them"
-    if said:
-        message += f"; its message is {said!r}"
-        what = said.removeprefix("RecCocktail-").split()[:2]  # a publication that was cut off, perhaps
+    if trailer:
+        message += f"; its message is {trailer!r}"
+        what = trailer.removeprefix("RecCocktail-").split()[:2]  # a publication that was cut off, perhaps
         hint = (
             f"if it is of this registry, publish {' '.join(what).replace(':', '').lower():.80} again first; else {hint}"
         )

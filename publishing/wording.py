@@ -16,11 +16,13 @@ from ..tasks.prompts import SHIPPED as TEMPLATES
 
 def prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -> CardPrompt | None:
     """The wording of the prompts that the coefficients were found with, else of those that the adapters were trained on."""
-    told = build.inputs.get("template")
-    if not told:
+    template = build.inputs.get("template")
+    if not template:
         return prompt_of_adapters(adapters)
     adaptive = build.recipe.get("adaptive") or {}
-    found = _wording(told["digest"], (adaptive.get("template"), told.get("name"))) or _kept_wording(registry, build)
+    found = _wording(template["digest"], (adaptive.get("template"), template.get("name"))) or _kept_wording(
+        registry, build
+    )
     return found and replace(found, used="its coefficients were found with")
 
 

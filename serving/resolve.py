@@ -137,12 +137,12 @@ def served_base(registry: Registry, model: str, revision: str | None, named: str
         raise NotFoundError("there is no base model yet", hint="run `reccocktail base add NAME SOURCE`")
     if os.path.isdir(model):  # noqa: PTH112  unlike a Path it answers for a name of any length
         memory = DigestMemory(registry.settings.own_folder("cache") / "digests")
-        told = {base.name: _difference(registry, base, Path(model), memory) for base in candidates}
-        same = [base for base in candidates if told[base.name] is None]
+        differences = {base.name: _difference(registry, base, Path(model), memory) for base in candidates}
+        same = [base for base in candidates if differences[base.name] is None]
         if not same:
             raise BaseMismatchError(
                 f"{model} is not a base model of the registry: "
-                + "; ".join(f"it differs from {name} in {what}" for name, what in told.items()),
+                + "; ".join(f"it differs from {name} in {what}" for name, what in differences.items()),
                 hint="serve the registry's own copy; `reccocktail resolve REF --format vllm` prints the command",
             )
     else:

@@ -83,10 +83,10 @@ class Resolver(LoRAResolver):
             found = await asyncio.to_thread(self._find, self._registry, lora_name)
         except RecCocktailError as error:
             logger.warning("%s is not served: %s%s", lora_name, error, f" ({error.hint})" if error.hint else "")
-            raise _told(lora_name, error) from error
+            raise _http_error(lora_name, error) from error
         except Exception as error:
             logger.exception("%s is not served", lora_name)
-            raise _told(lora_name, error) from error
+            raise _http_error(lora_name, error) from error
         if found is None:
             return None
         adapter, request = found
@@ -259,15 +259,15 @@ async def _follow(models: Any, seconds: float) -> None:
 
 
 async def _unload(models: Any, name: str) -> None:
-    told = await models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+    reply = await models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
     if name in models.lora_requests:  # then it has to be tried again
-        logger.warning("%s means another version now, or none, but vLLM keeps the one it has: %s", name, told)
+        logger.warning("%s means another version now, or none, but vLLM keeps the one it has: %s", name, reply)
         return
     RESOLVER.forget(name)
     logger.info("%s means another version now, or none", name)
 
 
-def _told(name: str, error: Exception) -> GracefulHTTPError:
+def _http_error(name: str, error: Exception) -> GracefulHTTPError:
     """What the client gets. It learns only that the registry has a problem, not which."""
     if isinstance(error, NotFoundError):
         return GracefulHTTPError(str(error), HTTPStatus.NOT_FOUND)

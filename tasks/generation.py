@@ -123,6 +123,6 @@ def _answers(
 
 def answer_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's and those of the checkpoint's generation_config."""
-    told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    told = told if isinstance(told, list) else [told]
-    return sorted({int(token) for token in (tokenizer.eos_token_id, *told) if isinstance(token, int)})
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({int(token) for token in (tokenizer.eos_token_id, *ends) if isinstance(token, int)})

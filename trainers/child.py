@@ -224,15 +224,15 @@ def main(job_file: str, pipe: str, *locks: str) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     with os.fdopen(int(pipe), "w", encoding="utf-8", buffering=1) as lines:
         try:
-            in_this_process(_read_job(Path(job_file), _teller(lines)))
+            in_this_process(_read_job(Path(job_file), _progress_writer(lines)))
         except KeyboardInterrupt:
             return 130
         except RecCocktailError as error:
-            _tell(lines, {"error": _failure(error)})
+            _write_line(lines, {"error": _failure(error)})
             return 1
         except BaseException as error:  # noqa: BLE001  the last resort of a process that someone waits for
             wrapped = TrainerError(f"{type(error).__name__}: {error}", hint=NO_ROOM if lacks_room(error) else None)
-            _tell(lines, {"error": _failure(wrapped) | {"traceback": traceback.format_exc()}})
+            _write_line(lines, {"error": _failure(wrapped) | {"traceback": traceback.format_exc()}})
             return 1
     return 0
 
@@ -258,13 +258,13 @@ def _follow(leash: int) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _teller(lines: IO[str]) -> Progress:
+def _progress_writer(lines: IO[str]) -> Progress:
     """The job's `progress`. Raises TypeError, ValueError for what are no numbers, where the trainer can be seen."""
 
     def progress(done: int, total: int, figures: Mapping[str, float]) -> None:
         numbers = {str(name): float(value) for name, value in figures.items()}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        _tell(lines, {"done": int(done), "total": int(total), "figures": finite})
+        _write_line(lines, {"done": int(done), "total": int(total), "figures": finite})
 
     return progress
 
@@ -272,7 +272,7 @@ def _teller(lines: IO[str]) -> Progress:
 _telling = threading.Lock()
 
 
-def _tell(lines: IO[str], content: Mapping[str, Any]) -> None:
+def _write_line(lines: IO[str], content: Mapping[str, Any]) -> None:
     with _telling:
         lines.write(json.dumps(content) + "\n")
 

@@ -40,7 +40,7 @@ class Launch:
             raise TrainerError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set", hint="`accelerate launch`")
         return cls(rank, size)
 
-    def tell(self, state: str) -> None:
+    def notify(self, state: str) -> None:
         """As the first process, send the others the next state."""
         self._store.set("state", state)
 

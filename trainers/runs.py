@@ -82,7 +82,7 @@ def train_and_register(
     `child.in_a_child`. As the first of a `launch`, the process informs the others when the folder is ready.
     Raises TrainerError, and whatever registering can raise.
     """
-    with _told(launch) as tell:
+    with _reporting(launch) as notify:
         run = _run(registry, request, progress)
         with _alone(run.job.folder) as lock:
             if not request.resume:
@@ -91,7 +91,7 @@ def train_and_register(
             if result is None:
                 with room_in(run.job.folder):
                     run.job.folder.mkdir(parents=True, exist_ok=True)
-            tell("train" if result is None else "finished")
+            notify("train" if result is None else "finished")
             result = result or (carry_out or in_this_process)(replace(run, lock=lock))
     return registry.adapters.add(
         result.adapter,
@@ -208,21 +208,21 @@ def _run(registry: Registry, request: TrainingRequest, progress: Progress) -> Ru
 
 
 @contextmanager
-def _told(launch: Launch | None) -> Iterator[Callable[[str], None]]:
+def _reporting(launch: Launch | None) -> Iterator[Callable[[str], None]]:
     """Sends the other processes of the launch what to do; if this fails before, that there is no work."""
-    told = False
+    reported = False
 
-    def tell(state: str) -> None:
-        nonlocal told
-        told = True
+    def notify(state: str) -> None:
+        nonlocal reported
+        reported = True
         if launch is not None:
-            launch.tell(state)
+            launch.notify(state)
 
     try:
-        yield tell
+        yield notify
     except BaseException:
-        if not told:
-            tell("failed")
+        if not reported:
+            notify("failed")
         raise
 
 

@@ -41,7 +41,9 @@ def complete(
         if mine is not None:
             try:
                 with attempt(row) as progress:
-                    return run(registry, mine, RunOptions(me, device, keep_best=keep_best), progress=progress, tell=say)
+                    return run(
+                        registry, mine, RunOptions(me, device, keep_best=keep_best), progress=progress, notify=say
+                    )
             except Exception as error:
                 row = registry.builds.get(row.id)
                 if row.status != "queued" or row.retry_at is None:

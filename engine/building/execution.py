@@ -47,13 +47,13 @@ def run(
     options: RunOptions,
     *,
     progress: Progress,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Build:
     """Run a build that the worker of `options` has claimed. An error is written into the row and raised again.
 
     A temporary error (`retryable`) returns the build to the queue, for another attempt later; any other fails it.
     """
-    (ended,) = run_together(registry, [build], options, progress=progress, tell=lambda build, text: tell(text))
+    (ended,) = run_together(registry, [build], options, progress=progress, notify=lambda build, text: notify(text))
     if ended.error is not None:
         raise ended.error
     return ended.build
@@ -65,7 +65,7 @@ def run_together(
     options: RunOptions,
     *,
     progress: Progress,
-    tell: Callable[[Build, str], None] = lambda build, text: None,
+    notify: Callable[[Build, str], None] = lambda build, text: None,
     ended: Callable[[BuildOutcome], None] = lambda ended: None,
 ) -> list[BuildOutcome]:
     """Run builds over one base that the worker of `options` has claimed, in one pass; `ended` is called as each of them ends.
@@ -74,7 +74,7 @@ def run_together(
     """
     if len({build.base for build in builds}) > 1:
         raise ValueError("builds that are made together are over one base")
-    jobs = [BuildJob(registry, build, options, progress, tell, ended) for build in builds]
+    jobs = [BuildJob(registry, build, options, progress, notify, ended) for build in builds]
     try:
         with registry.store.using(), lease_heartbeat(registry, jobs, options.worker):
             _make(registry, jobs, options)

@@ -68,13 +68,13 @@ class BuildJob:
         build: Build,
         options: RunOptions,
         progress: Progress,
-        tell: Callable[[Build, str], None],
+        notify: Callable[[Build, str], None],
         on_end: Callable[[BuildOutcome], None],
     ) -> None:
         self.build = build
         self.ended: BuildOutcome | None = None
         self._registry, self._options = registry, options
-        self._progress, self._tell, self._on_end = progress, tell, on_end
+        self._progress, self._notify, self._on_end = progress, notify, on_end
         self._started = time.monotonic()
         self._written = self._started
         self._lock = threading.Lock()
@@ -84,13 +84,13 @@ class BuildJob:
         self._note(f"attempt {build.attempts} by {options.worker} on {options.device}")
 
     def say(self, text: str) -> None:
-        self._safely(lambda: self._tell(self.build, text))
+        self._safely(lambda: self._notify(self.build, text))
         self._note(text)
 
-    def _safely(self, tell: Callable[[], None]) -> None:
+    def _safely(self, notify: Callable[[], None]) -> None:
         """A failing listener does not affect the build."""
         try:
-            tell()
+            notify()
         except Exception as error:  # noqa: BLE001  a pipe that broke, an actor that died
             self._note(f"the listener failed: {type(error).__name__}: {error}")
 

@@ -47,16 +47,16 @@ class Counters:
                 f"counters cannot be served at {host}:{port}: {error.strerror or error}", hint="another --metrics-port"
             ) from error
 
-    def hear(self, happening: WorkerEvent) -> None:
-        if happening.what == "begins":
+    def hear(self, event: WorkerEvent) -> None:
+        if event.what == "begins":
             self._begun.inc()
-        elif happening.what in ENDS:
-            self._ended.labels(happening.what).inc()
-            if happening.seconds is not None:
-                self._seconds.observe(happening.seconds)
-        elif happening.what == "died":
+        elif event.what in ENDS:
+            self._ended.labels(event.what).inc()
+            if event.seconds is not None:
+                self._seconds.observe(event.seconds)
+        elif event.what == "died":
             self._died.inc()
-        elif happening.what == "waiting":
+        elif event.what == "waiting":
             self._outages.inc()
 
     def close(self) -> None:

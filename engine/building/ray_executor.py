@@ -30,8 +30,8 @@ from .retries import PATIENCE_SECONDS, retry_until_available
 from .workers import (
     BROKEN_AFTER,
     DatabaseOutage,
+    Notify,
     StaleBuildPoller,
-    Tell,
     WorkerEvent,
     WorkerOptions,
     given_back,
@@ -62,7 +62,7 @@ def on_ray(
     options: WorkerOptions,
     cluster: Cluster,
     *,
-    tell: Tell = lambda happening: None,
+    notify: Notify = lambda event: None,
 ) -> list[Build]:
     """Run builds as tasks of a Ray cluster; up to `options.group` builds over one base are a task.
 
@@ -73,7 +73,7 @@ def on_ray(
     """
     ray = _connected(cluster.address)
     try:
-        return _Driver(ray, registry, options, cluster, tell).work()
+        return _Driver(ray, registry, options, cluster, notify).work()
     except ray.exceptions.RayError as error:
         raise UsageError(
             f"the Ray cluster was lost: {_cause(error)}",
@@ -129,9 +129,9 @@ class _Driver:
         registry: Registry,
         options: WorkerOptions,
         cluster: Cluster,
-        tell: Tell,
+        notify: Notify,
     ) -> None:
-        self._ray, self._registry, self._options, self._tell = ray, registry, options, tell
+        self._ray, self._registry, self._options, self._notify = ray, registry, options, notify
         self._cpus, self._gpus = cluster.cpus, cluster.gpus
         self._expect_shared(registry.settings)
         # By value: the settings are in a task's arguments, which Ray does not show; it would show an environment.
@@ -182,16 +182,16 @@ class _Driver:
                 hint="use PostgreSQL: RECCOCKTAIL_DATABASE_URL=postgresql://…",
             )
 
-    def _hear(self, happening: WorkerEvent) -> None:
-        if happening.build and happening.what in ("succeeded", "failed", "cancelled", "postponed"):
-            self._ended[happening.build] = None
-        self._tell(happening)
+    def _hear(self, event: WorkerEvent) -> None:
+        if event.build and event.what in ("succeeded", "failed", "cancelled", "postponed"):
+            self._ended[event.build] = None
+        self._notify(event)
 
     def _listen(self) -> None:
         try:
             while waiting := self._ear.qsize():
-                for said in self._ear.get_nowait_batch(waiting):
-                    self._hear(WorkerEvent.from_json(said))
+                for message in self._ear.get_nowait_batch(waiting):
+                    self._hear(WorkerEvent.from_json(message))
         except self._ray.exceptions.RayActorError:  # the machine that it was on is gone; tasks continue without it
             self._ear = _ear()
 
@@ -360,9 +360,9 @@ def _carry_out(job: _Job, ear: Queue) -> None:
 
     device = pick_device(job.device)  # before anything is claimed
 
-    def tell(happening: WorkerEvent) -> None:
+    def notify(event: WorkerEvent) -> None:
         with suppress(RayError):  # a driver that is gone, or its machine
-            ear.put(happening.to_json())
+            ear.put(event.to_json())
 
     with retry_until_available(lambda: Registry.open(settings, actor=job.actor)) as registry:
         claimed = []
@@ -374,7 +374,7 @@ def _carry_out(job: _Job, ear: Queue) -> None:
             if build is not None:  # another worker may have been quicker
                 claimed.append(build)
         with given_back(registry, me):
-            run_claimed(registry, claimed, RunOptions(me, device, give_back=True, threads=job.cpus), tell)
+            run_claimed(registry, claimed, RunOptions(me, device, give_back=True, threads=job.cpus), notify)
 
 
 def _here(settings: Settings) -> Settings:

@@ -40,7 +40,7 @@ TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  with it the process that start
 NUM_WORKERS = "RECCOCKTAIL_WORKERS"  # how many such processes there are
 PARENT = "RECCOCKTAIL_WORKER_PARENT"  # the process that started it, with which it ends
 
-Tell = Callable[["WorkerEvent"], None]
+Notify = Callable[["WorkerEvent"], None]
 Silent: Progress = lambda stage, done, total: None  # noqa: E731
 
 
@@ -62,9 +62,9 @@ class WorkerEvent:
         return {k: v for k, v in asdict(self).items() if v is not None} | {"at": self.at.isoformat()}
 
     @staticmethod
-    def from_json(said: dict) -> WorkerEvent:
+    def from_json(content: dict) -> WorkerEvent:
         """Raises KeyError, TypeError, ValueError."""
-        return WorkerEvent(**{**said, "at": datetime.fromisoformat(said["at"])})
+        return WorkerEvent(**{**content, "at": datetime.fromisoformat(content["at"])})
 
     @staticmethod
     def of(ended: BuildOutcome, worker: str) -> WorkerEvent:
@@ -79,8 +79,8 @@ class WorkerEvent:
         return WorkerEvent(what, build.id, build.domain, str(error) or type(error).__name__, worker)
 
     def __str__(self) -> str:
-        said = f"build {self.build} of {self.domain} {self.what}" if self.build else self.what
-        return said + (f": {self.detail}" if self.detail else "")
+        text = f"build {self.build} of {self.domain} {self.what}" if self.build else self.what
+        return text + (f": {self.detail}" if self.detail else "")
 
 
 @contextmanager
@@ -93,8 +93,8 @@ def stopped_by_signals() -> Iterator[None]:
 class DatabaseOutage:
     """The time in which the database cannot be reached: reported once, and waited for, at most for `patience` seconds."""
 
-    def __init__(self, tell: Tell, patience: float | None) -> None:
-        self._tell, self._patience = tell, patience
+    def __init__(self, notify: Notify, patience: float | None) -> None:
+        self._notify, self._patience = notify, patience
         self._since: float | None = None
 
     @property
@@ -109,21 +109,21 @@ class DatabaseOutage:
         except UnavailableError as error:
             if self._since is None:
                 self._since = time.monotonic()
-                self._tell(WorkerEvent("waiting", detail=f"the database cannot be used: {error}"))
+                self._notify(WorkerEvent("waiting", detail=f"the database cannot be used: {error}"))
             if self._patience is not None and time.monotonic() - self._since > self._patience:
                 raise
             time.sleep(AWAY_SECONDS)
         else:
             if self._since is not None:
                 self._since = None
-                self._tell(WorkerEvent("back", detail="the database is reachable again"))
+                self._notify(WorkerEvent("back", detail="the database is reachable again"))
 
 
 class StaleBuildPoller:
     """Requests what has become stale, every now and then."""
 
-    def __init__(self, registry: Registry, wanted: bool, tell: Tell) -> None:
-        self._registry, self._wanted, self._tell = registry, wanted, tell
+    def __init__(self, registry: Registry, wanted: bool, notify: Notify) -> None:
+        self._registry, self._wanted, self._notify = registry, wanted, notify
         self._looked = float("-inf")
         self._told: set[str] = set()
 
@@ -132,13 +132,13 @@ class StaleBuildPoller:
         if not self._wanted or time.monotonic() - self._looked < WATCH_SECONDS:
             return
         try:
-            request_what_is_stale(self._registry, self._tell, self._told)
+            request_what_is_stale(self._registry, self._notify, self._told)
         except UnavailableError:
             raise
         except RecCocktailError as error:
             if not error.retryable:
                 raise
-            self._tell(WorkerEvent("blocked", detail=f"stale domains cannot be determined now: {error}"))
+            self._notify(WorkerEvent("blocked", detail=f"stale domains cannot be determined now: {error}"))
         self._looked = time.monotonic()
 
 
@@ -171,7 +171,7 @@ def inline(
     options: WorkerOptions,
     *,
     crew: Crew | None = None,
-    tell: Tell = lambda happening: None,
+    notify: Notify = lambda event: None,
     progress: Callable[[Sequence[Build]], Progress] = lambda builds: Silent,
 ) -> list[Build]:
     """Work in this process, as one of a `crew` if given. Returns the builds that it ended, in order.
@@ -180,8 +180,8 @@ def inline(
     """
     crew = crew or Crew()
     me, done = worker_name(crew.token), []
-    outage = DatabaseOutage(tell, PATIENCE_SECONDS if options.once else None)
-    watching = StaleBuildPoller(registry, options.watch, tell)
+    outage = DatabaseOutage(notify, PATIENCE_SECONDS if options.once else None)
+    watching = StaleBuildPoller(registry, options.watch, notify)
     while crew.parent is None or os.getppid() == crew.parent:
         check()
         builds: list[Build] | None = None
@@ -199,7 +199,7 @@ def inline(
             continue
         with given_back(registry, me):
             done += run_claimed(
-                registry, builds, RunOptions(me, options.device, give_back=True), tell, progress(builds)
+                registry, builds, RunOptions(me, options.device, give_back=True), notify, progress(builds)
             )
     return done
 
@@ -221,34 +221,34 @@ def run_claimed(
     registry: Registry,
     builds: Sequence[Build],
     options: RunOptions,
-    tell: Tell,
+    notify: Notify,
     progress: Progress = Silent,
 ) -> list[Build]:
     """Run builds over one base that the worker of `options` has claimed, and report events; the rows afterwards."""
     me = options.worker
     for build in builds:
         together = f", in one pass with {len(builds) - 1} more" if len(builds) > 1 else ""
-        tell(WorkerEvent("begins", build.id, build.domain, f"attempt {build.attempts}{together}", me))
+        notify(WorkerEvent("begins", build.id, build.domain, f"attempt {build.attempts}{together}", me))
     ended = run_together(
         registry,
         builds,
         options,
         progress=progress,
-        tell=lambda build, text: tell(WorkerEvent("says", build.id, build.domain, text, me)),
-        ended=lambda ended: tell(WorkerEvent.of(ended, me)),
+        notify=lambda build, text: notify(WorkerEvent("says", build.id, build.domain, text, me)),
+        ended=lambda ended: notify(WorkerEvent.of(ended, me)),
     )
     return [each.build for each in ended]
 
 
 def request_what_is_stale(
-    registry: Registry, tell: Tell = lambda happening: None, told: set[str] | None = None
+    registry: Registry, notify: Notify = lambda event: None, reported: set[str] | None = None
 ) -> list[Build]:
     """Builds of all domains whose inputs moved, or that were never built though there is something to mix.
 
     What has failed or was cancelled with these very inputs is not requested again, but reported, once per build in `told`.
     """
     asked = []
-    told = set() if told is None else told
+    reported = set() if reported is None else reported
     for domain, state in freshness_by_domain(registry).items():
         if state.state not in ("stale", "unbuilt"):
             continue
@@ -256,20 +256,20 @@ def request_what_is_stale(
             recipe = load_recipe(registry.domains.get(domain).recipe or "default")
             last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
             if last is not None and last.status in ("failed", "cancelled"):
-                if last.id not in told:
-                    told.add(last.id)
+                if last.id not in reported:
+                    reported.add(last.id)
                     why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
-                    tell(WorkerEvent("blocked", None, domain, why))
+                    notify(WorkerEvent("blocked", None, domain, why))
                 continue
             answered = request(registry, domain, recipe)
         except UnavailableError:
             raise
         except RecCocktailError as error:  # it moved meanwhile
-            tell(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
+            notify(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
             continue
         if answered.created:
             why = "; ".join(state.reasons) or "never built"
-            tell(WorkerEvent("requested", answered.build.id, domain, why))
+            notify(WorkerEvent("requested", answered.build.id, domain, why))
             asked.append(answered.build)
     return asked
 
@@ -279,7 +279,7 @@ def processes(
     options: WorkerOptions,
     *,
     count: int,
-    tell: Tell = lambda happening: None,
+    notify: Notify = lambda event: None,
 ) -> list[Build]:
     """Work in `count` processes of this machine, each with an equal share of the builds that wait and of the cores.
 
@@ -293,11 +293,11 @@ def processes(
     quick = 0
     lock = threading.Lock()
 
-    def heard(happening: WorkerEvent) -> None:
+    def heard(event: WorkerEvent) -> None:
         with lock:
-            if happening.build and happening.what in ("succeeded", "failed", "cancelled", "postponed"):
-                ended[happening.build] = None
-            tell(happening)
+            if event.build and event.what in ("succeeded", "failed", "cancelled", "postponed"):
+                ended[event.build] = None
+            notify(event)
 
     outage = DatabaseOutage(heard, PATIENCE_SECONDS if options.once else None)
     watching = StaleBuildPoller(registry, options.watch, heard)
@@ -366,7 +366,7 @@ def _environment(registry: Registry, options: WorkerOptions, count: int) -> dict
 class _Child:
     """A worker process, and what it says."""
 
-    def __init__(self, environment: Mapping[str, str], options: WorkerOptions, tell: Tell) -> None:
+    def __init__(self, environment: Mapping[str, str], options: WorkerOptions, notify: Notify) -> None:
         self.token = secrets.token_hex(8)
         command = [sys.executable, "-c", "from reccocktail.cli import main; main()", "worker", "--log-json"]
         self._process = subprocess.Popen(
@@ -380,26 +380,26 @@ class _Child:
         self.pid = self._process.pid
         self.last_words = ""
         self.has_begun = self.has_ended = False
-        self._reader = threading.Thread(target=self._read, args=(tell,), name=f"worker-{self.pid}", daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(notify,), name=f"worker-{self.pid}", daemon=True)
         self._reader.start()
 
-    def _read(self, tell: Tell) -> None:
+    def _read(self, notify: Notify) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             try:
-                said = json.loads(line)
-                if said["what"] in ("error", "log"):
-                    self.last_words = said["detail"]
+                message = json.loads(line)
+                if message["what"] in ("error", "log"):
+                    self.last_words = message["detail"]
                     continue
-                happening = WorkerEvent.from_json(said)
+                event = WorkerEvent.from_json(message)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.last_words = line.strip() or self.last_words
                 continue
-            self.has_begun |= happening.what == "begins"
-            if happening.what == "ended":
+            self.has_begun |= event.what == "begins"
+            if event.what == "ended":
                 self.has_ended = True
             else:
-                tell(happening)
+                notify(event)
 
     @property
     def is_alive(self) -> bool:

@@ -178,8 +178,8 @@ class AdapterPlan:
 
     def _agreed(self, field: str) -> object:
         """What all parts say; where they differ nothing is said."""
-        said = [config.get(field) for config in self.mix.configs]
-        return said[0] if all(value == said[0] for value in said) else None
+        values = [config.get(field) for config in self.mix.configs]
+        return values[0] if all(value == values[0] for value in values) else None
 
     def _modules_to_save(self) -> list[str]:
         modules = {n.rpartition(".")[0] for n, used in self.wholes if not all(trains_only_bias(use) for use in used)}

@@ -107,13 +107,13 @@ class _Loader:
 
 def _not_built(load: _Loader, content: Mapping[str, Any], before: Shapes, error: Exception) -> str:
     """A note where the base cannot be built so either. Raises MergeError where it can."""
-    said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     try:
         load(content, before)
     except Exception:  # noqa: BLE001  as above
-        return f"whether transformers loads the result was not checked, since its model could not be built: {said}"
+        return f"whether transformers loads the result was not checked, since its model could not be built: {cause}"
     raise MergeError(
-        f"transformers would not load the result, while it loads the base: {said}",
+        f"transformers would not load the result, while it loads the base: {cause}",
         hint="please report this adapter's layout; nothing was written",
     ) from error
 
@@ -128,9 +128,9 @@ def _expect_no_new(model: Any, found: _Findings, known: _Findings, hint: str) ->
         "would not be used": found.unexpected - known.unexpected,
         "would not have the shape that the model wants": found.mismatched - known.mismatched,
     }
-    said = [f"{_some(names)} {what}" for what, names in problems.items() if names]
-    if said:
-        raise MergeError(f"transformers would not load the result as {model.__name__}: {'; '.join(said)}", hint=hint)
+    listed = [f"{_some(names)} {what}" for what, names in problems.items() if names]
+    if listed:
+        raise MergeError(f"transformers would not load the result as {model.__name__}: {'; '.join(listed)}", hint=hint)
 
 
 def _expect_all_wanted(load: Callable[[Shapes], _Findings], shapes: Shapes, before: Shapes, found: _Findings) -> None:

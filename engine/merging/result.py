@@ -139,8 +139,10 @@ class Result:
         if len(resized) > 1 and is_head:
             raise different_heads(name, {shape: self.mix.parts[part].called for shape, part in resized.items()})
         if len(resized) > 1:
-            said = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in resized.items())
-            raise MergeError(f"the adapters resized {name} differently ({said})", hint="mix adapters of one vocabulary")
+            shapes = ", ".join(f"{self.mix.parts[part].folder.name}: {list(s)}" for s, part in resized.items())
+            raise MergeError(
+                f"the adapters resized {name} differently ({shapes})", hint="mix adapters of one vocabulary"
+            )
         ((wanted, _),) = resized.items()
         with_rows = [u.part for u in uses if isinstance(u.what, SavedTensor) and u.what.info.shape == wanted]
         if sum(weights[index] for index in with_rows) == 0:

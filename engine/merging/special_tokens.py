@@ -35,9 +35,9 @@ def beyond(base_folder: Path, rows: int) -> tuple[dict[str, object], list[str]]:
     for file, documents, keys in named:
         for key in keys:
             if found := _ids(documents, key, rows):
-                said = ", ".join(map(str, found))
+                ids = ", ".join(map(str, found))
                 notes.append(
-                    f"{key} {said} of {file} is beyond the {rows} tokens of the result: set it before generating"
+                    f"{key} {ids} of {file} is beyond the {rows} tokens of the result: set it before generating"
                 )
     return changes, notes
 

@@ -29,9 +29,9 @@ def task_of(parts: Sequence[Tasked]) -> str | None:
     """The task whose head the adapters bring; None where they bring none. Raises MergeError where their tasks are different."""
     stated = {part.facts.config.task: part.called for part in parts if part.facts.config.task}
     if len(stated) > 1 and stated.keys() & TASK_CLASSES:
-        said = ", ".join(f"{called}: {task}" for task, called in stated.items())
+        listed = ", ".join(f"{called}: {task}" for task, called in stated.items())
         raise MergeError(
-            f"the adapters were trained for different tasks ({said}), which have different heads", hint=_ONE_TASK
+            f"the adapters were trained for different tasks ({listed}), which have different heads", hint=_ONE_TASK
         )
     return next((part.facts.config.task for part in parts if part.facts.task_head), None)
 
@@ -43,9 +43,9 @@ def refuse_use(name: str, base: BaseFacts, task: str, folder: Path) -> MergeErro
 
 
 def different_heads(name: str, shapes: Mapping[tuple[int, ...], str]) -> MergeError:
-    said = ", ".join(f"{called}: {list(shape)}" for shape, called in shapes.items())
+    listed = ", ".join(f"{called}: {list(shape)}" for shape, called in shapes.items())
     return MergeError(
-        f"the adapters have a {name} of different shapes ({said})", hint="mix adapters of the same labels"
+        f"the adapters have a {name} of different shapes ({listed})", hint="mix adapters of the same labels"
     )
 
 

@@ -49,8 +49,8 @@ def choose(base_folder: Path, bringers: Sequence[Bringer], rows: int | None) -> 
             if own.templates:
                 worded.append((bringer, own))
             else:
-                said = f"{bringer.label} brings {', '.join(own.files)} without a vocabulary, so the base's tokenizer is kept"
-                choice.notes.append(said)
+                note = f"{bringer.label} brings {', '.join(own.files)} without a vocabulary, so the base's tokenizer is kept"
+                choice.notes.append(note)
         elif why := _misfit(own, bringer, rows):
             choice.notes.append(f"{bringer.label} brings a tokenizer of its own, {why}, so the base's is kept")
         else:

@@ -93,7 +93,7 @@ class _Look:
         if lacking and config.ensure_weight_tying:
             adapted = any(is_vocabulary(module.weight) for module in self._found.modules)
             lacking = [name for name in lacking if not (adapted and is_vocabulary(f"{name}.weight"))]
-        yield from _said(
+        yield from _lacking(
             "the factors of", [name for name in lacking if not self._may_lack(name, matrices[name])], len(targeted)
         )
 
@@ -101,7 +101,7 @@ class _Look:
         """PEFT gives factors to a parameter of experts in all layers."""
         kinds = {_kind(p.tensor) for module in self._found.modules if module.experts > 1 for p in module.places}
         every = [tensor for tensor in self._names if _kind(tensor) in kinds]
-        yield from _said(
+        yield from _lacking(
             "the factors of",
             [name for name in every if name not in self._adapted and not self._beyond(name)],
             len(every),
@@ -121,7 +121,7 @@ class _Look:
         lacking = [name for name in every if name not in self._kept and not self._beyond(name)]
         if self._config.ensure_weight_tying and any(is_vocabulary(name) for name in self._kept):
             lacking = [name for name in lacking if not is_vocabulary(name)]
-        yield from _said("of modules_to_save", lacking, len(every))
+        yield from _lacking("of modules_to_save", lacking, len(every))
 
     def biases(self) -> Iterator[str]:
         """With `all` those of every module, with `lora_only` those of the modules that have factors."""
@@ -131,7 +131,7 @@ class _Look:
         if self._config.bias == "lora_only":
             every = [name for name in every if f"{name.removesuffix('.bias')}.weight" in self._adapted]
         lacking = [n for n in every if n not in self._kept and not is_head(n) and not self._may_lack(n, n)]
-        yield from _said("of the biases", lacking, len(every))
+        yield from _lacking("of the biases", lacking, len(every))
 
     def _may_lack(self, module: str, tensor: str) -> bool:
         """Whether the model that was trained may have been one without it; not if the file has others of its kind."""
@@ -149,7 +149,7 @@ class _Look:
         return self._base.layers is not None and layer is not None and int(layer[1]) >= self._base.layers
 
 
-def _said(what: str, lacking: Collection[str], of: int) -> Iterator[str]:
+def _lacking(what: str, lacking: Collection[str], of: int) -> Iterator[str]:
     if lacking:
         yield f"{what} {some(lacking)} ({len(lacking)} of {of})"
 

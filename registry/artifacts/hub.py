@@ -154,7 +154,7 @@ def download(repo_id: str, *, revision: str | None = None) -> Snapshot:
 T = TypeVar("T")
 
 
-def retried(call: Callable[[], T], tell: Callable[[str], None] = lambda text: None) -> T:
+def retried(call: Callable[[], T], notify: Callable[[str], None] = lambda text: None) -> T:
     """What the call answers, once it does: no answer, 429 and 5xx are tried again after a while, as long as the Hub asks for.
 
     Only for requests that the client does not itself repeat, and that do no harm when they are. Raises what the last attempt does.
@@ -166,7 +166,7 @@ def retried(call: Callable[[], T], tell: Callable[[str], None] = lambda text: No
             seconds = back_off(error, attempt)
             if seconds is None:
                 raise
-            tell(f"{_short(error)}; trying again in {seconds:.0f} s")
+            notify(f"{_short(error)}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
     return call()
 
@@ -211,11 +211,11 @@ def _discreet(record: logging.LogRecord) -> bool:
     return True
 
 
-def existing(repo: str, tell: Callable[[str], None] = lambda text: None) -> ModelInfo | None:
+def existing(repo: str, notify: Callable[[str], None] = lambda text: None) -> ModelInfo | None:
     """What the Hub shows of a repository, None where there is none; a Hub that stumbles is asked again. Raises HubError."""
     with explained("look at", repo):
         try:
-            return retried(lambda: info(repo), tell)
+            return retried(lambda: info(repo), notify)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:

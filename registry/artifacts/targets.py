@@ -38,10 +38,10 @@ class Targets:
         """Raises InvalidArtifactError for what is of another type."""
         modules = _names(raw, "target_modules", path)
         # without modules a configuration with parameters is complete
-        said = raw.get("target_modules") is not None or bool(raw.get("target_parameters"))
+        named = raw.get("target_modules") is not None or bool(raw.get("target_parameters"))
         patterns = _names(raw, "layers_pattern", path)
         return cls(
-            modules=modules if said else None,
+            modules=modules if named else None,
             exclude=_names(raw, "exclude_modules", path),
             layers=_numbers(raw, "layers_to_transform", path),
             layers_pattern=(patterns,) if isinstance(patterns, str) else patterns,

@@ -117,8 +117,8 @@ def _additions(connection: Connection) -> list[str]:
         SELECT table_name, column_name FROM information_schema.columns
         WHERE table_schema = current_schema() AND column_default IS NOT NULL AND column_default NOT LIKE 'nextval(%'"""
     return [
-        f"{table}: {said} {name}"
-        for query, said in (
+        f"{table}: {text} {name}"
+        for query, text in (
             (rewriting, "statements are rewritten by"),
             (unchecked, "switched off is"),
             (filling, "a default was given to"),

@@ -44,7 +44,7 @@ class Edition:
         return [reviews.replace(self.parts[0], part) for part in self.parts] or [reviews]
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         if self.parts:
             return f"NAME{', NAME'.join(self.parts)} and {self.meta.format('NAME')}, plain or .gz"
         return f"{' or '.join(self.reviews).replace('{}', 'NAME')} and {self.meta.format('NAME')}, plain or .gz"
@@ -63,7 +63,7 @@ EDITIONS = {
         ("{}.train.csv",), "meta_{}.jsonl", NEW_KEYS, header=True, parts=(".train.csv", ".valid.csv", ".test.csv")
     ),
 }
-FORMATS = {name: edition.said for name, edition in EDITIONS.items()}
+FORMATS = {name: edition.label for name, edition in EDITIONS.items()}
 
 META = re.compile(r"meta_(?P<name>.+)\.(?:json|jsonl)(?:\.gz)?")
 REVIEWS = re.compile(r"(?:reviews|ratings)_(?P<name>.+?)(?:_5)?\.(?:json|csv)(?:\.gz)?")
@@ -141,7 +141,7 @@ def _items(path: Path, key: str, reviewed: Container[str], encoding: str | None)
         elif not line.isspace():
             try:
                 record = _record(line) if len(line) <= MAX_FIELD else shortened(_record(line))
-                yield Item(identifier(record.get(key), key), *_told(record))
+                yield Item(identifier(record.get(key), key), *_item_texts(record))
             except UnicodeDecodeError as error:
                 raise not_encoded(path, number, error) from error
             except (ValueError, RecursionError, MemoryError) as error:
@@ -173,7 +173,7 @@ def _json_string(literal: re.Match[str]) -> str:
     return json.dumps(ast.literal_eval(text))
 
 
-def _told(record: dict[str, Any]) -> tuple[str, dict[str, str]]:
+def _item_texts(record: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Title and fields, rid of HTML. Where a page was cut badly, a piece of its script replaces the title."""
     title, brand = record.get("title"), record.get("brand") or record.get("store")
     if not isinstance(title, str | None):

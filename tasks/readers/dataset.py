@@ -41,13 +41,13 @@ class _Table(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_names(cls, said: Any) -> Any:
-        if not isinstance(said, dict):
-            return said
+    def _usual_names(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
         names = {f"{name}_id": name for name in ("user", "item")}
-        if twice := [name for name, short in names.items() if name in said and short in said]:
+        if twice := [name for name, short in names.items() if name in content and short in content]:
             raise ValueError(f"names the column of {twice[0]} twice")
-        return {names.get(name, name) if isinstance(name, str) else name: value for name, value in said.items()}
+        return {names.get(name, name) if isinstance(name, str) else name: value for name, value in content.items()}
 
 
 class InteractionTable(_Table):

@@ -11,7 +11,7 @@ from .times import EXACT
 
 WHOLE = re.compile(r"0|-?[1-9]\d*")
 FLOAT = re.compile(r"(?P<whole>0|-?[1-9]\d*)\.0+")
-NOBODY = frozenset({"nan", "NaN", "None", "NULL", "null", "<NA>", "\\N", "N/A", "n/a", "#N/A"})
+MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "<NA>", "\\N", "N/A", "n/a", "#N/A"})
 
 
 def identifier(value: Any, what: str) -> str:
@@ -29,9 +29,9 @@ def identifier(value: Any, what: str) -> str:
     return value
 
 
-def is_nobody(value: Any) -> bool:
+def is_no_user(value: Any) -> bool:
     """Whether this stands where a user is not known: null, NaN, blank, or a word for them that tables write."""
-    return value is None or value != value or (isinstance(value, str) and (value in NOBODY or not value.strip()))
+    return value is None or value != value or (isinstance(value, str) and (value in MISSING or not value.strip()))
 
 
 def respelled(*columns: Collection[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..data import DomainData, History, Item, Origin, is_missing
 from ..errors import DataError
 from ..filters import core_mask
 from .dataset import FILE, Dataset
-from .ids import identifier, is_nobody, renamed, respelled
+from .ids import identifier, is_no_user, renamed, respelled
 from .lines import UnreadableError, misread
 from .times import EXACT, ONE_UNIT, Clock, MixedTimesError, excerpt, factors, scaled
 
@@ -89,7 +89,7 @@ def collect(tables: Sequence[Table], dataset: Dataset) -> Interactions:
     if found.ratings and all(map(math.isnan, found.ratings)):
         found.ratings = None
     _in_one_unit(found, tables, clock)
-    _leave_out_nobody(found)
+    _drop_unknown_users(found)
     return found
 
 
@@ -107,7 +107,7 @@ def _add(found: Interactions, table: Table, clock: Clock, rated: bool) -> None:
         try:
             user, item = row[the_user], row[the_item]
             if user.__class__ is not str or not user:
-                if is_nobody(user):
+                if is_no_user(user):
                     found.without_user += 1
                     continue
                 user = identifier(user, "user")
@@ -159,12 +159,12 @@ def _rating(value: Any, needed: bool) -> float:
     return number
 
 
-def _leave_out_nobody(found: Interactions) -> None:
+def _drop_unknown_users(found: Interactions) -> None:
     """Without the rows whose user is a word for "not known"; blank ones were never taken in."""
-    nobody = [number for name, number in found.users.items() if is_nobody(name)]
-    if not nobody:
+    unknown = [number for name, number in found.users.items() if is_no_user(name)]
+    if not unknown:
         return
-    stays = ~np.isin(np.asarray(found.user_numbers), nobody)
+    stays = ~np.isin(np.asarray(found.user_numbers), unknown)
     found.without_user += len(stays) - int(np.count_nonzero(stays))
     found.user_numbers, found.item_numbers = _taken(found.user_numbers, stays), _taken(found.item_numbers, stays)
     found.times = None if found.times is None else _taken(found.times, stays)
@@ -263,7 +263,7 @@ def _spelled_alike(
     interactions: Interactions, users: Mapping[str, Mapping[str, Any]], records: list[Item]
 ) -> tuple[Mapping[str, Mapping[str, Any]], list[Item], int]:
     """Users' profiles and items' records after 12 and 12.0 have become one id in them and in the interactions; how many did."""
-    of_users = respelled([user for user in interactions.users if not is_nobody(user)], users)
+    of_users = respelled([user for user in interactions.users if not is_no_user(user)], users)
     of_items = respelled(interactions.items, {record.item_id for record in records})
     for names, numbers, respelled_ids in (("users", "user_numbers", of_users), ("items", "item_numbers", of_items)):
         if respelled_ids:

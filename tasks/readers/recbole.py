@@ -56,13 +56,13 @@ def _parts(names: frozenset[str]) -> dict[str, list[str]]:
 def _in_order(folder: Path, name: str, files: list[str], dataset: Dataset) -> list[str]:
     """The files in the order in which they are read, which is that of interactions without times."""
     if dataset.benchmark_filename is not None:
-        said = [f"{name}.{part}.inter" for part in dataset.benchmark_filename]
-        if missing := [file for file in said if file not in files]:
+        listed = [f"{name}.{part}.inter" for part in dataset.benchmark_filename]
+        if missing := [file for file in listed if file not in files]:
             raise DataError(
                 f"{folder / FILE} names {missing[0]} by its benchmark_filename, and the folder holds no such file",
                 hint=f"there are {', '.join(files)}",
             )
-        return said
+        return listed
     whole = f"{name}.inter"
     if whole in files and len(files) > 1:
         raise DataError(
@@ -84,10 +84,10 @@ def _domain(stem: Path, files: list[Path], name: str, dataset: Dataset) -> Domai
     _expect_own_files(stem.parent, dataset)
     records, profiles = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("item", "user"))
     found = collect([_table(path, dataset) for path in files], dataset)
-    there, said = _header(records, dataset), dataset.items
-    known = said.item or (dataset.interactions.item if dataset.interactions.item in there else None)
-    item, title = needed(records, there, "item", known, ITEM), needed(records, there, "title", said.title, TITLE)
-    fields = described(records, there, said, (item, title))
+    there, columns = _header(records, dataset), dataset.items
+    known = columns.item or (dataset.interactions.item if dataset.interactions.item in there else None)
+    item, title = needed(records, there, "item", known, ITEM), needed(records, there, "title", columns.title, TITLE)
+    fields = described(records, there, columns, (item, title))
     users = _users(profiles, dataset) if profiles.is_file() else {}
     rows = _rows(records, [item, title, *fields.values()], dataset)
     return domain(name, FORMAT, found, items(records, rows, list(fields)), dataset, users=users)
@@ -102,15 +102,15 @@ def _expect_own_files(folder: Path, dataset: Dataset) -> None:
 
 
 def _table(path: Path, dataset: Dataset) -> Table:
-    there, said = _header(path, dataset), dataset.interactions
-    user, item = needed(path, there, "user", said.user, USER), needed(path, there, "item", said.item, ITEM)
+    there, names = _header(path, dataset), dataset.interactions
+    user, item = needed(path, there, "user", names.user, USER), needed(path, there, "item", names.item, ITEM)
     if f"{item}_list" in there:
         raise DataError(
             f"{path} has a field {item}_list: its rows are whole histories, cut by RecBole, where one interaction is needed",
             hint="use the file of interactions that they were made from",
         )
-    time = named(path, there, "timestamp", said.timestamp, TIME)
-    rating = named(path, there, "rating", said.rating, RATING)
+    time = named(path, there, "timestamp", names.timestamp, TIME)
+    rating = named(path, there, "rating", names.rating, RATING)
     places = [None if name is None else there.index(name) for name in (time, rating)]
     columns = Columns(there.index(user), there.index(item), *places)
     return Table(path, columns, partial(_rows_below, path, there, dataset))
@@ -124,8 +124,8 @@ def _rows_below(path: Path, there: Sequence[str], dataset: Dataset) -> Iterator[
 
 def _users(path: Path, dataset: Dataset) -> dict[str, dict[str, str]]:
     there = _header(path, dataset)
-    said = dataset.interactions.user
-    user = needed(path, there, "user", said if said in there else None, USER)
+    user_field = dataset.interactions.user
+    user = needed(path, there, "user", user_field if user_field in there else None, USER)
     others = [field for field in there if field != user]
     if taken := {"items", "user_id", *ALIGNED} & set(others):
         raise DataError(

@@ -52,7 +52,7 @@ def column(header: Sequence[str], usual: Sequence[str]) -> str | None:
 
 def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     if dataset.names_tables:
-        return [_told(folder, names, dataset)]
+        return [_named_files(folder, names, dataset)]
     headers = {name: header(folder / name, dataset) for name in sorted(names) if name.endswith(SUFFIXES)}
     interactions = [name for name, columns in headers.items() if column(columns, USER) and column(columns, ITEM)]
     if not interactions:
@@ -72,10 +72,10 @@ def find(folder: Path, names: frozenset[str], dataset: Dataset) -> list[Source]:
     return [_source([folder / interactions[0]], folder / items[0], dataset)]
 
 
-def _told(folder: Path, names: frozenset[str], dataset: Dataset) -> Source:
+def _named_files(folder: Path, names: frozenset[str], dataset: Dataset) -> Source:
     """The files that `dataset.yaml` names; one that it leaves out must be the only one of its kind."""
-    said = dataset.interactions.file
-    interactions = [said] if isinstance(said, str) else said
+    listed = dataset.interactions.file
+    interactions = [listed] if isinstance(listed, str) else listed
     for what, files in ("interactions", interactions or []), ("items", [dataset.items.file or ""]):
         for file in filter(None, files):
             if file not in names or not file.endswith(SUFFIXES):
@@ -113,11 +113,11 @@ def _domain(format_: str, interactions: list[Path], items: Path, name: str, data
 
 
 def _table(path: Path, dataset: Dataset) -> Table:
-    there, said = header(path, dataset), dataset.interactions
-    wanted = [needed(path, there, "user", said.user, USER), needed(path, there, "item", said.item, ITEM)]
+    there, columns = header(path, dataset), dataset.interactions
+    wanted = [needed(path, there, "user", columns.user, USER), needed(path, there, "item", columns.item, ITEM)]
     time, rating = (
-        named(path, there, "timestamp", said.timestamp, TIME),
-        named(path, there, "rating", said.rating, RATING),
+        named(path, there, "timestamp", columns.timestamp, TIME),
+        named(path, there, "rating", columns.rating, RATING),
     )
     places = Columns(0, 1, None if time is None else 2, None if rating is None else 2 + (time is not None))
     wanted += [name for name in (time, rating) if name is not None]
@@ -136,12 +136,12 @@ def _items(path: Path, dataset: Dataset) -> Iterator[Item]:
     return items(path, rows(path, [item, title, *fields.values()], dataset), list(fields))
 
 
-def described(path: Path, there: Sequence[str], said: ItemTable, taken: Sequence[str]) -> dict[str, str]:
+def described(path: Path, there: Sequence[str], columns: ItemTable, taken: Sequence[str]) -> dict[str, str]:
     """The columns, besides those that are `taken`, of what else is kept of an item, by the names of the fields."""
     found = {}
     for field, usual in FIELDS.items():
-        name = named(path, there, field, getattr(said, field), usual)
-        if name is not None and (name not in taken or getattr(said, field) is not None):
+        name = named(path, there, field, getattr(columns, field), usual)
+        if name is not None and (name not in taken or getattr(columns, field) is not None):
             found[field] = name
     return found
 
@@ -185,10 +185,10 @@ def _text(value: object) -> str:
 
 
 def needed(
-    path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str], noun: str = "column"
+    path: Path, there: Sequence[str], what: str, given: str | None, usual: Sequence[str], noun: str = "column"
 ) -> str:
     """The column that `dataset.yaml` or a usual name says is this. Raises DataError if there is none."""
-    found = named(path, there, what, said, usual)
+    found = named(path, there, what, given, usual)
     if found is None:
         raise DataError(
             f"{path} has no {what} {noun}; its {noun}s are {', '.join(there)}",
@@ -197,14 +197,14 @@ def needed(
     return found
 
 
-def named(path: Path, there: Sequence[str], what: str, said: str | None, usual: Sequence[str]) -> str | None:
+def named(path: Path, there: Sequence[str], what: str, given: str | None, usual: Sequence[str]) -> str | None:
     """The same, or None. Raises DataError for a name that the table has twice, or that `dataset.yaml` made up."""
-    if said is not None and said not in there:
+    if given is not None and given not in there:
         raise DataError(
-            f"{path} has no column {said!r}, which {FILE} names for the {what}; its columns are {', '.join(there)}",
+            f"{path} has no column {given!r}, which {FILE} names for the {what}; its columns are {', '.join(there)}",
             hint=f"correct {FILE}",
         )
-    found = said or column(there, usual)
+    found = given or column(there, usual)
     if found is not None and there.count(found) > 1:
         raise DataError(
             f"{path} has {there.count(found)} columns called {found!r}", hint="rename or remove all but one"

@@ -55,13 +55,13 @@ def address(executor: str, request: pytest.FixtureRequest) -> str | None:
 
 
 def serve(executor: str, address: str | None, registry: Registry, **options) -> list[Build]:
-    tell = {"tell": options.pop("tell")} if "tell" in options else {}
+    notify = {"notify": options.pop("notify")} if "notify" in options else {}
     wanted = WorkerOptions(device="cpu", **options)
     if executor == "inline":
-        return inline(registry, wanted, **tell)
+        return inline(registry, wanted, **notify)
     if executor == "ray":
-        return on_ray(registry, wanted, RayCluster(address), **tell)
-    return processes(registry, wanted, count=2, **tell)
+        return on_ray(registry, wanted, RayCluster(address), **notify)
+    return processes(registry, wanted, count=2, **notify)
 
 
 def share(ingredient: float) -> Recipe:
@@ -72,11 +72,11 @@ def share(ingredient: float) -> Recipe:
 def test_every_waiting_build_is_carried_out_once(executor, address, stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(5)]
     told: list[WorkerEvent] = []
-    ended = serve(executor, address, stocked, once=True, tell=told.append)
+    ended = serve(executor, address, stocked, once=True, notify=told.append)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
     assert len({stocked.builds.get(build.id).digest for build in asked}) == 5
-    kinds = Counter((happening.what, happening.build) for happening in told if happening.build)
+    kinds = Counter((event.what, event.build) for event in told if event.build)
     assert all(kinds["begins", build.id] == kinds["succeeded", build.id] == 1 for build in asked)
     events = Counter(e.kind for build in asked for e in stocked.events.list(subject=build.id))
     assert events == {"build.queued": 5, "build.running": 5, "build.succeeded": 5}
@@ -90,11 +90,11 @@ def test_a_build_that_cannot_succeed_fails_and_the_others_do_not(executor, addre
     ).build  # the base has two layers
     good = request(stocked, "skin-care", share(0.5)).build
     told: list[WorkerEvent] = []
-    ended = {build.id: build.status for build in serve(executor, address, stocked, once=True, tell=told.append)}
+    ended = {build.id: build.status for build in serve(executor, address, stocked, once=True, notify=told.append)}
     assert ended == {bad.id: "failed", good.id: "succeeded"}
-    (failed,) = [happening for happening in told if happening.what == "failed"]
+    (failed,) = [event for event in told if event.what == "failed"]
     assert "spirit has 3 coefficients, but the base has 2 layers" in str(failed)
-    assert not [happening for happening in told if happening.what == "died"]
+    assert not [event for event in told if event.what == "died"]
 
 
 def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked, base, make_adapter):
@@ -118,7 +118,7 @@ def test_watching_builds_what_moved(executor, address, stocked, base, make_adapt
     stocked.adapters.add(make_adapter(base, 9), base=row, role="ingredient", domain="skin-care")
     assert freshness_of(stocked, "skin-care").state == "stale"
     told: list[WorkerEvent] = []
-    serve(executor, address, stocked, once=True, watch=True, tell=told.append)
+    serve(executor, address, stocked, once=True, watch=True, notify=told.append)
     assert freshness_of(stocked, "skin-care").state == "fresh"
     assert str(told[0]).endswith("of skin-care requested: ingredient skin-care@v1 → skin-care@v2")
 
@@ -128,16 +128,16 @@ def test_a_worker_process_that_is_killed_is_replaced_and_its_build_made_by_anoth
     told: list[WorkerEvent] = []
     killed: list[int] = []
 
-    def kill_the_first(happening: WorkerEvent) -> None:
-        told.append(happening)
-        if happening.what == "begins" and not killed:
-            killed.append(int(happening.worker.split(":")[-2]))
+    def kill_the_first(event: WorkerEvent) -> None:
+        told.append(event)
+        if event.what == "begins" and not killed:
+            killed.append(int(event.worker.split(":")[-2]))
             os.kill(killed[0], signal.SIGKILL)
 
-    ended = processes(stocked, WorkerOptions(device="cpu", once=True), count=1, tell=kill_the_first)
+    ended = processes(stocked, WorkerOptions(device="cpu", once=True), count=1, notify=kill_the_first)
     assert {build.status for build in ended} == {"succeeded"}
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
-    (died,) = [happening for happening in told if happening.what == "died"]
+    (died,) = [event for event in told if event.what == "died"]
     assert str(died) == f"died: worker process {killed[0]}: SIGKILL"
     first = next(h.build for h in told if h.what == "begins")
     assert stocked.builds.get(first).attempts == 2
@@ -158,14 +158,14 @@ def test_being_stopped_gives_builds_back(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
     told: list[WorkerEvent] = []
 
-    def stop(happening: WorkerEvent) -> None:
-        told.append(happening)
-        if [each.what for each in told].count("begins") == 1 and happening.what == "begins":
+    def stop(event: WorkerEvent) -> None:
+        told.append(event)
+        if [each.what for each in told].count("begins") == 1 and event.what == "begins":
             threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
             time.sleep(0.5)
 
     with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
-        processes(stocked, WorkerOptions(device="cpu", once=False), count=2, tell=stop)
+        processes(stocked, WorkerOptions(device="cpu", once=False), count=2, notify=stop)
     assert {stocked.builds.get(build.id).status for build in asked} <= {"queued", "succeeded"}
     assert {build.status for build in inline(stocked, WorkerOptions(device="cpu", once=True))} <= {"succeeded"}
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
@@ -192,22 +192,22 @@ def test_builds_over_one_base_are_made_in_one_pass_and_what_goes_wrong_with_one_
     alone = request(stocked, "good", share(0.75)).build
     told: list[WorkerEvent] = []
 
-    def cancel(happening: WorkerEvent) -> None:
-        told.append(happening)
-        if happening.what == "begins" and happening.domain == "cancelled":
+    def cancel(event: WorkerEvent) -> None:
+        told.append(event)
+        if event.what == "begins" and event.domain == "cancelled":
             stocked.builds.cancel(asked["cancelled"].id)
 
     ended = {
         build.domain: build
-        for build in inline(stocked, WorkerOptions(device="cpu", once=True, group=4), tell=cancel)[:4]
+        for build in inline(stocked, WorkerOptions(device="cpu", once=True, group=4), notify=cancel)[:4]
     }
     assert {name: build.status for name, build in ended.items()} == {
         "good": "succeeded", "unplanned": "failed", "overflowing": "failed", "cancelled": "cancelled",
     }  # fmt: skip
     assert "does not stay finite" in stocked.builds.get(asked["overflowing"].id).error["message"]
-    begun = [happening.detail for happening in told if happening.what == "begins"]
+    begun = [event.detail for event in told if event.what == "begins"]
     assert begun == ["attempt 1, in one pass with 3 more"] * 4 + ["attempt 1"]
-    assert any("is made alone, since 3 builds in one pass failed" in str(happening) for happening in told)
+    assert any("is made alone, since 3 builds in one pass failed" in str(event) for event in told)
     made = stocked.builds.get(asked["good"].id)
     said = [line.text for line in stocked.builds.logs(made.id)]
     assert any(re.fullmatch(r"merge: [\d,]+ bytes in [\d.]+ s", text) for text in said)  # counted once for all
@@ -252,9 +252,9 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(stocked, monkeypatch)
 
         monkeypatch.setattr(stocked.builds, name, shaky)
     told: list[WorkerEvent] = []
-    ended = inline(stocked, WorkerOptions(device="cpu", once=True), tell=told.append)
+    ended = inline(stocked, WorkerOptions(device="cpu", once=True), notify=told.append)
     assert [(build.id, build.status, build.attempts) for build in ended] == [(asked.id, "succeeded", 1)]
-    assert [happening.what for happening in told] == ["waiting", "back", "begins", "succeeded"]
+    assert [event.what for event in told] == ["waiting", "back", "begins", "succeeded"]
     assert "the server is starting up" in str(told[0])
 
 
@@ -300,7 +300,7 @@ def test_counters_tell_prometheus_what_happened(stocked):
         request(stocked, "skin-care", Recipe(coefficients={"spirit": (0.1, 0.2, 0.3)}))
         with pytest.raises(UsageError, match="cannot be served"):
             Counters(stocked, "127.0.0.1", port)
-        inline(stocked, WorkerOptions(device="cpu", once=True), tell=counters.hear)
+        inline(stocked, WorkerOptions(device="cpu", once=True), notify=counters.hear)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     finally:
         counters.close()
@@ -344,7 +344,7 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
         watch.look()
         inline(stocked, WorkerOptions(device="cpu", once=True))
     assert [build.status for build in stocked.builds.list()] == ["failed"]
-    assert [happening.what for happening in told] == ["requested", "blocked"]
+    assert [event.what for event in told] == ["requested", "blocked"]
     assert f"`reccocktail build retry {stocked.builds.list()[0].id}`" in str(told[1])
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 9), base=row, role="ingredient", domain="skin-care")
@@ -367,11 +367,11 @@ def test_watching_goes_on_where_the_store_does_not_answer(stocked, monkeypatch):
 def test_who_listens_is_nothing_to_the_builds(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
 
-    def deaf(happening: WorkerEvent) -> None:
-        if happening.what in ("says", "succeeded"):
+    def deaf(event: WorkerEvent) -> None:
+        if event.what in ("says", "succeeded"):
             raise BrokenPipeError("nobody listens any more")
 
-    inline(stocked, WorkerOptions(device="cpu", once=True), tell=deaf)
+    inline(stocked, WorkerOptions(device="cpu", once=True), notify=deaf)
     assert {stocked.builds.get(build.id).status for build in asked} == {"succeeded"}
     assert "the listener failed: BrokenPipeError" in stocked.builds.logs(asked[0].id)[-1].text
 
@@ -379,11 +379,11 @@ def test_who_listens_is_nothing_to_the_builds(stocked):
 def test_what_was_claimed_and_not_begun_is_given_back(stocked):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
 
-    def stopped(happening: WorkerEvent) -> None:
+    def stopped(event: WorkerEvent) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inline(stocked, WorkerOptions(device="cpu", once=True), tell=stopped)
+        inline(stocked, WorkerOptions(device="cpu", once=True), notify=stopped)
     assert {stocked.builds.get(build.id).status for build in asked} == {"queued"}
 
 
@@ -419,9 +419,9 @@ def test_a_happening_goes_through_json_unharmed():
     import json
     from datetime import datetime
 
-    happening = WorkerEvent("failed", "66", "skin-care", "no: space\nleft")
-    said = json.loads(json.dumps(happening.to_json()))
-    assert WorkerEvent(**said | {"at": datetime.fromisoformat(said["at"])}) == happening
+    event = WorkerEvent("failed", "66", "skin-care", "no: space\nleft")
+    said = json.loads(json.dumps(event.to_json()))
+    assert WorkerEvent(**said | {"at": datetime.fromisoformat(said["at"])}) == event
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------
@@ -431,8 +431,8 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def process_of(happening: WorkerEvent) -> int:
-    return int(happening.worker.split(":")[1])
+def process_of(event: WorkerEvent) -> int:
+    return int(event.worker.split(":")[1])
 
 
 @pytest.mark.ray
@@ -440,11 +440,11 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(6)]
     nodes: set[int] = set()
 
-    def note(happening: WorkerEvent) -> None:
-        if happening.what in ("begins", "succeeded"):
-            nodes.add(parent(process_of(happening)))
+    def note(event: WorkerEvent) -> None:
+        if event.what in ("begins", "succeeded"):
+            nodes.add(parent(process_of(event)))
 
-    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), tell=note)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), notify=note)
     assert {build.status for build in ended} == {"succeeded"}
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert len(nodes) == 2  # each node's own process has started the workers
@@ -455,16 +455,16 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
     told: list[WorkerEvent] = []
 
-    def kill_the_first(happening: WorkerEvent) -> None:
-        told.append(happening)
-        if happening.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
-            os.kill(process_of(happening), signal.SIGKILL)
+    def kill_the_first(event: WorkerEvent) -> None:
+        told.append(event)
+        if event.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
+            os.kill(process_of(event), signal.SIGKILL)
 
-    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), tell=kill_the_first)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), notify=kill_the_first)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {build.status for build in ended} == {"succeeded"}
-    first = next(happening for happening in told if happening.what == "begins")
-    assert "WorkerCrashedError" in str(next(happening for happening in told if happening.what == "died"))
+    first = next(event for event in told if event.what == "begins")
+    assert "WorkerCrashedError" in str(next(event for event in told if event.what == "died"))
     # unless it had just been done
     assert stocked.builds.get(first.build).attempts == 2
 

@@ -36,11 +36,11 @@ class Member:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         about = asdict(settings) | {"home": str(settings.home)}
-        self._tell(json.dumps({"settings": about, "actor": actor, "work": work, "given": given}))
+        self._notify(json.dumps({"settings": about, "actor": actor, "work": work, "given": given}))
         self.hears("ready")
 
     def go(self) -> None:
-        self._tell("go")
+        self._notify("go")
 
     def hears(self, word: str) -> None:
         """Waits for the word that the process says next."""
@@ -57,7 +57,7 @@ class Member:
         self._process.kill()
         self._process.communicate()
 
-    def _tell(self, line: str) -> None:
+    def _notify(self, line: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()

@@ -266,7 +266,7 @@ def test_a_repository_that_was_made_is_removed_when_the_hub_refuses_the_commit(h
     fault(hub, COMMIT, status=403, message="Forbidden", times=1000)
     told: list[str] = []
     with pytest.raises(HubError):
-        publishing.publish(plan(result), result, message="no", tell=told.append)
+        publishing.publish(plan(result), result, message="no", notify=told.append)
     assert hub.repos == {}
     assert any("was removed" in line for line in told)
 
@@ -275,7 +275,7 @@ def test_a_repository_with_what_was_uploaded_is_kept_for_the_same_command_and_sa
     fault(hub, COMMIT, status=500, times=1000)
     told: list[str] = []
     with pytest.raises(HubError):
-        publishing.publish(plan(result), result, message="no", tell=told.append)
+        publishing.publish(plan(result), result, message="no", notify=told.append)
     assert hub.history(REPO) == ["initial commit"]
     assert any("keeps what was uploaded" in line for line in told)
 
@@ -306,7 +306,7 @@ def test_one_that_cannot_be_removed_is_named(hub, result, waits):
     fault(hub, r"DELETE ", status=403, message="Forbidden", times=1000)
     told: list[str] = []
     with pytest.raises(HubError):
-        publishing.publish(plan(result), result, message="no", tell=told.append)
+        publishing.publish(plan(result), result, message="no", notify=told.append)
     assert any(REPO in line and "could not be removed" in line for line in told)
 
 

@@ -105,8 +105,8 @@ def _rows(job: TrainingJob, options: Options, tokenizer: Any) -> tuple[list[tupl
         tasks.append({"domain": data.name, "data": data.digest, "task": task.digest})
         for question in fit(asked, tokenizer):
             prompt = tokenizer.apply_chat_template(question.messages, add_generation_prompt=True)["input_ids"]
-            said = [*question.messages, {"role": "assistant", "content": question.answer}]
-            rows.append((prompt, tokenizer.apply_chat_template(said)["input_ids"]))
+            conversation = [*question.messages, {"role": "assistant", "content": question.answer}]
+            rows.append((prompt, tokenizer.apply_chat_template(conversation)["input_ids"]))
     if not rows:
         raise TrainerError("there is no training data", hint="users need at least 4 interactions")
     return rows, tasks
