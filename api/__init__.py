@@ -155,20 +155,26 @@ class Client:
         domain: str,
         systems: Sequence[str],
         *,
+        score: str | None = None,
         template: str | None = None,
         limit: int | None = None,
         seed: int = 42,
     ) -> list[Evaluation]:
         """Ranks each test user's next item with each system, named as in `reccocktail evaluate`; results are kept and reused.
 
-        `limit` takes a random sample of that many users. Raises NotFoundError, UsageError, EvaluationError.
+        `score` is how models rank, as in `--score`; None: as a build was tuned, else by pmi. `limit` takes a random sample of that
+        many users. Raises NotFoundError, UsageError, EvaluationError.
         """
         from ..engine.evaluation import DomainEvaluation, evaluate_domain
         from ..engine.models import pick_device
+        from ..engine.score_choice import read_score
         from ..tasks import DEFAULT_TEMPLATE
 
-        wanted = DomainEvaluation(domain, systems, template=template or DEFAULT_TEMPLATE, limit=limit, seed=seed)
-        return evaluate_domain(self._registry, wanted, device=pick_device(self._registry.settings.device))[0]
+        wanted = DomainEvaluation(
+            domain, systems, score=read_score(score), template=template or DEFAULT_TEMPLATE, limit=limit, seed=seed
+        )
+        found = evaluate_domain(self._registry, wanted, device=pick_device(self._registry.settings.device))
+        return list(found.results)
 
     def publish(
         self, subject: str, repo: str, *, private: bool = True, tag: str | None = None, license_id: str | None = None

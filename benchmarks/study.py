@@ -157,7 +157,7 @@ def study_mixes(run: Command, target: str, home: Path, seed: int) -> dict[str, A
         answered = run("build", "request", target, "--recipe", file, "--base", BASE, "--wait")
         builds[name] = answered[0] if answered else {"id": f"BUILD-{name}"}
     systems = [BASE, *refs, *(build["id"] for build in builds.values())]
-    about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--mode", "pmi", "--against", refs[1]]
+    about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--score", "pmi", "--against", refs[1]]
     found: dict[str, Any] = {"spirit": spirit, "ingredient": ingredient, "builds": builds}
     for split, limit in MIXED_SAMPLE.items():
         found[split] = answered = run("evaluate", *systems, *about, "--split", split, "--limit", limit)

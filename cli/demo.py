@@ -188,6 +188,7 @@ class _Trip:
 
     def compare(self, target: DomainData, average: Build, cocktail: Build) -> list[Evaluation]:
         from ..engine.evaluation import QuestionSet, evaluate, find_system
+        from ..engine.score_choice import common_score
         from ..tasks import DEFAULT_TEMPLATE, load_template, questions
 
         count = self._sizes.questions
@@ -200,12 +201,19 @@ class _Trip:
             "average": average.id,
             "cocktail": cocktail.id,
         }
+        systems = {
+            label: find_system(self._registry, name, base=BASE if name == "spirit" else None)
+            for label, name in named.items()
+        }
+        chosen = common_score((label, system.score) for label, system in systems.items())
+        say(f"      by {chosen.score} ({chosen.reason})")
         results = []
-        for label, name in named.items():
+        for label, system in systems.items():
             with progress(label, unit="shoppers") as bar:
                 result = evaluate(
-                    find_system(self._registry, name, base=BASE if name == "spirit" else None),
+                    system,
                     asked,
+                    score=chosen.score,
                     device=self._device,
                     kept_in=self._registry.settings.own_folder("evaluations"),
                     progress=bar.update,
@@ -264,7 +272,9 @@ def _show(home: Path, target: DomainData, cocktail: Build, results: Sequence[Eva
             for m in (result.metrics["HR@1"], result.metrics["NDCG@3"])
         ]
         rows.append([result.label, *cells, *(f"{_brief(g['HR@1'])} ({g['n']})" for g in apart[result.label].values())])
-    click.echo(f"\n{target.name}, {len(results[0].ranks)} shoppers, 10 candidates, 95 % intervals:")
+    click.echo(
+        f"\n{target.name}, {len(results[0].ranks)} shoppers, 10 candidates, by {results[0].mode}, 95 % intervals:"
+    )
     table(columns, rows, empty="")
     click.echo(
         "`general`: HR@1 of the purchases that follow rules of every shop, and their\n"

@@ -12,7 +12,7 @@ from .app import App, base_option, example, json_option, pass_app
 from .console import answer, progress, say, table, warn
 
 if TYPE_CHECKING:
-    from ..engine.evaluation import Evaluation, Mode, System
+    from ..engine.evaluation import Comparison, Evaluation
     from ..tasks import Interval, Split
 
 
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     epilog=example(
         "reccocktail evaluate popularity tfidf smollm2 spirit beauty ./merged --domain beauty",
         "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200 --against beauty@v1",
+        "reccocktail evaluate smollm2 beauty --domain beauty --score constrained",
     )
 )
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
 @click.option("--domain", metavar="D", required=True, help="Domain whose data is used.")
 @click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
 @click.option(
+    "--score",
     "--mode",
-    type=click.Choice(["likelihood", "pmi", "generate"]),
-    default="likelihood",
-    show_default=True,
-    help="likelihood: score each candidate's title. pmi: the same, minus its score without a history. generate: parse the titles that the model writes.",
+    "score",
+    metavar="SCORE",
+    help="How models rank: likelihood: log P of each candidate's title. pmi[:WEIGHT]: the same, less WEIGHT (1) times its value without"
+    " a history. constrained: log P among the tokens that continue some title of the catalogue. auto: the best of these on validation"
+    " questions. generate: parse the titles that the model writes. Default: what a build was tuned with, else pmi."
+    " (--mode is the old name.)",
 )
 @click.option("--template", metavar="T", help="Prompt template: a name or a file; default: next-title.")
 @click.option(
@@ -47,7 +51,7 @@ def evaluate(
     systems: tuple[str, ...],
     domain: str,
     split: Split,
-    mode: Mode,
+    score: str | None,
     template: str | None,
     negatives: int,
     limit: int | None,
@@ -67,27 +71,37 @@ def evaluate(
     from dataclasses import asdict
 
     from ..engine.evaluation import DomainEvaluation, evaluate_domain
+    from ..engine.score_choice import read_score
     from ..tasks import DEFAULT_TEMPLATE
 
     wanted = DomainEvaluation(
-        domain, systems, split, mode, template or DEFAULT_TEMPLATE, negatives, limit, seed, against, base
+        domain, systems, split, read_score(score), template or DEFAULT_TEMPLATE, negatives, limit, seed, against, base
     )
 
     @contextmanager
-    def bar(system: System) -> Iterator[Callable[[int, int], None]]:
-        unit = "epochs" if system.baseline == "sasrec" else "users"
-        with progress(f"ranking with {system.label}", unit=unit) as shown:
+    def bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        with progress(label, unit=unit) as shown:
             yield shown.update
 
     with app.registry() as registry:
-        results, other = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
+        found = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
+    results, other, chosen = found.results, found.other, found.chosen
     warn_of_unkept(results)
+    if chosen is not None and chosen.unkept is not None:
+        warn(f"the figures of the choice were not kept, and would be measured again: {chosen.unkept}")
     rows = [result.to_json() for result in results]
     for document, result in zip(rows, results, strict=True):
         apart = None if other is None or result is other else result.minus(other)
         document["against"] = apart and {name: asdict(interval) for name, interval in apart.items()}
-    document = {"task": rows[0]["task"], "against": other and other.label, "systems": rows}
-    answer(as_json, document, lambda: show_evaluations(results, other))
+    document = {
+        "task": rows[0]["task"],
+        "score": chosen and str(chosen.score),
+        "score_reason": chosen and chosen.reason,
+        "score_losses": dict(chosen.losses) if chosen else {},
+        "against": other and other.label,
+        "systems": rows,
+    }
+    answer(as_json, document, lambda: show_comparison(found))
 
 
 def warn_of_unkept(results: Sequence[Evaluation]) -> None:
@@ -97,8 +111,13 @@ def warn_of_unkept(results: Sequence[Evaluation]) -> None:
             warn(f"the result of {result.label} was not kept, and would be measured again: {result.unkept}")
 
 
-def show_evaluations(results: Sequence[Evaluation], other: Evaluation | None = None) -> None:
-    """Systems down, metrics across, each with its interval; then what sets them apart from the `other`."""
+def show_comparison(found: Comparison) -> None:
+    """The score; systems down, metrics across, each with its interval; then what sets them apart from the `other`."""
+    results, other, chosen = found.results, found.other, found.chosen
+    if chosen is not None:
+        click.echo(f"models ranked by {chosen.score} ({chosen.reason})")
+        if chosen.losses:
+            click.echo("log-loss: " + ", ".join(f"{name} {loss:.3f}" for name, loss in chosen.losses.items()))
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     rows = []
     for result in results:

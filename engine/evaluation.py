@@ -6,35 +6,33 @@ Results are kept beside the registry under a digest of everything they depend on
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from ..registry import Registry
-from ..registry.artifacts.allowlist import published_files
-from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.digests import digest_of_json
-from ..registry.errors import InvalidArtifactError, InvalidReferenceError, NotFoundError, UsageError
+from ..registry.errors import InvalidArtifactError, UsageError
 from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (
     DEFAULT_TEMPLATE,
+    SCORES,
     DomainData,
     GeneratedRanking,
     Interval,
     Question,
     Ranking,
-    SasRecOptions,
     Score,
     Split,
     TaskSpec,
+    Template,
     load_template,
+    mean_interval,
     paired_difference,
     questions,
     rank_by_generation,
@@ -43,42 +41,40 @@ from ..tasks import (
     rank_by_tfidf,
     rank_candidates,
     read_domain,
+    score_parts,
     summarise,
 )
 from .adapting.mixture import Mixture
 from .errors import EvaluationError
-from .merging.plan import Part
-from .merging.standalone import folder_digest
 from .models import compute_dtype, load_model
+from .score_choice import (
+    CHOICE_QUESTIONS,
+    RequestedScore,
+    ScoreChoice,
+    best_score,
+    common_score,
+    log_losses,
+    losses_by_score,
+)
+from .systems import BaselineName, System, find_system
 
-Mode = Literal["likelihood", "pmi", "generate"]
-BaselineName = Literal["popularity", "tfidf", "sasrec"]
-BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
-RANKING_VERSION = 2  # part of every kept result's name: raised when equal questions would be ranked otherwise
+RANKING_VERSION = (
+    3  # part of every kept result's name: raised when equal questions would be ranked, or their losses kept, otherwise
+)
 COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
 
 
 @dataclass(frozen=True)
-class System:
-    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline.
-
-    `digest` names its exact weights, or what a baseline is made with.
-    """
-
-    label: str
-    digest: str
-    checkpoint: Path | None = None
-    adapter: Part | None = None
-    baseline: BaselineName | None = None
-
-
-@dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a task; baselines also need the data that they are about."""
+    """The questions of a task; baselines, and the score `constrained`, also need the data that they are about."""
 
     task: TaskSpec
     questions: Sequence[Question]
     data: DomainData | None = None
+
+    @property
+    def catalogue(self) -> list[str]:
+        return [self.data.items[item_id].title for item_id in self.data.titled] if self.data else []
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,33 @@ class ListFacts:
 
 
 @dataclass(frozen=True)
+class LogLosses:
+    """Per question −log q of the right candidate in nats, q = softmax(scores / `temperature`), which is fitted to these questions."""
+
+    temperature: float
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> Interval:
+        return mean_interval(self.losses)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation finds; the fields are those of Evaluation."""
+
+    ranks: tuple[int | None, ...]
+    lists: ListFacts | None = None
+    log_losses: LogLosses | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A system's ranks of the true next item (0 is best), one per question, and what they come to.
 
-    A rank is None where a generated list does not name the item; `lists` is what these lists were like. `unkept` says why the
-    result could not be kept for later, which is nothing to the figures.
+    `mode` is the score in its text form, `generate`, or a baseline's name. A rank is None where a generated list does not name
+    the item; `lists` is what these lists were like. `log_losses` is None for them, and where a score is not finite. `unkept` says
+    why the result could not be kept for later, which is nothing to the figures.
     """
 
     label: str
@@ -105,6 +123,7 @@ class Evaluation:
     dtype: str
     ranks: tuple[int | None, ...]
     lists: ListFacts | None = None
+    log_losses: LogLosses | None = None
     unkept: str | None = field(default=None, compare=False)
 
     @property
@@ -125,6 +144,7 @@ class Evaluation:
             "dtype": self.dtype,
             "metrics": {name: asdict(interval) for name, interval in self.metrics.items()},
             "lists": asdict(self.lists) if self.lists else None,
+            "log-loss": asdict(self.log_losses.mean) | asdict(self.log_losses) if self.log_losses else None,
             "ranks": list(self.ranks),
         }
 
@@ -133,14 +153,15 @@ class Evaluation:
 class DomainEvaluation:
     """An evaluation of systems on a registered domain; `systems` are named as `find_system` reads them.
 
-    `negatives` counts the candidates besides the target, `limit` the users of a random sample; `seed` is of both. `against` is the
-    system that the others are compared with.
+    `score` is what all models are ranked by: a Score; `auto`, the best on validation questions that are not measured; `generate`,
+    the lists that they write; or None, what a build was tuned with, else pmi. `negatives` counts the candidates besides the
+    target, `limit` the users of a random sample; `seed` is of both. `against` is the system that the others are compared with.
     """
 
     domain: str
     systems: Sequence[str]
     split: Split = "test"
-    mode: Mode = "likelihood"
+    score: RequestedScore | None = None
     template: str = DEFAULT_TEMPLATE
     negatives: int = 9
     limit: int | None = None
@@ -159,7 +180,20 @@ class DomainEvaluation:
         return place
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The evaluation of each system in order, the one that the others are compared with, and how the models were scored.
+
+    `chosen` is None where no model was scored: for baselines alone, and for lists.
+    """
+
+    results: tuple[Evaluation, ...]
+    other: Evaluation | None
+    chosen: ScoreChoice | None
+
+
 Bar = Callable[[int, int], None]
+Bars = Callable[[str, str], AbstractContextManager[Bar]]
 
 
 def evaluate_domain(
@@ -167,12 +201,12 @@ def evaluate_domain(
     wanted: DomainEvaluation,
     *,
     device: str,
-    bar: Callable[[System], AbstractContextManager[Bar]] = lambda system: nullcontext(lambda done, total: None),
-) -> tuple[list[Evaluation], Evaluation | None]:
-    """The evaluation of each system in order, and the one that the others are compared with, if any.
+    bar: Bars = lambda label, unit: nullcontext(lambda done, total: None),
+) -> Comparison:
+    """Evaluate every system on the same questions.
 
-    `bar` is entered for each system and gives what receives its progress. Raises NotFoundError, UsageError, EvaluationError and
-    DataError.
+    `bar` is entered with (what is done, in which unit) and gives what receives the progress. Raises NotFoundError, UsageError,
+    EvaluationError, TaskError and DataError.
     """
     row = registry.domains.get(wanted.domain)
     if row.data is None:
@@ -182,7 +216,7 @@ def evaluate_domain(
     found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = wanted.place_of(found)
     template = load_template(wanted.template)
-    if wanted.mode == "generate" and not template.lists_candidates:
+    if wanted.score == "generate" and not template.lists_candidates:
         raise UsageError(
             f"template {template.name!r} does not show the candidates, so no answer could name them",
             hint="--template top-five, or another with {candidates}",
@@ -191,91 +225,108 @@ def evaluate_domain(
     task, asked = questions(
         data, wanted.split, template, n_negatives=wanted.negatives, seed=wanted.seed, limit=wanted.limit
     )
+    kept_in = registry.settings.own_folder("evaluations")
+    chosen = _chosen(wanted, found, data, template, _Keeping(device, kept_in), bar)
     results = []
     for system in found:
-        with bar(system) as progress:
+        with bar(f"ranking with {system.label}", "epochs" if system.baseline == "sasrec" else "users") as progress:
             results.append(
                 evaluate(
                     system,
                     QuestionSet(task, asked, data),
-                    mode=wanted.mode,
+                    score=chosen.score if chosen else "generate",
                     device=device,
-                    kept_in=registry.settings.own_folder("evaluations"),
+                    kept_in=kept_in,
                     progress=progress,
                 )
             )
-    return results, results[place] if place is not None else None
+    return Comparison(tuple(results), results[place] if place is not None else None, chosen)
 
 
-def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:
-    """What `text` names: a baseline, a folder, a base model, an adapter reference, or a build's id, looked up in this order.
+@dataclass(frozen=True)
+class _Keeping:
+    """Where the models run, and where their figures are kept."""
 
-    Raises NotFoundError when it is none of them.
-    """
-    if text in BASELINES:
-        return _baseline(text)
-    if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
-        return _folder(registry, Path(text), base)
-    for lookup in (_base, _reference, _build):
-        try:
-            return lookup(registry, text, base)
-        except (NotFoundError, InvalidReferenceError):
-            continue
-    raise NotFoundError(
-        f"{text!r} names no base model, adapter, build or folder",
-        hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" baselines are {', '.join(BASELINES)}",
+    device: str
+    folder: Path
+
+
+def _chosen(
+    wanted: DomainEvaluation,
+    found: Sequence[System],
+    data: DomainData,
+    template: Template,
+    keeping: _Keeping,
+    bar: Bars,
+) -> ScoreChoice | None:
+    """The score of all models; None where there is none to score."""
+    models = [system for system in found if system.baseline is None]
+    if not models or wanted.score == "generate":
+        return None
+    if isinstance(wanted.score, Score):
+        return ScoreChoice(wanted.score, "as asked for")
+    if wanted.score is None:
+        return common_score((system.label, system.score) for system in models)
+    asked, skipped = _choice_questions(wanted, data, template)
+    losses, unkept = [], None
+    for system in models:
+        with bar(f"choosing the score with {system.label}", "users") as progress:
+            each, why = _losses(system, asked, skipped, keeping, progress)
+        losses.append(each)
+        unkept = unkept or why
+    return replace(best_score(losses, len(asked.questions)), unkept=unkept)
+
+
+def _choice_questions(wanted: DomainEvaluation, data: DomainData, template: Template) -> tuple[QuestionSet, int]:
+    """Validation questions that are not measured, and how many of the sample were left out for that. Raises UsageError."""
+    skipped = wanted.limit if wanted.split == "validation" else 0
+    count = min(CHOICE_QUESTIONS, wanted.limit or CHOICE_QUESTIONS)
+    if skipped is not None:  # a smaller sample is the head of a larger one
+        task, asked = questions(
+            data, "validation", template, n_negatives=wanted.negatives, seed=wanted.seed, limit=skipped + count
+        )
+        if asked[skipped:]:
+            return QuestionSet(task, asked[skipped:], data), skipped
+    raise UsageError(
+        "the score is chosen on validation questions, and none are left besides those that are measured",
+        hint="name a score, such as --score pmi, or leave some validation users out: a smaller --limit",
     )
 
 
-def _baseline(name: BaselineName) -> System:
-    made_with = asdict(SasRecOptions()) if name == "sasrec" else {}
-    return System(name, digest_of_json([name, made_with]), baseline=name)
-
-
-def _base(registry: Registry, text: str, _: str | None) -> System:
-    base = registry.bases.get(text)
-    return System(text, base.digest, registry.bases.folder(base))
-
-
-def _reference(registry: Registry, text: str, base: str | None) -> System:
-    adapter = registry.adapters.resolve(text, base=base)
-    row = registry.bases.get(adapter.base)
-    part = Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
-    return System(adapter.ref, digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row), part)
-
-
-def _build(registry: Registry, text: str, _: str | None) -> System:
-    build = registry.builds.get(text)
-    if build.digest is None:
-        raise EvaluationError(f"build {build.id} is {build.status} and has no checkpoint")
-    return System(f"build {build.id}", build.digest, registry.store.folder(build.digest))
-
-
-def _folder(registry: Registry, folder: Path, base: str | None) -> System:
-    digest = folder_digest(folder, published_files(folder)[0])
-    if not (folder / "adapter_config.json").exists():
-        inspect_base(folder)
-        return System(str(folder), digest, folder)
-    row = registry.bases.get(base) if base else registry.bases.only()
-    facts = inspect_adapter(folder, registry.bases.facts(row), base_names=(row.name, row.source))
-    return System(
-        str(folder), digest_of_json([row.digest, digest]), registry.bases.folder(row), Part(folder, facts, 1.0)
-    )
+def _losses(
+    system: System, asked: QuestionSet, skipped: int, keeping: _Keeping, progress: Bar
+) -> tuple[dict[str, float], str | None]:
+    """A model's mean log-loss by each score, and why it could not be kept for later, if so."""
+    key = _key(system, asked.task, str(compute_dtype(keeping.device)), f"choice of a score after {skipped}")
+    kept = keeping.folder / "scores" / f"{key}.json"
+    try:
+        content = read_object(kept, limit=OWN_LIMIT)
+        return {str(score): float(content[str(score)]) for score in SCORES}, None
+    except (InvalidArtifactError, KeyError, TypeError, ValueError):
+        pass  # there is none, or a power cut left it unreadable
+    with _loaded(system, keeping.device) as (model, tokenizer):
+        parts = score_parts(
+            model,
+            tokenizer,
+            asked.questions,
+            {score.mode for score in SCORES},
+            catalogue=asked.catalogue,
+            progress=lambda done: progress(done, len(asked.questions)),
+        )
+    losses = losses_by_score(parts, asked.questions)
+    return losses, _keep(kept, losses)
 
 
 def evaluate(
     system: System,
     asked: QuestionSet,
     *,
-    mode: Mode = "likelihood",
+    score: Score | Literal["generate"] = Score(),  # noqa: B008  immutable
     device: str,
     kept_in: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Rank every question's candidates: by likelihood, by what the history adds to it (`pmi`), or as the model lists them.
-
-    Baselines rank by scores of their own, from the data.
+    """Rank every question's candidates: by a score, or as the model lists them. Baselines rank by scores of their own, from the data.
 
     With `kept_in`, an equal evaluation found there is returned; where it cannot be written, `unkept` says why. `progress` receives
     (questions done, questions), by SASRec (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
@@ -283,37 +334,44 @@ def evaluate(
     task = asked.task
     if not asked.questions:
         raise EvaluationError(f"the {task.split} split has no questions", hint="another --split, or more data")
-    how = system.baseline or mode
+    how = system.baseline or str(score)
     dtype = "float32" if system.baseline else str(compute_dtype(device)).removeprefix("torch.")
-    key = digest_of_json(
-        {
-            "system": system.digest,
-            "task": task.digest,
-            "dtype": dtype,
-            "mode": how,
-            "version": [version("reccocktail"), RANKING_VERSION],
-        }
-    )
-    kept = kept_in / f"{key.removeprefix('sha256:')[:32]}.json" if kept_in else None
-    made = partial(Evaluation, system.label, system.digest, task, how, dtype)
+    kept = kept_in / f"{_key(system, task, dtype, how)}.json" if kept_in else None
+
+    def made(found: Measured) -> Evaluation:
+        return Evaluation(system.label, system.digest, task, how, dtype, found.ranks, found.lists, found.log_losses)
+
     if kept is not None and (seen := _kept(kept)) is not None:
-        return made(*seen)
+        return made(seen)
     if system.baseline is not None:
-        found = made(_baseline_ranks(system.baseline, asked, device, progress))
+        found = made(_baseline_measured(system.baseline, asked, device, progress))
     else:
-        found = made(*_model_ranks(system, asked.questions, mode, device, progress))
-    if kept is None:
-        return found
+        found = made(_model_measured(system, asked, score, device, progress))
+    return found if kept is None else replace(found, unkept=_keep(kept, found.to_json()))
+
+
+def _key(system: System, task: TaskSpec, dtype: str, how: str) -> str:
+    """The name of a kept result, from everything that decides it."""
+    content = {
+        "system": system.digest,
+        "task": task.digest,
+        "dtype": dtype,
+        "mode": how,
+        "version": [version("reccocktail"), RANKING_VERSION],
+    }
+    return digest_of_json(content).removeprefix("sha256:")[:32]
+
+
+def _keep(path: Path, content: Mapping[str, object]) -> str | None:
+    """Write a result; where that cannot be done, why."""
     try:
-        write_whole(kept, json.dumps(found.to_json()) + "\n")
+        write_whole(path, json.dumps(content) + "\n")
     except OSError as error:
-        return replace(found, unkept=f"{kept.parent}: {error.strerror}" + (f"; {NO_ROOM}" if lacks_room(error) else ""))
-    return found
+        return f"{path.parent}: {error.strerror}" + (f"; {NO_ROOM}" if lacks_room(error) else "")
+    return None
 
 
-def _baseline_ranks(
-    name: BaselineName, asked: QuestionSet, device: str, progress: Callable[[int, int], None]
-) -> tuple[int, ...]:
+def _baseline_measured(name: BaselineName, asked: QuestionSet, device: str, progress: Bar) -> Measured:
     task, questions, data = asked.task, asked.questions, asked.data
     if data is None or data.digest != task.data_digest:
         raise EvaluationError(f"{name} needs the data that the questions are about")
@@ -324,26 +382,37 @@ def _baseline_ranks(
         by_counting = name == "popularity"
         rankings = rank_by_popularity(data, questions, task.split) if by_counting else rank_by_tfidf(data, questions)
         progress(len(questions), len(questions))
-    return tuple(ranking.rank for ranking in rankings)
+    return _measured(rankings, questions)
 
 
-def _model_ranks(
-    system: System, questions: Sequence[Question], mode: Mode, device: str, progress: Callable[[int, int], None]
-) -> tuple[tuple[int | None, ...], ListFacts | None]:
+def _model_measured(
+    system: System, asked: QuestionSet, score: Score | Literal["generate"], device: str, progress: Bar
+) -> Measured:
+    def step(done: int) -> None:
+        progress(done, len(asked.questions))
+
+    with _loaded(system, device) as (model, tokenizer):
+        if isinstance(score, Score):
+            ranked = rank_candidates(model, tokenizer, asked.questions, score, catalogue=asked.catalogue, progress=step)
+            return _measured(ranked, asked.questions)
+        namings = rank_by_generation(model, tokenizer, asked.questions, progress=step)
+    return Measured(tuple(naming.rank for naming in namings), _list_facts(namings))
+
+
+def _measured(rankings: Sequence[Ranking], questions: Sequence[Question]) -> Measured:
+    fitted = log_losses([ranking.scores for ranking in rankings], questions)
+    return Measured(tuple(ranking.rank for ranking in rankings), log_losses=LogLosses(*fitted) if fitted else None)
+
+
+@contextmanager
+def _loaded(system: System, device: str) -> Iterator[tuple[Any, Any]]:
+    """A system's model, with its adapter on it, and the tokenizer."""
     assert system.checkpoint is not None
     model, tokenizer = load_model(system.checkpoint, device)
-
-    def step(done: int) -> None:
-        progress(done, len(questions))
-
     with ExitStack() as stack:
         if system.adapter is not None:
             stack.enter_context(Mixture(model, [system.adapter], "linear"))
-        if mode != "generate":
-            ranked = rank_candidates(model, tokenizer, questions, Score(mode), progress=step)
-            return tuple(r.rank for r in ranked), None
-        namings = rank_by_generation(model, tokenizer, questions, progress=step)
-    return tuple(naming.rank for naming in namings), _list_facts(namings)
+        yield model, tokenizer
 
 
 def _list_facts(namings: Sequence[GeneratedRanking]) -> ListFacts:
@@ -354,10 +423,15 @@ def _list_facts(namings: Sequence[GeneratedRanking]) -> ListFacts:
     )
 
 
-def _kept(path: Path) -> tuple[tuple[int | None, ...], ListFacts | None] | None:
+def _kept(path: Path) -> Measured | None:
     """What an earlier evaluation found; None without one, and for a file that a power cut left unreadable."""
     try:
         content = read_object(path, limit=OWN_LIMIT)
-        return tuple(content["ranks"]), ListFacts(**content["lists"]) if content["lists"] else None
+        lists, fitted = content["lists"], content["log-loss"]
+        return Measured(
+            tuple(content["ranks"]),
+            ListFacts(**lists) if lists else None,
+            LogLosses(fitted["temperature"], tuple(fitted["losses"])) if fitted else None,
+        )
     except (InvalidArtifactError, KeyError, TypeError):
         return None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
     from .generation import GeneratedRanking, answer_ends, rank_by_generation, read_answer
-    from .metrics import Interval, auc, hit_rate, mrr, ndcg, paired_difference, summarise
+    from .metrics import Interval, auc, hit_rate, mean_interval, mrr, ndcg, paired_difference, summarise
     from .popularity import rank_by_popularity
     from .prompts import (
         DEFAULT_TEMPLATE,
@@ -74,6 +74,7 @@ __all__ = [
     "hit_rate",
     "k_core",
     "load_template",
+    "mean_interval",
     "mrr",
     "ndcg",
     "paired_difference",
@@ -102,7 +103,7 @@ _HOMES = {
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
-    "metrics": ("Interval", "auc", "hit_rate", "mrr", "ndcg", "paired_difference", "summarise"),
+    "metrics": ("Interval", "auc", "hit_rate", "mean_interval", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("rank_by_popularity",),
     "tfidf": ("rank_by_tfidf",),
     "title_trie": ("TitleTrie",),

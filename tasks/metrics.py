@@ -16,6 +16,7 @@ from .errors import TaskError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+MOST_COUNTS = 8_000_000  # of values drawn at a time: 64 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,13 @@ def paired_difference(
     return _bootstrap(per_question(ranks_a, metric, candidates) - per_question(ranks_b, metric, candidates), seed)
 
 
+def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """The mean of one value per question, such as a loss. Raises TaskError without values."""
+    if not len(values):
+        raise TaskError("there are no values to summarise", hint="the split may be empty")
+    return _bootstrap(np.asarray(values, dtype=np.float64), seed)
+
+
 def per_question(ranks: Sequence[int | None], metric: str, candidates: int | None = None) -> NDArray[np.float64]:
     """The metric of every single question, in their order. An unranked target counts as infinitely far down."""
     if not len(ranks):
@@ -99,6 +107,8 @@ def _bootstrap(values: NDArray[np.float64], seed: int) -> Interval:
     """Resampling questions is drawing how often each distinct value comes up, so memory does not grow with questions."""
     distinct, counts = np.unique(values, return_counts=True)
     n = len(values)
-    means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ distinct / n
+    rng, some = np.random.default_rng(seed), max(1, MOST_COUNTS // len(distinct))
+    sizes = [min(some, RESAMPLES - begun) for begun in range(0, RESAMPLES, some)]
+    means = np.concatenate([rng.multinomial(n, counts / n, size=size) @ distinct / n for size in sizes])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values.mean()), float(low), float(high), n)

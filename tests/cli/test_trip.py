@@ -222,6 +222,20 @@ def test_baselines_stand_beside_models_and_are_compared_in_pairs(built: Any) -> 
     assert "--against spirit is none of the systems" in built(*words, "--against", "spirit", code=2).err
 
 
+def test_models_are_ranked_by_the_score_that_is_named_and_the_answer_says_which(built: Any) -> None:
+    words = ("evaluate", "tfidf", "tiny", "--domain", "skin-care", "--limit", "2")
+    document = built(*words, "--json").json
+    assert (document["score"], [row["mode"] for row in document["systems"]]) == ("pmi", ["tfidf", "pmi"])
+    assert all(row["log-loss"]["mean"] >= 0 for row in document["systems"])
+    assert built(*words, "--mode", "pmi", "--json").json["systems"] == document["systems"], "the old name of the option"
+    assert "pmi:0.5" in built(*words, "--score", "pmi:0.5").out
+    chosen = built(*words, "--score", "auto", "--json").json
+    assert chosen["score"] == min(chosen["score_losses"], key=chosen["score_losses"].__getitem__)
+    assert "pmi:0.5" in built(*words, "--score", "auto").out, "every score's loss is shown"
+    for wrong in ("best", "pmi:x", "likelihood:2"):
+        assert built(*words, "--score", wrong, "--json", code=2).json["error"]["code"] == "usage"
+
+
 def test_models_are_measured_by_the_lists_that_they_name(built: Any) -> None:
     words = ("evaluate", "tiny", "--domain", "skin-care", "--limit", "3", "--mode", "generate")
     (row,) = built(*words, "--template", "top-five", "--json").json["systems"]

@@ -45,7 +45,7 @@ def build(stocked):
 
 
 def ranks_of(model, tokenizer, questions) -> tuple[int, ...]:
-    return tuple(ranking.rank for ranking in rank_candidates(model.eval(), tokenizer, questions, Score("likelihood")))
+    return tuple(ranking.rank for ranking in rank_candidates(model.eval(), tokenizer, questions))
 
 
 # --- finding --------------------------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def test_a_baseline_needs_the_data_of_the_questions(stocked, exam):
 def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(stocked, shop, base, tokenizer, tmp_path):
     task, asked = questions(shop, "test", load_template("top-five"), limit=6)
     system = find_system(stocked, "tiny")
-    likely = evaluate(system, QuestionSet(task, asked), device="cpu", kept_in=tmp_path)
-    found = evaluate(system, QuestionSet(task, asked), mode="generate", device="cpu", kept_in=tmp_path)
+    likely = evaluate(system, QuestionSet(task, asked), score=Score("likelihood"), device="cpu", kept_in=tmp_path)
+    found = evaluate(system, QuestionSet(task, asked), score="generate", device="cpu", kept_in=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     said = rank_by_generation(model, tokenizer, asked)
     assert found.ranks == tuple(naming.rank for naming in said)
@@ -211,7 +211,7 @@ def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(st
     assert (found.mode, likely.mode, likely.lists) == ("generate", "likelihood", None)
     assert "AUC" in likely.metrics
     assert "AUC" not in found.metrics
-    assert evaluate(system, QuestionSet(task, asked), mode="generate", device="cpu", kept_in=tmp_path) == found
+    assert evaluate(system, QuestionSet(task, asked), score="generate", device="cpu", kept_in=tmp_path) == found
     assert found.minus(likely)["HR@1"] == paired_difference(found.ranks, likely.ranks, "HR@1")
 
 

@@ -1,0 +1,95 @@
+"""What can recommend and be compared: a base model, an adapter on its base, a build, any checkpoint or adapter folder, or a baseline."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..registry import Registry
+from ..registry.artifacts.allowlist import published_files
+from ..registry.artifacts.inspect import inspect_adapter, inspect_base
+from ..registry.digests import digest_of_json
+from ..registry.errors import InvalidReferenceError, NotFoundError
+from ..tasks import SasRecOptions, Score
+from .errors import EvaluationError
+from .merging.plan import Part
+from .merging.standalone import folder_digest
+from .score_choice import score_of_report
+
+BaselineName = Literal["popularity", "tfidf", "sasrec"]
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline.
+
+    `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with.
+    """
+
+    label: str
+    digest: str
+    checkpoint: Path | None = None
+    adapter: Part | None = None
+    baseline: BaselineName | None = None
+    score: Score | None = None
+
+
+def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:
+    """What `text` names: a baseline, a folder, a base model, an adapter reference, or a build's id, looked up in this order.
+
+    Raises NotFoundError when it is none of them.
+    """
+    if text in BASELINES:
+        return _baseline(text)
+    if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
+        return _folder(registry, Path(text), base)
+    for lookup in (_base, _reference, _build):
+        try:
+            return lookup(registry, text, base)
+        except (NotFoundError, InvalidReferenceError):
+            continue
+    raise NotFoundError(
+        f"{text!r} names no base model, adapter, build or folder",
+        hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
+        f" baselines are {', '.join(BASELINES)}",
+    )
+
+
+def _baseline(name: BaselineName) -> System:
+    made_with = asdict(SasRecOptions()) if name == "sasrec" else {}
+    return System(name, digest_of_json([name, made_with]), baseline=name)
+
+
+def _base(registry: Registry, text: str, _: str | None) -> System:
+    base = registry.bases.get(text)
+    return System(text, base.digest, registry.bases.folder(base))
+
+
+def _reference(registry: Registry, text: str, base: str | None) -> System:
+    adapter = registry.adapters.resolve(text, base=base)
+    row = registry.bases.get(adapter.base)
+    part = Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
+    return System(adapter.ref, digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row), part)
+
+
+def _build(registry: Registry, text: str, _: str | None) -> System:
+    build = registry.builds.get(text)
+    if build.digest is None:
+        raise EvaluationError(f"build {build.id} is {build.status} and has no checkpoint")
+    folder = registry.store.folder(build.digest)
+    return System(f"build {build.id}", build.digest, folder, score=score_of_report(build.report))
+
+
+def _folder(registry: Registry, folder: Path, base: str | None) -> System:
+    digest = folder_digest(folder, published_files(folder)[0])
+    if not (folder / "adapter_config.json").exists():
+        inspect_base(folder)
+        return System(str(folder), digest, folder)
+    row = registry.bases.get(base) if base else registry.bases.only()
+    facts = inspect_adapter(folder, registry.bases.facts(row), base_names=(row.name, row.source))
+    return System(
+        str(folder), digest_of_json([row.digest, digest]), registry.bases.folder(row), Part(folder, facts, 1.0)
+    )
