@@ -18,6 +18,7 @@ from .errors import TaskError
 from .prompts import ANSWER_MARK, Question
 from .title_trie import TitleTrie, Tokens
 
+TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
 PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
 
 
@@ -80,7 +81,8 @@ def read_titles(
 def title_trie(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], end: str) -> TitleTrie:
     """The trie of these titles' tokens, each with those that close it. Titles are taken as they are shown (`shown_titles`)."""
     texts = [title + end for title in dict.fromkeys(titles)]
-    return TitleTrie(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    some = (texts[start : start + TITLES_AT_ONCE] for start in range(0, len(texts), TITLES_AT_ONCE))
+    return TitleTrie(ids for each in some for ids in tokenizer(each, add_special_tokens=False)["input_ids"])
 
 
 def _continuations(trie: TitleTrie, answers: Sequence[Sequence[int]]) -> Sequence[list[Tokens]]:
