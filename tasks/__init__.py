@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .catalogue import Catalogue, ListedItems, read_listed
+    from .catalogue import Catalogue, ListedItems, list_items, read_listed, title_key
     from .data import DataFacts, DomainData, History, Item, describe, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from .popularity import rank_by_popularity
     from .prompts import (
         DEFAULT_TEMPLATE,
+        OpenQuestion,
         Question,
         TaskSpec,
         Template,
         fit,
         load_template,
+        open_question,
         question,
         questions,
         read_questions,
@@ -50,6 +52,7 @@ __all__ = [
     "Interval",
     "Item",
     "ListedItems",
+    "OpenQuestion",
     "Question",
     "Ranking",
     "Retriever",
@@ -73,10 +76,12 @@ __all__ = [
     "generate",
     "hit_rate",
     "k_core",
+    "list_items",
     "load_template",
     "mean_interval",
     "mrr",
     "ndcg",
+    "open_question",
     "paired_difference",
     "question",
     "questions",
@@ -93,12 +98,13 @@ __all__ = [
     "score_parts",
     "shown_titles",
     "summarise",
+    "title_key",
     "write_domain",
     "write_questions",
 ]
 
 _HOMES = {
-    "catalogue": ("Catalogue", "ListedItems", "read_listed"),
+    "catalogue": ("Catalogue", "ListedItems", "list_items", "read_listed", "title_key"),
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
@@ -109,11 +115,13 @@ _HOMES = {
     "title_trie": ("TitleTrie",),
     "prompts": (
         "DEFAULT_TEMPLATE",
+        "OpenQuestion",
         "Question",
         "TaskSpec",
         "Template",
         "fit",
         "load_template",
+        "open_question",
         "question",
         "questions",
         "read_questions",

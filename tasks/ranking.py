@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import ANSWER_MARK, Question
+from .prompts import ANSWER_MARK, OpenQuestion, Question
 from .title_trie import TitleTrie, Tokens
 
 TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
@@ -34,7 +34,7 @@ class Ranking:
         """Equal scores count against the target. Raises TaskError if a score is NaN."""
         if any(map(math.isnan, scores)):
             raise TaskError(
-                f"the model's answer to user {question.example.user_id!r} is not a number",
+                f"the model's answer to {question.asker} is not a number",
                 hint="its weights may be broken, or the dtype too narrow",
             )
         target = scores[question.target_index]
@@ -53,7 +53,7 @@ class TitleFigures:
 def read_titles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: Question,
+    question: OpenQuestion,
     titles: Sequence[str],
     batch_tokens: int,
     trie: TitleTrie | None = None,
@@ -71,7 +71,7 @@ def read_titles(
     totals = _scores(model, prompt, answers, batch_tokens, packs=_packs(model))
     if any(math.isnan(figure) for total in totals for figure in total):
         raise TaskError(
-            f"the model's answer to user {question.example.user_id!r} is not a number",
+            f"the model's answer to {question.asker} is not a number",
             hint="its weights may be broken, or the dtype too narrow",
         )
     likelihood, constrained = zip(*totals, strict=True)
@@ -108,7 +108,7 @@ class _Answer:
         return len(self.ids)
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> str:
     """The conversation up to where the assistant begins to answer, with all special tokens that belong there."""
     return str(tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False))
 
@@ -232,7 +232,7 @@ def _packs(model: PreTrainedModel) -> bool:
     return full and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
-def closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def closing(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> str:
     """What stands behind the first title of an answer."""
     if question.template.answers > 1:
         return question.template.separator.rstrip() or question.template.separator
