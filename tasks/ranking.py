@@ -68,7 +68,7 @@ def read_titles(
     ids = [token_ids(tokenizer, title + end) for title in titles]
     allowed = [None] * len(ids) if trie is None else _continuations(trie, ids)
     answers = [_Answer(torch.tensor(each), tokens) for each, tokens in zip(ids, allowed, strict=True)]
-    totals = _scores(model, prompt, answers, batch_tokens, packs=_packs(model))
+    totals = _scores(model, prompt, answers, batch_tokens, packs=packs_answers(model))
     if any(math.isnan(figure) for total in totals for figure in total):
         raise TaskError(
             f"the model's answer to {question.asker} is not a number",
@@ -224,7 +224,7 @@ def _picked(logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[Tokens])
     return logits[owners, columns].float().cpu().double().split(counts)
 
 
-def _packs(model: PreTrainedModel) -> bool:
+def packs_answers(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all that our own mask lets it see."""
     config = model.config.get_text_config()
     layers = getattr(config, "layer_types", None)
