@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from reccocktail.engine.adapting.calibration import Floats, margins, ranks
+from reccocktail.engine.adapting.found import Matrix
 from reccocktail.engine.adapting.guard import compare
-from reccocktail.engine.adapting.ladder import Ladder, Matrix
+from reccocktail.engine.adapting.ladder import Ladder
 from reccocktail.engine.adapting.verdict import best_parent
 from reccocktail.tasks.metrics import per_question
 

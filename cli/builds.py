@@ -14,6 +14,7 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, Us
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, printable, say, short, stages, table, warn
 from .lineage import lineage_lines, trace
+from .searches import outcome_of, show_search
 
 if TYPE_CHECKING:
     from ..engine.building.freshness import Freshness
@@ -70,6 +71,7 @@ def request(
     if keep_best and not wait:
         raise UsageError("--keep-best is for a build that runs here: add --wait")
     from ..engine.building.freshness import freshness_by_domain
+    from ..engine.building.labels import label_note
     from ..engine.building.planning import request as ask
     from ..engine.recipes import load_recipe
 
@@ -93,6 +95,8 @@ def request(
             asked.append(answered.build)
             if not answered.created:
                 say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
+            elif note := label_note(answered.build):
+                warn(f"{name}: {note}")
         if wait:
             alone = len(asked) == 1
             asked = [_carried_out(registry, row, app.device(), alone=alone, keep_best=keep_best) for row in asked]
@@ -132,16 +136,24 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
 
 def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
     rows = [
-        [b.id, b.domain, b.status, _means(b.coefficients), short(b.digest), (b.error or {}).get("message")]
+        [
+            b.id,
+            b.domain,
+            b.status,
+            outcome_of(b.report),
+            _means(b.coefficients),
+            short(b.digest),
+            (b.error or {}).get("message"),
+        ]
         for b in builds
     ]
 
     def show_rows() -> None:
         table(
-            ["id", "domain", "status", "coefficients", "digest", "error"],
+            ["id", "domain", "status", "outcome", "coefficients", "digest", "error"],
             rows,
             empty=empty,
-            spare=("digest", "coefficients"),
+            spare=("digest", "coefficients", "outcome"),
         )
         if limit:
             page([b.id for b in builds], limit)
@@ -238,7 +250,7 @@ def _show_one(row: Build, lineage: dict[str, Any]) -> None:
         tag = f", tag {published['tag']}" if published["tag"] else ""
         click.echo(printable(f"published: {published['repo']} at {published['revision']}{tag}"))
     if "adaptation" in report:
-        _show_adaptation(report["adaptation"])
+        show_search(report["adaptation"])
         for warning in report.get("warnings", ()):
             click.echo(printable(f"warning: {warning}"))
     if "merge" in report:
@@ -251,40 +263,6 @@ def _means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
     from ..engine.coefficients import mean
 
     return None if coefficients is None else {role: round(mean(value), 4) for role, value in coefficients.items()}
-
-
-def _show_adaptation(found: dict[str, Any]) -> None:
-    """The search as bars of entropy: every point of a line, or every step of the descent that was chosen."""
-    if "runs" not in found:  # of a build that was made before there was more than a line
-        roles, points = ("spirit", "ingredient"), found["curve"]
-        seen = [([1 - p["ingredient"], p["ingredient"]], p["entropy"], None) for p in points]
-    elif found["search"] == "none":
-        return
-    else:
-        roles, run = found["roles"], found["runs"][found["chosen"]]
-        seen = [(point["means"], point["entropy"], point["ndcg"]) for point in run["points"]]
-        rates = [f"{each['learning_rate']:g}" for each in found["runs"] if each["learning_rate"] is not None]
-        if rates:
-            click.echo(
-                f"\ndescent at learning rate {run['learning_rate']:g} of {', '.join(rates)};"
-                f" λ per {found['granularity']} ({found['groups']}), {found['constraint']}; {run['stopped']}"
-            )
-    click.echo(
-        f"\nentropy of the first {found['tokens']} answer tokens over {found.get('judged', found['prompts'])} prompts, in nats:"
-    )
-    most = max(entropy for _, entropy, _ in seen if entropy is not None) or 1.0
-    for means, entropy, ndcg in seen:
-        if entropy is None:
-            continue
-        bar = "█" * max(1, round(30 * entropy / most))
-        judged = "" if ndcg is None else f"  NDCG@3 {ndcg:.3f}"
-        mix = "  ".join(f"{role} {value:4.2f}" for role, value in zip(roles, means, strict=True))
-        mark = "  ← chosen" if entropy == found["entropy"] else ""
-        click.echo(printable(f"  {mix}  {entropy:.4f}  {bar}{judged}{mark}"))
-    for end in found.get("ends", ()):
-        judged = "" if end["ndcg"] is None else f", NDCG@3 {end['ndcg']:.3f}"
-        entropy = "no number" if end["entropy"] is None else f"{end['entropy']:.4f}"
-        click.echo(printable(f"  {end['role']} alone: {entropy}{judged}"))
 
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
@@ -428,6 +406,7 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
             "spirit": state.spirit,
             "ingredient": state.ingredient,
             "build": state.build.id if state.build else None,
+            "outcome": ((state.build.report or {}).get("outcome") if state.build else None),
             "state": state.state,
             "reasons": list(state.reasons),
             "why": state.why,
@@ -450,6 +429,12 @@ def status(app: App, domain: str | None, as_json: bool) -> None:
         for entry in document:
             if entry["reasons"]:
                 click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
+            if entry["outcome"] == "parent":
+                click.echo(
+                    printable(
+                        f"{entry['domain']}: build {entry['build']} is one adapter alone, for no mix was shown to be as good"
+                    )
+                )
             if entry["trial"]:
                 click.echo(
                     printable(

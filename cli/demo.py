@@ -46,7 +46,7 @@ QUICK = _Sizes(
     spirit=SPIRIT | {"examples": 6},
     ingredient=INGREDIENT | {"epochs": 1, "examples": 8},
     questions=8,
-    search={"points": 3, "prompts": 4, "tokens": 2},
+    search={"labels": 20},
 )
 """Enough to go through every step; its figures say nothing."""
 

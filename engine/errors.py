@@ -36,6 +36,12 @@ class AdaptationError(RecCocktailError):
     code = "adaptation"
 
 
+class GuardError(AdaptationError):
+    """A mix may be worse than an adapter alone, and the recipe says that such a build fails."""
+
+    code = "guard"
+
+
 class EvaluationError(RecCocktailError):
     """Something named for evaluation cannot be loaded or ranked with."""
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     FiniteFloat,
@@ -24,48 +22,18 @@ from pydantic import (
     model_validator,
 )
 
-from ..registry.catalog.references import SPIRIT, Reference, did_you_mean
+from ..registry.catalog.references import did_you_mean
 from ..registry.digests import digest_of_json
-from ..registry.errors import InvalidReferenceError
 from ..registry.strict_json import LIMIT, WRITTEN_LIMIT, parse_written, regular_bytes, shown
-from ..tasks import DEFAULT_TEMPLATE
-from .coefficients import Granularity, Weight, mean
+from .adaptive import MOST_ADAPTERS, OWN_ROLES, Adaptive, Strict, expect_reference
+from .coefficients import Weight, mean
 from .errors import RecipeError
 from .methods import METHODS
-
-if TYPE_CHECKING:
-    from ..tasks import Template
 
 Role = str
 """`spirit`, `ingredient`, or the reference of another domain's ingredient, which is called a neighbour."""
 DType = Literal["bfloat16", "float16", "float32"]
-OWN_ROLES: tuple[Role, ...] = ("spirit", "ingredient")
-MOST_ADAPTERS = 8
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
-RATES = {
-    "softmax": (0.5, 1.0, 2.0),
-    "sigmoid": (0.5, 1.0, 2.0),
-    "simplex": (0.02, 0.05, 0.1),
-    "free": (0.02, 0.05, 0.1),
-}
-_RATES_SAID = "; ".join(f"{' '.join(map(str, rates))} for {name}" for name, rates in RATES.items())
-# What recipes could not say at first is left out of them where it is not said, so that they keep their digests.
-_ADDED = (
-    "search",
-    "titles",
-    "longest",
-    "learning_rates",
-    "epochs",
-    "batch",
-    "held_out",
-    "patience",
-    "select",
-    "labels",
-    "neighbours",
-)
-
-_OF_GRADIENT = ("learning_rates", "epochs", "batch", "held_out", "patience")
-
 Layers = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
 Modules = Annotated[dict[str, FiniteFloat], Field(min_length=1)]
 
@@ -81,137 +49,13 @@ Coefficient = Annotated[
 """A number, one number per layer, or one per module by its name."""
 
 
-def _expect_reference(name: str) -> None:
-    """Raises ValueError for what is no ingredient of another domain."""
-    try:
-        found = Reference.parse(name)
-    except InvalidReferenceError as error:
-        raise ValueError(
-            f"{error}; adapters are {', '.join(OWN_ROLES)}, or references of other domains' ingredients"
-        ) from error
-    if found.name == SPIRIT or name in OWN_ROLES:
-        raise ValueError(
-            f"{name}: neighbours are ingredients of other domains; the own adapters are `spirit` and `ingredient`"
-        )
-
-
 def _in_order(coefficients: Mapping[Role, Any]) -> dict[Role, Any]:
     """Spirit and ingredient first, then the neighbours by name."""
     own = [role for role in OWN_ROLES if role in coefficients]
     return {role: coefficients[role] for role in (*own, *sorted(coefficients.keys() - set(own)))}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Adaptive(_Strict):
-    """Find the coefficients by minimising entropy on the domain's own prompts (RecCocktail Eq. 8).
-
-    With one λ for the whole model, two adapters and λ₁ + λ₂ = 1 the objective is a curve: `search: line` evaluates it at `points` evenly
-    spaced values of the second adapter's λ and takes the smallest. `search: gradient` follows the gradient by Adam instead, from 1/K
-    for each of K adapters: several `learning_rates` in turn, `epochs` passes over the prompts in steps of `batch`. A share `held_out`
-    of the prompts takes no part in steps; its entropy chooses between steps and rates, and ends a descent that has not fallen
-    for `patience` steps. Without held-out prompts every descent takes all its steps, and the rates are compared by the others.
-    """
-
-    objective: Literal["entropy"] = "entropy"
-    granularity: Annotated[
-        Granularity, Field(description="one λ per adapter for the model, each layer or each module")
-    ] = "model"
-    constraint: Annotated[
-        Literal["simplex", "softmax", "sigmoid", "free"],
-        Field(
-            description="simplex and softmax: an adapter's λ are not negative and sum to 1; sigmoid: between 0 and 1; free: any"
-        ),
-    ] = "simplex"
-    search: Annotated[Literal["line", "gradient"] | None, Field(description="default: line where possible")] = None
-    adaptation_set: Annotated[
-        Literal["validation", "test_prompts"], Field(description="the split of the prompts; answers are not used")
-    ] = "validation"
-    tokens: Annotated[int, Field(ge=1, le=64, description="first tokens of a title that count")] = 3
-    titles: Annotated[
-        Literal["first", "every"], Field(description="of the first title of an answer, or of every one")
-    ] = "first"
-    longest: Annotated[int, Field(ge=1, le=1024, description="tokens of an answer, where every title counts")] = 160
-    prompts: Annotated[int, Field(ge=1, description="unlabelled prompts of the domain")] = 50
-    points: Annotated[int, Field(ge=3, le=101, description="λ values of the line, end points included")] = 11
-    learning_rates: Annotated[
-        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
-        Field(max_length=32, description=f"of Adam, one descent each; default: {_RATES_SAID}"),
-    ] = ()
-    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the prompts")] = 3
-    batch: Annotated[int, Field(ge=1, description="prompts per step of the optimiser")] = 8
-    held_out: Annotated[
-        float, Field(ge=0, le=0.5, description="share of the prompts that steps and rates are chosen by")
-    ] = 0.2
-    patience: Annotated[int, Field(ge=0, description="steps without lower entropy that end a descent; 0: never")] = 3
-    select: Annotated[
-        Literal["entropy", "validation"],
-        Field(description="choose by entropy, or by NDCG@3 on `labels` validation questions"),
-    ] = "entropy"
-    labels: Annotated[int, Field(ge=0, description="labelled validation questions that every mix is reported on")] = 0
-    neighbours: Annotated[
-        tuple[str, ...], Field(max_length=MOST_ADAPTERS - 2, description="other domains' ingredients, by reference")
-    ] = ()
-    template: Annotated[str, Field(description="prompt template")] = DEFAULT_TEMPLATE
-    negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
-    seed: int = 42
-
-    @field_validator("neighbours")
-    @classmethod
-    def _are_references(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            _expect_reference(name)
-        if len(set(names)) < len(names):
-            raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is named twice")
-        return tuple(sorted(names))  # the order in which deltas are added decides the last bit
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Adaptive:
-        if unused := [name for name in self._unused if getattr(self, name) != type(self).model_fields[name].default]:
-            way = "a gradient search" if self.searching == "line" else "a line search"
-            if unused[0] == "longest":
-                raise ValueError("`longest` is for `titles: every`, where whole answers are decoded")
-            raise ValueError(
-                f"`{unused[0]}` is for {way}; use `search: {'gradient' if self.searching == 'line' else 'line'}`"
-            )
-        if self.search == "line":
-            if self.granularity != "model" or self.constraint not in ("simplex", "softmax"):
-                raise ValueError("`search: line` is for one λ for the whole model that sums to 1; use `gradient`")
-            if self.neighbours:
-                raise ValueError("`search: line` is for two adapters; with neighbours use `gradient`")
-        if self.select == "validation" and not self.labels:
-            raise ValueError("`select: validation` needs `labels`, the number of labelled questions to choose by")
-        return self
-
-    @property
-    def searching(self) -> Literal["line", "gradient"]:
-        if self.search is not None:
-            return self.search
-        simple = self.granularity == "model" and self.constraint in ("simplex", "softmax") and not self.neighbours
-        return "line" if simple else "gradient"
-
-    def expect_lists(self, template: Template) -> None:
-        """Raises RecipeError where every title of an answer is to count, and the template asks for one alone."""
-        if self.titles == "every" and template.answers == 1:
-            raise RecipeError(
-                f"`titles: every` counts the titles of a list, and template {template.name!r} asks for one title",
-                hint="`titles: first`, or a template with `answers` above 1, such as top-five",
-            )
-
-    @property
-    def _unused(self) -> tuple[str, ...]:
-        """Switches that say nothing, given the others."""
-        of_the_other = _OF_GRADIENT if self.searching == "line" else ("points",)
-        return of_the_other if self.titles == "every" else (*of_the_other, "longest")
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        return self.learning_rates or RATES[self.constraint]
-
-
-class Output(_Strict):
+class Output(Strict):
     """What comes out: a full checkpoint in the base's dtype, or one adapter in float32, unless a dtype is named.
 
     `rank` cuts the adapter down to that rank by SVD; without it the adapter is exact.
@@ -228,14 +72,14 @@ class Output(_Strict):
         return self
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A way to combine a base spirit and an ingredient; see DESIGN's recipe file.
 
     `options` are the method's, complete with its defaults: a recipe that spells a default is the same recipe.
     """
 
     method: str = "linear"
-    options: Annotated[dict[str, bool | int | float | str], Field(validate_default=True)] = {}
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict, validate_default=True)
     coefficients: dict[Role, Coefficient] | None = None
     adaptive: Adaptive | None = None
     output: Output = Output()
@@ -270,7 +114,7 @@ class Recipe(_Strict):
                     f"`coefficients` names {len(self.coefficients)} adapters; at most {MOST_ADAPTERS} are mixed"
                 )
             for role in self.coefficients.keys() - set(OWN_ROLES):
-                _expect_reference(role)
+                expect_reference(role)
         return self
 
     @model_validator(mode="after")
@@ -317,14 +161,16 @@ class Recipe(_Strict):
         content = self.model_dump(mode="json", exclude_none=True)
         if not content["options"]:
             del content["options"]  # so that recipes from before there were options keep their digest
-        for name in _ADDED if self.adaptive is not None else ():
-            if getattr(self.adaptive, name) == Adaptive.model_fields[name].default:
-                content["adaptive"].pop(name, None)
+        if self.adaptive is not None:
+            content["adaptive"] = self.adaptive.to_json()
         return content
 
     def complete(self) -> dict:
         """With every switch and its default, for people to begin from."""
-        return self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True)
+        if self.adaptive is not None:
+            content["adaptive"] = self.adaptive.complete()
+        return content
 
     def with_absolute_template(self) -> Recipe:
         """The same recipe, whose prompt template is found from any folder."""
@@ -340,8 +186,8 @@ class Recipe(_Strict):
 
 SHIPPED: dict[str, tuple[str, Recipe]] = {
     "default": (
-        "exact sum of deltas, one λ for the whole model by entropy on the domain's prompts",
-        Recipe(method="linear", adaptive=Adaptive()),
+        "exact sum of deltas, λ by ranking labelled users; ships the best adapter alone where no mix is as good",
+        Recipe(method="linear", adaptive=Adaptive(objective="ranking")),
     ),
     "reccocktail": (
         "RecCocktail's paper: factor-wise mix (Eq. 6-7), one λ for the whole model by entropy (Eq. 8)",

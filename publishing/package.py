@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.building.planning import card_facts, result_folder
-from ..engine.merging.card import CardAdaptation, CardData, CardFacts, CardInput, render_card
+from ..engine.merging.card import CardAdaptation, CardBound, CardData, CardFacts, CardInput, CardVerdict, render_card
 from ..engine.merging.provenance import adapter_statement
 from ..engine.recipes import SHIPPED
 from ..registry import Adapter, Base, Build, Publication, Registry
@@ -118,6 +118,7 @@ def _build_package(registry: Registry, build: Build, folder: Path, options: Publ
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
+        verdict=_verdict(registry, build, folder),
         base_source=_hub_base(registry, base),
         warnings=tuple((build.report or {}).get("warnings", ())),
         tokenizer=((build.report or {}).get("merge") or {}).get("tokenizer"),
@@ -259,15 +260,46 @@ def _adaptation(registry: Registry, build: Build, folder: Path) -> CardAdaptatio
     """How the coefficients were found; the plots of it are put into the folder."""
     report = build.report or {}
     found = report.get("adaptation")
-    if not found or found.get("search", "line") == "none":
+    if not found or found.get("search", "line") == "none" or "outcome" in found:
         return None
-    kept = registry.store.folder(report["artifact"])
-    plots = tuple(sorted(path.name for path in kept.glob("*.png")))
-    for plot in plots:
-        shutil.copyfile(kept / plot, folder / plot)
+    plots = _plots(registry, report["artifact"], folder)
     start = found["start"] if "start" in found else max(point["entropy"] for point in found["curve"])
     data = (build.inputs.get("data") or {}).get("digest")
     return CardAdaptation("entropy", start, found["entropy"], found["prompts"], found["tokens"], plots, data)
+
+
+def _verdict(registry: Registry, build: Build, folder: Path) -> CardVerdict | None:
+    """What a search by ranking shipped, and why; the plots of it are put into the folder."""
+    report = build.report or {}
+    found = report.get("adaptation")
+    if not found or "outcome" not in found:
+        return None
+    compared = found["comparison"] or {}
+    return CardVerdict(
+        found["outcome"],
+        found["win"],
+        found["parent"],
+        found["score"],
+        found["fit"],
+        found["gate"],
+        compared.get("metric"),
+        compared.get("margin"),
+        1 - compared["alpha"] if compared else None,
+        tuple(
+            CardBound(each["parent"], each["mix_mean"], each["parent_mean"], each["difference"], each["low"])
+            for each in compared.get("bounds", ())
+        ),
+        _plots(registry, report["artifact"], folder),
+        (build.inputs.get("data") or {}).get("digest"),
+    )
+
+
+def _plots(registry: Registry, artifact: str, folder: Path) -> tuple[str, ...]:
+    kept = registry.store.folder(artifact)
+    plots = tuple(sorted(path.name for path in kept.glob("*.png")))
+    for plot in plots:
+        shutil.copyfile(kept / plot, folder / plot)
+    return plots
 
 
 def _license(

@@ -16,6 +16,7 @@ from .data import DomainData
 from .errors import TaskError
 
 Split = Literal["train", "validation", "test", "cold"]
+LEAVE_ONE_OUT = "leave-one-out"  # how splits are made, for what is kept with an adapter
 
 
 class Example:
@@ -94,3 +95,8 @@ def sample(examples: Iterable[Example], limit: int, seed: int) -> list[Example]:
         return hashlib.sha256(f"{beginning(example.user_id)}, {example.position}]".encode()).digest()
 
     return nsmallest(limit, examples, key=rank)
+
+
+def user_digest(user_id: str) -> str:
+    """A short name of a user for what is kept with an adapter: 16 hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(b"user\0" + user_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]

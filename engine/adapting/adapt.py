@@ -18,16 +18,16 @@ import torch
 from ...registry.artifacts.facts import BaseFacts
 from ...registry.signals import Stopped
 from ...tasks import Interval, Question, Score, fit, paired_difference, rank_candidates, summarise
-from ..coefficients import Weight
 from ..errors import AdaptationError
 from ..merging.plan import Part
 from ..models import compute_dtype, load_model
 from ..recipes import Adaptive
 from .entropy import TokenSelection
+from .found import FoundCoefficients, column_means
 from .memory import available
 from .mixture import Mixture
 from .objective import BatchTokens, Objective
-from .search import IN_A_CORNER, Matrix, Point, Run, SearchTrace, gradient_descent, grid_search
+from .search import IN_A_CORNER, Point, Run, SearchTrace, gradient_descent, grid_search
 
 METRIC = "NDCG@3"
 BATCH_TOKENS = 2048  # of prompts that are answered together
@@ -49,19 +49,14 @@ class SingleAdapterBaseline:
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """The coefficients that were found, and the way there.
+class Adaptation(FoundCoefficients):
+    """The coefficients that were found by entropy, and the way there.
 
-    `coefficients` [groups][adapters] belong to `groups` (the whole model, layers or modules) and `roles`. `entropy` is theirs and
+    `entropy` is theirs and
     `start` that of the even mix (of the first point of a line), in nats per counted token, on the `judged` prompts. `runs` hold
     every point; `labels` is how many validation questions NDCG is of. `memory` is what was expected, in bytes.
     """
 
-    roles: tuple[str, ...]
-    groups: tuple[str, ...]
-    modules: Mapping[str, tuple[str, ...]]
-    coefficients: Matrix
-    granularity: str
     constraint: str
     search: str
     tokens: int
@@ -78,27 +73,6 @@ class Adaptation:
     memory: int | None = None
     warnings: tuple[str, ...] = ()
 
-    def means(self) -> dict[str, float]:
-        """Each adapter's coefficient, averaged over the modules."""
-        counts = [len(self.modules.get(group, ())) or 1 for group in self.groups]
-        return {
-            role: round(sum(row[k] * n for row, n in zip(self.coefficients, counts, strict=True)) / sum(counts), 6)
-            for k, role in enumerate(self.roles)
-        }
-
-    def weights(self) -> dict[str, Weight]:
-        """What a recipe says of each adapter: a number, or one per module."""
-        if self.granularity == "model":
-            return dict(zip(self.roles, self.coefficients[0], strict=True))
-        return {
-            role: {
-                module: row[k]
-                for group, row in zip(self.groups, self.coefficients, strict=True)
-                for module in self.modules[group]
-            }
-            for k, role in enumerate(self.roles)
-        }
-
     def to_json(self) -> dict:
         """Everything, down to each step's coefficients."""
         return asdict(self)
@@ -113,7 +87,7 @@ class Adaptation:
         for run in content["runs"]:
             for point in run["points"]:
                 rows = point.pop("coefficients")
-                point["means"] = [round(sum(column) / len(rows), 6) for column in zip(*rows, strict=True)]
+                point["means"] = column_means(rows)
         return content
 
 
@@ -155,7 +129,7 @@ def adapt(
         return _alone(next(iter(parts)), adaptive)
     if not given.prompts:
         raise AdaptationError("the domain has no prompts to adapt on", hint="give users at least 3 interactions")
-    _expect_weights_to_fit(given.base, parts, device)
+    expect_weights_to_fit(given.base, parts, device)
     model, tokenizer = given.load()
     texts = fit(given.prompts, tokenizer)
     ids = [tokenizer.apply_chat_template(q.messages, add_generation_prompt=True)["input_ids"] for q in texts]
@@ -170,7 +144,7 @@ def adapt(
         )
     kept = round(len(ids) * adaptive.held_out) if search == "gradient" and len(ids) > 1 else 0
     training, held_out = list(range(len(ids) - kept)), list(range(len(ids) - kept, len(ids)))
-    bar = _Bar(progress, _prompts_to_answer(search, adaptive, len(training), len(held_out), len(parts)))
+    bar = Bar(progress, _prompts_to_answer(search, adaptive, len(training), len(held_out), len(parts)))
     sought = SearchTrace()
     with Mixture(model, list(parts.values()), given.method, granularity=adaptive.granularity) as mixture:
         objective = Objective(
@@ -271,7 +245,7 @@ class Validator:
         return summarise(self.ranks())[METRIC].mean
 
 
-class _Bar:
+class Bar:
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
@@ -292,7 +266,7 @@ def _prompts_to_answer(search: str, adaptive: Adaptive, training: int, held_out:
     return watched * (1 + adapters) + len(adaptive.rates) * each
 
 
-def _expect_weights_to_fit(base: BaseFacts | None, parts: Mapping[str, Part], device: str) -> None:
+def expect_weights_to_fit(base: BaseFacts | None, parts: Mapping[str, Part], device: str) -> None:
     free = available(device)
     if base is None or free is None:
         return

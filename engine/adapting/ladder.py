@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .calibration import Floats, losses, sharpness
+from .found import Matrix
 
-Matrix = tuple[tuple[float, ...], ...]
 FOLDS = 5
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NEIGHBOUR_SHARES = (0.1, 0.25, 0.5)

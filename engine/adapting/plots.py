@@ -1,4 +1,4 @@
-"""How the coefficients were found, to look at: the entropy along the search, and a map of λ over layers and modules.
+"""How the coefficients were found, to look at: entropy or loss along the search, and a map of λ over layers and modules.
 
 The same adaptation gives the same bytes: no software version or date is written into the files.
 """
@@ -11,14 +11,19 @@ from typing import Any
 
 from ..coefficients import layer_of
 from .adapt import METRIC, Adaptation
+from .found import column_means
 from .search import Run
+from .verdict import Verdict
 
-SEARCH_PLOT, MAP_PLOT = "entropy.png", "coefficients.png"
+SEARCH_PLOT, MAP_PLOT, LADDER_PLOT = "entropy.png", "coefficients.png", "ranking.png"
 DPI = 120
 
 
-def plot_all(found: Adaptation, folder: Path, *, title: str) -> list[str]:
-    """Write the plots that an adaptation has into a folder: their names."""
+def plot_all(found: Adaptation | Verdict, folder: Path, *, title: str) -> list[str]:
+    """Write the plots that a search has into a folder: their names."""
+    if isinstance(found, Verdict):
+        plot_ladder(found, folder / LADDER_PLOT, title=f"{title}: loss of the mixes looked at")
+        return [LADDER_PLOT]
     names = [SEARCH_PLOT]
     plot_search(
         found, folder / SEARCH_PLOT, title=f"{title}: entropy over the {'mix' if found.search == 'line' else 'steps'}"
@@ -27,6 +32,25 @@ def plot_all(found: Adaptation, folder: Path, *, title: str) -> list[str]:
         plot_map(found, folder / MAP_PLOT, title=f"{title}: λ per {found.granularity}")
         names.append(MAP_PLOT)
     return names
+
+
+def plot_ladder(found: Verdict, target: Path, *, title: str) -> None:
+    """The loss of every mix in the order of the looks; of two adapters over the second one's share of the sum."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    means = [column_means(point.coefficients) for point in found.points]
+    pair = len(found.roles) == 2
+    places = [row[1] / (sum(row) or 1.0) for row in means] if pair else list(range(len(means)))
+    for rung in dict.fromkeys(point.rung for point in found.points):
+        of_rung = [n for n, point in enumerate(found.points) if point.rung == rung]
+        axes.plot([places[n] for n in of_rung], [found.points[n].loss for n in of_rung], "o", label=rung)
+    chosen = next(n for n, point in enumerate(found.points) if point.coefficients == found.chosen)
+    axes.plot([places[chosen]], [found.points[chosen].loss], "o", markersize=12, fillstyle="none", label="chosen")
+    axes.set_xlabel(f"{found.roles[1]}'s share of the sum of λ" if pair else "mixes in the order of the looks")
+    axes.set_ylabel("−log q(right item), nats")
+    axes.set_title(title)
+    axes.legend()
+    _save(figure, target)
 
 
 def plot_search(found: Adaptation, target: Path, *, title: str) -> None:

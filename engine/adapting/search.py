@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..errors import AdaptationError
 from ..recipes import Adaptive
+from .found import Matrix
 from .objective import Objective
 
-Matrix = tuple[tuple[float, ...], ...]
 Judge = Callable[[], float]
 """NDCG@3 of the mixture as it is set, on labelled validation questions."""
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...tasks.splits import Example
+
+if TYPE_CHECKING:
+    from ...tasks import Question
 
 FIT_SHARE = 0.6
 FEWEST_FIT = 20
@@ -24,10 +28,29 @@ class Division:
     gate: tuple[Example, ...]
     seen: int
 
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled questions, one a user: those to choose by, those to judge by, and the titles of the catalogue where a score needs them.
+
+    `looks` is how often those users had judged before, `seen` how many were left out, `warnings` what is not known of the labels.
+    """
+
+    fit: tuple[Question, ...] = ()
+    gate: tuple[Question, ...] = ()
+    catalogue: tuple[str, ...] = ()
+    looks: int = 0
+    seen: int = 0
+    warnings: tuple[str, ...] = ()
+
     @property
-    def decides(self) -> bool:
-        """Whether there are users enough to choose by, and any to judge by."""
-        return len(self.fit) >= FEWEST_FIT and bool(self.gate)
+    def decide(self) -> bool:
+        """Whether they are enough to choose by, and there are any to judge by."""
+        return enough(len(self.fit), len(self.gate))
+
+
+def enough(fit: int, gate: int) -> bool:
+    return fit >= FEWEST_FIT and gate > 0
 
 
 def divide(examples: Sequence[Example], seen: Collection[str], limit: int) -> Division:

@@ -25,11 +25,13 @@ from ..merging.journal import Journal
 from ..merging.provenance import write_metadata
 from ..recipes import parse_recipe
 from .job import BuildJob, BuildOutcome, Progress, RunOptions, lease_heartbeat
+from .labels import read_labels
 from .planning import LABELLED, PROMPTS, called, card_facts
 from .resources import expect_memory
 
 if TYPE_CHECKING:
     from ..adapting.adapt import Adaptation
+    from ..adapting.verdict import Verdict
     from ..merging.plan import Mix, Part
 
 TRAJECTORY = "adaptation.json"
@@ -157,16 +159,28 @@ def _find_coefficients(registry: Registry, job: BuildJob, options: RunOptions, m
     if job.recipe.coefficients is not None:
         job.coefficients = job.recipe.coefficients
         return
-    from ..adapting.adapt import AdaptationInput, adapt
-
     assert job.recipe.adaptive is not None
 
     def advance(done: int, total: int) -> None:
         job.show("adapt", done, total)
         job.advance("adapt", done, total)
 
+    ranks = job.recipe.adaptive.objective == "ranking"
+    found = (_by_ranking if ranks else _by_entropy)(registry, job, options, model, advance)
+    job.coefficients = found.weights()
+    job.report["adaptation"] = found.summary()
+    job.report["warnings"] = list(found.warnings)
+    job.report["artifact"] = _keep_trajectory(registry, job.build, found, job.report["warnings"])
+
+
+def _by_entropy(
+    registry: Registry, job: BuildJob, options: RunOptions, model: _LoadedOnce, advance: Callable[[int, int], None]
+) -> Adaptation:
+    from ..adapting.adapt import AdaptationInput, adapt
+
+    assert job.recipe.adaptive is not None
     prompts, labelled = _prompts(registry, job.build)
-    found = adapt(
+    return adapt(
         AdaptationInput(
             registry.bases.facts(job.base) if model.loaded is None else None,  # loaded, its memory is taken already
             lambda: model.load(job.base),
@@ -181,10 +195,30 @@ def _find_coefficients(registry: Registry, job: BuildJob, options: RunOptions, m
         progress=advance,
         tell=job.say,
     )
-    job.coefficients = found.weights()
-    job.report["adaptation"] = found.summary()
-    job.report["warnings"] = list(found.warnings)
-    job.report["artifact"] = _keep_trajectory(registry, job.build, found, job.report["warnings"])
+
+
+def _by_ranking(
+    registry: Registry, job: BuildJob, options: RunOptions, model: _LoadedOnce, advance: Callable[[int, int], None]
+) -> Verdict:
+    from ..adapting.ranking import RankingInput, choose_mix
+
+    assert job.recipe.adaptive is not None
+    verdict = choose_mix(
+        RankingInput(
+            registry.bases.facts(job.base) if model.loaded is None else None,
+            lambda: model.load(job.base),
+            job.parts,
+            read_labels(registry, job.build),
+            job.recipe.method,
+            options.device,
+        ),
+        job.recipe.adaptive,
+        keep_best=options.keep_best,
+        progress=advance,
+        notify=job.say,
+    )
+    job.report |= {"outcome": verdict.outcome, "win": verdict.win, "score": verdict.score}
+    return verdict
 
 
 def _prompts(registry: Registry, build: Build) -> tuple[list[Question], list[Question]]:
@@ -197,7 +231,7 @@ def _prompts(registry: Registry, build: Build) -> tuple[list[Question], list[Que
     return read_questions(folder / PROMPTS), read_questions(folder / LABELLED)
 
 
-def _keep_trajectory(registry: Registry, build: Build, found: Adaptation, warnings: list[str]) -> str:
+def _keep_trajectory(registry: Registry, build: Build, found: Adaptation | Verdict, warnings: list[str]) -> str:
     """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone.
 
     A plot that cannot be drawn is a warning: what was found out costs more than a picture of it.

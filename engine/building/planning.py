@@ -29,6 +29,7 @@ from ..errors import AdaptationError
 from ..merging.card import CardAdaptation, CardFacts, CardInput
 from ..merging.journal import FORMAT_VERSION
 from ..recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
+from .labels import keep_labels
 
 DEFAULT = "default"  # the recipe of a domain that has none of its own
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
@@ -99,7 +100,7 @@ def plan_with(look: Lookups, domain: Domain, recipe: Recipe, base: str | None) -
         "base": {"name": base_model.name, "digest": base_model.digest},
         "adapters": [{"role": r, "ref": adapters[r].ref, "digest": adapters[r].digest} for r in roles],
     }
-    if recipe.adaptive is not None and not _needs_no_search(recipe, roles):
+    if recipe.adaptive is not None and not _needs_no_search(recipe, roles) and not _takes_average(recipe, domain):
         if domain.data is None:
             raise UsageError(
                 f"domain {domain.name!r} has no data, which an adaptive recipe needs; {FIXED} need none",
@@ -116,6 +117,13 @@ def plan_with(look: Lookups, domain: Domain, recipe: Recipe, base: str | None) -
 def _needs_no_search(recipe: Recipe, roles: Sequence[Role]) -> bool:
     """Whether there is one adapter alone whose coefficients sum to 1."""
     return recipe.adaptive is not None and len(roles) == 1 and recipe.adaptive.constraint in ("simplex", "softmax")
+
+
+def _takes_average(recipe: Recipe, domain: Domain) -> bool:
+    """Whether the recipe says what to do for a domain without data, which has no labelled users."""
+    adaptive = recipe.adaptive
+    ranks = adaptive is not None and adaptive.objective == "ranking" and adaptive.too_few_labels == "average"
+    return ranks and domain.data is None
 
 
 _own_version = cache(version)
@@ -171,7 +179,7 @@ def request(
     """
     planned = plan(registry, domain, recipe, base=base)
     if "data" in planned.inputs and not registry.builds.has_reusable_build(planned.key, force=force):
-        planned.inputs["prompts"] = {"digest": _keep_prompts(registry, planned)}
+        _keep_prompts(registry, planned)
     return registry.builds.request(
         planned.domain,
         planned.base.name,
@@ -192,8 +200,11 @@ def _is_own(domain: Domain, recipe: Recipe) -> bool:
     return own.with_absolute_template().to_json() == recipe.with_absolute_template().to_json()
 
 
-def _keep_prompts(registry: Registry, planned: Plan) -> str:
-    """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template."""
+def _keep_prompts(registry: Registry, planned: Plan) -> None:
+    """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template.
+
+    The plan's inputs get the digest of what was stored, and for the ranking objective how many labelled users there are.
+    """
     adaptive = planned.recipe.adaptive
     assert adaptive is not None
     from ...tasks import read_domain
@@ -210,12 +221,16 @@ def _keep_prompts(registry: Registry, planned: Plan) -> str:
         return questions(data, split, template, n_negatives=adaptive.negatives, seed=adaptive.seed, limit=limit)[1]
 
     with registry.store.staging("prompts") as folder:
-        write_questions(
-            folder / PROMPTS,
-            drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts),
-        )
-        write_questions(folder / LABELLED, drawn("validation", adaptive.labels) if adaptive.labels else [])
-        return registry.store.adopt(folder).digest
+        if adaptive.objective == "ranking":
+            adapters = [registry.adapters.resolve(a["ref"], base=planned.base.name) for a in planned.inputs["adapters"]]
+            planned.inputs["labels"] = keep_labels(folder, data, template, adaptive, adapters)
+        else:
+            write_questions(
+                folder / PROMPTS,
+                drawn("validation" if adaptive.adaptation_set == "validation" else "test", adaptive.prompts),
+            )
+            write_questions(folder / LABELLED, drawn("validation", adaptive.labels) if adaptive.labels else [])
+        planned.inputs["prompts"] = {"digest": registry.store.adopt(folder).digest}
 
 
 def is_later(one: Build, other: Build) -> bool:

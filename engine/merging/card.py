@@ -71,6 +71,35 @@ class CardAdaptation:
 
 
 @dataclass(frozen=True)
+class CardBound:
+    """The mix beside one adapter alone, on users that took no part in the choice."""
+
+    parent: str
+    mix: float
+    alone: float
+    difference: float
+    low: float
+
+
+@dataclass(frozen=True)
+class CardVerdict:
+    """What a search by ranking shipped: `mixed`, `average` or `parent`; `win` where it is better than every adapter alone."""
+
+    outcome: str
+    win: bool
+    parent: str | None  # that ships alone
+    score: str | None
+    fit: int
+    gate: int
+    metric: str | None
+    margin: float | None
+    confidence: float | None
+    bounds: tuple[CardBound, ...] = ()
+    plots: tuple[str, ...] = ()  # files of the result folder
+    data: str | None = None  # digest of the data that the labelled users are from
+
+
+@dataclass(frozen=True)
 class CardMetric:
     """A mean, and its 95 % interval."""
 
@@ -129,6 +158,7 @@ class CardFacts:
     coefficients: Mapping[str, float]  # by reference or role; the mean, where layers or modules differ
     inputs: tuple[CardInput, ...]
     adaptive: CardAdaptation | None
+    verdict: CardVerdict | None = None
     metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as reference → metric → value
     recipe: str | None  # its name, where it has one
     warnings: tuple[str, ...] = ()  # what the build itself said

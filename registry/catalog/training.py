@@ -19,6 +19,19 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class ValidationUsers:
+    """The users of one domain whose validation targets chose the checkpoint, by `tasks.user_digest`.
+
+    Weights were learned from training targets of the `split` rule alone.
+    """
+
+    domain: str | None
+    data: str | None
+    split: str | None
+    users: frozenset[str]
+
+
+@dataclass(frozen=True)
 class TrainingContext:
     """What the context of an adapter says. Other programs may have written something else: what has not the form is left out.
 
@@ -31,7 +44,9 @@ class TrainingContext:
     template_name: str | None = None
     template_digest: str | None = None
     template_option: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[TrainingData, ...] = ()
+    validation: tuple[ValidationUsers, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
 
@@ -45,6 +60,8 @@ class TrainingContext:
             template_name=_text(template.get("name")),
             template_digest=_text(template.get("digest")),
             template_option=_text(options.get("template")),
+            options=options,
+            validation=_validation(context.get("validation")),
             data=_data(context.get("data"), "digest") or _data(context.get("tasks"), "data"),
             origin={key: context[key] for key in ORIGINS if key in context},
             lacking=tuple(map(str, lacking)) if isinstance(lacking, list) else (),
@@ -67,6 +84,19 @@ def _data(entries: object, digest: str) -> tuple[TrainingData, ...]:
         TrainingData(_text(entry.get("domain")), _text(entry.get(digest)))
         for entry in (entries if isinstance(entries, Sequence) else ())
         if isinstance(entry, Mapping)
+    )
+
+
+def _validation(entries: object) -> tuple[ValidationUsers, ...]:
+    return tuple(
+        ValidationUsers(
+            _text(entry.get("domain")),
+            _text(entry.get("data")),
+            _text(entry.get("split")),
+            frozenset(user for user in entry["users"] if isinstance(user, str)),
+        )
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, Mapping) and isinstance(entry.get("users"), list)
     )
 
 

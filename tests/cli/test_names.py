@@ -37,12 +37,15 @@ def test_all_by_a_recipe_asks_that_recipe_what_can_be_built(prepared: Any) -> No
 def test_a_domain_with_a_lora_and_no_data_hears_of_recipes_that_need_none(
     prepared: Any, loras: dict[str, Path]
 ) -> None:
-    prepared("domain", "add", "garden")
+    prepared("domain", "add", "garden", "--recipe", "reccocktail")
     prepared("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "garden")
     for words in (("build", "request", "garden"), ("status", "garden"), ("build", "request", "--all")):
         answer = prepared(*words, code=2 if words == ("build", "request", "garden") else 0)
         assert "average, spirit-only, ingredient-only need none" in " ".join((answer.out + answer.err).split())
     assert prepared("build", "request", "garden", "--recipe", "average", "--json").json[0]["status"] == "queued"
+    answer = prepared("build", "request", "garden", "--recipe", "default", "--json")
+    assert answer.json[0]["status"] == "queued"
+    assert "the average will be taken" in answer.err
 
 
 SLIPS = {

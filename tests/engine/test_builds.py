@@ -798,9 +798,13 @@ def test_a_cold_domain_is_the_spirit_alone_until_it_has_an_ingredient(stocked, b
     assert freshness_of(stocked, "toys").state == "fresh"
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="toys")
-    assert (
-        freshness_of(stocked, "toys").state == "blocked"
-    )  # now there is something to mix, and no data to find out how
+    assert freshness_of(stocked, "toys").state == "stale"  # now there is something to mix
+    build = stocked.builds.get(work(stocked, request(stocked, "toys", SHIPPED["default"][1]).build).id)
+    assert build.coefficients == {"spirit": 0.5, "ingredient": 0.5}  # without data nothing says which is better
+    assert build.report["outcome"] == "average"
+    assert "no labelled users" in build.report["warnings"][0]
+    stocked.domains.add("toys", recipe="reccocktail")
+    assert freshness_of(stocked, "toys").state == "blocked"  # entropy needs prompts
 
 
 def test_neighbours_in_any_order_repeat_from_the_recipe_that_was_written(stocked, base, make_adapter):

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 from reccocktail.engine.adapting.guard import UNSEEN, compare, level, student_quantile
-from reccocktail.engine.adapting.users import FIT_SHARE, divide, is_fit
-from reccocktail.tasks import Example
+from reccocktail.engine.adapting.users import FIT_SHARE, Labels, divide, is_fit
+from reccocktail.tasks import Example, generate, load_template, questions
 from scipy import stats
 
 
@@ -88,5 +88,10 @@ def test_users_that_were_seen_are_in_neither_group():
     found = divide(people(50), seen, 1000)
     left = {example.user_id for example in (*found.fit, *found.gate)}
     assert (left & seen, len(left), found.seen) == (set(), 25, 25)
-    assert not found.decides
-    assert divide(people(50), (), 1000).decides
+
+
+def test_too_few_users_do_not_decide():
+    question = questions(generate("skin-care", users=1), "validation", load_template("pick-one"))[1][0]
+    assert Labels((question,) * 20, (question,)).decide
+    assert not Labels((question,) * 19, (question,)).decide
+    assert not Labels((question,) * 20).decide

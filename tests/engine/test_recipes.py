@@ -228,7 +228,8 @@ def test_an_option_spelled_with_its_default_makes_the_same_recipe():
 
 
 DIGESTS = {
-    "default": "bea8eaa84877b2c25563b87abcb02545408d40a6dc5999675b67fd6b50429f8e",
+    "default": "ef510f2f7da56f2790e60752c3ed0ddecb6bb5e961dd8b774dc0d318a2bf6c68",
+    "molorec": "3367a8270f4453ee5cabe257f48a5ca9f006fb46de1c8613ca5d091a419b264b",
     "reccocktail": "127a10e7bac43aecf0c88659811ecd05ac1cdb71fafc2ccaeccdd48831821ee1",
     "average": "d3354ff45fb30a5ac8b756b76e049cdc42a01edadf204cca0849f683ee62b238",
     "spirit-only": "644374486ac580acfef7eeb24dd521f8a267f484dd550c983745a2b36f53e2b9",
@@ -307,4 +308,31 @@ def test_a_complete_recipe_shows_every_switch_and_is_the_same_recipe():
     for _, recipe in SHIPPED.values():
         again = parse_recipe(recipe.complete(), where="shown")
         assert again.digest == recipe.digest
-    assert {"search", "epochs", "neighbours"} - {"search"} <= SHIPPED["default"][1].complete()["adaptive"].keys()
+    shown = {name: set(SHIPPED[name][1].complete()["adaptive"]) for name in ("default", "molorec")}
+    assert {"score", "guard", "margin", "labels", "neighbours"} <= shown["default"]
+    assert {"epochs", "tokens", "labels", "neighbours"} <= shown["molorec"]
+    assert not (shown["default"] & {"epochs", "tokens"} | shown["molorec"] & {"score", "guard"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"objective": "ranking", "tokens": 5}, "`tokens` is for `objective: entropy`"),
+        ({"objective": "ranking", "search": "line"}, "`search` is for `objective: entropy`"),
+        ({"guard": "off"}, "`guard` is for `objective: ranking`"),
+        ({"objective": "ranking", "labels": 0}, "needs `labels`"),
+        ({"objective": "ranking", "score": "pmi:x"}, "adaptive.score: .*no number"),
+        ({"objective": "ranking", "metric": "NDCG"}, "adaptive.metric: no metric is called"),
+        ({"objective": "ranking", "margin": 1.5}, "adaptive.margin"),
+        ({"objective": "agreement"}, "`agreement` is not available"),
+    ],
+)
+def test_a_switch_of_the_other_objective_is_refused(content, said):
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe({"adaptive": content}, where="mine")
+
+
+def test_equal_scores_make_equal_recipes():
+    one, other = (Recipe(adaptive=Adaptive(objective="ranking", score=text)) for text in ("pmi", "pmi:1.0"))
+    assert one.digest == other.digest
+    assert Recipe(adaptive=Adaptive(objective="ranking", labels=300)).digest == SHIPPED["default"][1].digest

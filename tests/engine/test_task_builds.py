@@ -69,7 +69,7 @@ def test_a_build_of_classifiers_is_one(
 @pytest.mark.filterwarnings("ignore")
 def test_coefficients_of_classifiers_are_not_found_by_entropy(classifiers: Registry) -> None:
     with pytest.raises(MergeError, match="SEQ_CLS") as refused:
-        built(classifiers, "default")
+        built(classifiers, "reccocktail")
     assert "average" in (refused.value.hint or "")
 
 

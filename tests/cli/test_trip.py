@@ -1,4 +1,4 @@
-"""All steps by commands alone, on a model small enough for it to take seconds."""
+"""The whole trip by commands alone, on a model small enough for it to take seconds."""
 
 from __future__ import annotations
 

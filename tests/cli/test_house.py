@@ -1,4 +1,4 @@
-"""Status of all domains, collection of what nothing refers to, schema versions, and a read-only registry."""
+"""The house itself: how all domains stand, what `gc` removes, schema versions, and what is read-only."""
 
 from __future__ import annotations
 
