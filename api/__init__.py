@@ -16,6 +16,7 @@ from ..registry.errors import NotFoundError, RecCocktailError, UsageError
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation
+    from ..engine.recommending import Recommendation
     from ..registry import Adapter, Build, Publication, Registry
 
 __all__ = ["Client", "NotFoundError", "RecCocktailError", "UsageError", "open_registry"]
@@ -175,6 +176,28 @@ class Client:
         )
         found = evaluate_domain(self._registry, wanted, device=pick_device(self._registry.settings.device))
         return list(found.results)
+
+    def recommend(
+        self,
+        domain: str,
+        *,
+        user: str | None = None,
+        history: Sequence[str] | None = None,
+        candidates: Sequence[str] | None = None,
+        k: int = 10,
+        build: str | None = None,
+    ) -> list[Recommendation]:
+        """The `k` best items for a user of the domain's data, or after a history of titles, by the build that is served.
+
+        `candidates` are ids or titles; without them as in `reccocktail recommend`. Raises NotFoundError, UsageError, EvaluationError.
+        """
+        from ..engine.models import pick_device
+        from ..engine.recommending import RecommendationRequest
+        from ..engine.recommending import recommend as ask
+
+        wanted = RecommendationRequest(domain, user=user, history=history, candidates=candidates, build=build)
+        found = ask(self._registry, wanted, device=pick_device(self._registry.settings.device))
+        return list(found.best[:k])
 
     def publish(
         self, subject: str, repo: str, *, private: bool = True, tag: str | None = None, license_id: str | None = None

@@ -89,7 +89,7 @@ def our_ranks(data: DomainData, *, against: bool) -> list[int]:
         taken = set(example.history)
         offered = tuple(item_id for item_id in data.titled if item_id not in taken)
         titles = tuple(data.items[item_id].title for item_id in offered)
-        question = Question(example, template, offered, (), titles, offered.index(example.target))
+        question = Question(template, offered, (), titles, example, offered.index(example.target))
         ranks.append(question)
     rankings = rank_by_popularity(data, ranks, "test")
     if against:

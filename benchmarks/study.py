@@ -5,7 +5,7 @@
 DATA holds the folders `movies`, `books`, `office_products` and `industrial_scientific`. For each target a spirit is trained on
 the other three domains and an ingredient on the target; then every system ranks the next purchase among 30 candidates, for a
 seeded sample of all users and for one of the users whose next purchase is a cold item. Everything is done by the `reccocktail` command,
-which is printed before it runs; what was finished is not done again, so an interrupted study is simply started again.
+which is printed before it runs; models rank by `likelihood`, as in the tables of docs/results.md; what was finished is not done again, so an interrupted study is simply started again.
 
 With `--mixes` the systems are the adapters and their mixes instead: fixed ones, those that entropy finds on 24 validation prompts, and the oracle,
 which is the best fixed λ by the test labels themselves and so a ceiling that nobody reaches honestly. They rank by `pmi`, which takes
@@ -176,7 +176,18 @@ def study(run: Command, target: str) -> dict[str, Any]:
     """Train for a target and measure: {split: evaluations}."""
     spirit, ingredient = trained(run, target)
     systems = ["popularity", "sasrec", BASE, *(row["ref"] if row else "REF" for row in (spirit, ingredient))]
-    about = ["--domain", target, "--base", BASE, "--negatives", NEGATIVES, "--against", systems[-1]]
+    about = [
+        "--domain",
+        target,
+        "--base",
+        BASE,
+        "--negatives",
+        NEGATIVES,
+        "--score",
+        "likelihood",
+        "--against",
+        systems[-1],
+    ]
     return {
         "spirit": spirit,
         "ingredient": ingredient,

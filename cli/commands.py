@@ -11,6 +11,7 @@ from .evaluation import evaluate
 from .merging import merge
 from .publishing import publication, publish, unpublish, verify
 from .recipes import recipe
+from .recommending import recommend
 from .serving import resolve
 from .setup import db, doctor, init, store
 from .training import train, trainers
@@ -20,7 +21,7 @@ GROUPS = {
     "Set up": (init, doctor, demo),
     "Data and training": (domain, base, train, trainers, adapter, evaluate),
     "Mixing": (recipe, build, merge, status),
-    "Publishing and serving": (publish, unpublish, publication, verify, resolve),
+    "Publishing and serving": (publish, unpublish, publication, verify, resolve, recommend),
     "Operations": (worker, store, db),
 }
 """The headings of `reccocktail --help`, and the commands under each."""

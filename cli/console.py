@@ -37,6 +37,9 @@ NAMES = frozenset(
 LONG_WORD = 24
 """Cells up to which a word in another column is not broken either."""
 
+LEAST_CUT = 16
+"""The width that is left of a column whose cells may be cut."""
+
 PIPE = 160
 """Columns of what is no terminal; more where names need them."""
 
@@ -109,10 +112,11 @@ def table(
     empty: str,
     right: Sequence[str] = (),
     spare: Sequence[str] = (),
+    cut: Sequence[str] = (),
 ) -> None:
     """A table that fits the terminal, if need be without the `spare` columns, the first of them first.
 
-    `empty` is printed instead when there are no rows.
+    Cells of the `cut` columns keep to one line and end in … where they are too long. `empty` is printed instead when there are no rows.
     """
     if not rows:
         if empty:
@@ -128,13 +132,20 @@ def table(
     cells = {name: [_cell(row[index]) for row in rows] for index, name in enumerate(columns)}
     natural = {name: max(map(cell_len, [name, *column])) for name, column in cells.items()}
     least = {name: natural[name] if name in NAMES else _least(name, cells[name]) for name in columns}
+    least |= {name: min(natural[name], max(cell_len(name), LEAST_CUT)) for name in cut}
     room = Console().width if sys.stdout.isatty() else max(PIPE, _spread(least))
     left_out = _left_out(least, spare, room)
     shown = [name for name in columns if name not in left_out]
     widths = _widths({name: natural[name] for name in shown}, least, room)
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in shown:
-        grid.add_column(Text(name), justify="right" if name in right else "left", overflow="fold", width=widths[name])
+        grid.add_column(
+            Text(name),
+            justify="right" if name in right else "left",
+            overflow="ellipsis" if name in cut else "fold",
+            no_wrap=name in cut,
+            width=widths[name],
+        )
     for row in zip(*(cells[name] for name in shown), strict=True):
         grid.add_row(*map(Text, row))
     Console(width=room, highlight=False).print(grid)

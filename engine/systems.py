@@ -79,8 +79,14 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
     build = registry.builds.get(text)
     if build.digest is None:
         raise EvaluationError(f"build {build.id} is {build.status} and has no checkpoint")
+    label, score = f"build {build.id}", score_of_report(build.report)
     folder = registry.store.folder(build.digest)
-    return System(f"build {build.id}", build.digest, folder, score=score_of_report(build.report))
+    if build.recipe["output"].get("format") != "adapter":
+        return System(label, build.digest, folder, score=score)
+    row = registry.bases.get(build.base)
+    part = Part(folder, inspect_adapter(folder, registry.bases.facts(row), allow_base_mismatch=True), 1.0)
+    digest = digest_of_json([row.digest, build.digest])
+    return System(label, digest, registry.bases.folder(row), part, score=score)
 
 
 def _folder(registry: Registry, folder: Path, base: str | None) -> System:

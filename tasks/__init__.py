@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .catalogue import Catalogue, ListedItems, read_listed
+    from .catalogue import Catalogue, ListedItems, list_items, read_listed, title_key
     from .data import DataFacts, DomainData, History, Item, describe, write_domain
     from .errors import DataError, TaskError
     from .filters import at_least_rated, k_core
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from .popularity import rank_by_popularity
     from .prompts import (
         DEFAULT_TEMPLATE,
+        OpenQuestion,
         Question,
         TaskSpec,
         Template,
         fit,
         load_template,
+        open_question,
         question,
         questions,
         read_questions,
@@ -32,13 +34,12 @@ if TYPE_CHECKING:
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
     from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, rank_candidates, score_parts
-    from .splits import LEAVE_ONE_OUT, Example, Split, examples, sample, user_digest
+    from .splits import Example, Split, examples, sample, user_digest
     from .tfidf import rank_by_tfidf
     from .title_trie import TitleTrie
 
 __all__ = [
     "DEFAULT_TEMPLATE",
-    "LEAVE_ONE_OUT",
     "SAMPLE_DOMAINS",
     "SCORES",
     "Catalogue",
@@ -51,6 +52,7 @@ __all__ = [
     "Interval",
     "Item",
     "ListedItems",
+    "OpenQuestion",
     "Question",
     "Ranking",
     "Retriever",
@@ -74,10 +76,12 @@ __all__ = [
     "generate",
     "hit_rate",
     "k_core",
+    "list_items",
     "load_template",
     "mean_interval",
     "mrr",
     "ndcg",
+    "open_question",
     "paired_difference",
     "question",
     "questions",
@@ -94,13 +98,14 @@ __all__ = [
     "score_parts",
     "shown_titles",
     "summarise",
+    "title_key",
     "user_digest",
     "write_domain",
     "write_questions",
 ]
 
 _HOMES = {
-    "catalogue": ("Catalogue", "ListedItems", "read_listed"),
+    "catalogue": ("Catalogue", "ListedItems", "list_items", "read_listed", "title_key"),
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
     "errors": ("DataError", "TaskError"),
     "filters": ("at_least_rated", "k_core"),
@@ -111,11 +116,13 @@ _HOMES = {
     "title_trie": ("TitleTrie",),
     "prompts": (
         "DEFAULT_TEMPLATE",
+        "OpenQuestion",
         "Question",
         "TaskSpec",
         "Template",
         "fit",
         "load_template",
+        "open_question",
         "question",
         "questions",
         "read_questions",
@@ -128,7 +135,7 @@ _HOMES = {
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "scores": ("SCORES", "Score", "ScoreMode", "ScoreParts", "fit_temperature", "rank_candidates", "score_parts"),
-    "splits": ("LEAVE_ONE_OUT", "Example", "Split", "examples", "sample", "user_digest"),
+    "splits": ("Example", "Split", "examples", "sample", "user_digest"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Catalogue:
         self.name = data.name
         self._all = data.items
         self.items = [data.items[item_id] for item_id in data.titled]
-        self._by_title = {key(item.title): item for item in reversed(self.items)}
+        self._by_title = {title_key(item.title): item for item in reversed(self.items)}
 
     def by_id(self, item_id: str) -> Item | None:
         item = self._all.get(item_id)
@@ -30,12 +30,12 @@ class Catalogue:
 
     def by_title(self, title: str) -> Item | None:
         """The item with this title, whatever its case and punctuation; of several the first by id."""
-        return self._by_title.get(key(clean_title(title)))
+        return self._by_title.get(title_key(clean_title(title)))
 
     def find(self, text: str) -> Item | None:
         """The item with this id, or else with this title. Raises DataError where one item has the id and another the title."""
         by_id, by_title = self.by_id(text), self.by_title(text)
-        if by_id and by_title and key(by_id.title) != key(by_title.title):
+        if by_id and by_title and title_key(by_id.title) != title_key(by_title.title):
             raise DataError(
                 f"{text!r} is the id of {by_id.title!r} and the title of item {by_title.item_id!r}",
                 hint="write the other one's id or title, or use JSON Lines with item_id or title",
@@ -72,7 +72,7 @@ class ListedItems:
     retitled: int = 0
 
 
-def key(title: str) -> str:
+def title_key(title: str) -> str:
     """Equal for titles that say the same to a reader: without case and punctuation, unless there is nothing else."""
     return wording(title) or title
 
@@ -82,36 +82,46 @@ def read_listed(path: Path, catalogue: Catalogue) -> ListedItems:
 
     Raises DataError for a file that cannot be read or lists nothing, and for what the catalogue does not have, with what is near.
     """
+    return _listed(_entries(path), catalogue, str(path), "line")
+
+
+def list_items(names: Iterable[str], catalogue: Catalogue) -> ListedItems:
+    """The items with these ids or titles. Raises DataError as `read_listed`."""
+    return _listed((_Entry(n, name) for n, name in enumerate(names, start=1)), catalogue, "the candidates", "entry")
+
+
+def _listed(entries: Iterable[_Entry], catalogue: Catalogue, where: str, unit: str) -> ListedItems:
     found: dict[str, Item] = {}
-    unknown: list[str] = []
-    lines = retitled = 0
-    for entry in _entries(path):
+    unknown: list[_Entry] = []
+    count = retitled = 0
+    for entry in entries:
         try:
             item = entry.item(catalogue)
         except DataError as error:
-            raise misread(path, entry.line, error) from error
-        lines += 1
+            raise DataError(f"{where}, {unit} {entry.number}: {error}", hint=error.hint) from error
+        count += 1
         if item is None:
-            unknown.append(f"line {entry.line}: {_missing(entry.name, catalogue)}")
+            unknown.append(entry)
             continue
-        retitled += bool(entry.title) and key(clean_title(entry.title)) != key(item.title)
+        retitled += bool(entry.title) and title_key(clean_title(entry.title)) != title_key(item.title)
         found.setdefault(item.item_id, item)
     if unknown:
+        named = "; ".join(f"{unit} {each.number}: {_missing(each.name, catalogue)}" for each in unknown[:SHOWN])
         more = f"; and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         raise DataError(
-            f"{path} lists what the catalogue of {catalogue.name} does not have: {'; '.join(unknown[:SHOWN])}{more}",
-            hint="correct these lines, or take them out",
+            f"{where}: the catalogue of {catalogue.name} does not have {named}{more}",
+            hint="correct these entries, or take them out",
         )
     if not found:
-        raise DataError(f"{path} lists no item", hint="write an item id or a title a line")
-    return ListedItems(tuple(found.values()), lines - len(found), retitled)
+        raise DataError(f"{where}: no item is listed", hint="give an item id or a title in each line")
+    return ListedItems(tuple(found.values()), count - len(found), retitled)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What a line of a file names: an item by one `text`, or of JSON Lines by `item_id`, else by `title`."""
+    """What a line of a file, or an entry of a list, names: an item by one `text`, or of JSON Lines by `item_id`, else by `title`."""
 
-    line: int
+    number: int
     text: str = ""
     item_id: str = ""
     title: str = ""

@@ -9,13 +9,13 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .candidates import candidates
 from .chat_templates import expect_bounded
-from .data import DomainData
+from .data import DomainData, Item
 from .documents import read_yaml
 from .errors import TaskError
 from .splits import Example, Split, examples, sample
@@ -92,15 +92,13 @@ class Template(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """An example put into words. `history` and `titles` are what is shown of both; the right answer is at `target_index`."""
+class OpenQuestion:
+    """Which of the candidates comes next, put into words; nobody knows the answer. `history` and `titles` are what is shown."""
 
-    example: Example
     template: Template
     candidates: tuple[str, ...]
     history: tuple[str, ...]
     titles: tuple[str, ...]
-    target_index: int
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -112,9 +110,34 @@ class Question:
 
     @property
     def answer(self) -> str:
+        """What the assistant could say: the first candidates, as many as the template asks for."""
+        return self.template.separator.join(self.titles[: self.template.answers])
+
+    @property
+    def asker(self) -> str:
+        """Whose question it is, for messages."""
+        return "a history"
+
+
+@dataclass(frozen=True, slots=True)
+class Question(OpenQuestion):
+    """An example put into words: a question whose right answer is known, the candidate at `target_index`."""
+
+    example: Example
+    target_index: int
+
+    @property
+    def answer(self) -> str:
         """What the assistant should say."""
         others = [title for index, title in enumerate(self.titles) if index != self.target_index]
         return self.template.separator.join([self.titles[self.target_index], *others[: self.template.answers - 1]])
+
+    @property
+    def asker(self) -> str:
+        return f"user {self.example.user_id!r}"
+
+
+AnyQuestion = TypeVar("AnyQuestion", bound=OpenQuestion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +190,27 @@ def question(data: DomainData, example: Example, template: Template, n_negatives
             hint=f"{template.answers - 1} negatives or more",
         )
     offered = candidates(data, example, n_negatives, seed)
+    taken = [data.items[item_id] for item_id in example.history]
+    asked = open_question(template, taken, [data.items[item_id] for item_id in offered])
+    return Question(template, offered, asked.history, asked.titles, example, offered.index(example.target))
 
-    def shown(item_ids: Iterable[str]) -> tuple[str, ...]:
-        return tuple(template.title(data.items[item_id].title) for item_id in item_ids)
 
-    history = shown(example.history[-template.history_limit :])
-    return Question(example, template, offered, history, shown(offered), offered.index(example.target))
+def open_question(template: Template, history: Sequence[Item], offered: Sequence[Item]) -> OpenQuestion:
+    """Which of the offered items comes after the history, whose newest item is the last.
+
+    Raises TaskError when fewer are offered than the template's answer lists.
+    """
+    if len(offered) < template.answers:
+        raise TaskError(
+            f"template {template.name!r} answers with {template.answers} titles, and {len(offered)} are offered",
+            hint=f"{template.answers} candidates or more",
+        )
+
+    def shown(items: Sequence[Item]) -> tuple[str, ...]:
+        return tuple(template.title(item.title) for item in items)
+
+    ids = tuple(item.item_id for item in offered)
+    return OpenQuestion(template, ids, shown(history[-template.history_limit :]), shown(offered))
 
 
 def questions(
@@ -221,10 +259,11 @@ def _read(each: Mapping[str, Any], template: Template | None) -> Question:
     assert template is not None
     candidates = tuple(each["candidates"])
     example = Example("", (), candidates[each["target_index"]])
-    return Question(example, template, candidates, tuple(each["history"]), tuple(each["titles"]), each["target_index"])
+    history, titles = tuple(each["history"]), tuple(each["titles"])
+    return Question(template, candidates, history, titles, example, each["target_index"])
 
 
-def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+def fit(questions: Sequence[AnyQuestion], tokenizer: PreTrainedTokenizerBase) -> list[AnyQuestion]:
     """The questions as a model with this tokenizer is to see them.
 
     The oldest titles are left out of a history that has more than the template's `history_tokens`; candidates are never cut,
@@ -237,7 +276,7 @@ def fit(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> li
     return asked
 
 
-def _conversations(question: Question) -> Iterator[list[dict[str, str]]]:
+def _conversations(question: OpenQuestion) -> Iterator[list[dict[str, str]]]:
     """All that a chat template is given of a question: to be answered, answered, and without its history."""
     yield question.messages
     for answer in (question.answer, ANSWER_MARK):
@@ -263,7 +302,7 @@ def _broken_up(title: str, special: Sequence[str]) -> str:
     return title
 
 
-def _harmless(question: Question, special: Sequence[str]) -> Question:
+def _harmless(question: AnyQuestion, special: Sequence[str]) -> AnyQuestion:
     history = tuple(_broken_up(title, special) for title in question.history)
     titles = tuple(_broken_up(title, special) for title in question.titles)
     if (history, titles) == (question.history, question.titles):
@@ -271,7 +310,7 @@ def _harmless(question: Question, special: Sequence[str]) -> Question:
     return replace(question, history=history, titles=titles)
 
 
-def _cut(question: Question, tokenizer: PreTrainedTokenizerBase) -> Question:
+def _cut(question: AnyQuestion, tokenizer: PreTrainedTokenizerBase) -> AnyQuestion:
     history, template = question.history, question.template
     while len(history) > 1 and _tokens(template.separator.join(history), tokenizer) > template.history_tokens:
         history = history[1:]

@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import ANSWER_MARK, Question
+from .prompts import ANSWER_MARK, OpenQuestion, Question
 from .title_trie import TitleTrie, Tokens
 
+TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
 PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
 
 
@@ -33,7 +34,7 @@ class Ranking:
         """Equal scores count against the target. Raises TaskError if a score is NaN."""
         if any(map(math.isnan, scores)):
             raise TaskError(
-                f"the model's answer to user {question.example.user_id!r} is not a number",
+                f"the model's answer to {question.asker} is not a number",
                 hint="its weights may be broken, or the dtype too narrow",
             )
         target = scores[question.target_index]
@@ -52,7 +53,7 @@ class TitleFigures:
 def read_titles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: Question,
+    question: OpenQuestion,
     titles: Sequence[str],
     batch_tokens: int,
     trie: TitleTrie | None = None,
@@ -67,10 +68,10 @@ def read_titles(
     ids = [token_ids(tokenizer, title + end) for title in titles]
     allowed = [None] * len(ids) if trie is None else _continuations(trie, ids)
     answers = [_Answer(torch.tensor(each), tokens) for each, tokens in zip(ids, allowed, strict=True)]
-    totals = _scores(model, prompt, answers, batch_tokens, packs=_packs(model))
+    totals = _scores(model, prompt, answers, batch_tokens, packs=packs_answers(model))
     if any(math.isnan(figure) for total in totals for figure in total):
         raise TaskError(
-            f"the model's answer to user {question.example.user_id!r} is not a number",
+            f"the model's answer to {question.asker} is not a number",
             hint="its weights may be broken, or the dtype too narrow",
         )
     likelihood, constrained = zip(*totals, strict=True)
@@ -80,7 +81,8 @@ def read_titles(
 def title_trie(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], end: str) -> TitleTrie:
     """The trie of these titles' tokens, each with those that close it. Titles are taken as they are shown (`shown_titles`)."""
     texts = [title + end for title in dict.fromkeys(titles)]
-    return TitleTrie(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    some = (texts[start : start + TITLES_AT_ONCE] for start in range(0, len(texts), TITLES_AT_ONCE))
+    return TitleTrie(ids for each in some for ids in tokenizer(each, add_special_tokens=False)["input_ids"])
 
 
 def _continuations(trie: TitleTrie, answers: Sequence[Sequence[int]]) -> Sequence[list[Tokens]]:
@@ -106,7 +108,7 @@ class _Answer:
         return len(self.ids)
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> str:
     """The conversation up to where the assistant begins to answer, with all special tokens that belong there."""
     return str(tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False))
 
@@ -222,7 +224,7 @@ def _picked(logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[Tokens])
     return logits[owners, columns].float().cpu().double().split(counts)
 
 
-def _packs(model: PreTrainedModel) -> bool:
+def packs_answers(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all that our own mask lets it see."""
     config = model.config.get_text_config()
     layers = getattr(config, "layer_types", None)
@@ -230,7 +232,7 @@ def _packs(model: PreTrainedModel) -> bool:
     return full and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
-def closing(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def closing(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> str:
     """What stands behind the first title of an answer."""
     if question.template.answers > 1:
         return question.template.separator.rstrip() or question.template.separator

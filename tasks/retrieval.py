@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalogue import key
+from .catalogue import title_key
 from .data import DomainData, Item
 from .errors import TaskError
 from .tfidf import LAST_ITEMS, words
@@ -42,7 +42,7 @@ class Retriever:
         """
         if not 0 <= tfidf_share <= 1:
             raise TaskError(f"a share of {tfidf_share} is not between 0 and 1")
-        seen = {key(item.title) for item in history}
+        seen = {title_key(item.title) for item in history}
         found = self._next(self._most_alike(history), round(count * tfidf_share), seen)
         return found + self._next(self._most_popular, count - len(found), seen)
 
@@ -65,7 +65,7 @@ class Retriever:
             if len(found) >= count:
                 break
             item = self._items[place]
-            if (title := key(item.title)) not in seen:
+            if (title := title_key(item.title)) not in seen:
                 seen.add(title)
                 found.append(item)
         return found

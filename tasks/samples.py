@@ -19,9 +19,9 @@ And `whim`: anything at all. The first purchase, `opening`, is of a shopper's ta
 place to start the shop's order from.
 
 Mature shops show all rules at all times, mostly the general ones. In the young shop everybody has only begun: purchases follow
-the shop's order, and the general ones, which take time, first show in the latest purchase, which is the test target. So the
-young shop's training rows teach an ingredient nothing about follow-ups and loyalty, and no mature shop teaches a spirit
-what comes after a toner.
+the shop's order, and the general ones, which take time, first show in the two latest purchases, which are the validation and the
+test target. So the young shop's training rows teach an ingredient nothing about follow-ups and loyalty, no mature shop teaches a
+spirit what comes after a toner, and the validation rows show how much of both the shop needs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .errors import TaskError
 TIERS = ("Basic", "Plus", "Prime")
 FIRST_DAY, DAY = 1_704_067_200, 86_400  # of 2024, in seconds
 RECENT = 3  # how many purchases back a follow-up reaches
+LATEST = 2  # purchases of a history that follow a shop's latest mix: the validation target and the test target
 
 Mix = Mapping[str, float]  # how often a purchase has which reason
 MATURE: Mix = {"follow_up": 0.50, "loyal": 0.35, "order": 0.10, "whim": 0.05}
@@ -231,7 +232,7 @@ def _history(domain: SampleDomain, user_id: str, seed: int) -> History:
     length = rng.randint(*domain.lengths)
     taken, rules = [rng.choice(domain.opening(rng))], ["opening"]
     while len(taken) < length:
-        mix = domain.latest if len(taken) == length - 1 else domain.earlier
+        mix = domain.latest if len(taken) >= length - LATEST else domain.earlier
         options = {rule: _not_in(taken, RULES[rule](domain, taken)) for rule in mix}
         possible = [rule for rule in mix if options[rule]]
         rules += rng.choices(possible, [mix[rule] for rule in possible])

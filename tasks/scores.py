@@ -18,7 +18,7 @@ from .errors import TaskError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .prompts import Question, Template
+    from .prompts import OpenQuestion, Question, Template
     from .ranking import Ranking
     from .title_trie import TitleTrie
 
@@ -111,7 +111,7 @@ class ScoreParts:
 def score_parts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    questions: Sequence[OpenQuestion],
     wanted: Collection[ScoreMode],
     *,
     catalogue: Sequence[str] = (),
@@ -139,16 +139,16 @@ def score_parts(
     priors: dict[tuple[str, str], float] = {}
     tries: dict[tuple[Template, str], TitleTrie] = {}
 
-    def read(question: Question, titles: Sequence[str], trie: TitleTrie | None = None) -> TitleFigures:
+    def read(question: OpenQuestion, titles: Sequence[str], trie: TitleTrie | None = None) -> TitleFigures:
         return read_titles(model, tokenizer, question, titles, batch_tokens, trie)
 
-    def trie_of(question: Question) -> TitleTrie:
+    def trie_of(question: OpenQuestion) -> TitleTrie:
         key = question.template, closing(tokenizer, question)
         if key not in tries:
             tries[key] = title_trie(tokenizer, shown_titles(catalogue, question.template, tokenizer), key[1])
         return tries[key]
 
-    def prior_of(question: Question) -> tuple[float, ...]:
+    def prior_of(question: OpenQuestion) -> tuple[float, ...]:
         empty = replace(question, history=())
         start = prompt_text(tokenizer, empty)
         if question.template.lists_candidates:

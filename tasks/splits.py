@@ -16,7 +16,6 @@ from .data import DomainData
 from .errors import TaskError
 
 Split = Literal["train", "validation", "test", "cold"]
-LEAVE_ONE_OUT = "leave-one-out"  # how splits are made, for what is kept with an adapter
 
 
 class Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,23 +26,23 @@ class TitleTrie:
         ordered = sorted({tuple(title) for title in titles})
         self._titles = len(ordered)
         lengths = np.fromiter(map(len, ordered), np.int64, len(ordered))
-        rows = np.full((len(ordered), int(lengths.max(initial=0))), -1, np.int32)
-        for row, title in zip(rows, ordered, strict=True):
-            row[: len(title)] = title
-        if (rows[np.arange(rows.shape[1]) < lengths[:, None]] < 0).any():
+        tokens = np.fromiter(chain.from_iterable(ordered), np.int32, int(lengths.sum()))
+        if (tokens < 0).any():
             raise TaskError("a token id of a title is below 0")
-        # From where on a title differs from the one before it: there its own nodes begin.
-        own = np.ones(rows.shape, bool)
-        own[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
-        own &= np.arange(rows.shape[1]) < lengths[:, None]
-        levels = [own[:, depth] for depth in range(rows.shape[1])]
-        self._tokens = np.concatenate([[-1], *(rows[new, depth] for depth, new in enumerate(levels))]).astype(np.int32)
-        children = [np.array([levels[0].sum()]) if levels else np.zeros(1, np.int64)]
-        for depth, new in enumerate(levels):
-            at = np.cumsum(new) - 1  # per title, its node of this level
-            below = own[:, depth + 1] if depth + 1 < len(levels) else np.zeros(len(ordered), bool)
-            children.append(np.bincount(at[below], minlength=int(new.sum())))
-        self._first = np.concatenate([[1], 1 + np.cumsum(np.concatenate(children))]).astype(np.int32)
+        starts = np.cumsum(lengths) - lengths
+        shared = _shared(tokens, starts, lengths)
+        # A title has nodes of its own from where on it differs from the one before it.
+        own = lengths - shared
+        title = np.repeat(np.arange(len(ordered)), own)
+        depth = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own - shared, own)
+        by_level = np.argsort(depth, kind="stable")
+        title, depth = title[by_level], depth[by_level]
+        self._tokens = np.concatenate([np.array([-1], np.int32), tokens[starts[title] + depth]])
+        # The node above is the last of the level before whose title does not come later.
+        place = depth * len(ordered) + title
+        parents = np.where(depth > 0, np.searchsorted(place, place - len(ordered), side="right"), 0)
+        counts = np.bincount(parents, minlength=len(self._tokens))
+        self._first = (1 + np.concatenate([[0], np.cumsum(counts)])).astype(np.int32)
 
     def __len__(self) -> int:
         """How many distinct titles there are."""
@@ -79,3 +80,18 @@ class TitleTrie:
         begin, end = int(self._first[node]), int(self._first[node + 1])
         found = bisect_left(self._tokens, token, begin, end)
         return found if found < end and self._tokens[found] == token else None
+
+
+def _shared(tokens: Tokens, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many tokens each title has in common with the one before, found for all of them a token at a time.
+
+    No table of titles times the longest of them is made: shops have titles of thousands of tokens.
+    """
+    shared = np.zeros(len(lengths), np.int64)
+    alike, depth = np.arange(1, len(lengths)), 0
+    while len(alike):
+        alike = alike[np.minimum(lengths[alike], lengths[alike - 1]) > depth]
+        alike = alike[tokens[starts[alike] + depth] == tokens[starts[alike - 1] + depth]]
+        depth += 1
+        shared[alike] = depth
+    return shared

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InvalidArtifactError
 from ..strict_json import shown
-from .expressions import any_matched, matched
+from .safe_regex import any_matched, matched
 
 ALL_LINEAR = "all-linear"
 

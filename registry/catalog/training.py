@@ -20,14 +20,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class ValidationUsers:
-    """The users of one domain whose validation targets chose the checkpoint, by `tasks.user_digest`.
-
-    Weights were learned from training targets of the `split` rule alone.
-    """
+    """The users of one domain whose validation targets chose the checkpoint, by `tasks.user_digest`; no weights were learned from them."""
 
     domain: str | None
     data: str | None
-    split: str | None
     users: frozenset[str]
 
 
@@ -92,7 +88,6 @@ def _validation(entries: object) -> tuple[ValidationUsers, ...]:
         ValidationUsers(
             _text(entry.get("domain")),
             _text(entry.get("data")),
-            _text(entry.get("split")),
             frozenset(user for user in entry["users"] if isinstance(user, str)),
         )
         for entry in (entries if isinstance(entries, list) else ())

@@ -61,6 +61,7 @@ ASKED: list[Words] = [
     ("resolve", "skin-care", "--format", "vllm"),
     ("resolve", "skin-care", "--format", "peft", "-o", "for-peft"),
     ("resolve", "skin-care", "--merged"),
+    ("recommend", "skin-care", "--history", "Lumen Toner Luxe", "-k", "3", "--retrieve", "5"),
     ("merge", "{tiny_base}", "-a", "{spirit}=0.5", "-o", "merged", "--allow-base-mismatch"),
     ("trainers", "list"),
     ("trainers", "show", "sft"),

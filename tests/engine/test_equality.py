@@ -81,7 +81,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), share(cells(KINDS), 4))
+@pytest.mark.parametrize(("name", "kind"), share(cells(KINDS), 8))
 def test_one_adapter_and_two_answer_as_peft_does(name: str, kind: str, catalogue: Any, tmp_path: Path) -> None:
     cell = catalogue.measure(name, kind, tmp_path)
     assert cell.effect >= _module.EFFECT
@@ -90,14 +90,14 @@ def test_one_adapter_and_two_answer_as_peft_does(name: str, kind: str, catalogue
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), share(cells(TIED_KINDS, BOTH_TIES, other_tie=True), 4))
+@pytest.mark.parametrize(("name", "kind"), share(cells(TIED_KINDS, BOTH_TIES, other_tie=True), 8))
 def test_a_head_tied_the_other_way_answers_as_peft_does(name: str, kind: str, catalogue: Any, tmp_path: Path) -> None:
     cell = catalogue.measure(name, kind, tmp_path, tied=not ARCHITECTURES[name].tied)
     assert cell.holds, cell
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4), 2) + cells(("experts", "each expert")))
+@pytest.mark.parametrize(("name", "kind"), share(dealt(4), 4) + cells(("experts", "each expert")))
 def test_shards_answer_as_peft_does(name: str, kind: str, catalogue: Any, tmp_path: Path) -> None:
     base = catalogue.base(name, shard="20KB")
     assert len(list(base.glob("*.safetensors"))) > 2
@@ -107,7 +107,7 @@ def test_shards_answer_as_peft_does(name: str, kind: str, catalogue: Any, tmp_pa
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "kind"), share(cells(COMPARED, [name for name in ARCHITECTURES if name != "BERT classifier"]), 3)
+    ("name", "kind"), share(cells(COMPARED, [name for name in ARCHITECTURES if name != "BERT classifier"]), 6)
 )  # adapters of a classifier hold its head whole
 def test_two_adapters_are_as_far_apart_as_what_peft_makes_of_each(name: str, kind: str, catalogue: Any) -> None:
     base = catalogue.base(name)
@@ -124,7 +124,7 @@ def test_two_adapters_are_as_far_apart_as_what_peft_makes_of_each(name: str, kin
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 1), 3) + cells(("experts",)))
+@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 1), 6) + cells(("experts",)))
 def test_a_float32_merge_of_a_half_precision_base_answers_as_peft_does(
     name: str, kind: str, dtype: str, catalogue: Any, tmp_path: Path
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_float32_merge_of_a_half_precision_base_answers_as_peft_does(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 2), 3) + cells(("experts",)))
+@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 2), 6) + cells(("experts",)))
 def test_a_half_precision_merge_is_the_exact_mix_rounded_once(
     name: str, kind: str, dtype: str, catalogue: Any, tmp_path: Path
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_half_precision_merge_is_the_exact_mix_rounded_once(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    share(cells(_module.SUMMED_BY_PEFT, [name for name in ARCHITECTURES if name != "BERT classifier"]), 3),
+    share(cells(_module.SUMMED_BY_PEFT, [name for name in ARCHITECTURES if name != "BERT classifier"]), 6),
 )  # PEFT mixes no adapters that saved a module, as those of a classifier do
 def test_a_mix_of_plain_adapters_answers_as_pefts_cat_does(
     name: str, kind: str, catalogue: Any, tmp_path: Path

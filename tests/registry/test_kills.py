@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import runpy
 import subprocess
@@ -20,7 +21,8 @@ import pytest
 from reccocktail.registry import Base, Registry, Settings, inspect_adapter
 from reccocktail.registry.catalog.adapters import AdapterFilter
 
-KILLS, BY_COMMAND, MOST_KILLS = 50, 10, 200
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+KILLS, BY_COMMAND, MOST_KILLS = (50, 10, 200) if SOAK else (15, 3, 200)
 ROUND = 5  # kills between two checks
 STEPS = 400  # more than a registration has
 MEMBERS, EACH = 3, 20

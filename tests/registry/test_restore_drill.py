@@ -29,8 +29,11 @@ from sqlalchemy import make_url
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 
 NOBODY = 65_534
-# the database is neither lost nor restored there, so that one of them does
-ONE_DATABASE = pytest.mark.parametrize("dialect", ["sqlite"])
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`: every drill on both databases
+ON_SQLITE, ON_POSTGRESQL = (
+    pytest.mark.parametrize("dialect", ["sqlite", "postgresql"] if SOAK else [name])
+    for name in ("sqlite", "postgresql")
+)
 
 Member: Any = runpy.run_path(str(Path(__file__).with_name("crowd.py")))["Member"]
 
@@ -195,7 +198,7 @@ def test_a_lost_database_comes_back_and_what_came_later_is_registered_again_from
 
 
 @pytest.mark.slow
-@ONE_DATABASE
+@ON_SQLITE
 def test_a_lost_store_comes_back_and_what_came_later_is_stored_again_from_its_source(drill: Drill) -> None:
     backup = drill.back_up("backup")
     source = drill.adapter()
@@ -212,7 +215,7 @@ def test_a_lost_store_comes_back_and_what_came_later_is_stored_again_from_its_so
 
 
 @pytest.mark.slow
-@ONE_DATABASE
+@ON_SQLITE
 def test_a_store_without_a_backup_is_filled_again_from_the_sources(drill: Drill, tmp_path: Path) -> None:
     sources = [tmp_path / "adapters" / str(seed) for seed in (2, 3)]
     drill.run("reccocktail build request beauty --wait")
@@ -239,7 +242,7 @@ def test_a_store_without_a_backup_is_filled_again_from_the_sources(drill: Drill,
 
 
 @pytest.mark.slow
-@ONE_DATABASE
+@ON_SQLITE
 def test_damaged_bytes_are_named_and_repaired_from_the_source(drill: Drill, tmp_path: Path) -> None:
     tree = drill.store / "trees" / drill.sight().adapters["beauty@v1"].removeprefix("sha256:")
     weights = tree / "adapter_model.safetensors"
@@ -251,6 +254,7 @@ def test_damaged_bytes_are_named_and_repaired_from_the_source(drill: Drill, tmp_
 
 
 @pytest.mark.slow
+@ON_POSTGRESQL
 def test_a_backup_that_was_taken_while_others_registered_is_sound_when_both_are_lost(drill: Drill) -> None:
     member = Member(drill.settings, "persist", places=[("tiny", "beauty", str(drill.adapter())) for _ in range(12)])
     before = drill.sight()
@@ -274,6 +278,7 @@ def test_a_backup_that_was_taken_while_others_registered_is_sound_when_both_are_
 
 
 @pytest.mark.slow
+@ON_SQLITE
 def test_a_newer_store_under_an_older_database_only_has_bytes_too_many(drill: Drill) -> None:
     older = drill.back_up("older")
     before = drill.sight()

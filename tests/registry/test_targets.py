@@ -86,7 +86,7 @@ def test_a_configuration_targets_the_modules_that_peft_gives_factors_to(
 
 
 def test_an_expression_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reccocktail.registry.artifacts.expressions.SECONDS", 1)
+    monkeypatch.setattr("reccocktail.registry.artifacts.safe_regex.SECONDS", 1)
     targets = Targets.parse({"target_modules": "(a+)+b"}, tmp_path, ())
     with pytest.raises(ValueError, match="takes more than"):
         targets.of(["a" * 60])

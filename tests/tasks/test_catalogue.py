@@ -82,7 +82,7 @@ def test_json_lines_name_items_by_id_or_title(tmp_path):
         ('{"item_id": 7}\n', ["line 1", "must be text"]),
         ('{"price": 7}\n', ["line 1", "must be"]),
         ('{"item_id": \n', ["line 1"]),
-        ("\n \n", ["lists no item"]),
+        ("\n \n", ["no item"]),
         ("\n".join("nowhere" + "x" * n for n in range(9)), ["line 3", "and 6 more"]),
     ],
 )

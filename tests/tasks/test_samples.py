@@ -85,7 +85,7 @@ def test_general_rules_answer_the_general_half_of_the_young_shop_and_not_its_ord
 
 def test_the_young_shops_training_rows_teach_its_order_and_not_the_general_rules():
     scorer = ingredient_oracle(shop("skin-care"))
-    assert hit_rate(shop("skin-care"), scorer, "order") > 0.6
+    assert hit_rate(shop("skin-care"), scorer, "order") > 4 * CHANCE  # many come after a purchase of the general rules
     assert hit_rate(shop("skin-care"), scorer, "follow_up") < 1.5 * CHANCE
     assert hit_rate(shop("skin-care"), scorer, "loyal") < 1.5 * CHANCE
 
@@ -107,7 +107,16 @@ def test_popularity_alone_answers_few_questions(name):
 
 
 def test_the_young_shop_has_cold_targets():
-    assert len(examples(shop("skin-care"), "cold")) > 20
+    assert len(examples(shop("skin-care"), "cold")) > 10
+
+
+def test_the_young_shops_validation_shows_both_kinds_of_reasons_as_its_test_does():
+    shares = []
+    for place in (-2, -1):
+        rules = [history.fields["rules"][place] for history in shop("skin-care").sequences]
+        shares.append(sum(rule in ("follow_up", "loyal") for rule in rules) / len(rules))
+    assert min(shares) > 0.35
+    assert abs(shares[0] - shares[1]) < 0.15
 
 
 @pytest.mark.parametrize("domain", SAMPLE_DOMAINS, ids=lambda domain: domain.name)
@@ -138,9 +147,9 @@ def without_times(data: DomainData) -> DomainData:
 
 def test_a_shop_is_the_same_on_every_machine():
     purchases = {name: without_times(shop(name)).digest for name in ("skin-care", "garden")}
-    assert purchases["skin-care"] == "sha256:727aae44b6c489af73aad7c6eaa5a8be2e63af5ead8cd4424f21c699afdaca60"
+    assert purchases["skin-care"] == "sha256:eb0d73144302f1eccf7a9f9cd4ab13e19d1c3e5748706f65d245b586776ab914"
     assert purchases["garden"] == "sha256:bf69b1c3d0036148f24a50230d7fe81e1b213bd111f5e99f08906fc878bd1a28"
-    assert shop("skin-care").digest == "sha256:dfc2e216d958b297ba3b73fd889f7e50a81744a16dc325c2bfec8f361f2ff245"
+    assert shop("skin-care").digest == "sha256:779988e6bb4a38a27c952c2b5520ff0d9e9c802ecde29f21f956b63cf4faa478"
     assert shop("garden").digest == "sha256:04b75ccfe0bda2e2497d1052d5866fbc879b66337116573f058b8c6ef528bccc"
 
 

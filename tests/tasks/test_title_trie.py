@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -84,3 +85,13 @@ def test_thirty_thousand_titles_take_less_than_two_seconds_and_little_memory():
     assert time.process_time() - started < 2
     assert trie._tokens.nbytes + trie._first.nbytes < 10_000_000
     assert trie.allowed(titles[7][:-1]).tolist() == [2]
+
+
+def test_one_very_long_title_costs_its_own_tokens_only():
+    titles = [(number % 100, number, 2) for number in range(3, 20_003)] + [(*range(3, 5_003), 2)]
+    tracemalloc.start()
+    trie = TitleTrie(titles)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000, "a table of all titles by the longest has 400 MB"
+    assert trie.allowed(range(3, 5_003)).tolist() == [2]

@@ -6,12 +6,12 @@ only; validation targets decide nothing but when to stop and which checkpoint to
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,34 +20,26 @@ from pydantic import BaseModel
 
 from ...registry.strict_json import read_object
 from ...tasks import (
-    LEAVE_ONE_OUT,
     DomainData,
     Question,
     Split,
     TaskSpec,
     Template,
     examples,
-    fit,
     load_template,
     questions,
     user_digest,
 )
 from ..plugin import TrainerError, TrainingJob, TrainingResult
 from .options import SftOptions
+from .pool import Pool, check_template
 
 if TYPE_CHECKING:
     import torch
 
 LOG = "training_log.jsonl"
 PLOT = "loss.png"
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What is learned from: questions of all domains, and per domain what they are."""
-
-    questions: tuple[Question, ...]
-    specs: tuple[dict[str, Any], ...]
+VALIDATED = ("validation_loss", "validation_ranking")
 
 
 class SftTrainer:
@@ -61,17 +53,19 @@ class SftTrainer:
         """Train on the job's domains and leave the adapter in `job.folder`/adapter, with its log and a plot of the loss.
 
         Under `accelerate launch` every process calls this with the same job, and the first one writes the adapter. The metrics
-        are `train_loss`, the mean of the last tenth of the steps; `validation_loss`, that of the checkpoint kept;
-        `train_seconds` of this call; and `tokens_per_second`, tokens without padding by the seconds of this call's steps,
-        in which loading, validation and checkpoints have no part.
-        Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss, a batch that the
-        processes cannot share.
+        are `train_loss`, the mean of the last tenth of the steps; `validation_loss` and `validation_ranking`, those of the
+        checkpoint kept; `train_seconds` of this call; and `tokens_per_second`, tokens without padding by the seconds of this
+        call's steps, in which loading, validation and checkpoints have no part.
+        Raises TrainerError: no examples, an example longer than `max_tokens`, a diverged loss, a batch that the processes
+        cannot share, a loss that the template, the model or the batch does not allow.
         """
         options = job.options
         assert isinstance(options, SftOptions)
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
         from . import tuning
+        from .objective import make_loss
+        from .validation import CandidateQuestions
 
         tokenizer = AutoTokenizer.from_pretrained(job.base_folder, local_files_only=True, trust_remote_code=False)
         if not tokenizer.chat_template:
@@ -80,17 +74,22 @@ class SftTrainer:
                 hint="use the instruction-tuned checkpoint of this model",
             )
         template = load_template(options.template)
+        check_template(options, template)
         pool = _training_pool(job.domains, template, options)
-        validating = _validation_questions(job.domains, template, options)
-        validation = [question for drawn in validating for question in drawn]
-        rows = _rows(fit(pool.questions, tokenizer), tokenizer, options.max_tokens)
-        checked = _rows(fit(validation, tokenizer), tokenizer, options.max_tokens)
+        validation = _validation_pool(job.domains, template, options)
+        learned, checked = pool.ready(tokenizer), validation.ready(tokenizer)
         set_seed(options.seed)
         dtype, mixed = _precision(job.device)
         model = AutoModelForCausalLM.from_pretrained(
             job.base_folder, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
-        trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked, mixed=mixed)
+        rows, checked_rows = (
+            _rows([each.question for each in some], tokenizer, options.max_tokens) for some in (learned, checked)
+        )
+        trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked_rows, mixed=mixed)
+        tuning.learn_by(trainer, make_loss(options, [*learned, *checked], tokenizer, model))
+        if checked:
+            trainer.candidates = CandidateQuestions([each.question for each in checked], tokenizer)
         started = time.monotonic()
         tuning.run(trainer, job)
         seconds = time.monotonic() - started
@@ -99,7 +98,7 @@ class SftTrainer:
         adapter = job.folder / "adapter"
         if trainer.is_world_process_zero():
             _save(trainer.model, adapter, job.base_name)
-            _write_log(log, adapter)
+            _write_log(log, adapter, trainer.objective.unit)
         trainer.accelerator.wait_for_everyone()
         step = state.global_step
         context = {
@@ -108,7 +107,8 @@ class SftTrainer:
             "options": options.model_dump(mode="json"),
             "template": {"name": template.name, "digest": template.digest},
             "tasks": list(pool.specs),
-            "validation": _labels_seen(job.domains, validating),
+            "validation": list(validation.specs),
+            "validate_by": (trainer.args.metric_for_best_model or "").removeprefix("eval_") or None,
             "examples": len(pool.questions),
             "steps": step,
             "kept_step": state.best_global_step or step,
@@ -121,8 +121,7 @@ class SftTrainer:
         if watch.seconds:
             learned = order.tokens(step) - order.tokens(watch.first_step)
             metrics["tokens_per_second"] = round(learned / watch.seconds, 1)
-        if state.best_metric is not None:
-            metrics["validation_loss"] = round(state.best_metric, 5)
+        metrics |= _validated(log, state.best_global_step)
         return TrainingResult(adapter, metrics, context)
 
 
@@ -134,6 +133,7 @@ def _training_pool(domains: Sequence[DomainData], template: Template, options: S
             hint=f"domains of this training: {', '.join(data.name for data in domains)}",
         )
     picked: list[Question] = []
+    sources: list[DomainData] = []
     specs = []
     for data in domains:
         there = len(examples(data, "train"))
@@ -145,6 +145,7 @@ def _training_pool(domains: Sequence[DomainData], template: Template, options: S
         count = max(1, round(usual * options.weights.get(data.name, 1.0)))
         spec, drawn = _draw(data, "train", template, options, count if count < there else None)
         picked += [drawn[number % len(drawn)] for number in range(count)]
+        sources += [data] * count
         specs.append(
             {
                 "domain": data.name,
@@ -154,29 +155,37 @@ def _training_pool(domains: Sequence[DomainData], template: Template, options: S
                 "distinct": len(drawn),
             }
         )
-    return Pool(tuple(picked), tuple(specs))
+    return Pool(tuple(picked), tuple(sources), tuple(specs))
 
 
-def _validation_questions(
-    domains: Sequence[DomainData], template: Template, options: SftOptions
-) -> list[list[Question]]:
-    """Those that choose the checkpoint, of each domain."""
+def _validation_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
+    """The validation questions of all domains, and what tells which: the first `examples` of `tasks.sample` with the seed.
+
+    `users` are their digests, so that no mix is chosen or judged by labels that chose a checkpoint. `users_digest` is the SHA-256 of the
+    sorted user ids as JSON, for whoever draws them again to check.
+    """
     if not options.validation_examples:
-        return [[] for _ in domains]
-    return [_draw(data, "validation", template, options, options.validation_examples)[1] for data in domains]
-
-
-def _labels_seen(domains: Sequence[DomainData], validating: Sequence[Sequence[Question]]) -> list[dict[str, Any]]:
-    """Whose validation targets had a say: a mix must not be judged by them."""
-    return [
-        {
-            "domain": data.name,
-            "data": data.digest,
-            "split": LEAVE_ONE_OUT,
-            "users": sorted(user_digest(question.example.user_id) for question in drawn),
-        }
-        for data, drawn in zip(domains, validating, strict=True)
-    ]
+        return Pool((), (), ())
+    picked: list[Question] = []
+    sources: list[DomainData] = []
+    specs = []
+    for data in domains:
+        drawn = _draw(data, "validation", template, options, options.validation_examples)[1]
+        picked += drawn
+        sources += [data] * len(drawn)
+        users = json.dumps(sorted(question.example.user_id for question in drawn)).encode()
+        specs.append(
+            {
+                "domain": data.name,
+                "data": data.digest,
+                "split": "validation",
+                "users": sorted(user_digest(question.example.user_id) for question in drawn),
+                "users_digest": f"sha256:{hashlib.sha256(users).hexdigest()}",
+                "seed": options.seed,
+                "examples": len(drawn),
+            }
+        )
+    return Pool(tuple(picked), tuple(sources), tuple(specs))
 
 
 def _draw(
@@ -230,7 +239,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """One record per step, and one per validation: what equal runs have in common, so no times."""
-    names = {"loss": "loss", "learning_rate": "learning_rate", "eval_loss": "validation_loss"}
+    names = {"loss": "loss", "learning_rate": "learning_rate", "eval_loss": VALIDATED[0], "eval_ranking": VALIDATED[1]}
     found = []
     for entry in history:
         figures = {new: entry[old] for old, new in names.items() if old in entry}
@@ -246,6 +255,11 @@ def _final_loss(log: Sequence[Mapping[str, float]]) -> float:
     return round(sum(last) / len(last), 5)
 
 
+def _validated(log: Sequence[Mapping[str, float]], step: int | None) -> dict[str, float]:
+    """The validation figures of the checkpoint that was kept."""
+    return {name: round(e[name], 5) for e in log if e["step"] == step for name in VALIDATED if name in e}
+
+
 def _save(model: Any, adapter: Path, base_name: str) -> None:
     """Write the adapter so that its bytes depend on nothing but its content: base by name, lists in order, no card."""
     shutil.rmtree(adapter, ignore_errors=True)
@@ -258,7 +272,7 @@ def _save(model: Any, adapter: Path, base_name: str) -> None:
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_log(log: Sequence[Mapping[str, float]], folder: Path) -> None:
+def _write_log(log: Sequence[Mapping[str, float]], folder: Path, unit: str) -> None:
     (folder / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
     import matplotlib
 
@@ -266,13 +280,13 @@ def _write_log(log: Sequence[Mapping[str, float]], folder: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, marker in ("loss", ""), ("validation_loss", "o"):
+    for name, marker in ("loss", ""), (VALIDATED[0], "o"), (VALIDATED[1], "s"):
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, label=name.replace("_", " "), linewidth=1, marker=marker)
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss of the answer (nats per token)")
+    axes.set_ylabel(f"loss of the answer (nats per {unit}), ranking (nats)")
     axes.legend()
     # No software version in the file: the same curves give the same bytes.
     figure.savefig(folder / PLOT, dpi=120, metadata={"Software": None})

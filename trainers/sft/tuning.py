@@ -9,32 +9,34 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.logging import disable_progress_bar
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from ...registry.errors import InvalidArtifactError
 from ...registry.strict_json import OWN_LIMIT, read_object
 from ..plugin import TrainerError, TrainingJob
-from .validation import batches_of_like_length, figures
+from .losses import IGNORED, NUMBER, AnswerLoss, ChoiceLoss, Loss
+from .objective import check_answers
+from .validation import CandidateQuestions, batches_of_like_length, figures
 
 if TYPE_CHECKING:
     from .options import SftOptions
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"
-IGNORED = -100  # the label of a token that is not learned from
+RANKING = "eval_ranking"
+CHEAP = 16  # on a CPU, ranking a question takes as long as learning from three examples
 POOLED = 50  # batches that are sorted by length together: more save padding, fewer leave more to chance
 
 
@@ -46,34 +48,34 @@ class BatchOrder(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._lengths, self.batch_size, self._seed = lengths, batch_size, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths) // self._batch_size * self._batch_size
+        return len(self._lengths) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         return (index for batch in self._batches(self.epoch) for index in batch)
 
     def tokens(self, steps: int) -> int:
         """How many tokens the first `steps` batches have, without padding."""
-        each = len(self) // self._batch_size
+        each = len(self) // self.batch_size
         batches = (batch for epoch in range(math.ceil(steps / each)) for batch in self._batches(epoch))
         return sum(self._lengths[index] for _, batch in zip(range(steps), batches, strict=False) for index in batch)
 
     def _batches(self, epoch: int) -> list[list[int]]:
         rng = random.Random(f"{self._seed}/{epoch}")  # noqa: S311
         order = rng.sample(range(len(self._lengths)), len(self))
-        pool = POOLED * self._batch_size
+        pool = POOLED * self.batch_size
         grouped = [
             index
             for start in range(0, len(order), pool)
             for index in sorted(order[start : start + pool], key=self._lengths.__getitem__)
         ]
-        batches = [grouped[start : start + self._batch_size] for start in range(0, len(grouped), self._batch_size)]
+        batches = [grouped[start : start + self.batch_size] for start in range(0, len(grouped), self.batch_size)]
         rng.shuffle(batches)
         return batches
 
@@ -83,58 +85,89 @@ class Tuner(SFTTrainer):
 
     order: BatchOrder
     watch: Watch
+    objective: Loss = AnswerLoss()
+    candidates: CandidateQuestions | None = None  # those of validation
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         return self.order
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if NUMBER not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, NUMBER]
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of the answers' tokens in nats, summed over the batch and divided by `num_items_in_batch`.
+        """The objective in nats, summed over the batch and divided by how many tokens, or examples, an optimiser step has.
 
-        Without `num_items_in_batch`, as in validation, it is divided by how many there are. TRL leaves the prompt out of the
-        vocabulary's product on a GPU; on a CPU it does not, and that product takes a third of the time of a small model.
+        `num_items_in_batch` are the answers' tokens of that step; without it the batch is taken for all of it. TRL leaves the
+        prompt out of the vocabulary's product on a GPU; on a CPU it does not, and that product takes a third of the time of
+        a small model.
         """
-        if return_outputs or not self._logits_on_demand:
+        if isinstance(self.objective, AnswerLoss) and (return_outputs or not self._logits_on_demand):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = self._nats(model, inputs).sum()
+        nats = self.objective.nats(inputs, partial(self._logits, model))
         if num_items_in_batch is None:
-            return loss / answer_tokens(inputs["labels"]).sum().clamp(min=1)
-        # It counts the tokens of all processes, and their gradients are averaged.
-        return loss / num_items_in_batch * self.accelerator.num_processes
+            parts = answer_tokens(inputs["labels"]).sum() if self.objective.unit == "token" else torch.tensor(len(nats))
+            return nats.sum() / parts.clamp(min=1)
+        parts = num_items_in_batch if self.objective.unit == "token" else self.order.batch_size
+        # These are of all processes, and their gradients are averaged.
+        return nats.sum() / parts * self.accelerator.num_processes
 
     def evaluation_loop(
         self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **named: Any
     ) -> EvalLoopOutput:
-        """The mean over the examples of an example's loss, which is the mean over the tokens of its answer.
+        """`loss`: the mean over the validation examples of an example's loss; and by their candidates, `ranking`, if that is wanted.
 
-        It takes batches of its own instead of the loader's, so that it depends on no batch and on no number of processes.
+        An example's loss is the mean over the tokens of its answer or, where a title is learned from those of its batch, that of
+        its title among its candidates. The batches are not the loader's, so that nothing depends on how many processes there are.
         """
         rows, model = dataloader.dataset, self.model
         assert model is not None
         model.eval()
-        batches = batches_of_like_length([len(ids) for ids in rows["input_ids"]])
-        losses = figures(self.accelerator, batches, lambda batch: self._validated(rows, batch))
-        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": losses.mean().item()}, len(rows))  # pyright: ignore[reportArgumentType]
+        if isinstance(self.objective, ChoiceLoss):
+            assert self.candidates is not None
+            loss = self.candidates.choice(self._candidate_scores(prior=False), self.objective.temperature)
+        else:
+            batches = batches_of_like_length([len(ids) for ids in rows["input_ids"]])
+            loss = figures(self.accelerator, batches, lambda batch: self._validated(rows, batch)).mean().item()
+        found = {f"{metric_key_prefix}_loss": loss}
+        if self.candidates is not None and self.args.metric_for_best_model == RANKING and math.isfinite(loss):
+            found[f"{metric_key_prefix}_ranking"] = self.candidates.ranking(self._candidate_scores(prior=True))
+        return EvalLoopOutput(None, None, found, len(rows))  # pyright: ignore[reportArgumentType]
 
     def _validated(self, rows: Any, batch: Sequence[int]) -> torch.Tensor:
         inputs = self._prepare_inputs(self.data_collator([rows[number] for number in batch]))
-        losses = self._nats(self.model, inputs) / answer_tokens(inputs["labels"]).clamp(min=1)
-        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return losses
+        nats = self.objective.nats(inputs, partial(self._logits, self.model))
+        self._sign_of_life()
+        return nats / answer_tokens(inputs["labels"]).clamp(min=1)
 
-    def _nats(self, model: Any, inputs: Any) -> torch.Tensor:
-        """[examples]: the cross-entropy of an example's answer, summed over its tokens."""
-        following = inputs["labels"][:, 1:]
-        places = (following != IGNORED).any(dim=0).nonzero()[:, 0]
-        told = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    def _candidate_scores(self, *, prior: bool) -> torch.Tensor:
+        assert self.candidates is not None
+        return self.candidates.likelihoods(
+            self.accelerator, self.model, prior=prior, progress=lambda _: self._sign_of_life()
+        )
+
+    def _sign_of_life(self) -> None:
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def _logits(self, model: Any, given: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+        """[rows, places, vocabulary] of a batch that the model is given; a mask [rows, 1, tokens, tokens] says what attends to what."""
+        mask = given["attention_mask"]
+        if mask.ndim == 4:
+            least = torch.finfo(self._dtype).min
+            mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, least)
+        told = {**given, "attention_mask": mask, "use_cache": False}
         if self._takes_places:
-            logits = model(**told, use_cache=False, logits_to_keep=places).logits
-        else:
-            logits = model(**told, use_cache=False).logits[:, places]
-        wanted = following[:, places]
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="none")
-        return nats.view(wanted.shape).sum(dim=1)
+            return model(**told, logits_to_keep=places).logits
+        return model(**told).logits[:, places]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the base model's activations, which an additive mask must have too."""
+        model: Any = self.model
+        return model.get_input_embeddings().weight.dtype
 
     @cached_property
     def _logits_on_demand(self) -> bool:
@@ -146,6 +179,16 @@ class Tuner(SFTTrainer):
         """Whether the model can be asked for the logits of some places alone."""
         model: Any = self.model
         return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
+
+
+class Collator(DataCollatorForLanguageModeling):
+    """TRL's, with the numbers of the examples where they have some."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        if NUMBER in examples[0]:
+            batch[NUMBER] = torch.tensor([example[NUMBER] for example in examples])
+        return batch
 
 
 def answer_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -178,7 +221,7 @@ class Watch(TrainerCallback):
         told = logs or {}
         if "loss" in told:  # every step is logged, and a GPU has done it only when its loss is here
             self.seconds += time.monotonic() - self._step_began
-        for name in ("loss", "eval_loss"):
+        for name in ("loss", "eval_loss", RANKING):
             value = told.get(name)
             if value is not None and not math.isfinite(value):
                 raise TrainerError(
@@ -238,7 +281,7 @@ def make_trainer(
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=bool(validation),
-        metric_for_best_model="eval_loss" if validation else None,
+        metric_for_best_model=_best_by(options, every, len(validation)) if validation else None,
         greater_is_better=False if validation else None,
         restore_callback_states_from_checkpoint=True,
         logging_steps=1,
@@ -266,9 +309,37 @@ def make_trainer(
         callbacks=[watch, *early],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every figure that the job's progress shows
+    trainer.data_collator = Collator(trainer.data_collator.pad_token_id)  # pyright: ignore
     trainer.order = BatchOrder([row["length"] for row in rows], options.batch_size, options.seed)
     trainer.watch = watch
     return trainer
+
+
+def learn_by(trainer: Tuner, loss: Loss) -> None:
+    """Let the trainer make this loss smaller. Its examples are those to learn from, then those of validation.
+
+    Raises TrainerError where the loss cannot be had with the model, its answers or the batch.
+    """
+    trainer.objective = loss
+    if isinstance(loss, AnswerLoss):
+        return
+    if trainer.aux_loss_enabled:
+        raise TrainerError(
+            "the model adds a loss of its own, which balances its experts and is part of loss=answer alone",
+            hint="-o loss=answer",
+        )
+    if isinstance(loss, ChoiceLoss) and trainer.args.per_device_train_batch_size < 2:
+        raise TrainerError(
+            "loss=choice tells a title from the others of a forward pass, and there is one example in each",
+            hint="-o micro_batch=2 or more; with several processes, a larger batch_size",
+        )
+    first = 0
+    for name in ("train_dataset", "eval_dataset"):
+        rows = getattr(trainer, name)
+        if rows is not None:
+            check_answers(loss, rows["labels"], first)
+            setattr(trainer, name, rows.add_column(NUMBER, list(range(first, first + len(rows)))))
+            first += len(rows)
 
 
 def run(trainer: Tuner, job: TrainingJob) -> None:
@@ -286,6 +357,12 @@ def run(trainer: Tuner, job: TrainingJob) -> None:
         trainer._load_best_model()
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _best_by(options: SftOptions, every: int, ranked: int) -> str:
+    """The figure that checkpoints are chosen by, where so many questions are ranked after every so many steps."""
+    cheap = every * options.batch_size >= CHEAP * ranked
+    return {"ranking": RANKING, "loss": "eval_loss"}[options.validate_by or ("ranking" if cheap else "loss")]
 
 
 def _keep_to_one_gpu(args: SFTConfig, device: str) -> None:

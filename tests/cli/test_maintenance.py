@@ -1,4 +1,4 @@
-"""The house itself: how all domains stand, what `gc` removes, schema versions, and what is read-only."""
+"""Status of all domains, collection of what nothing refers to, schema versions, and a read-only registry."""
 
 from __future__ import annotations
 

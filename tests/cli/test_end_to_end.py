@@ -1,4 +1,4 @@
-"""The whole trip by commands alone, on a model small enough for it to take seconds."""
+"""All steps by commands alone, on a model small enough for it to take seconds."""
 
 from __future__ import annotations
 

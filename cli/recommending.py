@@ -1,0 +1,206 @@
+"""`recommend`: what the build that is served for a domain would recommend to somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import UsageError
+from .app import App, base_option, example, json_option, pass_app
+from .builds import about_choice, say_chosen
+from .console import answer, progress, say, table
+
+if TYPE_CHECKING:
+    from ..engine.recommending import Recommendations
+    from ..tasks import Score
+
+TOP = 3  # of each list, side by side
+UNKNOWN_SHOWN = 5
+
+
+@click.command(
+    epilog=example(
+        "reccocktail recommend beauty --user A2X91",
+        'reccocktail recommend beauty --history "Rose Cream || Green Tea Toner" -k 5 --compare',
+        "reccocktail recommend beauty --user A2X91 --candidates in-stock.txt --json",
+    )
+)
+@click.argument("domain")
+@click.option("--user", metavar="U", help="A user of the domain's data, with all that the user took.")
+@click.option("--history", metavar='"A || B"', help="Titles instead of a user, the newest last.")
+@click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many titles to show.")
+@click.option(
+    "--candidates",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Rank these: an item id or a title a line, or JSON Lines with item_id or title.",
+)
+@click.option(
+    "--retrieve",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Rank the N items of the catalogue most like the history, and most popular ones.  [default: all items up to 200, else 100]",
+)
+@click.option("--build", "build_id", metavar="ID", help="Another build than the one that is served.")
+@click.option("--compare", is_flag=True, help="Also rank with each adapter of the build alone.")
+@click.option(
+    "--score",
+    "score_text",
+    metavar="S",
+    help="likelihood, pmi, pmi:WEIGHT or constrained.  [default: what the build was tuned with, else pmi]",
+)
+@click.option("--template", metavar="T", help="Prompt template.  [default: the build's, else next-title]")
+@base_option
+@json_option
+@pass_app
+def recommend(
+    app: App,
+    domain: str,
+    user: str | None,
+    history: str | None,
+    count: int,
+    candidates: Path | None,
+    retrieve: int | None,
+    build_id: str | None,
+    compare: bool,
+    score_text: str | None,
+    template: str | None,
+    base: str | None,
+    as_json: bool,
+) -> None:
+    """Show what a domain's build would recommend.
+
+    To a user of the domain's data, or after a history of titles. The build is the one that `resolve --merged` serves. Items that
+    the history has are not recommended.
+    """
+    from ..engine.recommending import SEPARATOR, RecommendationRequest
+    from ..engine.recommending import recommend as ask
+
+    wanted = RecommendationRequest(
+        domain,
+        user=user,
+        history=None if history is None else history.split(SEPARATOR),
+        candidates=candidates,
+        retrieve=retrieve,
+        build=build_id,
+        base=base,
+        score=_score(score_text),
+        template=template,
+        compare=compare,
+    )
+
+    @contextmanager
+    def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+        with progress(f"ranking with {label}", unit="titles") as shown:
+            yield shown.update
+
+    with app.registry() as registry:
+        found = ask(registry, wanted, device=app.device(), bar=bar)
+    _say_about(found)
+    answer(as_json, _document(found, count), lambda: _show(found, count))
+
+
+def _score(text: str | None) -> Score | None:
+    """Raises UsageError."""
+    from ..engine.score_choice import read_score
+
+    score = read_score(text)
+    if isinstance(score, str):
+        raise UsageError(
+            f"--score {score} belongs to `evaluate`", hint="name one: likelihood, pmi, pmi:WEIGHT, constrained"
+        )
+    return score
+
+
+def _document(found: Recommendations, count: int) -> dict[str, Any]:
+    """The first `count` of each list; in the build's, each item's rank in the others."""
+    build, ranks = found.build, [{item.item_id: item.rank for item in each.items} for each in found.lists]
+    candidates = found.candidates
+    return {
+        "domain": build.domain,
+        "build": {
+            "id": build.id,
+            "digest": build.digest,
+            "base": build.base,
+            **(about_choice(found.choice) if found.choice else {}),
+        },
+        "score": str(found.score),
+        "score_from": found.score_origin,
+        "template": found.template.name,
+        "user": found.user,
+        "history": [{"item_id": item.item_id or None, "title": item.title} for item in found.history],
+        "candidates": {
+            "count": len(candidates.items),
+            "source": candidates.source,
+            "catalogue": candidates.catalogue,
+            "known": candidates.known,
+            "repeats": candidates.repeats,
+            "retitled": candidates.retitled,
+        },
+        "lists": [
+            {
+                "system": each.label,
+                "role": each.role,
+                "items": [
+                    {
+                        "rank": item.rank,
+                        "item_id": item.item_id,
+                        "title": item.title,
+                        "score": item.score,
+                        "ranks": {
+                            other.role: ranks[place][item.item_id]
+                            for place, other in enumerate(found.lists)
+                            if other is not each
+                        },
+                    }
+                    for item in each.items[:count]
+                ],
+            }
+            for each in found.lists
+        ],
+    }
+
+
+def _say_about(found: Recommendations) -> None:
+    """Which build, score and candidates, and what was read otherwise than it is written."""
+    candidates, build = found.candidates, found.build
+    if found.choice is not None:
+        say_chosen(build.domain, found.choice)
+    unknown = [item.title for item in found.history if not item.item_id]
+    if unknown:
+        more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""
+        named = ", ".join(map(repr, unknown[:UNKNOWN_SHOWN]))
+        say(f"not in the catalogue, used as text: {named}{more}")
+    if candidates.known:
+        say(f"left out of the candidates, because the history has them: {candidates.known}")
+    if candidates.repeats:
+        say(f"candidates that are listed again, and count once: {candidates.repeats}")
+    if candidates.retitled:
+        say(f"candidates whose title is not the catalogue's, which is used: {candidates.retitled}")
+    of = {
+        "list": "as listed",
+        "catalogue": f"all that the catalogue of {candidates.catalogue} has beside the history",
+        "retriever": f"retrieved from a catalogue of {candidates.catalogue}",
+    }[candidates.source]
+    origin = {"request": "as asked", "build": "as the build was tuned", "default": "the default"}[found.score_origin]
+    say(f"build {build.id}, score {found.score} ({origin}), candidates: {len(candidates.items)}, {of}")
+
+
+def _show(found: Recommendations, count: int) -> None:
+    others = found.lists[1:]
+    ranks = [{item.item_id: item.rank for item in each.items} for each in others]
+    rows = [
+        [item.rank, item.title, f"{item.score:.2f}", *(each[item.item_id] for each in ranks)]
+        for item in found.best[:count]
+    ]
+    names = [each.role for each in others]
+    table(["#", "title", "score", *names], rows, empty="", right=("#", "score", *names), cut=("title",))
+    if others:
+        tops = [[item.title for item in each.items[: min(TOP, count)]] for each in found.lists]
+        columns = ["cocktail", *(f"{name} alone" for name in names)]
+        rows = [[place, *row] for place, row in enumerate(zip(*tops, strict=True), start=1)]
+        table(["#", *columns], rows, empty="", right=("#",), cut=columns)

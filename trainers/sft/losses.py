@@ -1,0 +1,201 @@
+"""What a training step makes smaller: the surprise at the answer's tokens, at its tokens among titles, or at its title among titles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.rnn import pad_sequence
+
+from ...tasks import TitleTrie
+
+IGNORED = -100  # the label of a token that is not learned from
+NUMBER = "example"  # of a batch: [examples], which of the training's examples they are
+
+Batch = Mapping[str, torch.Tensor]
+Logits = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""(what the model is given, places [n]) → logits [rows, n, vocabulary]."""
+
+
+class Loss(Protocol):
+    """A loss that is a sum over the examples of a batch. `unit` is what its mean is taken over."""
+
+    unit: ClassVar[str]
+
+    def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        """[examples], with gradient. `batch` holds `input_ids`, `attention_mask` and `labels` [examples, tokens], padded right."""
+        ...
+
+
+class AnswerLoss:
+    """Cross-entropy of the answer's tokens over the whole vocabulary."""
+
+    unit: ClassVar[str] = "token"
+
+    def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        following = batch["labels"][:, 1:]
+        places = (following != IGNORED).any(dim=0).nonzero()[:, 0]
+        wanted = following[:, places]
+        found = logits(_read(batch), places).flatten(0, 1).float()
+        nats = F.cross_entropy(found, wanted.flatten(), ignore_index=IGNORED, reduction="none")
+        return nats.view(wanted.shape).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """Cross-entropy of the answer's tokens among those alone that continue some title of the catalogue at their place.
+
+    The masked softmax of MSL (arXiv 2504.04178); logits are divided by `temperature` first. A token without an
+    alternative costs nothing. `tries` has each example's catalogue, with titles tokenised and closed as they are trained.
+    """
+
+    unit: ClassVar[str] = "token"
+    tries: Sequence[TitleTrie]
+    temperature: float = 1.0
+
+    def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        following = batch["labels"][:, 1:]
+        rows, places, wanted, allowed = [], [], [], []
+        for row, number in enumerate(batch[NUMBER].tolist()):
+            at = (following[row] != IGNORED).nonzero()[:, 0]
+            answer = following[row, at].tolist()
+            choices = self.tries[number].continuations(answer)
+            for place, token, tokens in zip(at.tolist(), answer, choices, strict=True):
+                if len(tokens) > 1:
+                    rows.append(row)
+                    places.append(place)
+                    wanted.append(token)
+                    allowed.append(torch.from_numpy(tokens).long())
+        device = following.device
+        columns = torch.tensor(sorted(set(places)) or [0], device=device)
+        found = logits(_read(batch), columns)
+        if not places:  # every answer is the only title there is
+            return found.flatten(1)[:, :0].sum(dim=1).to(_exact(found))
+        at_row, at_token = torch.tensor(rows, device=device), torch.tensor(wanted, device=device)
+        at_column = torch.searchsorted(columns, torch.tensor(places, device=device))
+        counts = torch.tensor([len(tokens) for tokens in allowed], device=device)
+        owner = torch.arange(len(allowed), device=device).repeat_interleave(counts)
+        tokens = torch.cat(allowed).to(device)
+        exact, sharpness = _exact(found), 1 / self.temperature
+        offered = found[at_row[owner], at_column[owner], tokens].to(exact) * sharpness
+        right = found[at_row, at_column, at_token].to(exact) * sharpness
+        nats = _logsumexp_by(owner, offered, len(allowed)) - right
+        return nats.new_zeros(len(following)).index_add(0, at_row, nats)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is known of an example whose title is to be told from those of its batch.
+
+    `words` is the title but for case and punctuation, `closed` the tokens of the title and of what closes it, `taken` the words of
+    the titles that are no negatives of the user's.
+    """
+
+    title: str
+    words: str
+    closed: tuple[int, ...]
+    taken: AbstractSet[str]
+
+
+@dataclass(frozen=True)
+class ChoiceLoss:
+    """Cross-entropy of the right title among the titles of a batch, by log P of a whole title, divided by `temperature`.
+
+    A title that says the same as the right one, or that the user has taken, is left out. Each prompt is read once, with
+    all titles behind it, if the model `packs`, and else once per title.
+    """
+
+    unit: ClassVar[str] = "example"
+    choices: Sequence[Choice]
+    temperature: float = 1.0
+    packs: bool = True
+
+    def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        own = [self.choices[number] for number in batch[NUMBER].tolist()]
+        titles = list({choice.title: choice for choice in own}.values())
+        device = batch["labels"].device
+        answers = [torch.tensor(choice.closed, device=device) for choice in titles]
+        scores = title_scores(_prompts(batch), answers, logits, packs=self.packs) / self.temperature
+        right = torch.tensor([[title.title == choice.title for title in titles] for choice in own], device=device)
+        other = torch.tensor(
+            [[title.words not in {choice.words, *choice.taken} for title in titles] for choice in own], device=device
+        )
+        return scores.masked_fill(~(right | other), -torch.inf).logsumexp(dim=1) - scores[right]
+
+
+def title_scores(
+    prompts: Sequence[torch.Tensor], answers: Sequence[torch.Tensor], logits: Logits, *, packs: bool
+) -> torch.Tensor:
+    """[prompts, answers]: sum of log P over an answer's tokens after the prompt, with gradient.
+
+    With `packs` a row is a prompt and all answers, of which a mask lets each see the prompt and itself. Prompts are padded left, so
+    that the answers of all rows have the same places.
+    """
+    groups = [list(answers)] if packs else [[answer] for answer in answers]
+    return torch.cat([_group_scores(prompts, group, logits) for group in groups], dim=1)
+
+
+def _group_scores(prompts: Sequence[torch.Tensor], answers: Sequence[torch.Tensor], logits: Logits) -> torch.Tensor:
+    device = prompts[0].device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    longest = int(lengths.max())
+    follow = [len(answer) - 1 for answer in answers]  # the last token of an answer predicts nothing
+    behind = torch.cat([answer[:-1] for answer in answers])
+    padded = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    ids = torch.cat([padded, behind.expand(len(prompts), -1)], dim=1)
+    there = torch.arange(longest, device=device) >= longest - lengths[:, None]
+    steps = torch.cat([torch.arange(n, device=device) for n in follow])
+    positions = torch.cat([(there.cumsum(1) - 1).clamp(min=0), lengths[:, None] + steps], dim=1)
+    sees = torch.cat([there, there.new_ones(len(prompts), len(behind))], dim=1)
+    if len(answers) > 1:
+        sees = _own_and_prompt(sees, longest, follow)
+    found = logits(
+        {"input_ids": ids, "attention_mask": sees, "position_ids": positions},
+        torch.arange(longest - 1, ids.shape[1], device=device),
+    )
+    exact = _exact(found)
+    # A few places at a time: a vocabulary is wide, and logsumexp copies it.
+    total = torch.cat([some.to(exact).logsumexp(dim=2) for some in found.split(64, dim=1)], dim=1)
+    starts = [1 + sum(follow[:number]) for number in range(len(answers))]
+    columns = torch.tensor(
+        [c for start, n in zip(starts, follow, strict=True) for c in (0, *range(start, start + n))], device=device
+    )
+    picked = found[:, columns, torch.cat(list(answers))].to(exact) - total[:, columns]
+    owner = torch.arange(len(answers), device=device).repeat_interleave(torch.tensor(follow, device=device) + 1)
+    return picked.new_zeros(len(prompts), len(answers)).index_add(1, owner, picked)
+
+
+def _own_and_prompt(there: torch.Tensor, prompt: int, follow: Sequence[int]) -> torch.Tensor:
+    """[rows, 1, tokens, tokens]: what each token of a packed row may attend to; a padding token to itself."""
+    tokens, device = there.shape[1], there.device
+    owner = torch.cat(
+        [torch.full((prompt,), -1, device=device)]
+        + [torch.full((n,), number, device=device) for number, n in enumerate(follow)]
+    )
+    own = (owner[:, None] == owner) | (owner == -1)
+    sees = own.tril() & there[:, None, :]
+    return (sees | torch.eye(tokens, dtype=torch.bool, device=device))[:, None]
+
+
+def _prompts(batch: Batch) -> list[torch.Tensor]:
+    """Each example's tokens in front of its answer."""
+    begins = (batch["labels"] != IGNORED).int().argmax(dim=1)
+    return [ids[:begin] for ids, begin in zip(batch["input_ids"], begins.tolist(), strict=True)]
+
+
+def _logsumexp_by(owner: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """[count]: log of the sum of exp of the values of each owner, each of which has some."""
+    top = values.new_full((count,), -torch.inf).scatter_reduce(0, owner, values.detach(), "amax")
+    return values.new_zeros(count).index_add(0, owner, (values - top[owner]).exp()).log() + top
+
+
+def _exact(values: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _read(batch: Batch) -> Batch:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
