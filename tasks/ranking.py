@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TaskError
-from .prompts import ANSWER_MARK, OpenQuestion, Question
+from .prompts import ANSWER_MARK, OpenQuestion, Question, shown_titles
 from .title_trie import TitleTrie, Tokens
 
 TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
@@ -76,6 +77,23 @@ def read_titles(
         )
     likelihood, constrained = zip(*totals, strict=True)
     return TitleFigures(likelihood, constrained if trie is not None else None)
+
+
+_TRIES: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, TitleTrie]] = WeakKeyDictionary()
+
+
+def catalogue_trie(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion, catalogue: Sequence[str]) -> TitleTrie:
+    """The trie of a catalogue's titles as the question's template shows and closes them.
+
+    The newest of each tokenizer is kept: a search scores the same catalogue with one mixture after another.
+    """
+    end = closing(tokenizer, question)
+    made_of = (question.template, end, len(tokenizer), tuple(catalogue))
+    kept, trie = _TRIES.get(tokenizer, (None, None))
+    if trie is None or kept != made_of:
+        trie = title_trie(tokenizer, shown_titles(catalogue, question.template, tokenizer), end)
+        _TRIES[tokenizer] = made_of, trie
+    return trie
 
 
 def title_trie(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], end: str) -> TitleTrie:

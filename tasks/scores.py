@@ -127,8 +127,8 @@ def score_parts(
 
     Raises TaskError if the model answers NaN, and where `constrained` is wanted without a catalogue.
     """
-    from .prompts import fit, shown_titles
-    from .ranking import TitleFigures, closing, evaluating, prompt_text, read_titles, title_trie
+    from .prompts import fit
+    from .ranking import TitleFigures, catalogue_trie, closing, evaluating, prompt_text, read_titles
 
     if "constrained" in wanted and not catalogue:
         raise TaskError(
@@ -145,7 +145,7 @@ def score_parts(
     def trie_of(question: OpenQuestion) -> TitleTrie:
         key = question.template, closing(tokenizer, question)
         if key not in tries:
-            tries[key] = title_trie(tokenizer, shown_titles(catalogue, question.template, tokenizer), key[1])
+            tries[key] = catalogue_trie(tokenizer, question, catalogue)
         return tries[key]
 
     def prior_of(question: OpenQuestion) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from reccocktail.tasks import (
     Score,
     ScoreParts,
     TaskError,
+    TitleTrie,
     fit,
     fit_temperature,
     load_template,
@@ -163,6 +164,26 @@ def test_a_catalogues_titles_are_those_that_a_question_shows(packed, tokenizer, 
     (ranking,) = rank_candidates(packed, tokenizer, [question], Score("constrained"), catalogue=[*odd, *catalogue])
     expected = [constrained(packed, tokenizer, put, title, prefixes) for title in put.titles]
     assert ranking.scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_catalogue_is_tokenised_once_for_many_calls_and_anew_when_anything_changes(
+    packed, tokenizer, shown, catalogue, monkeypatch
+):
+    made = []
+    monkeypatch.setattr("reccocktail.tasks.ranking.TitleTrie", lambda *titles: made.append(1) or TitleTrie(*titles))
+
+    def scores(template: str = "next-title", titles: list[str] = catalogue) -> tuple[float, ...]:
+        question = replace(shown[0], template=load_template(template))
+        return rank_candidates(packed, tokenizer, [question], Score("constrained"), catalogue=titles)[0].scores
+
+    fresh = scores(titles=[*catalogue, "Aurora Xyzzy"])
+    made.clear()
+    first = scores()
+    assert (scores(titles=list(catalogue)), len(made)) == (first, 1)
+    assert (scores(titles=[*catalogue, "Aurora Xyzzy"]), len(made)) == (fresh, 2)
+    scores("top-five")
+    assert len(made) == 3
+    assert (scores(), len(made)) == (first, 4)
 
 
 def test_all_scores_follow_from_one_reading(packed, tokenizer, shown, catalogue):
