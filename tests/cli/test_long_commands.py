@@ -77,10 +77,11 @@ def _evaluate(shell: Any, **_: Any) -> _Long:
 
 def _recommend(shell: Any, **_: Any) -> _Long:
     template = shell.folder / "long.yaml"
-    template.write_text("name: long\nuser: '" + "much " * 200 + "{history}'\n")
+    template.write_text("name: long\nuser: '" + "much " * 400 + "{history}'\n")
+    newest = shell("build", "list", "--json").json[0]["id"]
     return _Long(
         ("recommend", "skin-care", "--history", "Toner", "--compare", "--template", template, "-k", "3"),
-        shows="ranking with build",
+        shows=f"ranking with build {newest} ━",
         last="",  # a table
         kept=lambda: _rows(shell, "builds"),
         done=lambda: not list(shell.home.rglob("*.part")),  # it writes nothing

@@ -11,7 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 from reccocktail.engine import recommending
-from reccocktail.tasks import DomainData, History, Item, Score, read_domain, write_domain
+from reccocktail.engine.systems import find_system
+from reccocktail.tasks import DomainData, History, Item, Retriever, Score, load_template, read_domain, write_domain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROLES = ("build", "spirit", "ingredient")
@@ -127,6 +128,22 @@ def test_as_many_as_are_asked_for_are_retrieved(ask: Callable[..., Any], shop: D
     assert (document["candidates"]["count"], document["candidates"]["source"]) == (7, "retriever")
     assert len(document["lists"][0]["items"]) == 3
     assert ask("--user", shop.sequences[0].user_id, "--retrieve", 7, "-k", 3) == document
+
+
+def test_several_histories_at_once_get_what_each_gets_alone(
+    built: Any, ask: Callable[..., Any], shop: DomainData
+) -> None:
+    users = shop.sequences[:3]
+    histories = [[shop.items[item_id] for item_id in user.items] for user in users]
+    with built.registry() as registry:
+        system = find_system(registry, built("build", "list", "--json").json[0]["id"])
+        found = recommending.recommend_to(
+            system, Retriever(shop), histories, load_template("next-title"), count=7, device="cpu"
+        )
+    for user, items in zip(users, found, strict=True):
+        alone = ask("--user", user.user_id, "--retrieve", 7)["lists"][0]["items"]
+        assert [(item.rank, item.item_id) for item in items] == [(each["rank"], each["item_id"]) for each in alone]
+        assert [item.score for item in items] == pytest.approx([each["score"] for each in alone], abs=1e-3)
 
 
 def test_the_catalogue_is_retrieved_from_where_it_is_large(
