@@ -27,7 +27,8 @@ def show_search(found: dict[str, Any]) -> None:
 
 def _show_verdict(found: dict[str, Any]) -> None:
     """What ships and why: every mix that was looked at, the rungs, and the comparison with each adapter alone."""
-    click.echo(printable(f"\noutcome: {_outcome(found)}"))
+    click.echo("")
+    click.echo(printable(f"outcome: {_outcome(found)}"))
     if found["search"] == "none":
         return
     left = f"; {found['seen']} left out, whose labels an adapter has seen" if found["seen"] else ""

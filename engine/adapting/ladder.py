@@ -81,6 +81,11 @@ class Rung:
     best: Matrix
 
 
+def adapter_rung(place: int) -> str:
+    """The rung that adds the adapter at that place."""
+    return f"adapter {place}"
+
+
 def shrinkage(weights: Matrix, questions: int) -> float:
     """Towards the coarser mix: groups towards their mean, and that towards the even mix; nats per question."""
     table = np.asarray(weights)
@@ -159,7 +164,7 @@ class Ladder:
             self._test("one λ", list(self._line(first, second)))
             for other in self._others((first, second)):
                 start = self.best
-                self._test(f"adapter {other}", list(self._towards(start, other)), keeps=False)
+                self._test(adapter_rung(other), list(self._towards(start, other)), keeps=False)
         if scale:
             self._test("scale", list(self._scaled(self._start())))
         if self._blocks:
@@ -217,7 +222,7 @@ class Ladder:
         def at(share: float) -> Look:
             moved = (1 - share) * table
             moved[:, other] += share * total[:, 0]
-            return self._see_matrix(f"adapter {other}", _matrix(moved))
+            return self._see_matrix(adapter_rung(other), _matrix(moved))
 
         yield from list(_minimised(at, (0.0, *NEIGHBOUR_SHARES), refinements=1))[1:]
 

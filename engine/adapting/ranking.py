@@ -19,7 +19,7 @@ from .adapt import Bar, expect_weights_to_fit
 from .calibration import Floats, margins, mean_loss, ranks
 from .found import FoundCoefficients, Matrix
 from .guard import Comparison, Outcome, compare
-from .ladder import Ladder
+from .ladder import Ladder, adapter_rung
 from .mixture import Mixture
 from .users import FEWEST_FIT, Labels
 from .verdict import RankedPoint, ScoreChoice, Verdict, best_parent
@@ -137,6 +137,7 @@ def _verdict(
     guarded: bool,
 ) -> Verdict:
     chosen = found.coefficients
+    named = {adapter_rung(place): f"with {role}" for place, role in enumerate(found.roles)}
     outcome: Outcome = "average" if chosen == ladder.average.weights else "mixed"
     if compared is None or (guarded and not compared.safe):
         outcome = "parent"
@@ -156,9 +157,10 @@ def _verdict(
         seen=labels.seen,
         comparison=compared,
         points=tuple(
-            RankedPoint(look.name, look.weights, look.loss, look.temperature, look.shrinkage) for look in ladder.looked
+            RankedPoint(named.get(look.name, look.name), look.weights, look.loss, look.temperature, look.shrinkage)
+            for look in ladder.looked
         ),
-        rungs=tuple(ladder.rungs),
+        rungs=tuple(replace(rung, name=named.get(rung.name, rung.name)) for rung in ladder.rungs),
         scores=fitted.choices,
     )
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from reccocktail.engine.merging.card import (
     CardAdaptation,
+    CardBound,
     CardData,
     CardEvaluation,
     CardFacts,
@@ -17,6 +18,7 @@ from reccocktail.engine.merging.card import (
     CardMetric,
     CardPrompt,
     CardTask,
+    CardVerdict,
     render_card,
 )
 from reccocktail.registry.errors import UsageError
@@ -320,3 +322,37 @@ def test_a_template_of_ones_own_is_bounded_and_named(tmp_path, monkeypatch, text
 def test_a_template_of_ones_own_makes_what_it_would_make_here(tmp_path):
     (template := tmp_path / "mine.jinja").write_text('{% extends "card.jinja" %}')
     assert render_card(FACTS, template) == render_card(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "win", "bounds", "said"),
+    [
+        ("mixed", True, True, "better than every adapter alone"),
+        ("mixed", False, True, "counts as as good"),
+        ("parent", False, True, "It is the ingredient alone"),
+        ("average", False, False, "too few labelled users"),
+    ],
+)
+def test_a_mix_by_ranking_tells_what_it_was_compared_with(outcome, win, bounds, said):
+    beside = (CardBound("spirit", 0.6, 0.5, 0.1, 0.02), CardBound("ingredient", 0.6, 0.58, 0.02, -0.01))
+    parent = "ingredient" if outcome == "parent" else None
+    verdict = CardVerdict(
+        outcome,
+        win,
+        parent,
+        "pmi",
+        180,
+        120,
+        "NDCG@3",
+        0.02,
+        0.95,
+        beside if bounds else (),
+        ("ranking.png",),
+        "sha256:9",
+    )
+    text = render_card(replace(FACTS, adaptive=None, verdict=verdict))
+    assert said in text
+    assert "entropy" not in text.lower()
+    assert "ranking.png" in text
+    assert "data `sha256:9`" in text
+    assert ("| spirit alone | 0.6000 | 0.5000 | 0.1000 | 0.0200 |" in text) == bounds

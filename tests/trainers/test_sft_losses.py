@@ -359,5 +359,7 @@ def test_the_context_says_which_users_were_validated_on(train):
         drawn = sample(examples(shop, spec["split"]), spec["examples"], spec["seed"])
         users = json.dumps(sorted(example.user_id for example in drawn)).encode()
         assert spec["users_digest"] == f"sha256:{hashlib.sha256(users).hexdigest()}"
+        short = [hashlib.sha256(b"user\0" + example.user_id.encode()).hexdigest()[:16] for example in drawn]
+        assert spec["users"] == sorted(short)
         assert (spec["data"], spec["examples"], spec["seed"]) == (shop.digest, 3, 7)
     assert train(folder="none", validation_examples=0).context["validation"] == []
