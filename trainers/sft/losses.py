@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Protocol
 
 import torch
@@ -119,7 +120,7 @@ class ChoiceLoss:
         titles = list({choice.title: choice for choice in own}.values())
         device = batch["labels"].device
         answers = [torch.tensor(choice.closed, device=device) for choice in titles]
-        scores = title_scores(_prompts(batch), answers, logits, packs=self.packs) / self.temperature
+        scores = title_scores(_prompts(batch), [answers] * len(own), logits, packs=self.packs) / self.temperature
         right = torch.tensor([[title.title == choice.title for title in titles] for choice in own], device=device)
         other = torch.tensor(
             [[title.words not in {choice.words, *choice.taken} for title in titles] for choice in own], device=device
@@ -128,57 +129,67 @@ class ChoiceLoss:
 
 
 def title_scores(
-    prompts: Sequence[torch.Tensor], answers: Sequence[torch.Tensor], logits: Logits, *, packs: bool
+    prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[torch.Tensor]], logits: Logits, *, packs: bool
 ) -> torch.Tensor:
-    """[prompts, answers]: sum of log P over an answer's tokens after the prompt, with gradient.
+    """[prompts, answers of each]: sum of log P over an answer's tokens after its prompt, with gradient.
 
-    With `packs` a row is a prompt and all answers, of which a mask lets each see the prompt and itself. Prompts are padded left, so
-    that the answers of all rows have the same places.
+    Prompts have equally many answers. With `packs` a row is a prompt and all of its answers, of which a mask lets each see the
+    prompt and itself; prompts are padded left, so that answers begin at one place in all rows.
     """
-    groups = [list(answers)] if packs else [[answer] for answer in answers]
-    return torch.cat([_group_scores(prompts, group, logits) for group in groups], dim=1)
+    if packs:
+        return _scores(prompts, answers, logits)
+    return torch.cat(
+        [_scores(prompts, [[answer] for answer in some], logits) for some in zip(*answers, strict=True)], 1
+    )
 
 
-def _group_scores(prompts: Sequence[torch.Tensor], answers: Sequence[torch.Tensor], logits: Logits) -> torch.Tensor:
-    device = prompts[0].device
+def _scores(prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[torch.Tensor]], logits: Logits) -> torch.Tensor:
+    rows, each, device = len(prompts), len(answers[0]), prompts[0].device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     longest = int(lengths.max())
-    follow = [len(answer) - 1 for answer in answers]  # the last token of an answer predicts nothing
-    behind = torch.cat([answer[:-1] for answer in answers])
-    padded = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    ids = torch.cat([padded, behind.expand(len(prompts), -1)], dim=1)
+    follow = [[len(answer) - 1 for answer in some] for some in answers]  # the last token of an answer predicts nothing
+    behind = pad_sequence([torch.cat([answer[:-1] for answer in some]) for some in answers], batch_first=True)
+    owner = pad_sequence([_counted(range(each), some, device) for some in follow], batch_first=True, padding_value=-2)
+    steps = pad_sequence([torch.cat([torch.arange(n) for n in some]) for some in follow], batch_first=True).to(device)
     there = torch.arange(longest, device=device) >= longest - lengths[:, None]
-    steps = torch.cat([torch.arange(n, device=device) for n in follow])
-    positions = torch.cat([(there.cumsum(1) - 1).clamp(min=0), lengths[:, None] + steps], dim=1)
-    sees = torch.cat([there, there.new_ones(len(prompts), len(behind))], dim=1)
-    if len(answers) > 1:
-        sees = _own_and_prompt(sees, longest, follow)
-    found = logits(
-        {"input_ids": ids, "attention_mask": sees, "position_ids": positions},
-        torch.arange(longest - 1, ids.shape[1], device=device),
-    )
+    given = {
+        "input_ids": torch.cat([pad_sequence(list(prompts), batch_first=True, padding_side="left"), behind], dim=1),
+        "attention_mask": torch.cat([there, owner >= 0], dim=1),
+        "position_ids": torch.cat([(there.cumsum(1) - 1).clamp(min=0), lengths[:, None] + steps], dim=1),
+    }
+    if each > 1:
+        given["attention_mask"] = _own_and_prompt(given["attention_mask"], owner)
+    found = logits(given, torch.arange(longest - 1, longest + behind.shape[1], device=device))
     exact = _exact(found)
     # A few places at a time: a vocabulary is wide, and logsumexp copies it.
     total = torch.cat([some.to(exact).logsumexp(dim=2) for some in found.split(64, dim=1)], dim=1)
-    starts = [1 + sum(follow[:number]) for number in range(len(answers))]
-    columns = torch.tensor(
-        [c for start, n in zip(starts, follow, strict=True) for c in (0, *range(start, start + n))], device=device
-    )
-    picked = found[:, columns, torch.cat(list(answers))].to(exact) - total[:, columns]
-    owner = torch.arange(len(answers), device=device).repeat_interleave(torch.tensor(follow, device=device) + 1)
-    return picked.new_zeros(len(prompts), len(answers)).index_add(1, owner, picked)
+    columns = [_columns(some) for some in follow]
+    at_row = _counted(range(rows), [len(some) for some in columns], device)
+    at_column = torch.tensor([column for some in columns for column in some], device=device)
+    tokens = torch.cat([answer for some in answers for answer in some])
+    picked = found[at_row, at_column, tokens].to(exact) - total[at_row, at_column]
+    number = _counted(range(rows * each), [n + 1 for some in follow for n in some], device)
+    return picked.new_zeros(rows * each).index_add(0, number, picked).view(rows, each)
 
 
-def _own_and_prompt(there: torch.Tensor, prompt: int, follow: Sequence[int]) -> torch.Tensor:
-    """[rows, 1, tokens, tokens]: what each token of a packed row may attend to; a padding token to itself."""
-    tokens, device = there.shape[1], there.device
-    owner = torch.cat(
-        [torch.full((prompt,), -1, device=device)]
-        + [torch.full((n,), number, device=device) for number, n in enumerate(follow)]
-    )
-    own = (owner[:, None] == owner) | (owner == -1)
-    sees = own.tril() & there[:, None, :]
-    return (sees | torch.eye(tokens, dtype=torch.bool, device=device))[:, None]
+def _columns(follow: Sequence[int]) -> list[int]:
+    """Where a row's answers are predicted, of the place before them and theirs: their first tokens all at the end of the prompt."""
+    starts = accumulate(follow, initial=1)
+    return [column for start, n in zip(starts, follow, strict=False) for column in (0, *range(start, start + n))]
+
+
+def _counted(numbers: Sequence[int], counts: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Each number as often as its count says."""
+    return torch.tensor(numbers, device=device).repeat_interleave(torch.tensor(counts, device=device))
+
+
+def _own_and_prompt(there: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """[rows, 1, tokens, tokens]: what each token of a packed row may attend to; padding to itself at least."""
+    prompt = there.shape[1] - owner.shape[1]
+    whose = torch.cat([owner.new_full((len(owner), prompt), -1), owner], dim=1)
+    own = (whose[:, :, None] == whose[:, None, :]) | (whose == -1)[:, None, :]
+    itself = torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
+    return ((own.tril() & there[:, None, :]) | itself)[:, None]
 
 
 def _prompts(batch: Batch) -> list[torch.Tensor]:

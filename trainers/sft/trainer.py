@@ -63,6 +63,7 @@ class SftTrainer:
         assert isinstance(options, SftOptions)
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+        from ...tasks.ranking import packs_answers
         from . import tuning
         from .objective import make_loss
         from .validation import CandidateQuestions
@@ -89,7 +90,9 @@ class SftTrainer:
         trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked_rows, mixed=mixed)
         tuning.learn_by(trainer, make_loss(options, [*learned, *checked], tokenizer, model))
         if checked:
-            trainer.candidates = CandidateQuestions([each.question for each in checked], tokenizer)
+            trainer.candidates = CandidateQuestions(
+                [each.question for each in checked], tokenizer, packs=packs_answers(model)
+            )
         started = time.monotonic()
         tuning.run(trainer, job)
         seconds = time.monotonic() - started

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"
 RANKING = "eval_ranking"
-CHEAP = 16  # on a CPU, ranking a question takes as long as learning from three examples
+CHEAP = 8  # on a CPU, ranking a question takes 1.5 times as long as learning from an example: benchmarks/training.py
 POOLED = 50  # batches that are sorted by length together: more save padding, fewer leave more to chance
 
 
@@ -126,15 +126,16 @@ class Tuner(SFTTrainer):
         rows, model = dataloader.dataset, self.model
         assert model is not None
         model.eval()
+        told: Any = self.accelerator, partial(self._logits, model), self._sign_of_life
         if isinstance(self.objective, ChoiceLoss):
             assert self.candidates is not None
-            loss = self.candidates.choice(self._candidate_scores(prior=False), self.objective.temperature)
+            loss = self.candidates.choice(self.candidates.likelihoods(*told), self.objective.temperature)
         else:
             batches = batches_of_like_length([len(ids) for ids in rows["input_ids"]])
             loss = figures(self.accelerator, batches, lambda batch: self._validated(rows, batch)).mean().item()
         found = {f"{metric_key_prefix}_loss": loss}
         if self.candidates is not None and self.args.metric_for_best_model == RANKING and math.isfinite(loss):
-            found[f"{metric_key_prefix}_ranking"] = self.candidates.ranking(self._candidate_scores(prior=True))
+            found[f"{metric_key_prefix}_ranking"] = self.candidates.ranking(self.candidates.pmi(*told))
         return EvalLoopOutput(None, None, found, len(rows))  # pyright: ignore[reportArgumentType]
 
     def _validated(self, rows: Any, batch: Sequence[int]) -> torch.Tensor:
@@ -142,12 +143,6 @@ class Tuner(SFTTrainer):
         nats = self.objective.nats(inputs, partial(self._logits, self.model))
         self._sign_of_life()
         return nats / answer_tokens(inputs["labels"]).clamp(min=1)
-
-    def _candidate_scores(self, *, prior: bool) -> torch.Tensor:
-        assert self.candidates is not None
-        return self.candidates.likelihoods(
-            self.accelerator, self.model, prior=prior, progress=lambda _: self._sign_of_life()
-        )
 
     def _sign_of_life(self) -> None:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,7 +13,9 @@ from accelerate import Accelerator
 from torch.nn import functional as F  # noqa: N812
 
 from ...tasks import Question
-from ...tasks.scores import Score, fit_temperature, score_parts
+from ...tasks.ranking import closing, prompt_text, token_ids
+from ...tasks.scores import fit_temperature
+from .losses import Logits, title_scores
 
 BATCH_TOKENS = 2048  # padded tokens of a pass: more gains nothing on a CPU, and a vocabulary is wide
 
@@ -48,32 +53,80 @@ def figures(
     return found
 
 
+def _groups(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    left = iter(texts)
+    while some := list(islice(left, size)):
+        yield some
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt and the titles that are scored as its answers, in tokens."""
+
+    prompt: torch.Tensor
+    answers: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
 class CandidateQuestions:
-    """Validation questions whose candidates are scored with titles as they are served, by the model as far as it has learned."""
+    """Validation questions, made ready for the model, whose candidates are scored with titles as they are served.
 
-    def __init__(self, questions: Sequence[Question], tokenizer: Any) -> None:
-        self._questions, self._tokenizer = questions, tokenizer
+    `packs` says whether the model reads a prompt once for all of its titles.
+    """
+
+    def __init__(self, questions: Sequence[Question], tokenizer: Any, *, packs: bool) -> None:
+        self._packs = packs
         self._targets = [question.target_index for question in questions]
+        self._each = len(questions[0].titles)
 
-    def likelihoods(
-        self, accelerator: Accelerator, model: Any, *, prior: bool, progress: Callable[[int], None]
+        @cache
+        def tokens(text: str) -> torch.Tensor:
+            return torch.tensor(token_ids(tokenizer, text))
+
+        self._own: list[Reading] = []
+        closed: dict[str, dict[str, None]] = {}  # by a question's prompt without a history, the titles that follow it
+        places: list[list[tuple[str, str]]] = []
+        for question in questions:
+            end, start = closing(tokenizer, question), prompt_text(tokenizer, replace(question, history=()))
+            titles = [title + end for title in question.titles]
+            self._own.append(Reading(tokens(prompt_text(tokenizer, question)), tuple(map(tokens, titles))))
+            closed.setdefault(start, {}).update(dict.fromkeys(titles))
+            places.append([(start, title) for title in titles])
+        self._priors: list[Reading] = []
+        at: dict[tuple[str, str], int] = {}
+        for start, titles in closed.items():
+            for some in _groups(titles, self._each):
+                at |= {(start, title): len(self._priors) * self._each + n for n, title in enumerate(some)}
+                filled = [*some, *[some[-1]] * (self._each - len(some))]
+                self._priors.append(Reading(tokens(start), tuple(map(tokens, filled))))
+        self._prior_at = torch.tensor([[at[place] for place in some] for some in places])
+
+    def likelihoods(self, accelerator: Accelerator, logits: Logits, progress: Callable[[], None]) -> torch.Tensor:
+        """[questions, candidates]: log P of a title and what closes it."""
+        return self._read(self._own, accelerator, logits, progress)
+
+    def pmi(self, accelerator: Accelerator, logits: Logits, progress: Callable[[], None]) -> torch.Tensor:
+        """[questions, candidates]: the same, less its value under an empty history, which is read once per title."""
+        priors = self._read(self._priors, accelerator, logits, progress)
+        return self.likelihoods(accelerator, logits, progress) - priors.flatten()[self._prior_at]
+
+    def _read(
+        self, readings: Sequence[Reading], accelerator: Accelerator, logits: Logits, progress: Callable[[], None]
     ) -> torch.Tensor:
-        """[questions, candidates]: log P of a title and what closes it, less with `prior` that under an empty history."""
-        shares = [
-            range(first, len(self._questions), accelerator.num_processes) for first in range(accelerator.num_processes)
-        ]
-
         def measure(numbers: Sequence[int]) -> torch.Tensor:
-            asked = [self._questions[number] for number in numbers]
-            parts = score_parts(model, self._tokenizer, asked, {"pmi"} if prior else {"likelihood"}, progress=progress)
-            return torch.tensor([part.scores(Score("pmi" if prior else "likelihood")) for part in parts])
+            some = [readings[number] for number in numbers]
+            prompts = [each.prompt.to(accelerator.device) for each in some]
+            answers = [[answer.to(accelerator.device) for answer in each.answers] for each in some]
+            progress()
+            return title_scores(prompts, answers, logits, packs=self._packs)
 
-        return figures(accelerator, shares, measure, (len(self._questions[0].titles),))
+        return figures(accelerator, batches_of_like_length(list(map(len, readings))), measure, (self._each,))
 
     def choice(self, likelihoods: torch.Tensor, temperature: float) -> float:
         """Mean −log softmax(log P / temperature) of the right titles, in nats."""
-        targets = torch.tensor(self._targets)
-        return F.cross_entropy(likelihoods / temperature, targets).item()
+        return F.cross_entropy(likelihoods / temperature, torch.tensor(self._targets)).item()
 
     def ranking(self, pmi: torch.Tensor) -> float:
         """Mean −log softmax(pmi / τ) of the right titles, in nats, with the τ at which it is smallest: confidence alone earns nothing."""
