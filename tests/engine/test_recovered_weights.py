@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from reccocktail.engine.adapting.adapt import AdaptationInput, adapt, load_on
+from reccocktail.engine.adapting.ranking import RankingInput, choose_mix
+from reccocktail.engine.adapting.users import Labels
 from reccocktail.engine.recipes import Adaptive
 from reccocktail.registry import inspect_base
 from reccocktail.tasks import load_template, questions
@@ -75,3 +77,20 @@ def test_weight_moves_to_the_adapter_that_was_trained_on_the_domain(
         line = Adaptive(tokens=2, points=5)
         found = adapt(AdaptationInput(inspect_base(base), load_on(base, "cpu"), parts, prompts, "linear", "cpu"), line)
         assert found.means()[right] > 0.5
+
+
+@pytest.mark.parametrize("taught_first", [True, False])
+def test_ranking_gives_the_weight_to_the_adapter_that_was_trained_on_the_domain(
+    taught_first, taught, base, parts_of, shop
+):
+    folders = [taught(not taught_first), taught(taught_first)]
+    parts = dict(zip(("spirit", "ingredient"), parts_of(base, [(folder, 1.0) for folder in folders]), strict=True))
+    learned = tuple(questions(shop, "test", load_template("pick-one"))[1])
+    given = RankingInput(
+        inspect_base(base), load_on(base, "cpu"), parts, Labels(learned * 2, learned * 2), "linear", "cpu"
+    )
+    found = choose_mix(given, Adaptive(objective="ranking", score="likelihood"))
+    right, wrong = ("spirit", "ingredient") if taught_first else ("ingredient", "spirit")
+    assert found.means()[right] > 2 * abs(found.means()[wrong])
+    alone = [point.loss for point in found.points[:2]]
+    assert alone[found.roles.index(right)] < alone[found.roles.index(wrong)]
