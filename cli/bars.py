@@ -10,6 +10,9 @@ from dataclasses import dataclass
 QUIET_SECONDS = 10.0
 """How often work of unknown length says how far it is, where there is no terminal."""
 
+SLOW_SECONDS = 60.0
+"""After how long a tenth of the way is too long to say nothing."""
+
 WIDEST_BAR, NARROWEST_BAR = 40, 5  # columns
 
 
@@ -40,7 +43,7 @@ class Bar:
         self.began = time.monotonic()
         self.state = State()
         self._adding = threading.Lock()
-        self._tenths, self._said = 0, self.began
+        self._tenths, self._last_done, self._last_line = 0, 0, self.began
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         self.state = State(done, total, note)
@@ -52,17 +55,18 @@ class Bar:
             self.state = State(done, None if total is None else max(done, total))
 
     def milestone(self, now: float) -> str | None:
-        """A line, if one is due since the last: each tenth of the way, or every few seconds of an unknown way."""
+        """A line, if one is due since the last: each tenth of the way and each minute, or every few seconds of an unknown way."""
         state = self.state
         if state.total is None:
-            if now - self._said < QUIET_SECONDS:
+            if now - self._last_line < QUIET_SECONDS:
                 return None
-            self._said = now
-            return f"{self.title}: {self._amount(state.done)}"
+            self._last_line = now
+            amount = self._amount(state.done) if state.done else "starting"
+            return f"{self.title}: {amount}, {_clock(now - self.began)}"
         tenths = 10 * state.done // max(state.total, 1)
-        if tenths <= self._tenths:
+        if tenths <= self._tenths and (now - self._last_line < SLOW_SECONDS or state.done == self._last_done):
             return None
-        self._tenths = tenths
+        self._tenths, self._last_line, self._last_done = tenths, now, state.done
         done = size(state.done) if self.unit == "bytes" else f"{state.done}"
         return f"{self.title}: {done} of {self._amount(state.total)} {state.note}".rstrip()
 

@@ -98,7 +98,16 @@ def test_work_of_unknown_length_says_every_so_often_how_far_it_is() -> None:
         bar.add(1_000_000)
         told.append(bar.milestone(bar.began + second))
     lines = [line for line in told if line is not None]
-    assert lines == ["verifying: 4.0 MB", "verifying: 7.0 MB"]
+    assert lines == ["verifying: 4.0 MB, 0:00:12", "verifying: 7.0 MB, 0:00:24"]
+
+
+def test_a_slow_tenth_of_the_way_is_shown_once_a_minute_as_long_as_it_moves():
+    bar = Bar("training", "steps")
+    lines = []
+    for second in range(0, 400, 20):
+        bar.update(second // 20 if second < 200 else 10, 1000)
+        lines.append(bar.milestone(bar.began + second))
+    assert [second for second, line in zip(range(0, 400, 20), lines, strict=True) if line] == [60, 120, 180, 240]
 
 
 def test_work_of_known_length_says_each_tenth_of_the_way_once() -> None:
