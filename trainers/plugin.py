@@ -206,7 +206,11 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
         return trainer.Options.model_validate(dict(pairs))
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
+            (
+                f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
+                if e["loc"]
+                else _of_several(e["msg"])
+            )
             + (did_you_mean(str(e["loc"][-1]), trainer.Options.model_fields) if e["type"] == "extra_forbidden" else "")
             for e in error.errors()
         )
@@ -214,3 +218,8 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
             f"trainer {trainer.name!r}: {problems}",
             hint=f"`reccocktail trainers show {trainer.name}` lists the options",
         ) from error
+
+
+def _of_several(message: str) -> str:
+    """What is wrong with options together, which names them itself."""
+    return message.removeprefix("Value error, ")

@@ -80,6 +80,11 @@ def test_a_wrong_option_is_refused_by_name_and_value(pairs, named):
     assert "trainers show sft" in str(caught.value.hint)
 
 
+def test_options_that_do_not_go_together_are_refused_without_a_list_of_all():
+    with pytest.raises(TrainerError, match=r"^trainer 'sft': temperature is for loss=masked"):
+        parse_options(SftTrainer(), {"epochs": "7", "temperature": "2"})
+
+
 def test_a_class_with_the_four_attributes_is_a_trainer():
     class MineOptions(BaseModel):
         steps: int = 1

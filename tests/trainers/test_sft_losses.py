@@ -383,3 +383,22 @@ def test_the_context_says_which_users_were_validated_on(train):
         assert spec["users"] == sorted(short)
         assert (spec["data"], spec["examples"], spec["seed"]) == (shop.digest, 3, 7)
     assert train(folder="none", validation_examples=0).context["validation"] == []
+
+
+def test_a_killed_training_resumes_with_its_loss_and_its_ranking(train, make_job, monkeypatch):
+    told = {"loss": "choice", "temperature": 2.0, "validate_by": "ranking", "validate_every": 2, "epochs": 2}
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done, *_):
+        if done == 3:
+            raise Killed
+
+    undisturbed = train(folder="undisturbed", **told)
+    with pytest.raises(Killed):
+        SftTrainer().train(replace(make_job(folder="killed", **told), progress=kill))
+    resumed = train(folder="killed", resume=True, **told)
+    assert resumed.context == undisturbed.context
+    for name in ("train_loss", "validation_loss", "validation_ranking"):
+        assert resumed.metrics[name] == pytest.approx(undisturbed.metrics[name], abs=1e-5)
