@@ -76,8 +76,9 @@ def _evaluate(shell: Any, **_: Any) -> _Long:
 
 
 def _recommend(shell: Any, **_: Any) -> _Long:
-    template = shell.folder / "long.yaml"
-    template.write_text("name: long\nuser: '" + "much " * 400 + "{history}'\n")
+    template = shell.folder / "template.yaml"
+    short = "name: own\nuser: '{history}'\n"
+    template.write_text(short.replace("{", "much " * 150 + "{"))
     newest = shell("build", "list", "--json").json[0]["id"]
     return _Long(
         ("recommend", "skin-care", "--history", "Toner", "--compare", "--template", template, "-k", "3"),
@@ -85,6 +86,7 @@ def _recommend(shell: Any, **_: Any) -> _Long:
         last="",  # a table
         kept=lambda: _rows(shell, "builds"),
         done=lambda: not list(shell.home.rglob("*.part")),  # it writes nothing
+        shorten=lambda: template.write_text(short),
     )
 
 
