@@ -126,6 +126,7 @@ def _document(found: Recommendations, count: int) -> dict[str, Any]:
             "id": build.id,
             "digest": build.digest,
             "base": build.base,
+            "outcome": found.outcome,
             **(about_choice(found.choice) if found.choice else {}),
         },
         "score": str(found.score),
@@ -170,6 +171,8 @@ def _say_about(found: Recommendations) -> None:
     candidates, build = found.candidates, found.build
     if found.choice is not None:
         say_chosen(build.domain, found.choice)
+    if found.outcome == "parent":
+        say(f"build {build.id} is one adapter alone, for no mix was shown to be as good")
     unknown = [item.title for item in found.history if not item.item_id]
     if unknown:
         more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""

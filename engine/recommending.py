@@ -129,6 +129,11 @@ class Recommendations:
     lists: tuple[RankedList, ...]
 
     @property
+    def outcome(self) -> str | None:
+        """What came of the build's search: `mixed`, `average`, or `parent` where it is one adapter alone."""
+        return (self.build.report or {}).get("outcome")
+
+    @property
     def best(self) -> tuple[Recommendation, ...]:
         return self.lists[0].items
 

@@ -169,6 +169,16 @@ def test_the_score_is_the_one_asked_for_or_that_of_the_builds_report(
     assert (tuned["score"], tuned["score_from"], tuned["lists"]) == ("likelihood", "build", lists[2])
 
 
+def test_a_build_that_is_one_adapter_alone_is_said_to_be_one(
+    built: Any, ask: Callable[..., Any], shop: DomainData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--user", shop.sequences[0].user_id, "--retrieve", 3)
+    assert ask(*words)["build"]["outcome"] is None
+    monkeypatch.setattr(recommending.Recommendations, "outcome", "parent")
+    assert ask(*words)["build"]["outcome"] == "parent"
+    assert "one adapter alone" in built("recommend", "skin-care", *words).err
+
+
 def test_another_build_is_asked_by_its_id(built: Any, ask: Callable[..., Any], shop: DomainData) -> None:
     newest, average = built("build", "list", "--json").json
     words = ("--user", shop.sequences[0].user_id, "--retrieve", 5)
