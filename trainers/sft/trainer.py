@@ -46,7 +46,7 @@ class SftTrainer:
     """LoRA by supervised fine-tuning (TRL)."""
 
     name: ClassVar[str] = "sft"
-    summary: ClassVar[str] = "LoRA by supervised fine-tuning with TRL, loss on the answer only"
+    summary: ClassVar[str] = "LoRA by supervised fine-tuning with TRL, loss on the answer or on the choice among titles"
     Options: ClassVar[type[BaseModel]] = SftOptions
 
     def train(self, job: TrainingJob) -> TrainingResult:
