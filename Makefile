@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 SERVE_VENV := .venv-serve
 SERVE_STAMP := $(SERVE_VENV)/.installed
 
-# Two test processes with one thread each: more threads than cores make the small matrices of the tests slower.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two test processes a core, for most wait for other processes and for the disk; with one thread each, for more threads than cores make
+# the small matrices of the tests slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell expr 2 '*' $$(nproc 2>/dev/null || sysctl -n hw.ncpu)) --maxprocesses 16
 
 .DEFAULT_GOAL := help
 .PHONY: help setup imports demo demo-check test quick soak bench serve-check lint migrations-check wheel clean
@@ -34,7 +35,7 @@ demo: setup  ## The whole trip on sample domains, in .demo; resumes where it was
 demo-check: setup  ## The demo with tiny sizes on a pseudo-terminal, to its last table
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_demo.py
 
-# Each process begins with a half of the tests and takes from the other when it is done: most fixtures of a file are made once.
+# Each process begins with a share of the tests and takes from the others when it is done: most fixtures of a file are made once.
 # Ray comes last and alone: a process that it has been in must not fork any more, as other tests do.
 test: setup  ## All tests, and which were the slowest
 	$(PYTEST) --dist=worksteal -m 'not ray' --durations=15
