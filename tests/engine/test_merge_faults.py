@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,7 +21,8 @@ from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, 
 from reccocktail.registry.errors import RecCocktailError
 from safetensors.torch import save_file
 
-KILLS = 20
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+KILLS = 20 if SOAK else 8
 LAYERS, HIDDEN, SHARDS = 12, 512, 6  # 100 MB: a merge of it lasts long enough to be killed in its middle
 COMMAND = "import sys; from reccocktail.cli import main; main(sys.argv[1:])"
 

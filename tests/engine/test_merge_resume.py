@@ -29,7 +29,8 @@ from reccocktail.engine.merging.standalone import MergeOptions, WeightedFolder, 
 from reccocktail.registry.errors import ConflictError, RecCocktailError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-KILLS, MOST_ROUNDS = 20, 100
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
+KILLS, MOST_ROUNDS = (20 if SOAK else 8), 100
 WEIGHTS = (0.4, 0.6)
 COMMAND = Path(sys.executable).with_name("reccocktail")
 Digests = dict[str, str]

@@ -62,7 +62,7 @@ def test_weight_moves_to_the_adapter_that_was_trained_on_the_domain(
 ):
     folders = [taught(not taught_first), taught(taught_first)]
     parts = dict(zip(("spirit", "ingredient"), parts_of(base, [(folder, 1.0) for folder in folders]), strict=True))
-    prompts = questions(shop, "validation", load_template("pick-one"), limit=8)[1]
+    prompts = questions(shop, "test", load_template("pick-one"), limit=8)[1]
     adaptive = Adaptive(
         granularity=granularity, constraint=constraint, search="gradient", tokens=2, batch=2, epochs=4, held_out=0.25
     )
