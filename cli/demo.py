@@ -67,7 +67,7 @@ QUICK = _Sizes(
 def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: bool) -> None:
     """Run all steps on sample data: train, mix, measure, publish.
 
-    About 23 minutes on two busy CPU cores, fewer on idle ones. You can interrupt it: run it again, and it resumes where it stopped.
+    About 35 minutes on two busy CPU cores, fewer on idle ones. You can interrupt it: run it again, and it resumes where it stopped.
     """
     home = (folder or app.settings.home / ("demo-quick" if quick else "demo")).expanduser().absolute()
     settings = replace(
