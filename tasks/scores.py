@@ -6,7 +6,7 @@ A `Score` is read where no model is loaded, so what needs one is imported when i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -70,17 +70,6 @@ class Score:
         if colon and mode != "pmi":
             raise TaskError(f"no score is called {text!r}", hint=f"scores are {KNOWN_SCORES}")
         return cls(mode, gamma)  # pyright: ignore[reportArgumentType]  checked by the class
-
-    def to_json(self) -> dict[str, Any]:
-        return {"mode": self.mode, "gamma": self.gamma}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Score:
-        """Raises TaskError for what `to_json` does not write."""
-        try:
-            return cls(**content)
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"{dict(content)} is no score: {error}") from error
 
 
 SCORES = (Score("likelihood"), Score("pmi", 0.5), Score("pmi", 1.0), Score("constrained"))

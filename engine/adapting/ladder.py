@@ -115,7 +115,7 @@ def paired_gain(coarser: Sequence[Look], finer: Sequence[Look]) -> tuple[float, 
 
 
 class Ladder:
-    """A climb: `look` scores a mix of that many `adapters`, each group of whose coefficients has a row.
+    """A climb: `look` scores a mix of that many `adapters`, two or more, each group of whose coefficients has a row.
 
     `pair` are the two adapters that one λ is sought between, by place; None takes the two that are best alone.
     """
@@ -150,21 +150,19 @@ class Ladder:
         return self.looked[self._adapters]
 
     def begin(self) -> None:
-        """Every parent alone, and the average, unless there is but one."""
+        """Every parent alone, and the average."""
         for place in range(self._adapters):
             self._see("parent", [1.0 if k == place else 0.0 for k in range(self._adapters)])
         self._accepted = list(self.looked)
-        if self._adapters > 1:
-            self._test("average", [self._see("average", [1 / self._adapters] * self._adapters)])
+        self._test("average", [self._see("average", [1 / self._adapters] * self._adapters)])
 
     def climb(self, *, scale: bool = True) -> None:
         """All rungs above the average, in their order. It may be interrupted at any moment: `best` is then of what was taken."""
-        if self._adapters > 1:
-            first, second = self._pair or self._two_best()
-            self._test("one λ", list(self._line(first, second)))
-            for other in self._others((first, second)):
-                start = self.best
-                self._test(adapter_rung(other), list(self._towards(start, other)), keeps=False)
+        first, second = self._pair or self._two_best()
+        self._test("one λ", list(self._line(first, second)))
+        for other in self._others((first, second)):
+            start = self.best
+            self._test(adapter_rung(other), list(self._towards(start, other)), keeps=False)
         if scale:
             self._test("scale", list(self._scaled(self._start())))
         if self._blocks:
@@ -252,10 +250,8 @@ class Ladder:
                         break
 
     def _directions(self) -> list[Floats]:
-        """For two adapters from one to the other; for more from each to the rest; for one more or less of it."""
+        """For two adapters from one to the other; for more from each to the rest."""
         k = self._adapters
-        if k == 1:
-            return [np.ones(1)]
         rows = [np.where(np.arange(k) == place, 1.0, -1 / (k - 1)) for place in range(k)]
         return rows[:1] if k == 2 else rows
 

@@ -22,7 +22,7 @@ from .guard import Comparison, Outcome, compare
 from .ladder import Ladder, adapter_rung
 from .mixture import Mixture
 from .users import FEWEST_FIT, Labels
-from .verdict import RankedPoint, ScoreChoice, Verdict, best_parent
+from .verdict import RankedPoint, ScoreLoss, Verdict, best_parent
 
 INTERRUPTED = "the search was interrupted; this is the best of what it had seen. Use --force to build again"
 DEPTHS = 4  # blocks of layers, where coefficients differ by layer or module
@@ -205,7 +205,7 @@ class FittedScores:
         self._scorer, self._questions, self._fixed = scorer, questions, fixed
         self._known: dict[Matrix, Floats] = {}
         self.score = fixed or SCORES[0]
-        self.choices: tuple[ScoreChoice, ...] = ()
+        self.choices: tuple[ScoreLoss, ...] = ()
 
     def choose_score(self, adapters: int, groups: int) -> None:
         """Score every parent and the average by all that there is, once, and take the score with the smallest mean loss."""
@@ -220,7 +220,7 @@ class FittedScores:
             for score in SCORES
         }
         losses = {score: sum(map(mean_loss, table.values())) / len(table) for score, table in tables.items()}
-        self.choices = tuple(ScoreChoice(str(score), loss) for score, loss in losses.items())
+        self.choices = tuple(ScoreLoss(str(score), loss) for score, loss in losses.items())
         self.score = min(losses, key=lambda score: losses[score])
         self._known = tables[self.score]
 

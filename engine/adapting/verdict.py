@@ -26,7 +26,7 @@ class RankedPoint:
 
 
 @dataclass(frozen=True)
-class ScoreChoice:
+class ScoreLoss:
     """A way to score candidates, and the mean loss of the parents and their average by it."""
 
     score: str
@@ -54,7 +54,7 @@ class Verdict(FoundCoefficients):
     comparison: Comparison | None = None
     points: tuple[RankedPoint, ...] = ()
     rungs: tuple[Rung, ...] = ()
-    scores: tuple[ScoreChoice, ...] = ()
+    scores: tuple[ScoreLoss, ...] = ()
     warnings: tuple[str, ...] = ()
     objective: str = "ranking"
     search: str = "ladder"
