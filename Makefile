@@ -9,6 +9,8 @@ SERVE_STAMP := $(SERVE_VENV)/.installed
 
 # Two test processes a core, for most wait for other processes and for the disk; with one thread each, for more threads than cores make
 # the small matrices of the tests slower.
+# And with bytecode kept, whatever the shell says: hundreds of processes would each compile all of our files again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell expr 2 '*' $$(nproc 2>/dev/null || sysctl -n hw.ncpu)) --maxprocesses 16
 
 .DEFAULT_GOAL := help
@@ -45,9 +47,10 @@ quick: setup  ## The tests that take seconds
 	$(PYTEST) -m 'not slow'
 
 # What `make test` shortens: every cell of the matrices, thousands of damaged files, minutes of killing.
-SOAKED := engine/test_equality.py engine/test_chaos.py engine/test_served.py engine/test_merge_faults.py \
+SOAKED := engine/test_equality.py engine/test_chaos.py engine/test_served.py engine/test_recovered_weights.py engine/test_merge_faults.py \
 	engine/test_merge_resume.py registry/test_kills.py registry/test_crowds.py \
-	registry/test_store_crowds.py registry/test_restore_drill.py registry/test_fuzz.py registry/test_broken_artifacts.py
+	registry/test_store_crowds.py registry/test_restore_drill.py registry/test_fuzz.py registry/test_broken_artifacts.py \
+	registry/test_inspect.py
 soak: setup  ## The tests that `make test` runs shortened, at full length; about a quarter of an hour
 	RECCOCKTAIL_SOAK=1 $(PYTEST) --dist=worksteal --durations=15 $(addprefix tests/,$(SOAKED))
 
@@ -64,6 +67,7 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranking.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reading.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/scaling.py
 
 # vLLM for CPU wants other versions than we test with, and the builds of its audio and video libraries do not match

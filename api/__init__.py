@@ -81,8 +81,14 @@ class Client:
         data: str | os.PathLike[str] | None = None,
         recipe: str | None = None,
     ) -> str:
-        """Registers a domain, or changes the given fields of one, and returns its name. Raises UsageError."""
+        """Registers a domain, or changes the given fields of one, and returns its name. Raises UsageError, RecipeError.
+
+        `recipe` is the name of one that ships, NAME or NAME@vN of the registry's, or a file, which is read in.
+        """
+        from ..engine.recipe_book import settle_recipe
+
         folder = None if data is None else str(Path(data).resolve())
+        recipe = recipe and settle_recipe(self._registry, recipe)
         return self._registry.domains.add(name, title=title, data=folder, recipe=recipe).name
 
     def register_adapter(
@@ -115,8 +121,13 @@ class Client:
         return self._registry.adapters.resolve(reference, base=base)
 
     def set_alias(self, reference: str, alias: str) -> None:
-        """Sets or moves an alias to the version that `reference` means. Raises NotFoundError."""
-        self._registry.adapters.alias(reference, alias)
+        """Sets or moves an alias to the version that `reference` means, `champion` through its domain's gate.
+
+        Raises NotFoundError, and RecCocktailError with the code `gate` where the gate is closed.
+        """
+        from ..engine.gates import move_champion
+
+        move_champion(self._registry, reference, alias)
 
     def adapter_folder(self, adapter: Adapter) -> Path:
         """The adapter's files on this machine, fetched if needed. They belong to the store: do not change them."""
@@ -129,11 +140,14 @@ class Client:
 
         An equal build that is queued, running or succeeded is returned unless `force` is set. Raises NotFoundError, RecipeError.
         """
-        from ..engine.building.planning import DEFAULT, request
-        from ..engine.recipes import load_recipe
+        from ..engine.building.planning import request
+        from ..engine.recipe_book import find_recipe, own_recipe, recipe_ref
 
-        chosen = recipe or self._registry.domains.get(domain).recipe or DEFAULT
-        return request(self._registry, domain, load_recipe(chosen), base=base, force=force).build
+        if recipe is None:
+            chosen, named = own_recipe(self._registry, self._registry.domains.get(domain).recipe), None
+        else:
+            chosen, named = find_recipe(self._registry, recipe), recipe_ref(self._registry, recipe)
+        return request(self._registry, domain, chosen, base=base, force=force, named=named).build
 
     def wait(self, build: Build) -> Build:
         """The finished build: run in this process if no worker has it, else awaited. Raises what the build failed with."""

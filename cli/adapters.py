@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import UsageError
-from .app import App, base_option, example, json_option, paging_options, pass_app
+from .app import App, base_option, example, json_option, pass_app
 from .bases import say_unchecked
-from .console import answer, details, page, progress, say, short, size, table, warn
+from .console import answer, details, page, progress, say, short, table, warn
+from .evaluation_records import MOST_SHOWN, brief, show_measured
 from .lineage import happened
 
 if TYPE_CHECKING:
     from ..registry import Adapter
     from ..registry.catalog.usage import Reached
-
-MOST_APART = 10
-EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
 
 
 @click.group(epilog=example("reccocktail adapter list --domain beauty"))
@@ -57,6 +53,18 @@ def key_values(pairs: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--metric", "metrics", metavar="K=V", multiple=True, help="Metric to store with it.")
 @click.option("--tag", "tags", metavar="T", multiple=True, help="Tag to store with it.")
 @click.option("--note", metavar="S", help="Free text to store with it.")
+@click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Set this alias, or move it here.")
+@click.option(
+    "--source", "code", metavar="URL", help="Code that it was made with; default: git's commit and remote here."
+)
+@click.option("--run", metavar="URL", help="Run that made it; default: that of MLflow's or W&B's variables.")
+@click.option(
+    "--if-exists",
+    type=click.Choice(["reuse", "fail"]),
+    default="reuse",
+    show_default=True,
+    help="If its content is registered already: use that version, or fail.",
+)
 @click.option("--no-scan", is_flag=True, help="Skip the check that all weights are finite.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Accept an adapter that names another base model.")
 @click.option(
@@ -74,6 +82,10 @@ def add(
     metrics: tuple[str, ...],
     tags: tuple[str, ...],
     note: str | None,
+    aliases: tuple[str, ...],
+    code: str | None,
+    run: str | None,
+    if_exists: str,
     no_scan: bool,
     allow_base_mismatch: bool,
     allow_partial: bool,
@@ -88,7 +100,10 @@ def add(
 
     if spirit == (domain is not None):
         raise UsageError("give either --spirit or --domain NAME")
-    figures = {key: _number(key, value) for key, value in key_values(metrics, "--metric").items()}
+    figures = {key: number(key, value) for key, value in key_values(metrics, "--metric").items()}
+    from ..registry.artifacts.provenance import made_by
+
+    made = made_by(code, run)
     with app.registry() as registry:
         base = registry.bases.get(base_name)
         if domain is not None:
@@ -104,24 +119,33 @@ def add(
                 base=base,
                 role="spirit" if spirit else "ingredient",
                 domain=domain,
-                labels=Labels(figures, tags, note, context=found.origin),
-                checks=Checks(allow_base_mismatch, allow_partial, scan=not no_scan),
+                labels=Labels(figures, tags, note, context={**made, **found.origin}, aliases=aliases),
+                checks=Checks(allow_base_mismatch, allow_partial, scan=not no_scan, reuse=if_exists == "reuse"),
                 progress=lambda count: bar.add(count, total),
             )
+    report_added(row, as_json)
+
+
+def report_added(row: Adapter, as_json: bool) -> None:
+    """What came of a registration: whether it is a new version, and what was not taken over."""
     if row.ignored:
-        warn(f"not applied, because a version never changes: {', '.join(row.ignored)}")
+        warn(
+            f"not applied, because the version is there already: {', '.join(row.ignored)}; `adapter edit {row.ref}` changes them"
+        )
     if row.skipped:
         say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     for remark in row.notes:
         say(f"note: {remark}")
     answer(
         as_json,
-        row.to_json() | {"not_stored": list(row.skipped), "notes": list(row.notes)},
-        lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"),
+        row.to_json() | {"created": row.created, "not_stored": list(row.skipped), "notes": list(row.notes)},
+        lambda: say(
+            f"{'registered' if row.created else 'already there'}: {' = '.join([row.ref, *(f'@{alias}' for alias in row.aliases)])}"
+        ),
     )
 
 
-def _number(key: str, value: str) -> float:
+def number(key: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
@@ -138,86 +162,6 @@ def _describe_origin(origin: Mapping[str, Any]) -> str | None:
 
 
 @adapter.command(
-    name="list",
-    epilog=example(
-        "reccocktail adapter list --domain beauty --metric 'NDCG@3>=0.4'",
-        "reccocktail adapter list --spirit --tag 2026-11 --search general",
-    ),
-)
-@click.option("--domain", metavar="D", help="Only this domain's ingredients.")
-@click.option("--spirit", is_flag=True, help="Only base spirits.")
-@click.option(
-    "--tag", "tags", metavar="T", multiple=True, help="Only with this tag; repeat it for several, all must match."
-)
-@click.option(
-    "--metric",
-    "metrics",
-    metavar="BOUND",
-    multiple=True,
-    help="Condition such as 'NDCG@3>=0.4'; repeat it for several, all must hold.",
-)
-@click.option(
-    "--search", "text", metavar="TEXT", help="Only with this text in domain, note or tags; case does not matter."
-)
-@base_option
-@paging_options
-@json_option
-@pass_app
-def list_(
-    app: App,
-    domain: str | None,
-    spirit: bool,
-    tags: tuple[str, ...],
-    metrics: tuple[str, ...],
-    text: str | None,
-    base: str | None,
-    limit: int,
-    after: str | None,
-    as_json: bool,
-) -> None:
-    """List adapter versions, newest first."""
-    from ..registry.catalog.adapters import AdapterFilter
-    from ..registry.catalog.filters import MetricBound
-
-    if spirit and domain is not None:
-        raise UsageError("a spirit belongs to no domain: give --spirit or --domain, not both")
-    with app.registry() as registry:
-        rows = registry.adapters.list(
-            AdapterFilter(
-                domain=domain,
-                base=base,
-                role="spirit" if spirit else None,
-                tags=tags,
-                metrics=[MetricBound.parse(bound) for bound in metrics],
-                text=text,
-            ),
-            limit=limit,
-            after=after,
-        )
-        several = base is None and len(registry.bases.list()) > 1
-    mixed = len({a.base for a in rows}) > 1
-
-    def show_rows() -> None:
-        columns = ["ref", *(["base"] * mixed), "rank", "size", "labels", "metrics", "created"]
-        shown = [
-            [a.ref, *([a.base] * mixed), a.rank, size(a.bytes), _labels(a), a.metrics, f"{a.created_at:%Y-%m-%d}"]
-            for a in rows
-        ]
-        empty = "no such adapter" if domain or spirit or tags or metrics or text or after else EMPTY
-        spare = ("size", "rank", "created", "metrics", "base")
-        table(columns, shown, right=("rank", "size"), empty=empty, spare=spare)
-        page([f"{a.base}:{a.ref}" if several else a.ref for a in rows], limit)
-
-    answer(as_json, [a.to_json() for a in rows], show_rows)
-
-
-def _labels(row: Adapter) -> list[str]:
-    """Aliases as they are typed, tags, and that it is archived."""
-    archived = ["archived"] if row.archived_at else []
-    return [*(f"@{alias}" for alias in row.aliases), *row.tags, *archived]
-
-
-@adapter.command(
     epilog=example("reccocktail adapter show beauty@champion", "reccocktail adapter show beauty --at 2026-03-03")
 )
 @click.argument("ref")
@@ -231,21 +175,26 @@ def _labels(row: Adapter) -> list[str]:
 @json_option
 @pass_app
 def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) -> None:
-    """Show a version, and its builds and publications.
+    """Show a version, its evaluations, builds and publications.
 
     With --at, what REF resolved to at that time, with the aliases of that time.
     """
+    from ..registry.catalog.evaluations import EvaluationFilter, Weights
+
     at = None if when is None else moment(when)
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base, at=at)
         document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
         reached = None if at else registry.adapters.reached(row)
+        weights = Weights(row.digest, registry.bases.get(row.base).digest)
+        measured = [] if at else registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN)
     if at is not None:
         say(f"as of {at.isoformat()}")
         answer(as_json, document | {"at": at.isoformat()}, lambda: details(document))
         return
     assert reached is not None
     lists = {
+        "evaluations": [brief(each) for each in measured],
         "builds": [entry.to_json() for entry in reached.builds],
         "build_count": reached.build_count,
         "publications": [entry.to_json() for entry in reached.publications],
@@ -257,6 +206,7 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         if row.context:
             click.echo("\ncontext:")
             details(_flat(row.context))
+        show_measured(measured, row.ref)
         _show_reached(row, reached)
 
     answer(as_json, document | lists, show_all)
@@ -272,74 +222,6 @@ def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in context.items():
         found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
     return found
-
-
-@adapter.command(
-    epilog=example(
-        "reccocktail adapter diff beauty@v1 beauty@v2",
-        "reccocktail adapter diff beauty@champion beauty --json",
-        "reccocktail adapter diff spirit beauty --base smollm2",
-    )
-)
-@click.argument("ref")
-@click.argument("other")
-@base_option
-@json_option
-@pass_app
-def diff(app: App, ref: str, other: str, base: str | None, as_json: bool) -> None:
-    """Compare two versions: metadata and weights.
-
-    Deltas are measured whole, s·B·A, whatever their ranks: by their norms (Frobenius), how far they are apart, and the cosine
-    between them. What is equal on both sides is left out.
-    """
-    from ..engine.comparing import compare
-
-    with app.registry() as registry:
-        rows = [registry.adapters.resolve(each, base=base) for each in (ref, other)]
-        found = compare(registry, *rows)
-    weights = found.weights
-    names = [row.ref if rows[0].base == rows[1].base else f"{row.ref} ({row.base})" for row in rows]
-    document = {
-        "one": rows[0].to_json(),
-        "other": rows[1].to_json(),
-        "fields": [asdict(field) for field in found.fields],
-        "weights": None if weights is None else asdict(weights),
-    }
-
-    def show_all() -> None:
-        cells = [[field.name, _written(field.one), _written(field.other)] for field in found.fields]
-        table(["what", *names], cells, empty="their metadata are equal")
-        if weights is None:
-            click.echo("their weights are not compared: their base models have different weights")
-            return
-        apart = [each for each in (*weights.deltas, *weights.tensors) if not each.equal]
-        if not apart:
-            click.echo("their weights are the same")
-            return
-        total = weights.total
-        click.echo(
-            f"deltas: norms {_figure(total.one)} and {_figure(total.other)}, {_figure(total.distance)} apart,"
-            f" cosine {_figure(total.cosine)}"
-        )
-        apart.sort(key=lambda each: -each.distance)
-        figures = [
-            [each.name, *map(_figure, (each.one, each.other, each.distance, each.cosine))]
-            for each in apart[:MOST_APART]
-        ]
-        columns = ["furthest apart", "norm", "other's", "distance", "cosine"]
-        table(columns, figures, empty="", right=columns[1:])
-        if len(apart) > MOST_APART:
-            say(f"({MOST_APART} of {len(apart)} that differ; --json has all)")
-
-    answer(as_json, document, show_all)
-
-
-def _written(value: Any) -> str:
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _show_reached(row: Adapter, reached: Reached) -> None:
@@ -359,22 +241,24 @@ def _show_reached(row: Adapter, reached: Reached) -> None:
         say(f"({len(reached.publications)} shown)")
 
 
-def moment(text: str) -> datetime:
-    """The moment that `text` names, in UTC; a day means its end. Raises UsageError for other texts, and for the future."""
+def moment(text: str, *, option: str = "--at", of_day: time = time.max) -> datetime:
+    """The moment that `text` names, in UTC; a day means its end, or what is given. Raises UsageError for other texts, and for the future."""
     try:
         if not re.match(r"\d{4}-\d{2}-\d{2}", text):
             raise ValueError
         found = datetime.fromisoformat(text)
         if len(text) == len("2026-03-03"):
-            found = datetime.combine(found.date(), time.max)
+            found = datetime.combine(found.date(), of_day)
         found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(
             f"{text!r} is not a point in time", hint="write 2026-03-03, 2026-03-03T14:00 or 2026-03-03T14:00+01:00"
         ) from None
     if found > datetime.now(UTC):
-        over = "the day is not over, in UTC; " if found.date() == datetime.now(UTC).date() else ""
-        raise UsageError(f"{found.isoformat()} is in the future", hint=f"{over}leave out --at for the present state")
+        over = "the day is not over, in UTC; " if "T" not in text and found.date() == datetime.now(UTC).date() else ""
+        raise UsageError(
+            f"{found.isoformat()} is in the future", hint=f"{over}leave out {option} for the present state"
+        )
     return found
 
 
@@ -423,21 +307,31 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
 @click.argument("ref")
 @click.argument("name", required=False)
 @click.option("--remove", is_flag=True, help="Delete the alias of NAME@ALIAS.")
+@click.option(
+    "--override", metavar="WHY", help="Move champion although the domain's gate is closed; the reason is recorded."
+)
 @base_option
 @json_option
 @pass_app
-def alias(app: App, ref: str, name: str | None, remove: bool, base: str | None, as_json: bool) -> None:
-    """Set, move or delete an alias of a version."""
+def alias(
+    app: App, ref: str, name: str | None, remove: bool, override: str | None, base: str | None, as_json: bool
+) -> None:
+    """Set, move or delete an alias of a version.
+
+    Where the domain has a gate (`reccocktail domain gate`), champion moves only to a version that passes it.
+    """
     if remove == (name is not None):
         raise UsageError(
             "give the alias to set, or --remove",
             hint="`reccocktail adapter alias REF NAME`, or `reccocktail adapter alias NAME@ALIAS --remove`",
         )
+    from ..engine.gates import move_champion, remove_alias
+
     with app.registry() as registry:
         if name is None:
-            row = registry.adapters.remove_alias(ref, base=base)
+            row = remove_alias(registry, ref, base=base, override=override)
         else:
-            row = registry.adapters.alias(ref, name, base=base)
+            row = move_champion(registry, ref, name, base=base, override=override)
     message = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
     answer(as_json, row.to_json(), lambda: say(message))
 

@@ -15,7 +15,7 @@ import click
 from ..registry.errors import UsageError
 from ..registry.redaction import check_no_secret
 from ..registry.settings import Settings
-from .console import say
+from .console import say, warn
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -55,8 +55,14 @@ class App:
         """
         from ..registry import Registry
 
-        enter = Registry.create if create else Registry.open
-        return enter(settings or self.settings, actor=self.actor)
+        settings = settings or self.settings
+        if not create:
+            return Registry.open(settings, actor=self.actor)
+        notes: list[str] = []
+        opened = Registry.create(settings, actor=self.actor, notes=notes)
+        for note in notes:
+            warn(note)
+        return opened
 
     def device(self) -> str:
         from ..engine.models import pick_device

@@ -7,8 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..registry.signals import check
+
 QUIET_SECONDS = 10.0
 """How often work of unknown length says how far it is, where there is no terminal."""
+
+FIRST_SECONDS = 5.0
+"""How long work may last without a line, where there is no terminal: what takes seconds needs none."""
 
 SLOW_SECONDS = 60.0
 """After how long a tenth of the way is too long to say nothing."""
@@ -46,6 +51,8 @@ class Bar:
         self._tenths, self._last_done, self._last_line = 0, 0, self.began
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
+        """Record the state. A Ctrl-C that Python has discarded since is raised here, if this is the main thread."""
+        check()
         self.state = State(done, total, note)
 
     def add(self, count: int, total: int | None = None) -> None:
@@ -55,7 +62,7 @@ class Bar:
             self.state = State(done, None if total is None else max(done, total))
 
     def milestone(self, now: float) -> str | None:
-        """A line, if one is due since the last: each tenth of the way and each minute, or every few seconds of an unknown way."""
+        """A line, if one is due since the last: after some seconds, each tenth of the way and each minute, or every few seconds of an unknown way."""
         state = self.state
         if state.total is None:
             if now - self._last_line < QUIET_SECONDS:
@@ -63,6 +70,8 @@ class Bar:
             self._last_line = now
             amount = self._amount(state.done) if state.done else "starting"
             return f"{self.title}: {amount}, {_clock(now - self.began)}"
+        if now - self.began < FIRST_SECONDS:
+            return None
         tenths = 10 * state.done // max(state.total, 1)
         if tenths <= self._tenths and (now - self._last_line < SLOW_SECONDS or state.done == self._last_done):
             return None

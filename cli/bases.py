@@ -52,7 +52,7 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
         say(f"not stored, because no model needs it: {', '.join(row.skipped)}")
     answer(
         as_json,
-        row.to_json() | {"not_stored": list(row.skipped)},
+        row.to_json() | {"created": row.created, "not_stored": list(row.skipped)},
         lambda: say(f"{'added' if row.created else 'already there'}: {name} {row.digest}"),
     )
 

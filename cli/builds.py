@@ -1,9 +1,9 @@
-"""`build` and `status`: merged checkpoints per domain."""
+"""`build`: merged checkpoints per domain."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import click
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import answer, details, page, printable, say, short, stages, table, warn
+from .evaluation_records import brief, measured_of, show_measured
 from .lineage import lineage_lines, trace
 from .searches import outcome_of, show_search
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from ..engine.building.job import Progress
     from ..registry import Build, Registry
     from ..registry.catalog.builds import LogLine
+
+MUCH_LOST = 0.1
+"""The share of a change lost to rounding from which a person is told what that means."""
 
 
 @click.group(epilog=example("reccocktail build request beauty --wait"))
@@ -37,9 +41,12 @@ def build() -> None:
 )
 @click.argument("domains", metavar="DOMAIN...", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="Every domain.")
-@click.option("--stale", is_flag=True, help="Domains whose inputs changed since their newest build, or that have none.")
+@click.option("--stale", is_flag=True, help="Domains without a build of their present inputs.")
 @click.option(
-    "--recipe", "recipe_name", metavar="NAME_OR_FILE", help="Recipe; default: the domain's own, else `default`."
+    "--recipe",
+    "recipe_name",
+    metavar="NAME_OR_FILE",
+    help="Recipe: NAME, NAME@vN or a file; default: the domain's own, else `default`.",
 )
 @click.option("--wait", is_flag=True, help="Run the builds now, in this process.")
 @click.option("--force", is_flag=True, help="Build even if an equal build has succeeded.")
@@ -73,25 +80,31 @@ def request(
     from ..engine.building.freshness import freshness_by_domain
     from ..engine.building.labels import label_note
     from ..engine.building.planning import request as ask
-    from ..engine.recipes import load_recipe
+    from ..engine.recipe_book import find_recipe, own_recipe, recipe_ref
 
     held_up = False
     with app.registry() as registry:
         names = list(domains)
+        given = find_recipe(registry, recipe_name) if recipe_name else None
+        named = recipe_ref(registry, recipe_name) if recipe_name else None
         if not domains:
-            states = freshness_by_domain(registry, base=base, recipe=load_recipe(recipe_name) if recipe_name else None)
+            states = freshness_by_domain(registry, base=base, recipe=given)
             for name, state in states.items():
                 if state.state == "blocked":
                     warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
                     held_up |= recipe_name is None and state.build is not None
-                if state.state == "cold":
+                if state.state == "ready" and state.ready is not None and not all_:
+                    say(
+                        f"{name} has build {state.ready.id} of what it has now; `reccocktail build promote {state.ready.id}`"
+                    )
+                if state.state == "cold" or state.needs_data:
                     say(f"{name} is skipped: {'; '.join(state.reasons)}; ask for it by name")
-            wanted = ("fresh", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
-            names = [name for name, state in states.items() if state.state in wanted]
+            wanted = ("fresh", "ready", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
+            names = [name for name, state in states.items() if state.state in wanted and not state.needs_data]
         asked = []
         for name in names:
-            recipe = load_recipe(recipe_name or registry.domains.get(name).recipe or "default")
-            answered = ask(registry, name, recipe, base=base, force=force)
+            recipe = given or own_recipe(registry, registry.domains.get(name).recipe)
+            answered = ask(registry, name, recipe, base=base, force=force, named=named)
             asked.append(answered.build)
             if not answered.created:
                 say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
@@ -196,16 +209,16 @@ def list_(
 
 
 @build.command(epilog=example("reccocktail build show 660d4"))
-@click.argument("id_", metavar="ID|DOMAIN")
+@click.argument("id_", metavar="ID|DOMAIN|DOMAIN@ALIAS")
 @click.option("--follow", is_flag=True, help="Show progress until it finishes, then the build.")
 @json_option
 @pass_app
 def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
-    """Show a build: inputs, coefficients, publications.
+    """Show a build: inputs, coefficients, publications, evaluations.
 
-    The first characters of its id are enough.
+    The first characters of its id are enough, or its last four or more.
 
-    A domain means its newest build.
+    A domain means its newest build, DOMAIN@production the one that it serves.
     """
     with app.registry() as registry:
         row = named_build(registry, id_)
@@ -213,7 +226,15 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
             _follow(registry, row.id)
             row = registry.builds.get(row.id)
         lineage = trace(registry, row)
-    answer(as_json, row.to_json() | {"lineage": lineage}, lambda: _show_one(row, lineage))
+        measured = measured_of(registry, row)
+        written = registry.edits.of_build(row.id).to_json()
+
+    def show_all() -> None:
+        _show_one(row, lineage, written)
+        show_measured(measured, row.id)
+
+    found = {"lineage": lineage, "evaluations": [brief(each) for each in measured]}
+    answer(as_json, row.to_json() | written | found, show_all)
 
 
 def _follow(registry: Registry, id_: str) -> None:
@@ -234,8 +255,8 @@ def _follow(registry: Registry, id_: str) -> None:
             row = registry.builds.get(id_)
 
 
-def _show_one(row: Build, lineage: dict[str, Any]) -> None:
-    document = row.to_json()
+def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> None:
+    document = row.to_json() | written
     report = document.pop("report") or {}
     document["coefficients"] = _means(document["coefficients"])
     if document["stage"] and document["total"]:
@@ -256,6 +277,19 @@ def _show_one(row: Build, lineage: dict[str, Any]) -> None:
     if "merge" in report:
         click.echo("")
         details(report["merge"])
+        if note := about_rounding(report["merge"], "`output: {dtype: float32}` in the recipe"):
+            say(note)
+
+
+def about_rounding(summary: Mapping[str, Any], remedy: str) -> str | None:
+    """What the figure means and what can be done, where much of the adapters' change was lost."""
+    lost = summary.get("median_lost_to_rounding", 0.0)
+    if lost < MUCH_LOST:
+        return None
+    return (
+        f"note: in half of the merged weights, {lost:.0%} or more of the adapters' change was lost when the results were rounded"
+        f" to the result's data type. That is usual for small changes in bfloat16; {remedy} keeps them, in larger files"
+    )
 
 
 def _means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
@@ -266,7 +300,7 @@ def _means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
 
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
-@click.argument("id_", metavar="ID|DOMAIN")
+@click.argument("id_", metavar="ID|DOMAIN|DOMAIN@ALIAS")
 @click.option("--follow", is_flag=True, help="Print new lines until the build finishes.")
 @json_option
 @pass_app
@@ -290,30 +324,53 @@ def _show_lines(lines: Sequence[LogLine]) -> None:
         click.echo(printable(f"{line.at:%Y-%m-%d %H:%M:%S}  {line.worker or ''}  {line.text}"))
 
 
-@build.command(epilog=example("reccocktail build cancel 660d4"))
-@click.argument("id_", metavar="ID|DOMAIN")
+@build.command(epilog=example("reccocktail build cancel 660d4", "reccocktail build cancel beauty toys"))
+@click.argument("ids", metavar="ID|DOMAIN|DOMAIN@ALIAS...", nargs=-1, required=True)
 @json_option
 @pass_app
-def cancel(app: App, id_: str, as_json: bool) -> None:
-    """Cancel a queued or running build."""
-    with app.registry() as registry:
-        row = registry.builds.cancel(named_build(registry, id_).id)
-    answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
+def cancel(app: App, ids: tuple[str, ...], as_json: bool) -> None:
+    """Cancel queued or running builds."""
+    _for_each(app, ids, lambda registry, id_: registry.builds.cancel(id_), as_json)
 
 
-@build.command(epilog=example("reccocktail build retry 660d4"))
-@click.argument("id_", metavar="ID|DOMAIN")
+@build.command(epilog=example("reccocktail build retry 660d4 660d5"))
+@click.argument("ids", metavar="ID|DOMAIN|DOMAIN@ALIAS...", nargs=-1, required=True)
 @json_option
 @pass_app
-def retry(app: App, id_: str, as_json: bool) -> None:
-    """Queue a failed or cancelled build again."""
+def retry(app: App, ids: tuple[str, ...], as_json: bool) -> None:
+    """Queue failed or cancelled builds again."""
+    _for_each(app, ids, lambda registry, id_: registry.builds.retry(id_), as_json)
+
+
+def _for_each(app: App, names: Sequence[str], change: Callable[[Registry, str], Build], as_json: bool) -> None:
+    """Change each build that is named, and answer with it: one object for one name, a list for several.
+
+    All names are resolved first. A build that refuses does not keep the others from their turn: of several, it is reported, and the exit code is 1.
+    """
+    changed, refused = [], 0
     with app.registry() as registry:
-        row = registry.builds.retry(named_build(registry, id_).id)
-    answer(as_json, row.to_json(), lambda: say(f"build {row.id} is {row.status}"))
+        rows = {row.id: row for row in (named_build(registry, name) for name in names)}
+        for id_ in rows:
+            try:
+                changed.append(change(registry, id_))
+            except ConflictError as error:
+                if len(names) == 1:
+                    raise
+                warn(f"{error}")
+                refused += 1
+
+    def show_rows() -> None:
+        for row in changed:
+            say(f"build {row.id} is {row.status}")
+
+    document = [row.to_json() for row in changed]
+    answer(as_json, document if len(names) > 1 else document[0], show_rows)
+    if refused:
+        raise click.exceptions.Exit(1)
 
 
 @build.command(epilog=example("reccocktail build export 660d4 ./merged"))
-@click.argument("id_", metavar="ID|DOMAIN")
+@click.argument("id_", metavar="ID|DOMAIN|DOMAIN@ALIAS")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 @pass_app
@@ -334,9 +391,9 @@ def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
 
 
 def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Build:
-    """The build with the id, or with the only id that begins so; else the newest of the domain of that name.
+    """The build with the id or alias, or with the only id that begins or ends so; else the newest of the domain of that name.
 
-    `to_serve` means the domain's as `publish` means it. Raises NotFoundError, UsageError where several ids begin so.
+    `to_serve` means the one that the domain serves. Raises NotFoundError, UsageError where several ids begin so.
     """
     from ..engine.building.freshness import chosen
 
@@ -365,6 +422,8 @@ def say_chosen(domain: str, found: Freshness) -> None:
     say(f"{domain} means build {found.build.id}: {found.why}")
     if found.state != "fresh":
         say(f"build {found.build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
+    if found.ready is not None:
+        say(f"build {found.ready.id} is, and is not served; `reccocktail build promote {found.ready.id}`")
     if found.trial is not None:
         say(
             f"build {found.trial.id} is newer but by another recipe than the domain's own, so it does not represent the domain"
@@ -373,8 +432,14 @@ def say_chosen(domain: str, found: Freshness) -> None:
 
 def about_choice(found: Freshness) -> dict[str, Any]:
     """The same for programs."""
-    trial = found.trial.id if found.trial else None
-    return {"state": found.state, "reasons": list(found.reasons), "why": found.why, "trial": trial}
+    return {
+        "state": found.state,
+        "reasons": list(found.reasons),
+        "why": found.why,
+        "served": found.served and found.served.to_json(),
+        "ready": found.ready.id if found.ready else None,
+        "trial": found.trial.id if found.trial else None,
+    }
 
 
 def new_folder(folder: Path) -> Path:
@@ -387,68 +452,3 @@ def new_folder(folder: Path) -> Path:
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder")
     return target
-
-
-@click.command(epilog=example("reccocktail status", "reccocktail status beauty --json"))
-@click.argument("domain", required=False)
-@json_option
-@pass_app
-def status(app: App, domain: str | None, as_json: bool) -> None:
-    """Show what is built, published and out of date, per domain."""
-    from ..publishing.outdated import overview
-
-    with app.registry() as registry:
-        found = overview(registry, domain)
-    published, late = found.published, found.behind
-    document = [
-        {
-            "domain": name,
-            "spirit": state.spirit,
-            "ingredient": state.ingredient,
-            "build": state.build.id if state.build else None,
-            "outcome": ((state.build.report or {}).get("outcome") if state.build else None),
-            "state": state.state,
-            "reasons": list(state.reasons),
-            "why": state.why,
-            "trial": state.trial.id if state.trial else None,
-            "published": f"{published[name].repo}@{published[name].revision[:12]}" if name in published else None,
-            # of all repositories that the domain was published to
-            "publication": None if name not in published else "stale" if name in late else "fresh",
-        }
-        for name, state in found.states.items()
-    ]
-
-    def show() -> None:
-        columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
-        rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
-        for row, entry in zip(rows, document, strict=True):
-            if entry["publication"] == "stale":
-                row[-1] = f"{row[-1]} (stale)"
-        spare = ("published", "build", "spirit", "ingredient")
-        table(columns, rows, empty="no domain yet; `reccocktail domain add NAME`", spare=spare)
-        for entry in document:
-            if entry["reasons"]:
-                click.echo(printable(f"{entry['domain']} is {entry['state']}: {'; '.join(entry['reasons'])}"))
-            if entry["outcome"] == "parent":
-                click.echo(
-                    printable(
-                        f"{entry['domain']}: build {entry['build']} is one adapter alone, for no mix was shown to be as good"
-                    )
-                )
-            if entry["trial"]:
-                click.echo(
-                    printable(
-                        f"{entry['domain']}: build {entry['trial']}, the newest, is by another recipe than the domain's own"
-                    )
-                )
-            if entry["publication"] == "stale":
-                build, last = late[entry["domain"]].build, late[entry["domain"]].last
-                message = f"{last.domain} was published to {last.repo} as build {last.build}, and its current build is {build.id}"
-                click.echo(printable(f"{message}; `reccocktail publish --stale`"))
-
-    answer(as_json, document, show)
-
-
-def _version_alone(ref: str | None) -> str | None:
-    """`v3` of `beauty@v3`: the table has the name already, and 80 columns are few."""
-    return ref and ref.partition("@")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def domain() -> None:
     "--data", metavar="DIR", type=click.Path(path_type=Path), help="Folder with a data set (formats: docs/data.md)."
 )
 @click.option("--trainer", metavar="T", help="Trainer plugin for this domain's ingredients.")
-@click.option("--recipe", metavar="R", help="Recipe for this domain's builds: a name or a file.")
+@click.option("--recipe", metavar="R", help="Recipe for its builds: NAME, NAME@vN, or a file, which is read in.")
 @click.option("--from-plugin", "plugin", metavar="P", help="Take title, data and recipe from this trainer plugin.")
 @json_option
 @pass_app
@@ -55,13 +56,8 @@ def add(
 
     Reports what was found in its data. Read that before you train on them.
     """
-    from ..engine.recipes import SHIPPED, load_recipe
-
     if plugin is not None and (data is not None or trainer is not None):
         raise UsageError("--from-plugin brings data and trainer: leave --data and --trainer out")
-    if recipe is not None:
-        load_recipe(recipe)
-        recipe = recipe if recipe in SHIPPED else str(Path(recipe).expanduser().resolve())
     if plugin is not None:
         row, found = _add_from_plugin(app, plugin, name, title, recipe)
     else:
@@ -78,6 +74,7 @@ def add(
 def _add(
     app: App, name: str, title: str | None, data: Path | None, trainer: str | None, recipe: str | None
 ) -> tuple[Domain, DataFacts | None]:
+    from ..engine.recipe_book import settle_recipe
     from ..tasks import describe, read_domain
     from ..trainers.plugin import load
 
@@ -88,6 +85,7 @@ def _add(
     if trainer is not None:
         load(trainer)
     with app.registry() as registry:
+        recipe = recipe and settle_recipe(registry, recipe, say=say)
         row = registry.domains.add(name, title=title, data=str(data) if data else None, trainer=trainer, recipe=recipe)
     return row, found
 
@@ -95,16 +93,15 @@ def _add(
 def _add_from_plugin(
     app: App, plugin: str, name: str, title: str | None, recipe: str | None
 ) -> tuple[Domain, DataFacts]:
-    from ..engine.recipes import load_recipe
+    from ..engine.recipe_book import settle_recipe
     from ..trainers.domains import find_domain, register
     from ..trainers.plugin import load
 
     trainer = load(plugin)
     brought = find_domain(trainer, name)
     with app.registry() as registry:
-        done = register(
-            registry, trainer, brought, check_recipe=load_recipe, title=title, recipe=recipe, take_over=True
-        )
+        settle = partial(settle_recipe, registry, say=say)
+        done = register(registry, trainer, brought, settle_recipe=settle, title=title, recipe=recipe, take_over=True)
     return done.domain, done.facts
 
 
@@ -122,7 +119,7 @@ def facts_lines(found: DataFacts) -> list[str]:
     }
     if any(passed.values()):
         lines.append("left out: " + ", ".join(f"{n:,} {what}" for what, n in passed.items() if n))
-    return lines + [f"think twice: {remark}" for remark in _remarks(found)]
+    return lines + [f"note: {remark}" for remark in _remarks(found)]
 
 
 def _remarks(found: DataFacts) -> Iterator[str]:
@@ -147,7 +144,12 @@ def _remarks(found: DataFacts) -> Iterator[str]:
         )
     if found.repeats > 0.2 * found.interactions:
         yield f"{_share(found.repeats, found.interactions)} of the interactions repeat an item; the next item may be a known one"
-    if found.never_taken > 0.2 * found.items:
+    if not found.users:
+        yield (
+            "there is a catalogue and no user: nothing can be trained or measured on it; a recipe with"
+            " `objective: agreement` mixes what other domains have learned"
+        )
+    elif found.never_taken > 0.2 * found.items:
         yield (
             f"{_share(found.never_taken, found.items)} of the items have no interactions and are easy to distinguish from"
             " the right answer; `core: 1` in dataset.yaml leaves them out"
@@ -212,7 +214,7 @@ def sync(app: App, plugin: str | None, as_json: bool) -> None:
 
 
 def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
-    from ..engine.recipes import load_recipe
+    from ..engine.recipe_book import settle_recipe
     from ..trainers.domains import register
     from ..trainers.plugin import domains_of, load
 
@@ -231,9 +233,10 @@ def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
     except RecCocktailError as error:
         yield outcome(None, None, error)
         return
+    settle = partial(settle_recipe, registry, say=say)
     for each in brought:
         try:
-            yield outcome(each.name, register(registry, trainer, each, check_recipe=load_recipe), None)
+            yield outcome(each.name, register(registry, trainer, each, settle_recipe=settle), None)
         except RecCocktailError as error:
             yield outcome(each.name, None, error)
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     metavar="SCORE",
     help="How models rank: likelihood: log P of each candidate's title. pmi[:WEIGHT]: the same, less WEIGHT (1) times its value without"
     " a history. constrained: log P among the tokens that continue some title of the catalogue. auto: the best of these on validation"
-    " questions. generate: parse the titles that the model writes. Default: what a build was tuned with, else pmi."
+    " questions. hybrid[:WEIGHT]: pmi and WEIGHT times how alike titles are (tfidf); without WEIGHT the best one on validation questions."
+    " generate: parse the titles that the model writes. Default: what a build was tuned with, else pmi."
     " (--mode is the old name.)",
 )
 @click.option("--template", metavar="T", help="Prompt template: a name or a file; default: next-title.")
@@ -62,7 +63,8 @@ def evaluate(
 ) -> None:
     """Measure how well systems rank each user's next item.
 
-    Each target is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals.
+    Each target is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals. What was found is
+    recorded in the registry (`reccocktail evaluation list`); nothing that any machine has recorded is measured again.
 
     `popularity`, `tfidf` and `sasrec` are baselines from the domain's data: counts; likeness to the titles of the last ten
     items; a sequence model that reads no titles. The names are reserved: write a folder of that name with a slash, and an
@@ -92,6 +94,7 @@ def evaluate(
     rows = [result.to_json() for result in results]
     for document, result in zip(rows, results, strict=True):
         apart = None if other is None or result is other else result.minus(other)
+        document["evaluation"] = result.record
         document["against"] = apart and {name: asdict(interval) for name, interval in apart.items()}
     document = {
         "task": rows[0]["task"],

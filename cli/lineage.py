@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..registry import Adapter, Build, Event, Registry
 
 UNKNOWN = "not recorded"
+LONG = ("digest", "key")  # of an event: for programs
 
 
 def trace(registry: Registry, build: Build) -> dict[str, Any]:
@@ -84,6 +85,19 @@ def _brief(coefficient: Any) -> Any:
 def _pairs(record: Mapping[str, Any]) -> str:
     parts = (f"{k}={f'{{{_pairs(v)}}}' if isinstance(v, Mapping) else v}" for k, v in record.items())
     return ", ".join(parts)
+
+
+def brief_pairs(event: Event) -> str:
+    """What an event says besides its subject, short: an alias from where to where, an error's message."""
+    detail = dict(event.detail)
+    if event.kind.startswith("alias."):
+        return f"{detail.get('from', 'none')} → {detail.get('to', 'none')}"
+    if event.kind in ("build.aliased", "build.unaliased"):
+        rest = {name: detail[name] for name in ("from", "rollback", "why") if name in detail}
+        return _pairs({"alias": f"{detail.get('domain')}@{detail.get('alias')}"} | rest)
+    if isinstance(error := detail.get("error"), Mapping):
+        detail["error"] = error.get("message")
+    return _pairs({name: value for name, value in detail.items() if value not in (None, [], {}) and name not in LONG})
 
 
 def happened(event: Event) -> str:

@@ -25,6 +25,8 @@ from . import display
 from .app import CONTEXT, QUIET, App, Interrupted, _empty, example
 from .console import json_text, printable
 
+COMPLETE = "_RECCOCKTAIL_COMPLETE"  # set by the scripts of `completion`, when a person presses Tab
+
 
 class _InOrder(click.Group):
     """Lists its commands in the order and under the headings of `commands.GROUPS`."""
@@ -95,6 +97,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for command in commands.ALL:
         reccocktail.add_command(command)
     words = sys.argv[1:] if arguments is None else arguments
+    if COMPLETE in os.environ and not words:
+        from . import completion
+
+        sys.exit(0 if completion.answer(reccocktail) else 1)
     display.begin(json_lines="--log-json" in words)
     _hush()
     # Importing torch makes a million objects that live until the end: looking through them again and again for garbage, and

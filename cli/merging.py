@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..registry.errors import UsageError
 from ..registry.strict_json import parse_value
 from .app import App, example, json_option, pass_app
-from .builds import new_folder
+from .builds import about_rounding, new_folder
 from .console import answer, details, progress, say
+from .merge_inputs import FoundBase, GivenAdapter, Inputs, given_adapters, read_mix
+
+if TYPE_CHECKING:
+    from ..engine.merging.standalone import WeightedFolder
+    from ..engine.recipes import Recipe
 
 
 @click.command(
@@ -21,19 +28,24 @@ from .console import answer, details, progress, say
         "reccocktail merge ./base -a ./spirit -a ./beauty -r average -o ./merged --dtype float32",
         "reccocktail merge ./base -a ./spirit=1 -a ./beauty=1 --method ties_mergekit --option density=0.3 -o ./merged",
         "reccocktail merge ./base -a ./spirit=0.4 -a ./beauty=0.6 --format adapter --rank 16 -o ./mixed-lora",
+        "reccocktail merge smollm2 -a spirit@champion=0.4 -a beauty@v2=0.6 -o ./merged",
+        "reccocktail merge org/base -r mergekit.yaml -o ./merged",
     )
 )
-@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("base")
 @click.option(
     "-a",
     "adapters",
     metavar="ADAPTER[=WEIGHT]",
     multiple=True,
-    required=True,
-    help="LoRA folder and weight; a single LoRA needs none (1).",
+    help="LoRA and weight; a single LoRA needs none (1).",
 )
 @click.option(
-    "-r", "--recipe", "recipe_name", metavar="RECIPE", help="Recipe with method, weights (spirit first) and output."
+    "-r",
+    "--recipe",
+    "recipe_name",
+    metavar="RECIPE",
+    help="Recipe with method, weights (spirit first) and output, or a mergekit configuration of LoRAs on one base.",
 )
 @click.option(
     "-o", "out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="New folder for the result."
@@ -61,7 +73,7 @@ from .console import answer, details, progress, say
 @pass_app
 def merge(
     app: App,
-    base: Path,
+    base: str,
     adapters: tuple[str, ...],
     recipe_name: str | None,
     out: Path,
@@ -75,36 +87,46 @@ def merge(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Merge LoRA folders, without a registry.
+    """Merge LoRAs, without a registry where folders are named.
 
-    The result is a checkpoint like the one in the folder BASE, or one LoRA.
+    The result is a checkpoint like BASE, or one LoRA. BASE is a folder, ORG/NAME on the Hub, package:NAME, or a base model of the
+    registry; an ADAPTER is a folder, ORG/NAME, or a reference such as beauty@v2 or spirit@champion.
 
     Run the same command again to resume an interrupted merge.
     """
-    from ..engine.merging.standalone import MergeOptions, merge_folders, weigh
-    from ..engine.recipes import load_recipe, parse_output
+    from ..engine.merging.standalone import MergeOptions, merge_folders
+    from ..engine.recipes import parse_output
     from ..registry.digests import DigestMemory
 
     if recipe_name and (method or options):
         raise UsageError("the recipe names the method and its options; leave out --method and --option, or -r")
-    recipe = load_recipe(recipe_name) if recipe_name else None
-    weighted = weigh([_adapter(text) for text in adapters], recipe)
+    mix = read_mix(recipe_name) if recipe_name else None
+    wanted = given_adapters(adapters, mix)
+    recipe = _recipe(app, recipe_name) if recipe_name and mix is None else None
     given = {key: value for key, value in (("format", format_), ("rank", rank), ("dtype", dtype)) if value is not None}
+    if mix is not None and mix.dtype is not None:
+        given = {"dtype": mix.dtype} | given
     output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | given)
+    says = mix or recipe
     target, settings = new_folder(out), app.settings
-    with progress("merging", unit="bytes") as bar:
+    with ExitStack() as stack:
+        inputs = stack.enter_context(closing(Inputs(app)))
+        found = stack.enter_context(inputs.base(base))
+        weighted = _weighted(inputs, found, wanted, recipe)
+        bar = stack.enter_context(progress("merging", unit="bytes"))
         try:
             report = merge_folders(
-                base.expanduser(),
+                found.folder,
                 weighted,
                 target,
                 MergeOptions(
-                    method=recipe.method if recipe else method or "linear",
-                    options=recipe.options if recipe else dict(map(_option, options)),
+                    method=says.method if says else method or "linear",
+                    options=says.options if says else dict(map(_option, options)),
                     output=output,
                     device=device or app.settings.device,
                     allow_base_mismatch=allow_base_mismatch,
                     allow_partial=allow_partial,
+                    base_names=found.known_as,
                 ),
                 memory=DigestMemory(settings.own_folder("cache") / "digests") if settings.home.is_dir() else None,
                 progress=bar.update,
@@ -127,7 +149,10 @@ def merge(
 
     def show() -> None:
         say(f"merged into {target}")
-        details(report.summary())
+        summary = report.summary()
+        details(summary)
+        if note := about_rounding(summary, "--dtype float32"):
+            say(note)
 
     answer(as_json, document, show)
 
@@ -143,13 +168,23 @@ def _option(text: str) -> tuple[str, object]:
         return key, value
 
 
-def _adapter(text: str) -> tuple[Path, float | None]:
-    """`FOLDER=WEIGHT` or `FOLDER`; a folder whose own name has an equals sign wins over the split."""
-    path = Path(text).expanduser()
-    if path.is_dir() or "=" not in text:
-        return path, None
-    folder, _, weight = text.rpartition("=")
-    try:
-        return Path(folder).expanduser(), float(weight)
-    except ValueError:
-        raise UsageError(f"-a {text}: {weight!r} is not a number") from None
+def _recipe(app: App, name: str) -> Recipe:
+    """A recipe that ships or a file needs no registry; any other name is one of the registry's."""
+    from ..engine.recipe_book import find_recipe, is_file_name
+    from ..engine.recipes import SHIPPED, load_recipe
+
+    if name in SHIPPED or is_file_name(name):
+        return load_recipe(name)
+    with app.registry() as registry:
+        return find_recipe(registry, name)
+
+
+def _weighted(
+    inputs: Inputs, base: FoundBase, wanted: Sequence[GivenAdapter], recipe: Recipe | None
+) -> list[WeightedFolder]:
+    """Each adapter's folder, with its weight and what it is called. Weights are checked before anything is fetched."""
+    from ..engine.merging.standalone import WeightedFolder, weigh
+
+    weights = [each.weight for each in weigh([(Path(each.text), each.weight) for each in wanted], recipe)]
+    found = [inputs.adapter(each.text, base) for each in wanted]
+    return [WeightedFolder(each.folder, weight, each.label) for each, weight in zip(found, weights, strict=True)]

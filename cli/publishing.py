@@ -48,7 +48,10 @@ FILE = click.Path(path_type=Path)
     "--card-template", metavar="FILE", type=FILE, help="Jinja template of the model card; it may extend card.jinja."
 )
 @click.option("--sign", "key", metavar="KEY", type=FILE, help="Sign all files with this private key (PEM), offline.")
-@click.option("--dry-run", is_flag=True, help="Show files, changes and the card; send nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show files, changes and the card, check all that publishing checks; send nothing."
+)
+@click.option("--offline", is_flag=True, help="With --dry-run: do not ask the Hub, so show files and card alone.")
 @base_option
 @json_option
 @pass_app
@@ -65,6 +68,7 @@ def publish(
     card_template: Path | None,
     key: Path | None,
     dry_run: bool,
+    offline: bool,
     base: str | None,
     as_json: bool,
 ) -> None:
@@ -84,6 +88,8 @@ def publish(
         raise UsageError(
             "--stale keeps the base model and visibility of each repository; leave out --base, --private and --public"
         )
+    if offline and not dry_run:
+        raise UsageError("--offline asks nothing of the Hub, so it cannot publish", hint="--dry-run --offline")
     from ..publishing.licenses import parse
     from ..publishing.package import PublishOptions
     from ..publishing.release import planned, rehearse
@@ -92,7 +98,13 @@ def publish(
     if repo is not None:
         check_names(repo, tag)
     options = PublishOptions(
-        repo, parse(license_id) if license_id else None, card_template, key, rebase=rebase, replaces=replaces
+        repo,
+        parse(license_id) if license_id else None,
+        card_template,
+        key,
+        rebase=rebase,
+        replaces=replaces,
+        offline=offline,
     )
     with app.registry() as registry:
         if stale:
@@ -224,7 +236,7 @@ def _document(plan: PublicationPlan) -> dict[str, Any]:
 
 def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
     _say_losses(plan, "would remove", "would replace")
-    rows = [[f.path, size(f.bytes), f.change or "unknown"] for f in plan.files]
+    rows = [[f.path, size(f.bytes), f.change or "not compared"] for f in plan.files]
     table(["file", "size", "change"], rows, right=("size",), empty="no files")
     click.echo(printable(plan.card, indent=""))
     there = {True: "is there", False: "would be made", None: plan.unreached}[plan.repo_exists]

@@ -45,13 +45,18 @@ UNKNOWN_SHOWN = 5
     type=click.IntRange(1),
     help="Rank the N items of the catalogue most like the history, and most popular ones.  [default: all items up to 200, else 100]",
 )
-@click.option("--build", "build_id", metavar="ID", help="Another build than the one that is served.")
+@click.option(
+    "--build",
+    "build_id",
+    metavar="ID",
+    help="Another build of the domain than the one that is served: its id, or the beginning of it; `build list` shows them.",
+)
 @click.option("--compare", is_flag=True, help="Also rank with each adapter of the build alone.")
 @click.option(
     "--score",
     "score_text",
     metavar="S",
-    help="likelihood, pmi, pmi:WEIGHT or constrained.  [default: what the build was tuned with, else pmi]",
+    help="likelihood, pmi, pmi:WEIGHT, constrained or hybrid:WEIGHT.  [default: what the build was tuned with, else pmi]",
 )
 @click.option("--template", metavar="T", help="Prompt template.  [default: the build's, else next-title]")
 @base_option
@@ -111,7 +116,8 @@ def _score(text: str | None) -> Score | None:
     score = read_score(text)
     if isinstance(score, str):
         raise UsageError(
-            f"--score {score} belongs to `evaluate`", hint="name one: likelihood, pmi, pmi:WEIGHT, constrained"
+            f"--score {score} belongs to `evaluate`",
+            hint="name one: likelihood, pmi, pmi:WEIGHT, constrained, hybrid:WEIGHT",
         )
     return score
 

@@ -13,14 +13,20 @@ WIDTH = 30  # of a bar
 
 
 def outcome_of(report: Mapping[str, Any] | None) -> str | None:
-    """What came of the search: a mix, an average or one adapter; and whether it was shown to be better than every adapter alone."""
-    outcome = (report or {}).get("outcome")
-    return f"{outcome}, a win" if outcome and (report or {}).get("win") else outcome
+    """What came of the search: a mix, an average or one adapter; and whether it was shown to be better than every adapter alone, or not measured."""
+    report = report or {}
+    outcome = report.get("outcome")
+    if not outcome:
+        return None
+    unmeasured = (report.get("adaptation") or {}).get("measured") is False
+    return f"{outcome}, a win" if report.get("win") else f"{outcome}, not measured" if unmeasured else outcome
 
 
 def show_search(found: dict[str, Any]) -> None:
     if found.get("objective") == "ranking":
         _show_verdict(found)
+    elif found.get("objective") == "agreement":
+        _show_agreement(found)
     else:
         _show_adaptation(found)
 
@@ -39,6 +45,27 @@ def _show_verdict(found: dict[str, Any]) -> None:
     else:
         click.echo(f"score: {found['score']}, as the recipe says")
     click.echo("loss of the right item, in nats:")
+    _show_points(found)
+    if found["comparison"]:
+        _show_comparison(found["comparison"])
+
+
+def _show_agreement(found: dict[str, Any]) -> None:
+    """What was found without labels: every mix that was looked at, and how often the chosen one says what each adapter says."""
+    what = {"mixed": "a mix", "average": "the average", "parent": f"the {found['parent']} alone"}[found["outcome"]]
+    click.echo("")
+    click.echo(printable(f"outcome: {what}, chosen without labels; nobody has measured it"))
+    if found["search"] == "none":
+        return
+    click.echo(f"pseudo-users made of the catalogue: {found['pseudo_users']}; score: {found['score']}")
+    click.echo(f"for {found['unanimous']:.0%} of them all adapters alone choose the same candidate; the mix chooses")
+    for vote in found["votes"]:
+        click.echo(printable(f"  as the {vote['role']} alone for {vote['agrees']:.0%}"))
+    click.echo("loss of agreement with the adapters, in nats:")
+    _show_points(found)
+
+
+def _show_points(found: Mapping[str, Any]) -> None:
     most = max(point["loss"] for point in found["points"]) or 1.0
     for point in found["points"]:
         mix = "  ".join(f"{role} {value:4.2f}" for role, value in zip(found["roles"], point["means"], strict=True))
@@ -48,8 +75,6 @@ def _show_verdict(found: dict[str, Any]) -> None:
     for rung in found["rungs"]:
         taken = "taken" if rung["taken"] else "not taken"
         click.echo(f"  {rung['name']}: gain {rung['gain']:+.4f}, standard error {rung['error']:.4f}: {taken}")
-    if found["comparison"]:
-        _show_comparison(found["comparison"])
 
 
 def _outcome(found: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, base: str | None, as_json: bool) -> None:
     """Print what a serving engine needs for a name.
 
-    The path of the adapter that the name refers to, or of a domain's merged checkpoint.
+    The path of the adapter that the name refers to. With --merged, of the merged checkpoint that the domain serves, which is the
+    build with its alias `production`, or of the build with the alias or id.
 
     Fetches the files if they are in an object store. They belong to the store: do not change them.
     """
@@ -117,27 +118,31 @@ def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
 
 
 def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The build that `publish` would take: that of the domain's current inputs, else the newest by its own recipe."""
+    """The build that the domain serves, or that has the alias or id."""
     from ..engine.building.freshness import chosen
     from ..engine.building.planning import result_folder
     from ..registry.catalog.references import SPIRIT, Reference
 
     ref = Reference.parse(domain)
-    if ref.name == SPIRIT or ref != Reference(ref.name):
+    if ref.name == SPIRIT or ref.version is not None:
         raise UsageError(
-            f"{domain!r} names an adapter, and --merged belongs to a domain", hint="leave out what follows the @"
+            f"{domain!r} names an adapter, and --merged belongs to a domain or build",
+            hint="write DOMAIN, DOMAIN@ALIAS of a build, or a build's id",
         )
     if format_ == "peft":
         raise UsageError(
             "a merged checkpoint is no adapter", hint="--format path, for transformers and any other engine"
         )
-    try:
-        registry.domains.get(domain)
-    except NotFoundError:
-        found, build = None, _build(registry, domain, base)
+    if ref.alias is not None:
+        found, build = None, registry.builds.get(registry.serving.resolve(domain, base=base).build)
     else:
-        found = chosen(registry, domain, base=base)
-        build = found.build
+        try:
+            registry.domains.get(domain)
+        except NotFoundError:
+            found, build = None, _build(registry, domain, base)
+        else:
+            found = chosen(registry, domain, base=base)
+            build = found.build
     assert build is not None
     if build.recipe.get("output", {}).get("format") == "adapter":
         raise ConflictError(

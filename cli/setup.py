@@ -14,7 +14,7 @@ from ..registry.errors import DatabaseError, RecCocktailError, StoreError, Usage
 from ..registry.settings import is_remote, redacted_url
 from ..registry.store import open_store
 from .app import App, example, json_option, pass_app
-from .console import answer, progress, say, size, table
+from .console import answer, progress, say, size, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Registry, Store
@@ -53,6 +53,8 @@ def doctor(app: App, as_json: bool) -> None:
     Of an object store it also shows how large its cache on this machine is. A database or store that can be read and not written works: it is reported as read-only, and commands that only read
     can be used.
     """
+    from ..registry.database.connection import ASK_DOCTOR
+
     checks: list[dict[str, Any]] = []
 
     def check(name: str, needed: bool, look: Callable[[], _Seen]) -> None:
@@ -61,7 +63,8 @@ def doctor(app: App, as_json: bool) -> None:
             seen = look()
         except (RecCocktailError, OSError) as error:
             hint = getattr(error, "hint", None)
-            ok, seen = not needed, _Seen(f"{error}" + (f" ({hint})" if hint else ""))
+            more = f" ({hint})" if hint and hint != ASK_DOCTOR else ""
+            ok, seen = not needed, _Seen(f"{error}{more}")
         about = {"check": name, "ok": ok, "read_only": seen.read_only, "open": seen.open, "detail": seen.detail}
         checks.append(about)
 
@@ -182,8 +185,15 @@ def upgrade(app: App, as_json: bool) -> None:
     """Upgrade the database to this version's schema."""
     from ..registry.database.migrate import upgrade as run
 
-    revision = run(app.settings.database_url)
-    answer(as_json, {"revision": revision}, lambda: say(f"database is at {revision}"))
+    notes: list[str] = []
+    revision = run(app.settings.database_url, notes=notes)
+
+    def show() -> None:
+        for note in notes:
+            warn(note)
+        say(f"database is at {revision}")
+
+    answer(as_json, {"revision": revision, "notes": notes}, show)
 
 
 @db.command(epilog=example("reccocktail db downgrade 0001"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import UsageError
-from .adapters import key_values
+from .adapters import key_values, report_added
 from .app import App, Interrupted, base_option, example, json_option, pass_app
 from .console import answer, printable, progress, say, table, warn
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @click.option("-o", "options", metavar="K=V", multiple=True, help="Option of the trainer; see `trainers show NAME`.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint of the same run, or take its result.")
 @click.option(
+    "--restart", is_flag=True, help="Start over, and discard the checkpoints of an unfinished run of the same request."
+)
+@click.option(
     "--stall-timeout",
     metavar="MINUTES",
     type=click.FloatRange(min=0),
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Stop a trainer that reports no progress for so long; 0 means never.",
 )
+@click.option("--tag", "tags", metavar="T", multiple=True, help="Tag to store with the version.")
+@click.option("--note", metavar="S", help="Free text to store with the version.")
+@click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Alias to set, or to move to the version.")
 @base_option
 @json_option
 @pass_app
@@ -53,7 +59,11 @@ def train(
     trainer_name: str | None,
     options: tuple[str, ...],
     resume: bool,
+    restart: bool,
     stall_timeout: float,
+    tags: tuple[str, ...],
+    note: str | None,
+    aliases: tuple[str, ...],
     base: str | None,
     as_json: bool,
 ) -> None:
@@ -61,16 +71,23 @@ def train(
 
     An ingredient is trained on one domain's data, a spirit (--spirit) on several.
 
+    An interrupted training is resumed with --resume; without it, the same request is refused as long as its checkpoints are there.
+
     The trainer runs in a process of its own. Under `accelerate launch` each of the processes is one; the first registers.
     """
     if spirit and (domain is not None or not domains):
         raise UsageError("a spirit is trained on several domains", hint="reccocktail train --spirit --domains a,b")
+    if resume and restart:
+        raise UsageError("--resume continues an unfinished run, and --restart discards it: give one of them")
     if not spirit and (domain is None or domains is not None):
         raise UsageError("name one DOMAIN, or --spirit with --domains", hint="reccocktail train beauty")
+    from ..registry.catalog.registration import Labels
     from ..trainers.launch import Launch
     from ..trainers.plugin import load, parse_options
     from ..trainers.runs import TrainingRequest
 
+    labels = Labels(tags=tags, note=note, aliases=aliases)
+    labels.checked()  # before hours of training
     launch = Launch.current()
     if launch is not None and launch.rank:
         os.dup2(2, 1)  # one answer to a launch, so one process that says anything on stdout
@@ -87,7 +104,9 @@ def train(
             base=registry.bases.get(base) if base else registry.bases.only(),
             options=parse_options(trainer, key_values(options, "-o")),
             resume=resume,
+            restart=restart,
             device=app.device(),
+            labels=labels,
         )
         try:
             row = _trained(registry, request, launch, 60 * stall_timeout or None)
@@ -95,14 +114,8 @@ def train(
             raise Interrupted(
                 "run the same command with --resume to continue from the last checkpoint", error
             ) from None
-    if row is not None and row.skipped:
-        say(f"not stored, because no adapter needs it: {', '.join(row.skipped)}")
     if row is not None:
-        answer(
-            as_json,
-            row.to_json() | {"not_stored": list(row.skipped)},
-            lambda: say(f"{'registered' if row.created else 'already there'}: {row.ref}"),
-        )
+        report_added(row, as_json)
 
 
 def _trained(

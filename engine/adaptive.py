@@ -1,7 +1,8 @@
 """What a recipe says under `adaptive`: how its coefficients are found.
 
-There are two objectives. `ranking` needs labelled questions and takes the coefficients that rank right items best; `entropy` needs none and takes
-those that make the model surest of its own answers. Each has switches of its own, and one that has no effect is refused.
+There are three objectives. `ranking` needs labelled questions and takes the coefficients that rank right items best. `entropy` needs none and takes
+those that make the model surest of its own answers. `agreement` needs a catalogue alone and takes those by which the mix agrees best with all
+adapters. Each has switches of its own, and one that has no effect is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 OWN_ROLES = ("spirit", "ingredient")
 MOST_ADAPTERS = 8
+SOUGHT = ("auto", "hybrid")  # scores that are chosen, or whose weight is
+FEWEST_FIT = 20  # users to choose by; fewer choose nothing
 LABELS = 300  # of the ranking objective, unless a recipe says how many
 RATES = {
     "softmax": (0.5, 1.0, 2.0),
@@ -59,7 +62,14 @@ _OF_ENTROPY = (
     *_OF_GRADIENT,
     "select",
 )
-_OF_RANKING = ("score", "scale", "guard", "margin", "metric", "too_few_labels")
+_OF_RANKING = ("labels", "fit_users", "score", "scale", "guard", "margin", "metric", "too_few_labels", "granularity")
+_OF_AGREEMENT = ("prompts", "history", "score", "scale", "beta", "temperature")
+_SWITCHES = {
+    "ranking": frozenset(_OF_RANKING),
+    "entropy": frozenset((*_OF_ENTROPY, "labels", "granularity")),
+    "agreement": frozenset(_OF_AGREEMENT),
+}
+"""By objective what not all of them have."""
 METRICS = re.compile(r"(HR|NDCG)@[1-9]\d*|MRR|AUC")
 
 
@@ -94,11 +104,18 @@ class Adaptive(Strict):
     for each of K adapters: several `learning_rates` in turn, `epochs` passes over the prompts in steps of `batch`. A share `held_out`
     of the prompts takes no part in steps; its entropy chooses between steps and rates, and ends a descent that has not fallen
     for `patience` steps. Without held-out prompts every descent takes all its steps, and the rates are compared by the others.
+
+    `objective: agreement` is for a domain with a catalogue and no histories: `prompts` pseudo-users are made of the catalogue's items, every
+    adapter and every mix scores their candidates, and the loss is how far a mix is from what the adapters say: the cross-entropy to
+    their choices, and `beta` · T² · KL(adapters' average ‖ mix) at T = `temperature` (MergeRec). Nothing is measured, so there is no guard.
     """
 
     objective: Annotated[
-        Literal["entropy", "ranking"],
-        Field(description="ranking: by labelled validation questions; entropy: by prompts without their answers"),
+        Literal["entropy", "ranking", "agreement"],
+        Field(
+            description="ranking: by labelled validation questions; entropy: by prompts without their answers; agreement: by how far"
+            " a mix is from what the adapters say of the catalogue"
+        ),
     ] = "entropy"
     granularity: Annotated[
         Granularity, Field(description="one λ per adapter for the model, each layer or each module")
@@ -118,7 +135,7 @@ class Adaptive(Strict):
         Literal["first", "every"], Field(description="of the first title of an answer, or of every one")
     ] = "first"
     longest: Annotated[int, Field(ge=1, le=1024, description="tokens of an answer, where every title counts")] = 160
-    prompts: Annotated[int, Field(ge=1, description="unlabelled prompts of the domain")] = 50
+    prompts: Annotated[int, Field(ge=1, description="unlabelled prompts of the domain, or pseudo-users")] = 50
     points: Annotated[int, Field(ge=3, le=101, description="λ values of the line, end points included")] = 11
     learning_rates: Annotated[
         tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
@@ -142,10 +159,19 @@ class Adaptive(Strict):
             f" that choose and judge, {LABELS} unless said (a fast device can rank many more)",
         ),
     ] = 0
+    fit_users: Annotated[
+        int | None,
+        Field(
+            ge=FEWEST_FIT,
+            description="of the labelled users that choose, at most so many: every mix ranks their questions, and choosing takes fewer"
+            " users than judging; all of them unless said",
+        ),
+    ] = None
     score: Annotated[
         str,
         Field(
-            description="how candidates are scored: likelihood, pmi, pmi:WEIGHT, constrained; auto: the best of them"
+            description="how candidates are scored: likelihood, pmi, pmi:WEIGHT, constrained; auto: the best of them, and pmi"
+            " where no label can tell; hybrid: pmi and what the words of titles say, with a weight that is found too; hybrid:WEIGHT"
         ),
     ] = "auto"
     scale: Annotated[bool, Field(description="whether the sum of the coefficients may differ from 1")] = True
@@ -161,6 +187,19 @@ class Adaptive(Strict):
         Literal["average", "fail"],
         Field(description="without labelled users enough to choose and judge by: take the average, or fail"),
     ] = "average"
+    history: Annotated[
+        int, Field(ge=1, le=10, description="items that a pseudo-user has taken: one, and those like it")
+    ] = 1
+    beta: Annotated[
+        float,
+        Field(ge=0, le=100, allow_inf_nan=False, description="weight of the adapters' average beside their choices"),
+    ] = 1.0
+    temperature: Annotated[
+        float,
+        Field(
+            gt=0, le=100, allow_inf_nan=False, description="that average is compared at so many times the adapters' own"
+        ),
+    ] = 1.0
     neighbours: Annotated[
         tuple[str, ...], Field(max_length=MOST_ADAPTERS - 2, description="other domains' ingredients, by reference")
     ] = ()
@@ -185,17 +224,10 @@ class Adaptive(Strict):
             return {**given, "labels": LABELS}
         return given
 
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _known_objective(cls, name: object) -> object:
-        if name == "agreement":
-            raise ValueError("`agreement` is not available; use `ranking` with labelled users, `entropy` without")
-        return name
-
     @field_validator("score")
     @classmethod
     def _known_score(cls, text: str) -> str:
-        return text if text == "auto" else str(_score(text))
+        return text if text in SOUGHT else str(_score(text))
 
     @field_validator("metric")
     @classmethod
@@ -206,13 +238,22 @@ class Adaptive(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Adaptive:
-        other = _OF_ENTROPY if self.objective == "ranking" else _OF_RANKING
-        if strange := [name for name in other if getattr(self, name) != type(self).model_fields[name].default]:
-            needed = "entropy" if self.objective == "ranking" else "ranking"
-            raise ValueError(f"`{strange[0]}` is for `objective: {needed}`; this is `objective: {self.objective}`")
+        if strange := [name for name in self._foreign if getattr(self, name) != type(self).model_fields[name].default]:
+            where = " or ".join(f"`objective: {each}`" for each, own in _SWITCHES.items() if strange[0] in own)
+            raise ValueError(f"`{strange[0]}` is for {where}; this is `objective: {self.objective}`")
+        if self.objective == "agreement":
+            if self.prompts < FEWEST_FIT:
+                raise ValueError(
+                    f"`objective: agreement` needs at least {FEWEST_FIT} `prompts`, one for each pseudo-user"
+                )
+            if self.score == "hybrid":
+                raise ValueError(
+                    "without labels no weight of `score: hybrid` can be found; give one, such as hybrid:12"
+                )
+            return self
         if self.objective == "ranking":
             if not self.labels:
-                raise ValueError("`objective: ranking` needs `labels`; `objective: entropy` needs none")
+                raise ValueError("`objective: ranking` needs `labels`; `objective: entropy` and `agreement` need none")
             return self
         if unused := [name for name in self._unused if getattr(self, name) != type(self).model_fields[name].default]:
             way = "a gradient search" if self.searching == "line" else "a line search"
@@ -232,7 +273,7 @@ class Adaptive(Strict):
 
     @property
     def searching(self) -> Literal["line", "gradient", "ladder"]:
-        if self.objective == "ranking":
+        if self.objective != "entropy":
             return "ladder"
         if self.search is not None:
             return self.search
@@ -248,6 +289,13 @@ class Adaptive(Strict):
             )
 
     @property
+    def _foreign(self) -> list[str]:
+        """Switches that the objective does not have, in the order of the fields."""
+        own = _SWITCHES[self.objective]
+        others = frozenset().union(*_SWITCHES.values()) - own
+        return [name for name in type(self).model_fields if name in others]
+
+    @property
     def _unused(self) -> tuple[str, ...]:
         """Switches that say nothing, given the others."""
         of_the_other = _OF_GRADIENT if self.searching == "line" else ("points",)
@@ -256,7 +304,12 @@ class Adaptive(Strict):
     @property
     def fixed_score(self) -> Score | None:
         """How candidates are scored, unless that is chosen too."""
-        return None if self.score == "auto" else _score(self.score)
+        return None if self.score in SOUGHT else _score(self.score)
+
+    @property
+    def by_likeness(self) -> bool:
+        """Whether the score needs to know how alike the words of titles are."""
+        return self.score.partition(":")[0] == "hybrid"
 
     def to_json(self) -> dict[str, Any]:
         """What a recipe's digest is over. What a switch of the other objective says is left out."""
@@ -269,7 +322,7 @@ class Adaptive(Strict):
     def complete(self) -> dict[str, Any]:
         """With every switch that the objective has, and its default."""
         content = self.model_dump(mode="json", exclude_none=True)
-        for name in _OF_ENTROPY if self.objective == "ranking" else _OF_RANKING:
+        for name in self._foreign:
             content.pop(name, None)
         return content
 

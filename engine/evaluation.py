@@ -5,157 +5,59 @@ Results are kept beside the registry under a digest of everything they depend on
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..registry import Registry
-from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidArtifactError, UsageError
-from ..registry.store.atomic import write_whole
-from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import (
     DEFAULT_TEMPLATE,
     SCORES,
     DomainData,
     GeneratedRanking,
-    Interval,
     Question,
     Ranking,
     Score,
+    ScoreMode,
     Split,
-    TaskSpec,
     Template,
-    load_template,
-    mean_interval,
-    paired_difference,
     questions,
     rank_by_generation,
     rank_by_popularity,
     rank_by_sasrec,
     rank_by_tfidf,
-    rank_candidates,
     read_domain,
-    score_parts,
-    summarise,
 )
-from .adapting.mixture import Mixture
 from .errors import EvaluationError
-from .models import compute_dtype, load_model
+from .figures import Keeping, QuestionSet, figures, keep, loaded, result_key
+from .measured import Evaluation, ListFacts, LogLosses, Measured
+from .models import compute_dtype
+from .recipe_book import find_template
+from .records import Records
 from .score_choice import (
     CHOICE_QUESTIONS,
     RequestedScore,
     ScoreChoice,
     best_score,
     common_score,
+    fitted_hybrid,
     log_losses,
     losses_by_score,
 )
 from .systems import BaselineName, System, find_system
-
-RANKING_VERSION = (
-    3  # part of every kept result's name: raised when equal questions would be ranked, or their losses kept, otherwise
-)
-COMPARED = ("HR@1", "NDCG@3")  # the metrics of paired differences
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """The questions of a task; baselines, and the score `constrained`, also need the data that they are about."""
-
-    task: TaskSpec
-    questions: Sequence[Question]
-    data: DomainData | None = None
-
-    @property
-    def catalogue(self) -> list[str]:
-        return [self.data.items[item_id].title for item_id in self.data.titled] if self.data else []
-
-
-@dataclass(frozen=True)
-class ListFacts:
-    """What the generated lists were like: how many `entries` in all, of which titles that were no candidate's, and repeats."""
-
-    entries: int
-    unknown: int
-    duplicates: int
-
-
-@dataclass(frozen=True)
-class LogLosses:
-    """Per question −log q of the right candidate in nats, q = softmax(scores / `temperature`), which is fitted to these questions."""
-
-    temperature: float
-    losses: tuple[float, ...]
-
-    @property
-    def mean(self) -> Interval:
-        return mean_interval(self.losses)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an evaluation finds; the fields are those of Evaluation."""
-
-    ranks: tuple[int | None, ...]
-    lists: ListFacts | None = None
-    log_losses: LogLosses | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A system's ranks of the true next item (0 is best), one per question, and what they come to.
-
-    `mode` is the score in its text form, `generate`, or a baseline's name. A rank is None where a generated list does not name
-    the item; `lists` is what these lists were like. `log_losses` is None for them, and where a score is not finite. `unkept` says
-    why the result could not be kept for later, which is nothing to the figures.
-    """
-
-    label: str
-    system: str
-    task: TaskSpec
-    mode: str
-    dtype: str
-    ranks: tuple[int | None, ...]
-    lists: ListFacts | None = None
-    log_losses: LogLosses | None = None
-    unkept: str | None = field(default=None, compare=False)
-
-    @property
-    def metrics(self) -> dict[str, Interval]:
-        """AUC needs the place of every candidate, which a list of a few titles does not have."""
-        return summarise(self.ranks, candidates=None if self.mode == "generate" else self.task.n_negatives + 1)
-
-    def minus(self, other: Evaluation) -> dict[str, Interval]:
-        """How much better this system is on the same questions, with paired intervals."""
-        return {metric: paired_difference(self.ranks, other.ranks, metric) for metric in COMPARED}
-
-    def to_json(self) -> dict:
-        return {
-            "label": self.label,
-            "system": self.system,
-            "task": asdict(self.task) | {"digest": self.task.digest},
-            "mode": self.mode,
-            "dtype": self.dtype,
-            "metrics": {name: asdict(interval) for name, interval in self.metrics.items()},
-            "lists": asdict(self.lists) if self.lists else None,
-            "log-loss": asdict(self.log_losses.mean) | asdict(self.log_losses) if self.log_losses else None,
-            "ranks": list(self.ranks),
-        }
 
 
 @dataclass(frozen=True)
 class DomainEvaluation:
     """An evaluation of systems on a registered domain; `systems` are named as `find_system` reads them.
 
-    `score` is what all models are ranked by: a Score; `auto`, the best on validation questions that are not measured; `generate`,
-    the lists that they write; or None, what a build was tuned with, else pmi. `negatives` counts the candidates besides the
-    target, `limit` the users of a random sample; `seed` is of both. `against` is the system that the others are compared with.
+    `score` is what all models are ranked by: a Score; `auto`, the best on validation questions that are not measured; `hybrid`, with
+    the weight that is best on those; `generate`, the lists that they write; or None, what a build was tuned with, else pmi.
+    `negatives` counts the candidates besides the target, `limit` the users of a random sample; `seed` is of both. `against` is the system that the others are compared with.
     """
 
     domain: str
@@ -215,7 +117,7 @@ def evaluate_domain(
         )
     found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = wanted.place_of(found)
-    template = load_template(wanted.template)
+    template = find_template(registry, wanted.template)
     if wanted.score == "generate" and not template.lists_candidates:
         raise UsageError(
             f"template {template.name!r} does not show the candidates, so no answer could name them",
@@ -226,7 +128,8 @@ def evaluate_domain(
         data, wanted.split, template, n_negatives=wanted.negatives, seed=wanted.seed, limit=wanted.limit
     )
     kept_in = registry.settings.own_folder("evaluations")
-    chosen = _chosen(wanted, found, data, template, _Keeping(device, kept_in), bar)
+    chosen = _chosen(wanted, found, data, template, Keeping(device, kept_in), bar)
+    records = Records(registry, wanted.domain)
     results = []
     for system in found:
         with bar(f"ranking with {system.label}", "epochs" if system.baseline == "sasrec" else "users") as progress:
@@ -237,18 +140,11 @@ def evaluate_domain(
                     score=chosen.score if chosen else "generate",
                     device=device,
                     kept_in=kept_in,
+                    records=records,
                     progress=progress,
                 )
             )
     return Comparison(tuple(results), results[place] if place is not None else None, chosen)
-
-
-@dataclass(frozen=True)
-class _Keeping:
-    """Where the models run, and where their figures are kept."""
-
-    device: str
-    folder: Path
 
 
 def _chosen(
@@ -256,7 +152,7 @@ def _chosen(
     found: Sequence[System],
     data: DomainData,
     template: Template,
-    keeping: _Keeping,
+    keeping: Keeping,
     bar: Bars,
 ) -> ScoreChoice | None:
     """The score of all models; None where there is none to score."""
@@ -268,13 +164,19 @@ def _chosen(
     if wanted.score is None:
         return common_score((system.label, system.score) for system in models)
     asked, skipped = _choice_questions(wanted, data, template)
-    losses, unkept = [], None
+    modes: set[ScoreMode] = {"hybrid"} if wanted.score == "hybrid" else {score.mode for score in SCORES}
+    parts, unkept = [], None
     for system in models:
         with bar(f"choosing the score with {system.label}", "users") as progress:
-            each, why = _losses(system, asked, skipped, keeping, progress)
-        losses.append(each)
+            each, why = figures(system, asked, modes, keeping, progress, after=skipped)
+        parts.append(each)
         unkept = unkept or why
-    return replace(best_score(losses, len(asked.questions)), unkept=unkept)
+    if wanted.score == "hybrid":
+        score, losses = fitted_hybrid(parts, [question.target_index for question in asked.questions])
+        reason = f"the weight with the least log-loss on {len(asked.questions)} validation questions"
+        return ScoreChoice(score, reason, losses, unkept)
+    by_score = [losses_by_score(each, asked.questions) for each in parts]
+    return replace(best_score(by_score, len(asked.questions)), unkept=unkept)
 
 
 def _choice_questions(wanted: DomainEvaluation, data: DomainData, template: Template) -> tuple[QuestionSet, int]:
@@ -293,30 +195,6 @@ def _choice_questions(wanted: DomainEvaluation, data: DomainData, template: Temp
     )
 
 
-def _losses(
-    system: System, asked: QuestionSet, skipped: int, keeping: _Keeping, progress: Bar
-) -> tuple[dict[str, float], str | None]:
-    """A model's mean log-loss by each score, and why it could not be kept for later, if so."""
-    key = _key(system, asked.task, str(compute_dtype(keeping.device)), f"choice of a score after {skipped}")
-    kept = keeping.folder / "scores" / f"{key}.json"
-    try:
-        content = read_object(kept, limit=OWN_LIMIT)
-        return {str(score): float(content[str(score)]) for score in SCORES}, None
-    except (InvalidArtifactError, KeyError, TypeError, ValueError):
-        pass  # there is none, or a power cut left it unreadable
-    with _loaded(system, keeping.device) as (model, tokenizer):
-        parts = score_parts(
-            model,
-            tokenizer,
-            asked.questions,
-            {score.mode for score in SCORES},
-            catalogue=asked.catalogue,
-            progress=lambda done: progress(done, len(asked.questions)),
-        )
-    losses = losses_by_score(parts, asked.questions)
-    return losses, _keep(kept, losses)
-
-
 def evaluate(
     system: System,
     asked: QuestionSet,
@@ -324,51 +202,41 @@ def evaluate(
     score: Score | Literal["generate"] = Score(),  # noqa: B008  immutable
     device: str,
     kept_in: Path | None = None,
+    records: Records | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Rank every question's candidates: by a score, or as the model lists them. Baselines rank by scores of their own, from the data.
 
-    With `kept_in`, an equal evaluation found there is returned; where it cannot be written, `unkept` says why. `progress` receives
-    (questions done, questions), by SASRec (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
+    With `kept_in`, an equal evaluation found there is returned, with `records` one that any machine has recorded; where it cannot be
+    written, `unkept` says why. `progress` receives (questions done, questions), by SASRec (epochs done, epochs at most). Raises EvaluationError without questions or when the checkpoint does not load.
     """
     task = asked.task
     if not asked.questions:
         raise EvaluationError(f"the {task.split} split has no questions", hint="another --split, or more data")
     how = system.baseline or str(score)
     dtype = "float32" if system.baseline else str(compute_dtype(device)).removeprefix("torch.")
-    kept = kept_in / f"{_key(system, task, dtype, how)}.json" if kept_in else None
+    key = result_key(system, task, dtype, how)
+    kept = kept_in / f"{key}.json" if kept_in else None
 
     def made(found: Measured) -> Evaluation:
         return Evaluation(system.label, system.digest, task, how, dtype, found.ranks, found.lists, found.log_losses)
 
-    if kept is not None and (seen := _kept(kept)) is not None:
-        return made(seen)
-    if system.baseline is not None:
-        found = made(_baseline_measured(system.baseline, asked, device, progress))
-    else:
-        found = made(_model_measured(system, asked, score, device, progress))
-    return found if kept is None else replace(found, unkept=_keep(kept, found.to_json()))
-
-
-def _key(system: System, task: TaskSpec, dtype: str, how: str) -> str:
-    """The name of a kept result, from everything that decides it."""
-    content = {
-        "system": system.digest,
-        "task": task.digest,
-        "dtype": dtype,
-        "mode": how,
-        "version": [version("reccocktail"), RANKING_VERSION],
-    }
-    return digest_of_json(content).removeprefix("sha256:")[:32]
-
-
-def _keep(path: Path, content: Mapping[str, object]) -> str | None:
-    """Write a result; where that cannot be done, why."""
-    try:
-        write_whole(path, json.dumps(content) + "\n")
-    except OSError as error:
-        return f"{path.parent}: {error.strerror}" + (f"; {NO_ROOM}" if lacks_room(error) else "")
-    return None
+    unkept, measured = None, _kept(kept) if kept is not None else None
+    is_new = measured is None
+    if measured is None and records is not None:
+        measured = records.find(key, len(asked.questions))
+    if measured is None:
+        if system.baseline is not None:
+            measured = _baseline_measured(system.baseline, asked, device, progress)
+        else:
+            measured, unkept = _model_measured(system, asked, score, Keeping(device, kept_in), progress)
+    found = made(measured)
+    if kept is not None and is_new:
+        unkept = keep(kept, found.to_json()) or unkept
+    if records is not None:
+        record, why = records.add(key, system, asked, found)
+        found, unkept = replace(found, record=record), unkept or why
+    return replace(found, unkept=unkept)
 
 
 def _baseline_measured(name: BaselineName, asked: QuestionSet, device: str, progress: Bar) -> Measured:
@@ -386,33 +254,23 @@ def _baseline_measured(name: BaselineName, asked: QuestionSet, device: str, prog
 
 
 def _model_measured(
-    system: System, asked: QuestionSet, score: Score | Literal["generate"], device: str, progress: Bar
-) -> Measured:
-    def step(done: int) -> None:
-        progress(done, len(asked.questions))
-
-    with _loaded(system, device) as (model, tokenizer):
-        if isinstance(score, Score):
-            ranked = rank_candidates(model, tokenizer, asked.questions, score, catalogue=asked.catalogue, progress=step)
-            return _measured(ranked, asked.questions)
-        namings = rank_by_generation(model, tokenizer, asked.questions, progress=step)
-    return Measured(tuple(naming.rank for naming in namings), _list_facts(namings))
+    system: System, asked: QuestionSet, score: Score | Literal["generate"], keeping: Keeping, progress: Bar
+) -> tuple[Measured, str | None]:
+    """What is measured, and why what the scores follow from could not be kept, if so."""
+    if isinstance(score, Score):
+        parts, unkept = figures(system, asked, {score.mode}, keeping, progress)
+        rankings = [Ranking.of(part.scores(score), q) for part, q in zip(parts, asked.questions, strict=True)]
+        return _measured(rankings, asked.questions), unkept
+    with loaded(system, keeping.device) as (model, tokenizer):
+        namings = rank_by_generation(
+            model, tokenizer, asked.questions, progress=lambda done: progress(done, len(asked.questions))
+        )
+    return Measured(tuple(naming.rank for naming in namings), _list_facts(namings)), None
 
 
 def _measured(rankings: Sequence[Ranking], questions: Sequence[Question]) -> Measured:
     fitted = log_losses([ranking.scores for ranking in rankings], questions)
     return Measured(tuple(ranking.rank for ranking in rankings), log_losses=LogLosses(*fitted) if fitted else None)
-
-
-@contextmanager
-def _loaded(system: System, device: str) -> Iterator[tuple[Any, Any]]:
-    """A system's model, with its adapter on it, and the tokenizer."""
-    assert system.checkpoint is not None
-    model, tokenizer = load_model(system.checkpoint, device)
-    with ExitStack() as stack:
-        if system.adapter is not None:
-            stack.enter_context(Mixture(model, [system.adapter], "linear"))
-        yield model, tokenizer
 
 
 def _list_facts(namings: Sequence[GeneratedRanking]) -> ListFacts:

@@ -28,6 +28,8 @@ from ..registry.strict_json import LIMIT, WRITTEN_LIMIT, parse_written, regular_
 from .adaptive import MOST_ADAPTERS, OWN_ROLES, Adaptive, Strict, expect_reference
 from .coefficients import Weight, mean
 from .errors import RecipeError
+from .mergekit import METHODS as MERGEKIT_METHODS
+from .mergekit import is_mergekit, parse_mergekit, pointer
 from .methods import METHODS
 
 Role = str
@@ -88,9 +90,7 @@ class Recipe(Strict):
     @classmethod
     def _known_method(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(
-                f"there is no method {_short(name)}; one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
-            )
+            raise ValueError(f"there is no method {_short(name)}; one of {', '.join(METHODS)}{_near_method(name)}")
         return name
 
     @field_validator("options", mode="before")
@@ -226,12 +226,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     if name_or_path in SHIPPED:
         return SHIPPED[name_or_path][1]
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if path.suffix not in SUFFIXES:
-        raise RecipeError(
-            f"there is no recipe {name_or_path!r}{did_you_mean(name_or_path, SHIPPED)}",
-            hint=f"one of {', '.join(SHIPPED)}, or a .yaml, .toml or .json file",
-        )
+        raise unknown_recipe(name_or_path)
     try:
         data = regular_bytes(path, limit=LIMIT if path.suffix == ".json" else WRITTEN_LIMIT)
     except OSError as error:
@@ -244,7 +241,19 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise RecipeError(f"recipe file {path} is not valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"recipe file {path} holds a {type(content).__name__}, not a mapping")
+    if is_mergekit(content):
+        parse_mergekit(content, where=str(path))
+        raise pointer(str(path))
     return parse_recipe(content, where=str(path))
+
+
+def unknown_recipe(name: str, registered: Iterable[str] = ()) -> RecipeError:
+    """For a name that no recipe has, with those that ship and, where they are known, those of the registry."""
+    known = [*SHIPPED, *registered]
+    return RecipeError(
+        f"there is no recipe {name!r}{did_you_mean(name, known)}",
+        hint=f"one of {', '.join(known)}, or a .yaml, .toml or .json file",
+    )
 
 
 def parse_recipe(content: Mapping[str, object], *, where: str) -> Recipe:
@@ -259,7 +268,7 @@ def parse_options(method: str, given: Mapping[str, object]) -> dict[str, bool | 
     """A method's options, complete with its defaults. Raises RecipeError naming the method or the option that is wrong."""
     if method not in METHODS:
         raise RecipeError(
-            f"there is no method {_short(method)}{did_you_mean(method, METHODS)}", hint=f"one of {', '.join(METHODS)}"
+            f"there is no method {_short(method)}{_near_method(method)}", hint=f"one of {', '.join(METHODS)}"
         )
     try:
         return METHODS[method].options.model_validate(given).model_dump(mode="json")
@@ -273,6 +282,36 @@ def parse_output(given: Mapping[str, object]) -> Output:
         return Output.model_validate(given)
     except ValidationError as error:
         raise RecipeError(f"output: {'; '.join(_problems(error))}") from error
+
+
+_MEANT = {
+    "weights": "coefficients",
+    "weight": "coefficients",
+    "lambda": "coefficients",
+    "parameters": "options",
+    "dtype": "output.dtype",
+    "format": "output.format",
+    "rank": "output.rank",
+}
+"""Keys that other tools have where a recipe has another, or has it elsewhere."""
+
+
+def _near_method(name: str) -> str:
+    """`; did you mean …?` with the method of that name in mergekit or PEFT, or with the one that is written much like it."""
+    ours = MERGEKIT_METHODS.get(name)
+    return f"; did you mean {ours!r}?" if ours is not None else did_you_mean(name, METHODS)
+
+
+def _near_key(key: Sequence[str]) -> str:
+    """`; did you mean …?` with a key that could stand there, or with where the key belongs."""
+    if near := did_you_mean(key[-1], _keys_beside(key)):
+        return near
+    if len(key) > 1:
+        return ""
+    inside = {name: f"adaptive.{name}" for name in Adaptive.model_fields}
+    inside |= {name: f"options.{name}" for method in METHODS.values() for name in method.options.model_fields}
+    found = ({**inside, **_MEANT}).get(key[0])
+    return "" if found is None else f"; did you mean {found!r}?"
 
 
 def _hint(content: Mapping[str, object]) -> str:
@@ -295,7 +334,7 @@ def _problems(error: ValidationError, *, within: tuple[str, ...] = ()) -> Iterat
         if isinstance(cause, ValidationError):
             yield from _problems(cause, within=key)
         elif entry["type"] == "extra_forbidden":
-            yield f"{'.'.join(key)}: unknown key{did_you_mean(key[-1], _keys_beside(key))}"
+            yield f"{'.'.join(key)}: unknown key{_near_key(key)}"
         elif entry["type"] == "missing":
             yield f"{'.'.join(key)}: must be given"
         elif cause is not None:

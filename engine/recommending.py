@@ -17,12 +17,12 @@ from ..tasks import (
     DataError,
     DomainData,
     Item,
+    Likeness,
     OpenQuestion,
     Retriever,
     Score,
     Template,
     list_items,
-    load_template,
     open_question,
     read_domain,
     read_listed,
@@ -36,6 +36,7 @@ from .adapting.mixture import Mixture
 from .building.freshness import Freshness, chosen
 from .errors import EvaluationError, MergeError
 from .models import load_model
+from .recipe_book import find_template
 from .systems import System, find_system
 
 SEPARATOR = "||"  # between the titles of a history that is written out
@@ -154,7 +155,7 @@ def recommend(
     data = _data(registry, wanted.domain)
     catalogue = Catalogue(data)
     history = _history(data, catalogue, wanted)
-    template = _template(build, wanted)
+    template = _template(registry, build, wanted)
     candidates = _candidates(data, catalogue, history, wanted)
     asked = open_question(template, history, candidates.items)
     systems = [("build", find_system(registry, build.id))]
@@ -164,6 +165,8 @@ def recommend(
             (adapter["role"], find_system(registry, adapter["ref"], base=build.base))
             for adapter in build.inputs["adapters"]
         ]
+    if score.mode == "hybrid":
+        asked = replace(asked, likeness=Likeness(data).of(history, candidates.items))
     titles = [item.title for item in catalogue.items] if score.mode == "constrained" else []
     scored = score_open([s for _, s in systems], [asked], score, catalogue=titles, device=device, bar=bar)
     lists = [
@@ -192,6 +195,9 @@ def recommend_to(
     offered = [retriever.retrieve(history, count) for history in histories]
     asked = [open_question(template, *both) for both in zip(histories, offered, strict=True)]
     score, _ = _score(None, system.score)
+    if score.mode == "hybrid":
+        alike = [retriever.likeness.of(*both) for both in zip(histories, offered, strict=True)]
+        asked = [replace(question, likeness=each) for question, each in zip(asked, alike, strict=True)]
     (scored,) = score_open(
         [system], asked, score, catalogue=retriever.titles, device=device, bar=lambda label: nullcontext(progress)
     )
@@ -264,7 +270,16 @@ def _pieces(question: OpenQuestion) -> list[OpenQuestion]:
         return [question]
     places = range(0, len(question.titles), TITLES_AT_ONCE)
     parts = [slice(start, start + TITLES_AT_ONCE) for start in places]
-    return [replace(question, candidates=question.candidates[part], titles=question.titles[part]) for part in parts]
+    alike = question.likeness
+    return [
+        replace(
+            question,
+            candidates=question.candidates[part],
+            titles=question.titles[part],
+            likeness=None if alike is None else alike[part],
+        )
+        for part in parts
+    ]
 
 
 def _expect_room(model: Any, tokenizer: Any, question: OpenQuestion) -> None:
@@ -374,9 +389,10 @@ def _without(history: Sequence[Item], items: Iterable[Item]) -> tuple[Item, ...]
     return tuple(found)
 
 
-def _template(build: Build, wanted: RecommendationRequest) -> Template:
+def _template(registry: Registry, build: Build, wanted: RecommendationRequest) -> Template:
     """The one that is asked for, else that of the questions by which the build was tuned, else the default."""
-    return load_template(wanted.template or (build.recipe.get("adaptive") or {}).get("template") or DEFAULT_TEMPLATE)
+    tuned = (build.recipe.get("adaptive") or {}).get("template")
+    return find_template(registry, wanted.template or tuned or DEFAULT_TEMPLATE)
 
 
 def _score(wanted: Score | None, tuned: Score | None) -> tuple[Score, ScoreOrigin]:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..registry.errors import UsageError
-from ..tasks import SCORES, Question, Score, ScoreParts, TaskError, fit_temperature
+from ..tasks import SCORES, Question, Score, ScoreParts, TaskError, fit_temperature, fit_weight
 
-RequestedScore = Score | Literal["auto", "generate"]
+RequestedScore = Score | Literal["auto", "hybrid", "generate"]
 CHOICE_QUESTIONS = 100  # validation questions that a score is chosen on, at most
 
 
@@ -31,13 +31,13 @@ class ScoreChoice:
 
 
 def read_score(text: str | None) -> RequestedScore | None:
-    """What `--score` says: a Score in its text form, `auto`, `generate`, or nothing. Raises UsageError."""
-    if text is None or text == "auto" or text == "generate":
+    """What `--score` says: a Score in its text form, `auto`, `hybrid`, `generate`, or nothing. Raises UsageError."""
+    if text is None or text == "auto" or text == "hybrid" or text == "generate":
         return text
     try:
         return Score.parse(text)
     except TaskError as error:
-        raise UsageError(str(error), hint=f"{error.hint}; auto and generate are possible too") from error
+        raise UsageError(str(error), hint=f"{error.hint}; auto, hybrid and generate are possible too") from error
 
 
 def score_of_report(report: Mapping[str, Any] | None) -> Score | None:
@@ -72,6 +72,23 @@ def best_score(losses: Sequence[Mapping[str, float]], questions: int) -> ScoreCh
     means = {str(score): float(np.mean([each[str(score)] for each in losses])) for score in SCORES}
     least = min(SCORES, key=lambda score: means[str(score)])
     return ScoreChoice(least, f"the least log-loss on {questions} validation questions", means)
+
+
+def fitted_hybrid(parts: Sequence[Sequence[ScoreParts]], targets: Sequence[int]) -> tuple[Score, dict[str, float]]:
+    """The score `hybrid` with the weight of the least mean log-loss over systems, and its loss, pmi's and that of the words alone.
+
+    `parts` has each system's figures of the same questions, whose right candidates are at `targets`. The systems share the weight; each
+    has its own temperature.
+    """
+
+    def loss(weight: float) -> float:
+        score = Score("hybrid", weight)
+        return float(np.mean([fit_temperature([p.scores(score) for p in each], targets)[1].mean() for each in parts]))
+
+    score = Score("hybrid", fit_weight(loss))
+    alone = [part.likeness or () for part in parts[0]]
+    words = float(fit_temperature(alone, targets)[1].mean())
+    return score, {"pmi": loss(0.0), "tfidf": words, str(score): loss(score.gamma)}
 
 
 def log_losses(

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from ..registry import Registry
 from ..registry.artifacts.allowlist import published_files
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
+from ..registry.catalog.evaluations import Weights
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError
 from ..tasks import SasRecOptions, Score
@@ -26,7 +27,8 @@ BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 class System:
     """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline.
 
-    `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with.
+    `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with, of whose
+    result a folder may be a copy. `own` is the digest of an adapter alone, whose base is `on_base`.
     """
 
     label: str
@@ -35,6 +37,13 @@ class System:
     adapter: Part | None = None
     baseline: BaselineName | None = None
     score: Score | None = None
+    own: str | None = None
+    on_base: str = ""
+
+    @property
+    def weights(self) -> Weights:
+        """What its evaluations are found by: the digests of the checkpoint, or of the adapter and of the base under it."""
+        return Weights(self.own or self.digest, self.on_base)
 
 
 def find_system(registry: Registry, text: str, *, base: str | None = None) -> System:
@@ -72,7 +81,8 @@ def _reference(registry: Registry, text: str, base: str | None) -> System:
     adapter = registry.adapters.resolve(text, base=base)
     row = registry.bases.get(adapter.base)
     part = Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
-    return System(adapter.ref, digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row), part)
+    digest, folder = digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row)
+    return System(adapter.ref, digest, folder, part, own=adapter.digest, on_base=row.digest)
 
 
 def _build(registry: Registry, text: str, _: str | None) -> System:
@@ -86,16 +96,24 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
     row = registry.bases.get(build.base)
     part = Part(folder, inspect_adapter(folder, registry.bases.facts(row), allow_base_mismatch=True), 1.0)
     digest = digest_of_json([row.digest, build.digest])
-    return System(label, digest, registry.bases.folder(row), part, score=score)
+    checkpoint = registry.bases.folder(row)
+    return System(label, digest, checkpoint, part, score=score, own=build.digest, on_base=row.digest)
 
 
 def _folder(registry: Registry, folder: Path, base: str | None) -> System:
     digest = folder_digest(folder, published_files(folder)[0])
     if not (folder / "adapter_config.json").exists():
         inspect_base(folder)
-        return System(str(folder), digest, folder)
+        return System(str(folder), digest, folder, score=_score_of(registry, digest))
     row = registry.bases.get(base) if base else registry.bases.only()
     facts = inspect_adapter(folder, registry.bases.facts(row), base_names=(row.name, row.source))
-    return System(
-        str(folder), digest_of_json([row.digest, digest]), registry.bases.folder(row), Part(folder, facts, 1.0)
-    )
+    part, stored = Part(folder, facts, 1.0), registry.bases.folder(row)
+    score = _score_of(registry, digest)
+    both = digest_of_json([row.digest, digest])
+    return System(str(folder), both, stored, part, score=score, own=digest, on_base=row.digest)
+
+
+def _score_of(registry: Registry, digest: str) -> Score | None:
+    """The score that this registry's builds with this result were tuned with; None where none was, or they differ."""
+    found = {score_of_report(build.report) for build in registry.builds.with_result(digest)} - {None}
+    return found.pop() if len(found) == 1 else None

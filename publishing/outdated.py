@@ -1,4 +1,4 @@
-"""Publications that are no longer the current build of their domain."""
+"""Publications that are not the build that their domain serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..registry import Build, Publication, Registry
 
 @dataclass(frozen=True)
 class OutdatedPublication:
-    """A repository whose publication, `last`, is not of its domain's current build; `skipped` is why that build may not be published there."""
+    """A repository whose publication, `last`, is not of the build that its domain serves; `skipped` is why that build may not be published there."""
 
     build: Build
     last: Publication
@@ -19,10 +19,9 @@ class OutdatedPublication:
 
 
 def behind(registry: Registry) -> list[OutdatedPublication]:
-    """Every repository whose domain has another build for its base model than the one that is there.
+    """Every repository whose domain serves another build for its base model than the one that is there, be it an older one.
 
-    A build of the current inputs may go there. Where there is none, the domain's newest build may if it is later and by the same
-    base model and recipe: it could be somebody's trial otherwise. Nothing goes where it was withdrawn.
+    What is served goes there, except where it was withdrawn.
     """
     published = registry.publications.standing()
     return _behind(registry, FreshnessIndex(registry).of(_places(published)), published)
@@ -66,7 +65,6 @@ def _behind(
         for last in sorted(published, key=lambda each: (each.domain, each.repo))
         if (build := states[last.domain, last.base].build) is not None and build.id != last.build
     ]
-    there = registry.builds.with_ids(last.build for _, last in late if last.build is not None)
     withdrawn = registry.publications.withdrawn_builds() if late else frozenset()
 
     def skipped(build: Build, last: Publication) -> str | None:
@@ -74,14 +72,6 @@ def _behind(
             return f"build {build.id} was withdrawn there"
         if build.base != last.base:
             return f"build {build.id} is for the base model {build.base}, and the published one for {last.base}"
-        if states[last.domain, last.base].state == "fresh":
-            return None
-        assert last.build is not None
-        before = there[last.build]
-        if build.recipe != before.recipe:
-            return f"build {build.id} has another recipe than the published build, and older inputs"
-        if build.finished_at is None or before.finished_at is None or build.finished_at <= before.finished_at:
-            return f"build {build.id} is older than the published build, and has older inputs"
         return None
 
     return [OutdatedPublication(build, last, skipped(build, last)) for build, last in late]

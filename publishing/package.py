@@ -12,20 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.building.planning import card_facts, result_folder
-from ..engine.merging.card import CardAdaptation, CardBound, CardData, CardFacts, CardInput, CardVerdict, render_card
+from ..engine.merging.card import (
+    CardAdaptation,
+    CardAgreement,
+    CardBound,
+    CardData,
+    CardFacts,
+    CardInput,
+    CardVerdict,
+    render_card,
+)
 from ..engine.merging.provenance import adapter_statement
 from ..engine.recipes import SHIPPED
 from ..registry import Adapter, Base, Build, Publication, Registry
 from ..registry.artifacts.allowlist import is_published, published_files
 from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
+from ..registry.catalog.evaluations import Weights, weights_of_build
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from .licenses import License, known_license, metadata, parse, strictest, texts
-from .measurements import evaluations_of, system_of
+from .measurements import evaluations_of
 from .wording import prompt_of_adapters, prompt_of_build
 
 CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
@@ -35,7 +45,8 @@ CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
 class PublishOptions:
     """The publisher's choices: repository, license, card template, signing key (PEM).
 
-    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room. A license that was
+    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room, `offline`
+    plans without the Hub. A license that was
     named for the last publication, and not anew, is `named_for` the licenses that its parts had then.
     """
 
@@ -46,6 +57,7 @@ class PublishOptions:
     named_for: frozenset[str] | None = None
     rebase: bool = False
     replaces: bool = False
+    offline: bool = False
 
     def inherit(self, last: Publication) -> PublishOptions:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
@@ -119,12 +131,14 @@ def _build_package(registry: Registry, build: Build, folder: Path, options: Publ
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
         verdict=_verdict(registry, build, folder),
+        agreement=_agreement(registry, build, folder),
         base_source=_hub_base(registry, base),
         warnings=tuple((build.report or {}).get("warnings", ())),
         tokenizer=((build.report or {}).get("merge") or {}).get("tokenizer"),
         prompt=prompt_of_build(registry, build, adapters),
-        evaluations=evaluations_of(registry, {base.digest: base.name} | {system_of(base, a): a.ref for a in adapters}
-                                 | {build.digest: "this model"}, build.digest),
+        evaluations=evaluations_of(registry, {Weights(base.digest): base.name}
+                                 | {Weights(a.digest, base.digest): a.ref for a in adapters}
+                                 | {weights_of_build(build, base.digest): "this model"}, weights_of_build(build, base.digest)),
         **_common(registry, base, adapters, [entry["role"] for entry in build.inputs["adapters"]], terms, options),
     )  # fmt: skip
     (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), options.template), encoding="utf-8")
@@ -167,7 +181,9 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         note=adapter.note,
         prompt=prompt_of_adapters([adapter]),
         evaluations=evaluations_of(
-            registry, {base.digest: base.name, system_of(base, adapter): "this adapter"}, system_of(base, adapter)
+            registry,
+            {Weights(base.digest): base.name, Weights(adapter.digest, base.digest): "this adapter"},
+            Weights(adapter.digest, base.digest),
         ),
         **_common(registry, base, [adapter], [adapter.role], terms, options),
     )
@@ -272,7 +288,7 @@ def _verdict(registry: Registry, build: Build, folder: Path) -> CardVerdict | No
     """What a search by ranking shipped, and why; the plots of it are put into the folder."""
     report = build.report or {}
     found = report.get("adaptation")
-    if not found or "outcome" not in found:
+    if not found or found.get("objective") != "ranking":
         return None
     compared = found["comparison"] or {}
     return CardVerdict(
@@ -289,6 +305,22 @@ def _verdict(registry: Registry, build: Build, folder: Path) -> CardVerdict | No
             CardBound(each["parent"], each["mix_mean"], each["parent_mean"], each["difference"], each["low"])
             for each in compared.get("bounds", ())
         ),
+        _plots(registry, report["artifact"], folder),
+        (build.inputs.get("data") or {}).get("digest"),
+    )
+
+
+def _agreement(registry: Registry, build: Build, folder: Path) -> CardAgreement | None:
+    """What a search without labels shipped; the plot of it is put into the folder."""
+    report = build.report or {}
+    found = report.get("adaptation")
+    if not found or found.get("objective") != "agreement":
+        return None
+    return CardAgreement(
+        found["outcome"],
+        found["parent"],
+        found["pseudo_users"],
+        found["score"],
         _plots(registry, report["artifact"], folder),
         (build.inputs.get("data") or {}).get("digest"),
     )

@@ -31,7 +31,7 @@ class Release:
 
 
 def find_subject(registry: Registry, text: str, *, base: str | None = None) -> tuple[Build | Adapter, Freshness | None]:
-    """What `text` names: a domain (its build, and why that one), an adapter reference, or the start of a build's id, in this order.
+    """What `text` names: a domain (the build that it serves, and why that one), an adapter reference, an alias of builds, or an id.
 
     Raises NotFoundError, and for a domain what `chosen` raises.
     """
@@ -44,7 +44,13 @@ def find_subject(registry: Registry, text: str, *, base: str | None = None) -> t
         assert found.build is not None
         return found.build, found
     if text == SPIRIT or "@" in text:
-        return registry.adapters.resolve(text, base=base), None
+        try:
+            return registry.adapters.resolve(text, base=base), None
+        except NotFoundError as error:
+            try:
+                return registry.builds.get(registry.serving.resolve(text, base=base).build), None
+            except (NotFoundError, UsageError):
+                raise error from None
     try:
         return registry.builds.get(text), None
     except NotFoundError:
@@ -100,13 +106,15 @@ def planned(
         plan = publishing.plan(
             package.folder,
             options.repo,
-            UploadOptions(package.trailer, private, tag, rebase=options.rebase, replaces=options.replaces),
+            UploadOptions(
+                package.trailer, private, tag, rebase=options.rebase, replaces=options.replaces, offline=options.offline
+            ),
             before=before,
             known=package.known,
             volatile={SIGNATURE: keeps} if options.key else {},
             notify=notify,
         )
-        if again and not plan.repo_exists:
+        if again and not plan.repo_exists and not options.offline:
             raise HubError(
                 plan.unreached or f"{plan.repo} is no longer on the Hub",
                 hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
@@ -115,10 +123,10 @@ def planned(
 
 
 def rehearse(release: Release, *, notify: Callable[[str], None] = lambda text: None) -> None:
-    """Fails where `send` would before it sends anything."""
+    """Fails where `send` would before it sends anything, also where the Hub was not reached; unless it was not to be asked."""
     from . import upload as publishing
 
-    publishing.rehearse(release.plan, release.package.folder, notify=notify)
+    publishing.rehearse(release.plan, release.package.folder, offline=release.options.offline, notify=notify)
 
 
 def send(registry: Registry, release: Release, *, notify: Callable[[str], None] = lambda text: None) -> Publication:

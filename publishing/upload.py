@@ -77,11 +77,20 @@ def plan(
         return replace(found, unreached=f"Hub not reached: {error}")
 
 
-def rehearse(plan: PublicationPlan, folder: Path, *, notify: Notify = lambda text: None) -> None:
-    """Fails where `publish` would before it sends anything: the same checks. Where the Hub was not reached there are none."""
+def rehearse(plan: PublicationPlan, folder: Path, *, offline: bool = False, notify: Notify = lambda text: None) -> None:
+    """Fails where `publish` would before it sends anything: the same checks. `offline` leaves out those that ask the Hub.
+
+    Raises what `publish` raises, HubUnreachableError where the plan was made without an answer of the Hub.
+    """
     _check_unchanged(plan, folder)
-    if plan.repo_exists is None:
+    if offline:
         return
+    if plan.repo_exists is None:
+        raise HubUnreachableError(
+            f"the dry run could not ask the Hub about {plan.repo}, so it is not known whether publishing would succeed;"
+            f" {plan.unreached}",
+            hint="check the network, HF_ENDPOINT and HF_HUB_OFFLINE; --offline shows files and card without asking the Hub",
+        )
     with hub.timeouts_and_redaction(), explained("publish to", plan.repo):
         _ready(HfApi(), plan, folder, notify)
 

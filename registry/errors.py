@@ -38,6 +38,12 @@ class ConflictError(RecCocktailError):
     code = "conflict"
 
 
+class GateError(ConflictError):
+    """The gate of a domain is closed: an evaluation or an approval is missing, or the figures are not good enough."""
+
+    code = "gate"
+
+
 class InvalidArtifactError(RecCocktailError):
     """A folder or file is not what it has to be: broken, incomplete, or not finite."""
 

@@ -21,7 +21,8 @@ _TOKEN = re.compile(
 )
 _WHOLE_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}")
 # a path that was made of a URL has lost one of its slashes
-_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]+:/{1,2}[^\s/@:'\"]*):(?!\d+(?:/|\s|$))[^\s'\"]*@", re.IGNORECASE)
+# and no scheme is long: without a limit, a text in one piece took time that grew with its square
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]{1,60}:/{1,2}[^\s/@:'\"]*):(?!\d+(?:/|\s|$))[^\s'\"]*@", re.IGNORECASE)
 _USER = re.compile(r"(https?:/{1,2})[^\s/@:'\"]+@", re.IGNORECASE)
 _QUERY = re.compile(r"(https?:/{1,2}[^\s?'\"]+)\?[^\s'\"]+", re.IGNORECASE)  # storage hosts' URLs are signed in theirs
 _PARAMETER = re.compile(

@@ -14,12 +14,17 @@ from .catalog.adapters import Adapters
 from .catalog.bases import Bases
 from .catalog.builds import Builds
 from .catalog.domains import Domains
+from .catalog.editing import Edits
+from .catalog.evaluations import Evaluations
 from .catalog.events import Events
+from .catalog.gates import Gates
 from .catalog.publications import Publications
+from .catalog.recipes import Recipes
 from .catalog.references import Reference
+from .catalog.serving import Serving
 from .database.connection import Database, make_private
 from .database.migrate import require_head, upgrade
-from .database.tables import AdapterRow, BaseModelRow, BuildRow, DomainRow
+from .database.tables import AdapterRow, BaseModelRow, BuildRow, DomainRow, EvaluationRow
 from .errors import ConflictError, StoreError
 from .ownership import private_folder
 from .settings import Settings, is_remote
@@ -46,12 +51,21 @@ class Registry:
         self.domains = Domains(database)
         self.adapters = Adapters(database, store, self.bases)
         self.builds = Builds(database, store)
+        self.serving = Serving(database)
         self.publications = Publications(database)
+        self.evaluations = Evaluations(database)
+        self.gates = Gates(database)
         self.events = Events(database)
+        self.recipes = Recipes(database, "recipe")
+        self.templates = Recipes(database, "template")
+        self.edits = Edits(database)
 
     @classmethod
-    def create(cls, settings: Settings, *, actor: str | None = None) -> Registry:
-        """Makes the home folder, the tables and the store where they are missing, and opens them."""
+    def create(cls, settings: Settings, *, actor: str | None = None, notes: list[str] | None = None) -> Registry:
+        """Makes the home folder, the tables and the store where they are missing, and opens them.
+
+        `notes` gets what an upgrade of the tables reports.
+        """
         try:
             if settings.store_shared:
                 settings.home.mkdir(parents=True, exist_ok=True)
@@ -68,7 +82,7 @@ class Registry:
             settings.own_folder("cache")
         if not settings.store_shared:
             make_private(settings.database_url)
-        upgrade(settings.database_url)
+        upgrade(settings.database_url, notes=notes)
         return cls.open(settings, actor=actor)
 
     @classmethod
@@ -114,8 +128,9 @@ class Registry:
         return [Missing(what, digest) for what, digest in self._references() if digest not in there]
 
     def _references(self) -> Iterator[tuple[str, str]]:
+        present = BaseModelRow.removed_at.is_(None)
         with self._database.reading() as session:
-            for name, digest in session.execute(select(BaseModelRow.name, BaseModelRow.digest)):
+            for name, digest in session.execute(select(BaseModelRow.name, BaseModelRow.digest).where(present)):
                 yield f"base {name}", digest
             adapters = select(DomainRow.name, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain)
             for name, version, digest in session.execute(adapters):
@@ -125,6 +140,8 @@ class Registry:
                 artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
                 prompts = inputs.get("prompts", {}).get("digest")
                 yield from ((f"build {build_id}", tree) for tree in (digest, artifact, prompts) if tree)
+            for id_, ranks in session.execute(select(EvaluationRow.id, EvaluationRow.ranks)):
+                yield f"evaluation {id_}", ranks
 
     def close(self) -> None:
         self._database.close()

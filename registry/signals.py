@@ -8,6 +8,7 @@ weak-reference callbacks; `check` raises again what was lost there.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class _State:
     deferring = 0  # blocks that are open
     waiting: int | None = None  # the signal that came in one of them
     asked: int | None = None  # the last signal that asked the process to end
+    discarded: int | None = None  # the last signal whose exception was raised where Python discards it
 
 
 def exit_code(error: BaseException) -> int:
@@ -45,12 +47,22 @@ def raised(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, s
         return
     heeded = [n for n in numbers if n == signal.SIGTERM or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _stop) for number in heeded}
+    report = sys.unraisablehook
+
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _State.discarded = getattr(unraisable.exc_value, "number", signal.SIGINT)
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = keep
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
-        _State.waiting = _State.asked = None
+        _State.waiting = _State.asked = _State.discarded = None
 
 
 @contextmanager
@@ -76,7 +88,15 @@ def raise_waiting() -> None:
 
 
 def check() -> None:
-    """Raises Stopped again if the process was asked to end and is still at work: the exception was discarded somewhere."""
+    """Raises again if the process was asked to end and is still at work: the exception was discarded somewhere.
+
+    Not in a `deferred` block. For loops that wait, and for whatever reports its progress.
+    """
+    if _State.deferring:
+        return
+    if _on_main_thread() and _State.discarded is not None:
+        number, _State.discarded = _State.discarded, None
+        raise _error(number)
     if _on_main_thread() and _State.asked is not None:
         raise Stopped(_State.asked)
 

@@ -5,13 +5,16 @@ Every package may import this module: it has no state and imports nothing heavy.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import yaml
 
 DEPTH = 32
 LONGEST_NUMBER = 100  # characters
 _TAG = "tag:yaml.org,2002:"
+
+_T = TypeVar("_T")
 
 
 def parse_yaml(data: bytes, *, foreign: bool = False) -> Any:
@@ -20,10 +23,38 @@ def parse_yaml(data: bytes, *, foreign: bool = False) -> Any:
     Refused are tags, merge keys, keys that are there twice, halves of characters, and depths and numbers out of all
     proportion; also anchors, aliases and keys that are no text, unless the file is `foreign`: of a program that writes them.
     """
+    return _read(data, foreign, lambda loader: loader.get_single_data())
+
+
+def parse_with_lines(data: bytes) -> tuple[Any, dict[tuple[Any, ...], int]]:
+    """As `parse_yaml`, and the line (from 1) of each key and each entry of a list, by the keys and numbers that lead to it."""
+
+    def read(loader: _Loader) -> tuple[Any, dict[tuple[Any, ...], int]]:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        # constructed first: that is where keys are checked
+        return loader.construct_document(node), dict(_lines(node, (), node.start_mark.line))
+
+    return _read(data.removeprefix(b"\xef\xbb\xbf"), False, read)
+
+
+def _lines(node: yaml.Node, path: tuple[Any, ...], line: int) -> Iterator[tuple[tuple[Any, ...], int]]:
+    yield path, line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _lines(value, (*path, key.value), key.start_mark.line)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _lines(value, (*path, number), value.start_mark.line)
+
+
+def _read(data: bytes, foreign: bool, read: Callable[[_Loader], _T]) -> _T:
+    """What `read` makes of the text. Raises ValueError, which says where."""
     try:
         loader = _Loader(data.decode("utf-8"), foreign)
         try:
-            return loader.get_single_data()
+            return read(loader)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:

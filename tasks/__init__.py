@@ -22,20 +22,24 @@ if TYPE_CHECKING:
         fit,
         load_template,
         open_question,
+        parse_template,
         question,
         questions,
+        read_open_questions,
         read_questions,
+        shipped_templates,
         shown_titles,
         write_questions,
     )
+    from .pseudo_users import pseudo_questions
     from .ranking import Ranking
     from .readers import read_domain
     from .retrieval import Retriever
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
     from .sasrec import SasRecOptions, rank_by_sasrec
-    from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, rank_candidates, score_parts
+    from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, fit_weight, rank_candidates, score_parts
     from .splits import Example, Split, examples, sample, user_digest
-    from .tfidf import rank_by_tfidf
+    from .tfidf import Likeness, rank_by_tfidf
     from .title_trie import TitleTrie
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "History",
     "Interval",
     "Item",
+    "Likeness",
     "ListedItems",
     "OpenQuestion",
     "Question",
@@ -73,6 +78,7 @@ __all__ = [
     "examples",
     "fit",
     "fit_temperature",
+    "fit_weight",
     "generate",
     "hit_rate",
     "k_core",
@@ -84,6 +90,8 @@ __all__ = [
     "ndcg",
     "open_question",
     "paired_difference",
+    "parse_template",
+    "pseudo_questions",
     "question",
     "questions",
     "rank_by_generation",
@@ -94,9 +102,11 @@ __all__ = [
     "read_answer",
     "read_domain",
     "read_listed",
+    "read_open_questions",
     "read_questions",
     "sample",
     "score_parts",
+    "shipped_templates",
     "shown_titles",
     "summarise",
     "title_key",
@@ -113,7 +123,7 @@ _HOMES = {
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
     "metrics": ("Interval", "auc", "hit_rate", "mean_interval", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("known", "rank_by_popularity"),
-    "tfidf": ("rank_by_tfidf",),
+    "tfidf": ("Likeness", "rank_by_tfidf"),
     "title_trie": ("TitleTrie",),
     "prompts": (
         "DEFAULT_TEMPLATE",
@@ -124,18 +134,31 @@ _HOMES = {
         "fit",
         "load_template",
         "open_question",
+        "parse_template",
         "question",
         "questions",
+        "read_open_questions",
         "read_questions",
+        "shipped_templates",
         "shown_titles",
         "write_questions",
     ),
+    "pseudo_users": ("pseudo_questions",),
     "readers": ("read_domain",),
     "retrieval": ("Retriever",),
     "ranking": ("Ranking",),
     "sasrec": ("SasRecOptions", "rank_by_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
-    "scores": ("SCORES", "Score", "ScoreMode", "ScoreParts", "fit_temperature", "rank_candidates", "score_parts"),
+    "scores": (
+        "SCORES",
+        "Score",
+        "ScoreMode",
+        "ScoreParts",
+        "fit_temperature",
+        "fit_weight",
+        "rank_candidates",
+        "score_parts",
+    ),
     "splits": ("Example", "Split", "examples", "sample", "user_digest"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

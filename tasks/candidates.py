@@ -23,13 +23,7 @@ def candidates(data: DomainData, example: Example, n_negatives: int, seed: int) 
     taken = data.by_user[example.user_id]
     titles = {wording(data.items[item_id].title) for item_id in taken}
     offered = [example.target]
-    for item_id in _draws(data.titled, rng):
-        if len(offered) > n_negatives:
-            break
-        words = wording(data.items[item_id].title)
-        if words not in titles:
-            titles.add(words)
-            offered.append(item_id)
+    fill(offered, n_negatives + 1, data, titles, rng)
     if len(offered) <= n_negatives:
         raise DataError(
             f"{data.name} has only {len(offered) - 1} items that user {example.user_id!r} never took, "
@@ -38,6 +32,17 @@ def candidates(data: DomainData, example: Example, n_negatives: int, seed: int) 
         )
     rng.shuffle(offered)
     return tuple(offered)
+
+
+def fill(offered: list[str], count: int, data: DomainData, titles: set[str], rng: random.Random) -> None:
+    """Add random titled items, up to `count` in all, each with another wording than `titles`, to which it is added."""
+    for item_id in _draws(data.titled, rng):
+        if len(offered) >= count:
+            break
+        words = wording(data.items[item_id].title)
+        if words not in titles:
+            titles.add(words)
+            offered.append(item_id)
 
 
 def _draws(pool: Sequence[str], rng: random.Random) -> Iterator[str]:

@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from .data import DomainData, Item
 from .documents import read_yaml
 from .errors import TaskError
 from .splits import Example, Split, examples, sample
+from .validation import problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent  # template_NAME.yaml
 DEFAULT_TEMPLATE = "next-title"
 ANSWER_MARK = "ANSWER-ENDS-HERE"  # replaces an answer where only the text after it matters
+SHOWN = ("candidates", "history", "titles")  # of a question, what is kept in a file
 NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
@@ -93,12 +95,16 @@ class Template(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class OpenQuestion:
-    """Which of the candidates comes next, put into words; nobody knows the answer. `history` and `titles` are what is shown."""
+    """Which of the candidates comes next, put into words; nobody knows the answer. `history` and `titles` are what is shown.
+
+    `likeness`, per candidate, is the cosine of its words with those of the history, where a score needs it.
+    """
 
     template: Template
     candidates: tuple[str, ...]
     history: tuple[str, ...]
     titles: tuple[str, ...]
+    likeness: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -156,13 +162,18 @@ class TaskSpec:
         return _digest(asdict(self))
 
 
+def shipped_templates() -> tuple[str, ...]:
+    """The names of the templates that ship."""
+    return tuple(sorted(file.stem.removeprefix("template_") for file in SHIPPED.glob("template_*.yaml")))
+
+
 def load_template(name_or_path: str | Path) -> Template:
     """A template that ships with the package by its name, or any other by the path of its YAML file."""
     path = SHIPPED / f"template_{name_or_path}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        shipped = sorted(file.stem.removeprefix("template_") for file in SHIPPED.glob("template_*.yaml"))
+        shipped = shipped_templates()
         near = difflib.get_close_matches(str(name_or_path)[:100], shipped, n=1)
         raise TaskError(
             f"no template is called {str(name_or_path)!r} and no such file exists"
@@ -175,11 +186,15 @@ def load_template(name_or_path: str | Path) -> Template:
         raise TaskError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise TaskError(f"{path} is not a YAML file: {error}") from error
+    return parse_template(content, where=str(path))
+
+
+def parse_template(content: object, *, where: str) -> Template:
+    """Validate a template's content; `where` names its origin in the error. Raises TaskError."""
     try:
         return Template.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'template'}: {e['msg']}" for e in error.errors())
-        raise TaskError(f"{path}: {wrong}") from error
+        raise TaskError(f"{where}: {problems(error, Template, whole='template')}") from error
 
 
 def question(data: DomainData, example: Example, template: Template, n_negatives: int, seed: int) -> Question:
@@ -230,7 +245,7 @@ def questions(
     return spec, [question(data, example, template, n_negatives, seed) for example in chosen]
 
 
-def write_questions(path: Path, questions: Sequence[Question]) -> None:
+def write_questions(path: Path, questions: Sequence[OpenQuestion]) -> None:
     """Put into one file what a model is to be asked: titles as they are shown, without users and without what else they took."""
     templates = {question.template.digest: question.template for question in questions}
     if len(templates) > 1:
@@ -238,7 +253,8 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
     content = {
         "template": next(iter(templates.values())).model_dump() if templates else None,
         "questions": [
-            {name: getattr(each, name) for name in ("candidates", "history", "titles", "target_index")}
+            {name: getattr(each, name) for name in (*SHOWN, *(["target_index"] if isinstance(each, Question) else []))}
+            | ({} if each.likeness is None else {"likeness": each.likeness})
             for each in questions
         ],
     }
@@ -247,20 +263,34 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
 
 def read_questions(path: Path) -> list[Question]:
     """What `write_questions` wrote; whose questions they are is not known any more. Raises TaskError."""
+
+    def read(asked: OpenQuestion, each: Mapping[str, Any]) -> Question:
+        example = Example("", (), asked.candidates[each["target_index"]])
+        shown = asked.template, asked.candidates, asked.history, asked.titles
+        return Question(*shown, example, each["target_index"], likeness=asked.likeness)
+
+    return _written(path, read)
+
+
+def read_open_questions(path: Path) -> list[OpenQuestion]:
+    """What `write_questions` wrote, without right answers. Raises TaskError."""
+    return _written(path, lambda asked, each: asked)
+
+
+def _written(path: Path, read: Callable[[OpenQuestion, Mapping[str, Any]], AnyQuestion]) -> list[AnyQuestion]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         template = Template.model_validate(content["template"]) if content["questions"] else None
-        return [_read(each, template) for each in content["questions"]]
+        return [read(_open(each, template), each) for each in content["questions"]]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise TaskError(f"{path}: holds no questions: {error}") from error
 
 
-def _read(each: Mapping[str, Any], template: Template | None) -> Question:
+def _open(each: Mapping[str, Any], template: Template | None) -> OpenQuestion:
     assert template is not None
-    candidates = tuple(each["candidates"])
-    example = Example("", (), candidates[each["target_index"]])
-    history, titles = tuple(each["history"]), tuple(each["titles"])
-    return Question(template, candidates, history, titles, example, each["target_index"])
+    candidates, history, titles = (tuple(each[name]) for name in SHOWN)
+    likeness = tuple(each["likeness"]) if "likeness" in each else None
+    return OpenQuestion(template, candidates, history, titles, likeness=likeness)
 
 
 def fit(questions: Sequence[AnyQuestion], tokenizer: PreTrainedTokenizerBase) -> list[AnyQuestion]:

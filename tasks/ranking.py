@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .answer_tree import AnswerTree, common_beginning, packed
 from .errors import TaskError
 from .prompts import ANSWER_MARK, OpenQuestion, Question, shown_titles
 from .title_trie import TitleTrie, Tokens
 
 TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
-PACK_TOKENS = 192  # answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
+PACK_TOKENS = 192  # of answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides
+CPU_TOKENS = 1024  # of a batch: more make a processor no faster
+FEWEST_SHARED = 8  # tokens that prompts begin with alike; fewer are not worth a pass of their own
+MOST_AT_ONCE = 8  # batches in memory together, whose logits are the larger part
+CHANGING_ROPES = re.compile("dynamic|longrope")
+NONE_KNOWN: Tokens = np.empty(0, np.int32)
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +63,59 @@ class TitleFigures:
     constrained: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that `fit` has made ready, and the titles whose figures are wanted; `constrained` is found with a trie."""
+
+    question: OpenQuestion
+    titles: Sequence[str]
+    trie: TitleTrie | None = None
+
+
 @torch.inference_mode()
 def read_titles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: OpenQuestion,
-    titles: Sequence[str],
+    asked: Sequence[Asked],
     batch_tokens: int,
-    trie: TitleTrie | None = None,
-) -> TitleFigures:
-    """How likely the titles are as answers to a question that `fit` has made ready; `constrained` is found with a trie.
+    finished: Callable[[int], None] = lambda place: None,
+) -> list[TitleFigures]:
+    """How likely the titles are as answers, question by question. `finished` is called with the place of each that is read.
 
-    The prompt is read once and its keys and values are shared by the titles. Prompt and answer are tokenised apart, which gives
-    the tokens that TRL trains on in prompt-completion form. Raises TaskError if the model answers NaN.
+    Prompt and answer are tokenised apart, which gives the tokens that TRL trains on in prompt-completion form. Where the model's
+    attention allows it, a prompt and its answers are one row of a batch, in which answers see the prompt and themselves. Otherwise,
+    and where the answers are too many for a row, the prompt is read once and its keys and values are shared by rows of answers.
+
+    Raises TaskError if the model answers NaN.
     """
-    end = closing(tokenizer, question)
-    prompt = torch.tensor(token_ids(tokenizer, prompt_text(tokenizer, question)))
-    ids = [token_ids(tokenizer, title + end) for title in titles]
-    allowed = [None] * len(ids) if trie is None else _continuations(trie, ids)
-    answers = [_Answer(torch.tensor(each), tokens) for each, tokens in zip(ids, allowed, strict=True)]
-    totals = _scores(model, prompt, answers, batch_tokens, packs=packs_answers(model))
-    if any(math.isnan(figure) for total in totals for figure in total):
-        raise TaskError(
-            f"the model's answer to {question.asker} is not a number",
-            hint="its weights may be broken, or the dtype too narrow",
-        )
-    likelihood, constrained = zip(*totals, strict=True)
-    return TitleFigures(likelihood, constrained if trie is not None else None)
+    packs = packs_answers(model)
+    groups: list[list[_Row]] = []
+    together: list[_Row] = []
+    totals: list[list[tuple[float, float]]] = []
+    for place, each in enumerate(asked):
+        rows = _rows(tokenizer, place, each, packs=packs)
+        totals.append([(0.0, 0.0)] * len(each.titles))
+        if packs and len(rows) == 1:
+            together += rows
+        else:
+            groups.append(rows)
+    for group in ([together] if together else []) + groups:
+        for row, scored in _read_group(model, group, batch_tokens, packs=packs):
+            for answer, total in zip(row.answers, scored, strict=True):
+                totals[row.asked][answer] = total
+            if any(math.isnan(figure) for total in scored for figure in total):
+                raise TaskError(
+                    f"the model's answer to {asked[row.asked].question.asker} is not a number",
+                    hint="its weights may be broken, or the dtype too narrow",
+                )
+            if group is together:
+                finished(row.asked)
+        if group is not together:
+            finished(group[0].asked)
+    return [
+        TitleFigures(tuple(full for full, _ in total), tuple(some for _, some in total) if each.trie else None)
+        for each, total in zip(asked, totals, strict=True)
+    ]
 
 
 _TRIES: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, TitleTrie]] = WeakKeyDictionary()
@@ -116,14 +155,41 @@ def _continuations(trie: TitleTrie, answers: Sequence[Sequence[int]]) -> Sequenc
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """The tokens of a title and of what closes it; for each, where it is known, the tokens that may stand in its place."""
+class _Row:
+    """A prompt and some answers to it: the question's place among those asked, and the answers' places among its titles.
 
-    ids: torch.Tensor
+    `allowed`: per node of the tree the tokens that may stand in its place, where that is known.
+    """
+
+    asked: int
+    answers: Sequence[int]
+    prompt: list[int]
+    tree: AnswerTree
     allowed: Sequence[Tokens] | None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """How many tokens a model reads."""
+        return len(self.prompt) + len(self.tree)
+
+
+def _rows(tokenizer: PreTrainedTokenizerBase, place: int, asked: Asked, *, packs: bool) -> list[_Row]:
+    """A question's rows: of about PACK_TOKENS of its answers, or of one answer each."""
+    end = closing(tokenizer, asked.question)
+    prompt = token_ids(tokenizer, prompt_text(tokenizer, asked.question))
+    answers = [token_ids(tokenizer, title + end) for title in asked.titles]
+    allowed = None if asked.trie is None else _continuations(asked.trie, answers)
+    rows = []
+    for some in packed(answers, PACK_TOKENS) if packs else [[answer] for answer in range(len(answers))]:
+        tree, known = AnswerTree([answers[answer] for answer in some]), None
+        if allowed is not None:
+            of_node = {
+                node: tokens
+                for answer, path in zip(some, tree.paths, strict=True)
+                for node, tokens in zip(path, allowed[answer], strict=True)
+            }
+            known = [of_node[node] for node in range(len(tree.tokens))]
+        rows.append(_Row(place, some, prompt, tree, known))
+    return rows
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> str:
@@ -131,104 +197,147 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, question: OpenQuestion) -> s
     return str(tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False))
 
 
-def _scores(
-    model: PreTrainedModel, prompt: torch.Tensor, answers: Sequence[_Answer], batch_tokens: int, *, packs: bool
-) -> list[tuple[float, float]]:
-    """Per answer, sum of log P of its tokens, by the whole vocabulary and by what is allowed (0 where that is not known).
+def _read_group(
+    model: PreTrainedModel, rows: Sequence[_Row], batch_tokens: int, *, packs: bool
+) -> Iterator[tuple[_Row, list[tuple[float, float]]]]:
+    """Rows whose prompts may begin alike, and per answer of each what `_sums` gives; the beginning is read once.
 
-    The prompt's cache is repeated for rows of answers, as many at a time as `batch_tokens` lets.
+    Without `packs` a row has one answer, and all rows have the same prompt.
     """
-    read = model(prompt[None].to(model.device), use_cache=True, **_keep(model, 1))
-    starts = [_Answer(a.ids[:1], a.allowed and a.allowed[:1]) for a in answers]
-    totals = _sums(read.logits[0, -1:].expand(len(answers), -1), starts)
-    rows = _rows(answers, packs=packs)
-    width = max(sum(len(answers[index]) - 1 for index in row) for row in rows)
-    if width == 0:
-        return totals
-    height = max(1, batch_tokens // (len(prompt) + width))
-    for start in range(0, len(rows), height):
-        some = rows[start : start + height]
-        cache = copy.deepcopy(read.past_key_values)
-        cache.batch_repeat_interleave(len(some))
-        scored = _following(model, cache, len(prompt), [[answers[i] for i in row] for row in some])
-        for index, (full, allowed) in zip([i for row in some for i in row], scored, strict=True):
-            totals[index] = totals[index][0] + full, totals[index][1] + allowed
-    return totals
+    shared = common_beginning([row.prompt for row in rows])
+    if packs and shared < FEWEST_SHARED:
+        shared = 0
+    cache = None
+    if shared:
+        beginning = torch.tensor([rows[0].prompt[:shared]]).to(model.device)
+        cache = model(beginning, use_cache=True, **_keep(model, 1)).past_key_values
+    most = batch_tokens if model.device.type != "cpu" else min(batch_tokens, CPU_TOKENS + shared)
+
+    def read(some: list[_Row]) -> list[list[tuple[float, float]]]:
+        past = None
+        if cache is not None:
+            past = copy.deepcopy(cache)
+            past.batch_repeat_interleave(len(some))
+        return _read_batch(model, past, shared, some, packs=packs)
+
+    batches = list(_batches(rows, most))
+    for some, found in zip(batches, _in_threads(model, read, batches), strict=True):
+        yield from zip(some, found, strict=True)
 
 
-def _rows(answers: Sequence[_Answer], *, packs: bool) -> list[list[int]]:
-    """Which answers stand in one row: one each, or about PACK_TOKENS of them, the longest dealt out first."""
-    if not packs:
-        return [[index] for index in range(len(answers))]
-    rows: list[list[int]] = [[] for _ in range(math.ceil(sum(map(len, answers)) / PACK_TOKENS))]
-    filled = [0] * len(rows)
-    for index in sorted(range(len(answers)), key=lambda i: -len(answers[i])):
-        least = filled.index(min(filled))
-        rows[least].append(index)
-        filled[least] += len(answers[index])
-    return rows
-
-
-def _following(
-    model: PreTrainedModel, cache: object, prompt: int, rows: Sequence[Sequence[_Answer]]
-) -> list[tuple[float, float]]:
-    """Per answer, row by row, what `_sums` gives of all its tokens but the first, given the cache of a prompt of that many tokens.
-
-    In a row that several answers share, a mask lets each see the prompt and itself, and its positions follow the prompt.
-    Otherwise no mask is needed: padding stands to the right, where causal attention keeps it from all that is scored.
+def _in_threads(model: PreTrainedModel, work: Callable[[Given], Made], each: Sequence[Given]) -> Iterator[Made]:
+    """The work on each in order: on a processor with several threads in as many at once, for batches this small gain little from
+    sharing one, and lose much where something else runs beside. A model whose rotary embedding follows the longest prompt has one.
     """
-    lengths = [[len(answer) - 1 for answer in row] for row in rows]  # the last token of an answer predicts nothing
-    ids = pad_sequence([torch.cat([answer.ids[:-1] for answer in row]) for row in rows], batch_first=True)
-    placed = [torch.cat([torch.arange(length) for length in row]) for row in lengths]
-    positions = prompt + pad_sequence(placed, batch_first=True)
-    masks = {}
-    if any(len(row) > 1 for row in rows):
-        owners = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
-        owner = pad_sequence(owners, batch_first=True, padding_value=-1)
-        own = (owner[:, :, None] == owner[:, None, :]).tril()
-        sees = torch.cat([own.new_ones(*own.shape[:2], prompt), own], dim=-1)
-        mask = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
-        masks = {"attention_mask": mask[:, None].to(model.device)}
+    config = model.config.get_text_config()
+    ropes = json.dumps(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None), default=str)
+    threads = torch.get_num_threads()
+    workers = min(threads, len(each), MOST_AT_ONCE)
+    if workers < 2 or model.device.type != "cpu" or CHANGING_ROPES.search(ropes):
+        yield from map(work, each)
+        return
+    torch.set_num_threads(threads // workers)  # of every thread that begins after this
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, each)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _batches(rows: Sequence[_Row], most: int) -> Iterator[list[_Row]]:
+    """Rows of like length, as many as have at most that many tokens with padding and with what they share; or one."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=len):
+        if batch and len(row) * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _read_batch(
+    model: PreTrainedModel, past: Any, shared: int, rows: Sequence[_Row], *, packs: bool
+) -> list[list[tuple[float, float]]]:
+    """Per row and answer what `_sums` gives, after the cache of the `shared` tokens that every prompt begins with.
+
+    Padding stands to the left, and a mask lets an answer see its prompt and itself; its positions follow the prompt. Without `packs`
+    all prompts are the same and no mask is needed: padding stands to the right, where causal attention keeps it from all that is scored.
+    """
+    width, answers = max(map(len, rows)) - shared, max(len(row.tree) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    for number, row in enumerate(rows):
+        start = width + shared - len(row) if packs else 0
+        own = slice(start, start + len(row.prompt) - shared)
+        after = slice(own.stop, own.stop + len(row.tree))
+        tree, depth = row.tree.layout()
+        ids[number, own] = torch.tensor(row.prompt[shared:])
+        ids[number, after] = torch.tensor([row.tree.tokens[node] for node in row.tree.inner], dtype=torch.long)
+        positions[number, own] = torch.arange(shared, len(row.prompt))
+        positions[number, after] = len(row.prompt) + torch.from_numpy(depth)
+        sees[number, own, own] = torch.ones(own.stop - own.start, own.stop - own.start, dtype=torch.bool).tril()
+        sees[number, after, own] = True
+        sees[number, after, after] = torch.from_numpy(tree)
+    more: dict[str, Any] = {} if past is None else {"past_key_values": past}
+    if packs:
+        seen = torch.cat([sees.new_ones(*sees.shape[:2], shared), sees], dim=-1)
+        mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
+        more["attention_mask"] = mask[:, None].to(model.device)
     logits = model(
-        ids.to(model.device), position_ids=positions.to(model.device), past_key_values=cache, use_cache=True, **masks
-    ).logits
-    places = torch.cat([torch.arange(sum(row)) + number * logits.shape[1] for number, row in enumerate(lengths)])
-    rest = [_Answer(answer.ids[1:], answer.allowed and answer.allowed[1:]) for row in rows for answer in row]
-    return _sums(logits.flatten(0, 1)[places.to(model.device)], rest)
+        ids.to(model.device),
+        position_ids=positions.to(model.device),
+        use_cache=past is not None,
+        **_keep(model, answers + 1),
+        **more,
+    ).logits[:, -answers - 1 :]
+    return _sums(logits, rows, [answers - len(row.tree) if packs else 0 for row in rows])
 
 
-def _sums(logits: torch.Tensor, answers: Sequence[_Answer]) -> list[tuple[float, float]]:
-    """Per answer, sum of log P of its tokens, by the whole vocabulary and by what is allowed; [tokens of all, vocabulary]."""
-    counts = [len(answer) for answer in answers]
-    wanted = torch.cat([answer.ids for answer in answers])
-    full = _log_probabilities(logits, wanted)
-    allowed = [tokens for answer in answers if answer.allowed is not None for tokens in answer.allowed]
-    restricted = _restricted_log_probabilities(logits, wanted, allowed) if allowed else torch.zeros_like(full)
-    parts = zip(full.split(counts), restricted.split(counts), strict=True)
-    return [(part.sum().item(), some.sum().item()) for part, some in parts]
+def _sums(logits: torch.Tensor, rows: Sequence[_Row], starts: Sequence[int]) -> list[list[tuple[float, float]]]:
+    """Per row and answer, sum of log P of its tokens, by the whole vocabulary and by what is allowed (0 where that is not known).
 
-
-def _log_probabilities(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """log P of the wanted token per row of [rows, vocabulary], in float32 on the CPU; a few rows at a time, a vocabulary is wide."""
+    `logits` [rows, 1 + inner nodes at most, vocabulary]; a row's first ones are at its start.
+    """
+    counts = [len(row.tree.tokens) for row in rows]
+    columns = torch.tensor(
+        [start + column for row, start in zip(rows, starts, strict=True) for column in row.tree.predicted_at]
+    )
+    tokens = torch.tensor([token for row in rows for token in row.tree.tokens])
+    places = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)) * logits.shape[1] + columns
+    flat = logits.flatten(0, 1)
+    full = _log_probabilities(flat, places, tokens)
+    allowed = [some for row in rows for some in row.allowed or [NONE_KNOWN] * len(row.tree.tokens)]
+    restricted = _restricted_log_probabilities(flat, places, tokens, allowed)
     found = []
-    for some, tokens in zip(logits.split(64), wanted.to(logits.device).split(64), strict=True):
-        exact = some.float()
-        found.append(exact.gather(1, tokens[:, None])[:, 0] - exact.logsumexp(dim=1))
-    return torch.cat(found).cpu()
+    for row, part, some in zip(rows, full.split(counts), restricted.split(counts), strict=True):
+        found.append([(part[path].sum().item(), some[path].sum().item()) for path in row.tree.paths])
+    return found
+
+
+def _log_probabilities(logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log P of each token by the logits [rows, vocabulary] at its place, in float32 on the CPU; a few rows at a time, a vocabulary is wide."""
+    all_together = torch.cat([some.float().logsumexp(dim=1) for some in logits.split(64)])
+    places, tokens = places.to(logits.device), tokens.to(logits.device)
+    return (logits[places, tokens].float() - all_together[places]).cpu()
 
 
 def _restricted_log_probabilities(
-    logits: torch.Tensor, wanted: torch.Tensor, allowed: Sequence[Tokens]
+    logits: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor, allowed: Sequence[Tokens]
 ) -> torch.Tensor:
-    """log P of the wanted token per row of [rows, vocabulary] where only the row's allowed tokens, itself among them, can come.
+    """log P of each token by the logits at its place, where only the tokens allowed there, itself among them, can come.
 
     In float64 on the CPU, where only the logits of allowed tokens are brought. A token without an alternative costs 0.
     """
     found = torch.zeros(len(allowed), dtype=torch.float64)
-    open_rows = [row for row, tokens in enumerate(allowed) if len(tokens) > 1]
-    for row, some in zip(open_rows, _picked(logits, open_rows, [allowed[row] for row in open_rows]), strict=True):
-        place = int(np.searchsorted(allowed[row], int(wanted[row])))
-        found[row] = some[place] - some.logsumexp(dim=0)
+    choices = [number for number, some in enumerate(allowed) if len(some) > 1]
+    rows = places[choices].tolist()
+    for number, some in zip(choices, _picked(logits, rows, [allowed[number] for number in choices]), strict=True):
+        place = int(np.searchsorted(allowed[number], int(tokens[number])))
+        found[number] = some[place] - some.logsumexp(dim=0)
     return found
 
 

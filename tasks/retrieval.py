@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from .catalogue import title_key
 from .data import DomainData, Item
 from .errors import TaskError
-from .tfidf import LAST_ITEMS, words
+from .tfidf import LAST_ITEMS, Likeness, words
 
 TFIDF_SHARE = 0.75  # of what is retrieved; popularity finds the rest. benchmarks/retrieval.py measures it
 DECIMALS = 9  # of a cosine: what only the rounding errors of sums tell apart counts as equal
@@ -26,6 +27,7 @@ class Retriever:
     """
 
     def __init__(self, data: DomainData, *, taken: Iterable[Sequence[str]] | None = None) -> None:
+        self._data = data
         self._items = [data.items[item_id] for item_id in data.titled]
         counts = Counter(chain.from_iterable(data.by_user.values() if taken is None else taken))
         self._popularity = np.array([counts[item.item_id] for item in self._items], dtype=np.int64)
@@ -36,6 +38,11 @@ class Retriever:
     def titles(self) -> list[str]:
         """Of all items, by their ids."""
         return [item.title for item in self._items]
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """How alike the words of the catalogue's items are."""
+        return Likeness(self._data)
 
     def retrieve(self, history: Sequence[Item], count: int, *, tfidf_share: float = TFIDF_SHARE) -> list[Item]:
         """At most `count` items, first the share that is most like the last items of the history, then the most popular others.
@@ -50,6 +57,10 @@ class Retriever:
         seen = {title_key(item.title) for item in history}
         found = self._next(self._most_alike(history), round(count * tfidf_share), seen)
         return found + self._next(self._most_popular, count - len(found), seen)
+
+    def alike(self, history: Sequence[Item], count: int) -> list[Item]:
+        """At most `count` items that have a word in common with the last items of the history, most alike first; the rest as `retrieve`."""
+        return self._next(self._most_alike(history), count, {title_key(item.title) for item in history})
 
     def _most_alike(self, history: Sequence[Item]) -> NDArray[np.int64]:
         """Places of the items that have a word in common with the last of the history, most alike first."""

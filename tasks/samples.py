@@ -199,7 +199,7 @@ SAMPLE_DOMAINS: tuple[SampleDomain, ...] = (
             Order(tuple(f"Retinol {number}" for number in range(1, 7)), ring=False),
             Order(tuple(f"Mask {number}" for number in range(1, 7)), ring=False),
         ),
-        users=240,
+        users=440,
         lengths=(4, 6),
         earlier=YOUNG,
         latest=YOUNG_LATEST,

@@ -1,8 +1,8 @@
 """SASRec (Kang & McAuley 2018, arXiv 1808.09781): self-attention over item ids, a baseline that reads no titles.
 
 As in the paper: learned positions, causal self-attention blocks, item embeddings shared between input and output. Unlike
-the paper: the loss is the cross-entropy over all items instead of binary cross-entropy with one sampled negative, which later
-work (Klenitskiy & Vasilev 2023, arXiv 2309.07602) found stronger; layer norms stand before the blocks, activations are GELU.
+the paper: the loss is the cross-entropy over all items, which later work (Klenitskiy & Vasilev 2023, arXiv 2309.07602) found stronger than
+the paper's, which is an option; layer norms stand before the blocks, activations are GELU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,10 @@ SAMPLED = 99  # negatives beside each validation target
 
 @dataclass(frozen=True)
 class SasRecOptions:
-    """Sizes and training. `length` is how many of the newest items are seen; `patience` is in epochs."""
+    """Sizes and training. `length` is how many of the newest items are seen; `patience` is in epochs.
+
+    `loss`: `softmax` over all items; or `sampled`, the paper's: log-loss of the right item and of one random other at each place.
+    """
 
     width: int = 64
     blocks: int = 2
@@ -42,6 +46,7 @@ class SasRecOptions:
     epochs: int = 100
     patience: int = 5
     seed: int = 42
+    loss: Literal["softmax", "sampled"] = "softmax"
 
 
 class SasRec(nn.Module):
@@ -140,7 +145,7 @@ def _trained(
             rows = lessons[batch].to(device)
             taken, wanted = rows[:, :-1], rows[:, 1:]
             counts = taken != PAD  # the first item cannot be predicted
-            loss = F.cross_entropy(model.scores(model(taken)[counts]), wanted[counts])
+            loss = _loss(model, model(taken)[counts], wanted[counts], options.loss)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -152,6 +157,15 @@ def _trained(
             break
     model.load_state_dict(kept)
     return model.eval()
+
+
+def _loss(model: SasRec, expected: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """Mean over places; `expected` [places, width] is what the model expects, `wanted` [places] the items that came."""
+    if kind == "softmax":
+        return F.cross_entropy(model.scores(expected), wanted)
+    others = torch.randint_like(wanted, 1, model.items.num_embeddings)
+    right, wrong = ((expected * model.items(items)).sum(dim=-1) for items in (wanted, others))
+    return (F.softplus(-right) + F.softplus(wrong)).mean()
 
 
 def _negatives(taken: set[int], items: int) -> list[int]:

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .prompts import OpenQuestion, Question, Template
-    from .ranking import Ranking
+    from .ranking import Ranking, TitleFigures
     from .title_trie import TitleTrie
 
-ScoreMode = Literal["likelihood", "pmi", "constrained"]
+ScoreMode = Literal["likelihood", "pmi", "constrained", "hybrid"]
 MODES: tuple[ScoreMode, ...] = get_args(ScoreMode)
-KNOWN_SCORES = "likelihood, pmi, pmi:WEIGHT (such as pmi:0.5), constrained"
+KNOWN_SCORES = "likelihood, pmi, pmi:WEIGHT (such as pmi:0.5), constrained, hybrid:WEIGHT (such as hybrid:12)"
+WEIGHED: tuple[ScoreMode, ...] = ("pmi", "hybrid")
 WIDEST = 1e4  # a fitted temperature is at most this many times the spread of the scores, and at least its inverse
+AT_ONCE = 64  # questions that are read together; their progress is seen as they finish
+WEIGHTS = (0.01, 1e4)  # of hybrid: between them one is looked for
+NARROW = 0.01  # of the logarithm of a weight, where the search ends
 HALVINGS = 60  # of the range of log temperature: to below the precision of a float64
 
 
@@ -36,7 +40,8 @@ class Score:
     `likelihood`: sum of log P over the title's tokens and those that close it. `pmi`: the same, less `gamma` times its value
     under an empty history (PMI_DC, arXiv 2104.08315): what is left is how much the history speaks for the title, and short and
     common titles no longer begin ahead. `constrained`: at each token the softmax runs only over the tokens that continue some
-    title of the catalogue, so that how a title is spelled costs nothing.
+    title of the catalogue, so that how a title is spelled costs nothing. `hybrid`: pmi with the weight 1, and `gamma` nats times the
+    cosine of the baseline `tfidf`, from 0 to 1: what the model says of the title, and what its words say.
 
     Raises TaskError for another mode, and for a `gamma` that is negative, not finite, or of a mode that has none.
     """
@@ -49,13 +54,19 @@ class Score:
             raise TaskError(f"no score is called {self.mode!r}", hint=f"scores are {KNOWN_SCORES}")
         object.__setattr__(self, "gamma", float(self.gamma))
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
-            raise TaskError(f"the weight of pmi is {self.gamma}", hint="a number from 0 (likelihood) on; 1 is usual")
-        if self.mode != "pmi" and self.gamma != 1:
-            raise TaskError(f"{self.mode} has no weight, and {self.gamma} is given", hint="only pmi has one: pmi:0.5")
+            least = "likelihood" if self.mode == "pmi" else "pmi"
+            raise TaskError(f"the weight of {self.mode} is {self.gamma}", hint=f"a number from 0 ({least}) on")
+        if self.mode not in WEIGHED and self.gamma != 1:
+            raise TaskError(
+                f"{self.mode} has no weight, and {self.gamma} is given",
+                hint=f"only {' and '.join(WEIGHED)} have one: pmi:0.5",
+            )
 
     def __str__(self) -> str:
-        """`pmi` with a weight other than 1 as `pmi:0.5`, else the mode's name; `parse` reads it back."""
-        return self.mode if self.gamma == 1 else f"{self.mode}:{repr(self.gamma).removesuffix('.0')}"
+        """The mode's name; `pmi` with a weight other than 1, and `hybrid` always, as `pmi:0.5`. `parse` reads it back."""
+        if self.gamma == 1 and self.mode != "hybrid":
+            return self.mode
+        return f"{self.mode}:{repr(self.gamma).removesuffix('.0')}"
 
     @classmethod
     def parse(cls, text: str) -> Score:
@@ -67,7 +78,9 @@ class Score:
             raise TaskError(
                 f"{text!r} is no score: {weight!r} is no number", hint=f"scores are {KNOWN_SCORES}"
             ) from None
-        if colon and mode != "pmi":
+        if mode == "hybrid" and not colon:
+            raise TaskError("the score hybrid has no weight here", hint="hybrid:WEIGHT, such as hybrid:12")
+        if colon and mode not in WEIGHED:
             raise TaskError(f"no score is called {text!r}", hint=f"scores are {KNOWN_SCORES}")
         return cls(mode, gamma)  # pyright: ignore[reportArgumentType]  checked by the class
 
@@ -80,20 +93,42 @@ SCORES = (Score("likelihood"), Score("pmi", 0.5), Score("pmi", 1.0), Score("cons
 class ScoreParts:
     """One question's figures per candidate, in nats, from which every Score follows without the model.
 
-    `prior` is log P of the title under an empty history. `prior` and `constrained` are None where they were not wanted.
+    `prior` is log P of the title under an empty history, `likeness` the cosine of titles' words. They and `constrained` are None where
+    they were not wanted.
     """
 
     likelihood: tuple[float, ...]
     prior: tuple[float, ...] | None = None
     constrained: tuple[float, ...] | None = None
+    likeness: tuple[float, ...] | None = None
+
+    def allows(self, mode: ScoreMode) -> bool:
+        """Whether scores of this mode follow from these figures."""
+        return (
+            None
+            not in {
+                "likelihood": (self.likelihood,),
+                "pmi": (self.prior,),
+                "constrained": (self.constrained,),
+                "hybrid": (self.prior, self.likeness),
+            }[mode]
+        )
 
     def scores(self, score: Score) -> tuple[float, ...]:
         """A score per candidate. Raises TaskError where the parts that it needs were not wanted."""
-        found = {"likelihood": self.likelihood, "pmi": self.prior, "constrained": self.constrained}[score.mode]
+        found = {
+            "likelihood": self.likelihood,
+            "pmi": self.prior,
+            "constrained": self.constrained,
+            "hybrid": self.likeness,
+        }[score.mode]
         if found is None:
             raise TaskError(f"these figures have no part for the score {score}", hint=f"want {score.mode} when asking")
         if score.mode == "pmi":
             return tuple(s - score.gamma * prior for s, prior in zip(self.likelihood, found, strict=True))
+        if score.mode == "hybrid":
+            own = self.scores(Score("pmi"))
+            return tuple(s + score.gamma * alike for s, alike in zip(own, found, strict=True))
         return found
 
 
@@ -109,27 +144,27 @@ def score_parts(
 ) -> list[ScoreParts]:
     """Each question's figures for the scores that are `wanted`, all from one reading of prompt and candidates.
 
-    The questions are put as `fit` has them. A title is closed by the end of the assistant's turn or, where the answer is a list,
-    by the separator. No pass of the model is over more than `batch_tokens`, unless one candidate is. The prior is read once per
-    distinct title where the template shows no candidates. `constrained` needs the titles of the `catalogue`; a question's own
-    candidates always count among them. `progress` is called with the number of questions done.
+    The questions are put as `fit` has them, and several are read at once. A title is closed by the end of the assistant's turn or,
+    where the answer is a list, by the separator. No pass of the model is over more than `batch_tokens`, unless one row is. The prior
+    is read once per distinct title where the template shows no candidates. `constrained` needs the titles of the `catalogue`; a question's own
+    candidates always count among them. `hybrid` needs questions that have their `likeness`. `progress` is called with the number of questions done.
 
-    Raises TaskError if the model answers NaN, and where `constrained` is wanted without a catalogue.
+    Raises TaskError if the model answers NaN, and where `constrained` is wanted without a catalogue or `hybrid` without likeness.
     """
     from .prompts import fit
-    from .ranking import TitleFigures, catalogue_trie, closing, evaluating, prompt_text, read_titles
+    from .ranking import Asked, catalogue_trie, closing, evaluating, prompt_text, read_titles
 
     if "constrained" in wanted and not catalogue:
         raise TaskError(
             "the score constrained needs the catalogue's titles, and none are given",
             hint="give the titles of the domain's items, or another score: pmi, likelihood",
         )
-    found: list[ScoreParts] = []
-    priors: dict[tuple[str, str], float] = {}
+    if "hybrid" in wanted and any(question.likeness is None for question in questions):
+        raise TaskError(
+            "the score hybrid needs to know how alike titles are", hint="`Likeness.added`, or another score: pmi"
+        )
+    by_prior = not {"pmi", "hybrid"}.isdisjoint(wanted)
     tries: dict[tuple[Template, str], TitleTrie] = {}
-
-    def read(question: OpenQuestion, titles: Sequence[str], trie: TitleTrie | None = None) -> TitleFigures:
-        return read_titles(model, tokenizer, question, titles, batch_tokens, trie)
 
     def trie_of(question: OpenQuestion) -> TitleTrie:
         key = question.template, closing(tokenizer, question)
@@ -137,23 +172,43 @@ def score_parts(
             tries[key] = catalogue_trie(tokenizer, question, catalogue)
         return tries[key]
 
-    def prior_of(question: OpenQuestion) -> tuple[float, ...]:
-        empty = replace(question, history=())
-        start = prompt_text(tokenizer, empty)
-        if question.template.lists_candidates:
-            priors.clear()  # each question lists others
-        new = [title for title in dict.fromkeys(question.titles) if (start, title) not in priors]
-        if new:
-            priors.update({(start, t): s for t, s in zip(new, read(empty, new).likelihood, strict=True)})
-        return tuple(priors[start, title] for title in question.titles)
+    def read(asked: Sequence[Asked], finished: Callable[[int], None] = lambda place: None) -> list[TitleFigures]:
+        return read_titles(model, tokenizer, asked, batch_tokens, finished)
 
+    priors: dict[tuple[str, str], float] = {}
+
+    def priors_of(some: Sequence[OpenQuestion]) -> list[tuple[float, ...]]:
+        """Per question and title, what is likely without any history; what is not known yet is read."""
+        without = [replace(question, history=()) for question in some]
+        starts = [prompt_text(tokenizer, question) for question in without]
+        new: dict[str, dict[str, None]] = {}
+        for question, start in zip(without, starts, strict=True):
+            new.setdefault(start, {}).update((title, None) for title in question.titles if (start, title) not in priors)
+        asked = {start: Asked(q, [*new[start]]) for q, start in zip(without, starts, strict=True) if new[start]}
+        for start, figures in zip(asked, read([*asked.values()]), strict=True):
+            priors.update(zip([(start, title) for title in new[start]], figures.likelihood, strict=True))
+        return [tuple(priors[s, title] for title in q.titles) for q, s in zip(some, starts, strict=True)]
+
+    done = 0
+
+    def finished(_place: int) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done)
+
+    found: list[ScoreParts] = []
+    ready = fit(questions, tokenizer)
     with evaluating(model):
-        for question in fit(questions, tokenizer):
-            own = read(question, question.titles, trie_of(question) if "constrained" in wanted else None)
-            prior = prior_of(question) if "pmi" in wanted else None
-            found.append(ScoreParts(own.likelihood, prior, own.constrained))
-            if progress:
-                progress(len(found))
+        for start in range(0, len(ready), AT_ONCE):
+            some = ready[start : start + AT_ONCE]
+            prior = priors_of(some) if by_prior else [None] * len(some)
+            own = read([Asked(q, q.titles, trie_of(q) if "constrained" in wanted else None) for q in some], finished)
+            found += [
+                ScoreParts(f.likelihood, p, f.constrained, q.likeness) for f, p, q in zip(own, prior, some, strict=True)
+            ]
+            if some[0].template.lists_candidates:
+                priors.clear()  # each question lists others
     return found
 
 
@@ -227,3 +282,26 @@ def _matrix(
     if not np.isfinite(padded).all():
         raise TaskError("a score is not finite", hint="the model's weights may be broken, or the dtype too narrow")
     return padded, there, target
+
+
+def fit_weight(loss: Callable[[float], float]) -> float:
+    """The weight of `hybrid` with the least loss, to two digits; 0 where no weight has less than none.
+
+    `loss` gives the mean loss in nats at a weight, with the temperature fitted there, so its ends are pmi alone and likeness alone. The
+    loss is convex in 1/τ and weight/τ together, so over the weight it falls and then rises: a golden section of its logarithm finds the least.
+    """
+    ratio = (math.sqrt(5) - 1) / 2
+    low, high = (math.log(end) for end in WEIGHTS)
+    one, two = high - ratio * (high - low), low + ratio * (high - low)
+    at_one, at_two = loss(math.exp(one)), loss(math.exp(two))
+    while high - low > NARROW:
+        if at_one <= at_two:
+            high, two, at_two = two, one, at_one
+            one = high - ratio * (high - low)
+            at_one = loss(math.exp(one))
+        else:
+            low, one, at_one = one, two, at_two
+            two = low + ratio * (high - low)
+            at_two = loss(math.exp(two))
+    found = float(f"{math.exp((low + high) / 2):.2g}")
+    return found if loss(found) < loss(0.0) else 0.0

@@ -9,27 +9,48 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
-import sys
+import threading
+from queue import SimpleQueue
 from typing import Any
 
+LOOK_SECONDS = 1.0  # between two looks at whether the parent is there
 MEMORY = 2 << 30  # of addresses, of which libraries have reserved a part
 
 
 def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is at
+    requests = SimpleQueue[bytes]()
+    # before the slow import: the process that asks may end meanwhile
+    threading.Thread(target=_follow, args=[requests, os.getppid()], daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print
     from transformers.utils.chat_template_utils import render_jinja_template
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for line in sys.stdin:
-        request: dict[str, Any] = json.loads(line)
+    while True:
+        request: dict[str, Any] = json.loads(requests.get())
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         problem = _problem(request, render_jinja_template)
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps({"problem": problem}) + "\n")
         answers.flush()
+
+
+def _follow(requests: SimpleQueue[bytes], parent: int) -> None:
+    """Hands the lines of stdin on, and ends the process with the one that asks, of whose end of the pipe a fork may have a copy."""
+    rest = b""
+    while os.getppid() == parent:
+        if not select.select([0], [], [], LOOK_SECONDS)[0]:
+            continue
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            break
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            requests.put(line)
+    os._exit(0)
 
 
 def _problem(request: dict[str, Any], render: Any) -> str | None:

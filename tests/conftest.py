@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,9 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# A busy machine must not fail a test by its clock.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# A busy machine must not fail a test by its clock, and `make test` tries the same examples each time: `make soak` looks for new ones.
+settings.register_profile("ours", deadline=None, derandomize=os.environ.get("RECCOCKTAIL_SOAK") != "1")
+settings.load_profile("ours")
 
 
 def _beside(name: str) -> ModuleType:
@@ -41,6 +43,11 @@ postgres = _postgres.postgres
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 
+@pytest.fixture(scope="session")
+def remove_empty_shards() -> Callable[[Path], None]:
+    return _tiny.remove_empty_shards
+
+
 @pytest.fixture
 def on_terminal() -> type:
     """The installed command on a pseudo-terminal (tests/terminal.py)."""
@@ -48,16 +55,40 @@ def on_terminal() -> type:
 
 
 @pytest.fixture(scope="session")
-def on_warm_terminal() -> Iterator[Callable[..., Any]]:
-    """As `on_terminal`, for commands that are there at once: their libraries are imported once for all of them (tests/warm.py)."""
-    warm = _warm.Warm()
-    yield partial(_terminal.Terminal, start=warm.start)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `Warm` (tests/warm.py): starts processes that have the heavy libraries imported already."""
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
+    warm = _warm.Warm(shared / "warm.socket")
+    yield warm
     warm.close()
+
+
+@pytest.fixture(scope="session")
+def on_warm_terminal(warm: Any) -> Callable[..., Any]:
+    """As `on_terminal`, for commands that are there at once."""
+    return partial(_terminal.Terminal, start=warm.start)
+
+
+@pytest.fixture
+def warm_children(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings and workers that this process starts in processes of their own have the heavy libraries imported already."""
+    from reccocktail.engine.building import workers
+    from reccocktail.trainers import child
+
+    monkeypatch.setattr(child, "subprocess", warm.module())
+    monkeypatch.setattr(workers, "subprocess", warm.module(workers.PARENT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ray comes last: once it has been in a process, that one must not fork any more, as other tests do."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left is never garbage: without it a collection, one of which each training asks for, takes no half second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ class Terminal:
         out = inside if answers_to is None else os.open(answers_to, os.O_WRONLY | os.O_CREAT, 0o600)
 
         streams = (inside, out, inside)
-        self._process = start([*map(str, words)], streams, {**environment, "TERM": term}, folder, survives)
+        ours = {name: value for name, value in environment.items() if name not in ("LINES", "COLUMNS")}
+        self._process = start([*map(str, words)], streams, {**ours, "TERM": term}, folder, survives)
         os.close(inside)
         if out != inside:
             os.close(out)

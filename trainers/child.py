@@ -28,15 +28,17 @@ from typing import IO, Any
 from pydantic import BaseModel, ValidationError
 
 from ..registry.errors import RecCocktailError
+from ..registry.signals import check
 from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, read_domain
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, load
-from .runs import Progress, Run, finished, in_this_process
+from .runs import JOB, Progress, Run, finished, in_this_process
 
-JOB = "job.json"
 STALL_SECONDS = 30 * 60.0
+START_SECONDS = 120.0
+"""How long a child may take at least until it has loaded its trainer, however short its time to be silent is."""
 GRACE_SECONDS = 15.0
 """How long a child that was asked to end has for its last words."""
 POLL_SECONDS = 0.2
@@ -63,6 +65,7 @@ class _Child:
         self._run = run
         self._stall_seconds = stall_seconds
         self._told: dict[str, Any] | None = None
+        self._began = False
         self._who = f"trainer {run.trainer.name!r}"
 
     def result(self) -> TrainingResult:
@@ -108,6 +111,7 @@ class _Child:
         """Pass its progress on until it has ended. Raises TrainerError when it is silent for too long."""
         rest, heard, open_ = b"", time.monotonic(), True
         while True:
+            check()
             ended = process.poll() is not None  # asked before reading: what it wrote last is not missed
             ready = open_ and select.select([pipe], [], [], 0 if ended else POLL_SECONDS)[0]
             if ready:
@@ -122,20 +126,28 @@ class _Child:
                 return
             elif not open_:
                 time.sleep(POLL_SECONDS)
-            if self._stall_seconds is not None and time.monotonic() - heard > self._stall_seconds:
+            if time.monotonic() - heard > self._allowed():
                 _signal_group(process, signal.SIGUSR1)  # prints its stack to stderr
                 time.sleep(POLL_SECONDS)
                 if finished(self._run.job.folder) is not None:  # it hangs on the way out
                     _end(process, signal.SIGTERM)
                     return
                 raise TrainerError(
-                    f"{self._who} showed no progress for {_duration(self._stall_seconds)} and was stopped",
+                    f"{self._who} showed no progress for {_duration(self._allowed())} and was stopped",
                     hint=f"{RESUME}; --stall-timeout gives it more time",
                 )
+
+    def _allowed(self) -> float:
+        """How many seconds it may be silent now: what it imports before it begins takes long on a busy machine."""
+        if self._stall_seconds is None:
+            return math.inf
+        return self._stall_seconds if self._began else max(self._stall_seconds, START_SECONDS)
 
     def _take(self, line: dict[str, Any]) -> None:
         if "error" in line:
             self._told = line["error"]
+        elif "began" in line:
+            self._began = True
         else:
             self._run.job.progress(line["done"], line["total"], line["figures"])
 
@@ -224,7 +236,9 @@ def main(job_file: str, pipe: str, *locks: str) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     with os.fdopen(int(pipe), "w", encoding="utf-8", buffering=1) as lines:
         try:
-            in_this_process(_read_job(Path(job_file), _progress_writer(lines)))
+            run = _read_job(Path(job_file), _progress_writer(lines))
+            _write_line(lines, {"began": True})
+            in_this_process(run)
         except KeyboardInterrupt:
             return 130
         except RecCocktailError as error:

@@ -44,7 +44,7 @@ def register(
     trainer: Trainer,
     brought: PluginDomain,
     *,
-    check_recipe: Callable[[str], object],
+    settle_recipe: Callable[[str], str],
     title: str | None = None,
     recipe: str | None = None,
     take_over: bool = False,
@@ -52,7 +52,8 @@ def register(
     """Add the domain, or bring title, data, trainer and recipe of one that is there up to date. Doing it again changes nothing.
 
     `title` and `recipe` stand in for the plugin's. Raises ConflictError for a domain of that name with another trainer
-    or data, unless `take_over` is set; TrainerError for data that cannot be made or read; what `check_recipe` raises.
+    or data, unless `take_over` is set; TrainerError for data that cannot be made or read; what `settle_recipe` raises, which gives what
+    the domain keeps of a recipe's name or file.
     """
     before = _known(registry, brought.name)
     if before is not None and before.trainer != trainer.name and not take_over:
@@ -63,7 +64,7 @@ def register(
         )
     recipe = recipe or recipe_of(brought)
     if recipe is not None:
-        check_recipe(recipe)
+        recipe = settle_recipe(recipe)
     folder, data = _data(registry.settings.own_folder("data") / "plugins" / trainer.name, trainer, brought)
     row = registry.domains.add(
         brought.name, title=title or brought.title, data=str(folder), trainer=trainer.name, recipe=recipe

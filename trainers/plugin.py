@@ -23,6 +23,7 @@ from ..registry.errors import RecCocktailError, UsageError
 from ..registry.redaction import check_no_secret
 from ..registry.strict_json import shown
 from ..tasks import DomainData
+from ..tasks.validation import is_unknown, unknown
 
 GROUP = "reccocktail.trainers"
 
@@ -206,12 +207,11 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
         return trainer.Options.model_validate(dict(pairs))
     except ValidationError as error:
         problems = "; ".join(
-            (
-                f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
-                if e["loc"]
-                else _of_several(e["msg"])
-            )
-            + (did_you_mean(str(e["loc"][-1]), trainer.Options.model_fields) if e["type"] == "extra_forbidden" else "")
+            unknown(e, trainer.Options, "option")
+            if is_unknown(e)
+            else f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
+            if e["loc"]
+            else _of_several(e["msg"])
             for e in error.errors()
         )
         raise TrainerError(

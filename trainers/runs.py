@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
 from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
-from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
+from ..registry.errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError
 from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
@@ -30,7 +30,8 @@ from .context import discreet, known_context, template_of
 from .launch import Launch
 from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, package_of, stdout_kept
 
-RESULT = "result.json"
+JOB, RESULT = "job.json", "result.json"
+LOCK_SECONDS = 10.0  # how long a run that another process has is waited for
 CONTRACT = "for the trainer's author: run `check_trainer` of reccocktail.trainers.testing to check the contract"
 WHERE = "`reccocktail --traceback train …` shows where"
 
@@ -42,7 +43,8 @@ class TrainingRequest:
     """What is to be trained: by which trainer with which options, on which domains' data, over which base, on which device.
 
     With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if it had
-    finished; without, it starts over.
+    finished; without, it starts over, but one that was interrupted only with `restart`. `labels` are the version's tags, note and
+    aliases; its metrics and context are the trainer's.
     """
 
     trainer: Trainer
@@ -51,7 +53,9 @@ class TrainingRequest:
     base: Base
     options: BaseModel
     resume: bool = False
+    restart: bool = False
     device: str = "cpu"
+    labels: Labels = field(default_factory=Labels)
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,14 @@ def train_and_register(
 
     `carry_out` is `in_this_process` unless another way is given, such as that of
     `child.in_a_child`. As the first of a `launch`, the process informs the others when the folder is ready.
-    Raises TrainerError, and whatever registering can raise.
+    Raises TrainerError, ConflictError where an interrupted run's checkpoints would be lost, and whatever registering can raise.
     """
     with _reporting(launch) as notify:
         run = _run(registry, request, progress)
         with _alone(run.job.folder) as lock:
             if not request.resume:
+                if not request.restart:
+                    _expect_nothing_unfinished(run.job.folder)
                 shutil.rmtree(run.job.folder, ignore_errors=True)
             result = finished(run.job.folder)
             if result is None:
@@ -98,7 +104,7 @@ def train_and_register(
         base=request.base,
         role=request.role,
         domain=None if request.role == "spirit" else request.domains[0].name,
-        labels=Labels(result.metrics, context=result.context),
+        labels=replace(request.labels, metrics=result.metrics, context=result.context),
     )
 
 
@@ -226,15 +232,35 @@ def _reporting(launch: Launch | None) -> Iterator[Callable[[str], None]]:
         raise
 
 
+def _expect_nothing_unfinished(folder: Path) -> None:
+    """Raises ConflictError where an interrupted run has left more than its job."""
+    if finished(folder) is not None or not folder.is_dir():
+        return
+    if any(path.is_file() and path.name != JOB for path in folder.rglob("*")):
+        raise ConflictError(
+            f"an unfinished run of the same training is in {folder}",
+            hint="run the same command with --resume to continue from its last checkpoint, or with --restart to start over",
+        )
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
-    """No two processes in one run's folder: the lock's handle. Raises TrainerError while another one trains there."""
+    """No two processes in one run's folder: the lock's handle. Raises TrainerError while another one trains there.
+
+    The trainer of a command that was killed ends soon after it, so the lock is waited for a while.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + LOCK_SECONDS
     with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainerError("the same training is running in another process", hint="wait for it to end") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    text = "the same training is running in another process"
+                    raise TrainerError(text, hint="wait for it to end") from None
+                time.sleep(0.1)
         yield lock.fileno()
 
 

@@ -92,20 +92,27 @@ class Adaptation(FoundCoefficients):
 
 
 @dataclass(frozen=True)
-class AdaptationInput:
+class MixInput:
     """What coefficients are searched for; `parts` are spirit, ingredient and neighbours by role, in the recipe's order.
 
     `load` gives model and tokenizer; with `base`, the memory that they need is checked before it is called. `method` is a merging
-    method's name. `prompts` are asked without their answers; those of the `labelled` questions are used: for NDCG during the search, for
-    the warning that an adapter alone does better, and for the choice where the recipe says `select: validation`.
+    method's name.
     """
 
     base: BaseFacts | None
     load: Callable[[], tuple[Any, Any]]
     parts: Mapping[str, Part]
-    prompts: Sequence[Question]
     method: str
     device: str
+
+
+@dataclass(frozen=True)
+class AdaptationInput(MixInput):
+    """`prompts` are asked without their answers; those of the `labelled` questions are used: for NDCG during the search, for
+    the warning that an adapter alone does better, and for the choice where the recipe says `select: validation`.
+    """
+
+    prompts: Sequence[Question]
     labelled: Sequence[Question] = ()
 
 
@@ -116,11 +123,11 @@ def adapt(
     keep_best: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Adaptation:
     """Search for the adapters' coefficients.
 
-    `progress` receives (prompts answered, prompts to answer at most), `tell` receives what a user should know before the search begins. With
+    `progress` receives (prompts answered, prompts to answer at most), `notify` receives what a user should know before the search begins. With
     `keep_best`, Ctrl-C ends the search with the best so far.
     Raises AdaptationError without prompts, where memory cannot do, or when an entropy is no number.
     """
@@ -157,7 +164,7 @@ def adapt(
             progress=bar.step,
         )
         memory = (
-            _expect_gradients_to_fit(objective, mixture, len(parts), device, tell) if search == "gradient" else None
+            _expect_gradients_to_fit(objective, mixture, len(parts), device, notify) if search == "gradient" else None
         )
         judge = Validator(model, tokenizer, labelled)
         asked = judge.ndcg if labelled else None
@@ -280,14 +287,14 @@ def expect_weights_to_fit(base: BaseFacts | None, parts: Mapping[str, Part], dev
 
 
 def _expect_gradients_to_fit(
-    objective: Objective, mixture: Mixture, adapters: int, device: str, tell: Callable[[str], None]
+    objective: Objective, mixture: Mixture, adapters: int, device: str, notify: Callable[[str], None]
 ) -> int:
     """Bytes that the largest gradient will take, said and held against what is free."""
     even = torch.full((len(mixture.groups), adapters), 1 / adapters, device=mixture.device)
     growth = objective.growth(even)
     free = available(device)
     needed, length, prompts = objective.fitted(growth, free)
-    tell(
+    notify(
         f"a gradient over {prompts} x {length} tokens takes about {needed / 1e9:.1f} GB of memory beside the model"
         + (f"; {free / 1e9:.1f} GB are free" if free is not None else "")
     )

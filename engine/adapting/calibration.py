@@ -7,7 +7,7 @@ each candidate's score less that of the right item, which has margin 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,17 @@ def sharpness(margin: Floats) -> float:
     widest = float(np.abs(finite).max(initial=0.0))
     if widest == 0.0 or _slopes(finite, margin, 0.0)[0] >= 0.0:
         return 0.0
-    low, high = 0.0, 1.0 / widest
-    while _slopes(finite, margin, high)[0] < 0.0:
+    return rising_root(lambda at: _slopes(finite, margin, at), 1.0 / widest)
+
+
+def rising_root(slopes: Callable[[float], tuple[float, float]], first: float) -> float:
+    """Where a rising function, which is negative at 0, is 0: `slopes` gives its value and derivative, `first` is tried before more."""
+    low, high = 0.0, first
+    while slopes(high)[0] < 0.0:
         low, high = high, 2.0 * high
     at = (low + high) / 2
     for _ in range(STEPS):
-        slope, bend = _slopes(finite, margin, at)
+        slope, bend = slopes(at)
         low, high = (at, high) if slope < 0.0 else (low, at)
         last, at = at, at - slope / bend if bend > 0 else low
         if not low < at < high:

@@ -70,16 +70,20 @@ def level(looks: int) -> float:
 
 
 def compare(
-    mix: Sequence[int],
-    parents: Mapping[str, Sequence[int]],
+    mix: Sequence[int | None],
+    parents: Mapping[str, Sequence[int | None]],
     *,
     metric: str,
     margin: float,
     looks: int = 0,
     candidates: int | None = None,
+    alpha: float | None = None,
 ) -> Comparison:
-    """The mix beside each parent, from their ranks (0 is best) of the same users in the same order."""
-    alpha = level(looks)
+    """The mix beside each parent, from their ranks (0 is best) of the same users in the same order.
+
+    At the level `alpha`, else at that of so many looks.
+    """
+    alpha = level(looks) if alpha is None else alpha
     own = per_question(mix, metric, candidates)
     bounds = []
     for name, ranks in parents.items():

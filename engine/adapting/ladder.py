@@ -1,10 +1,10 @@
-"""The ladder: ever finer mixes, each of which has to earn its place on labelled questions.
+"""The ladder: ever finer mixes, each of which has to earn its place on questions to choose by.
 
 Parents alone, their average, one λ between two of them, neighbours one by one, the sum of the coefficients, blocks of layers. A rung is a
 family of mixes that includes those of the rungs below. It is taken only if its choice, made without a user's answer, serves that user better
 than the coarser choice made likewise: the mean paired gain over users has to exceed one standard error.
 
-What a mix is worth is seen through `look` alone, which gives its margins on all questions: nothing here knows a model. The points of a search
+What a mix is worth is seen through `look` and a `Measure` alone, on all questions: nothing here knows a model. The points of a search
 are placed with all questions in view; only the choice among them is cross-validated. The guard judges what comes out on other users.
 """
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .calibration import Floats, losses, sharpness
 from .found import Matrix
@@ -32,12 +34,34 @@ SPREAD, BLOCK_SPREAD = (
 )  # prior standard deviations: of coefficients about the even mix, of a group's about their mean
 
 
+class Measure(Protocol):
+    """What a mix is worth by its `table` [questions, candidates], on the questions that `rows` [questions] marks."""
+
+    def sharpness(self, table: Floats, rows: NDArray[np.bool_]) -> float:
+        """The 1/τ ≥ 0 that suits these questions best."""
+        ...
+
+    def losses(self, table: Floats, sharp: float, rows: NDArray[np.bool_]) -> Floats:
+        """The loss of each of these questions, in nats, at that sharpness."""
+        ...
+
+
+class RightItem:
+    """The measure of labelled questions: the loss of the right item, by a table of margins."""
+
+    def sharpness(self, table: Floats, rows: NDArray[np.bool_]) -> float:
+        return sharpness(table[rows])
+
+    def losses(self, table: Floats, sharp: float, rows: NDArray[np.bool_]) -> Floats:
+        return losses(table[rows], sharp)
+
+
 @dataclass(frozen=True)
 class Look:
     """A mix that was looked at: coefficients [groups][adapters], mean loss and its τ (None: infinite), and what shrinkage adds.
 
-    `costs` [folds] are losses with shrinkage on all but a fold's questions, `held_out` [questions] is each one's loss at the temperature
-    that the other folds have.
+    The loss is that of the right item, or of another `Measure`. `costs` [folds] are losses with shrinkage on all but a fold's questions,
+    `held_out` [questions] is each one's loss at the temperature that the other folds have.
     """
 
     name: str
@@ -49,20 +73,21 @@ class Look:
     held_out: Floats = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, name: str, weights: Matrix, margin: Floats) -> Look:
-        questions = len(margin)
+    def of(cls, name: str, weights: Matrix, table: Floats, measure: Measure | None = None) -> Look:
+        measure = measure or RightItem()
+        questions = len(table)
         fold = np.arange(questions) % FOLDS
         held_out, costs = np.empty(questions), np.empty(FOLDS)
         shrunk = shrinkage(weights, questions)
         for number in range(FOLDS):
             out = fold == number
-            sharp = sharpness(margin[~out])
-            costs[number] = losses(margin[~out], sharp).mean() + shrunk
-            held_out[out] = losses(margin[out], sharp)
-        sharp = sharpness(margin)
-        return cls(
-            name, weights, float(losses(margin, sharp).mean()), 1 / sharp if sharp else None, shrunk, costs, held_out
-        )
+            sharp = measure.sharpness(table, ~out)
+            costs[number] = measure.losses(table, sharp, ~out).mean() + shrunk
+            held_out[out] = measure.losses(table, sharp, out)
+        every = np.ones(questions, dtype=bool)
+        sharp = measure.sharpness(table, every)
+        loss = float(measure.losses(table, sharp, every).mean())
+        return cls(name, weights, loss, 1 / sharp if sharp else None, shrunk, costs, held_out)
 
     @property
     def cost(self) -> float:
@@ -117,7 +142,8 @@ def paired_gain(coarser: Sequence[Look], finer: Sequence[Look]) -> tuple[float, 
 class Ladder:
     """A climb: `look` scores a mix of that many `adapters`, two or more, each group of whose coefficients has a row.
 
-    `pair` are the two adapters that one λ is sought between, by place; None takes the two that are best alone.
+    `pair` are the two adapters that one λ is sought between, by place; None takes the two that are best alone. Without a `measure`, what
+    `look` gives are margins, and the loss is that of the right item.
     """
 
     def __init__(
@@ -128,8 +154,9 @@ class Ladder:
         groups: int = 1,
         pair: tuple[int, int] | None = None,
         blocks: Sequence[Sequence[int]] = (),
+        measure: Measure | None = None,
     ) -> None:
-        self._look, self._adapters, self._groups = look, adapters, groups
+        self._look, self._adapters, self._groups, self._measure = look, adapters, groups, measure
         self._pair, self._blocks = pair, blocks
         self.looked: list[Look] = []
         self.rungs: list[Rung] = []
@@ -149,12 +176,16 @@ class Ladder:
     def average(self) -> Look:
         return self.looked[self._adapters]
 
-    def begin(self) -> None:
-        """Every parent alone, and the average."""
+    def begin(self, *, with_average: bool = False) -> None:
+        """Every parent alone, and the average, which has to earn its place too, unless the climb begins `with_average`."""
         for place in range(self._adapters):
             self._see("parent", [1.0 if k == place else 0.0 for k in range(self._adapters)])
         self._accepted = list(self.looked)
-        self._test("average", [self._see("average", [1 / self._adapters] * self._adapters)])
+        average = self._see("average", [1 / self._adapters] * self._adapters)
+        if with_average:
+            self._accepted = [average]
+        else:
+            self._test("average", [average])
 
     def climb(self, *, scale: bool = True) -> None:
         """All rungs above the average, in their order. It may be interrupted at any moment: `best` is then of what was taken."""
@@ -198,7 +229,7 @@ class Ladder:
         known = next((look for look in self.looked if look.weights == rounded), None)
         if known is not None:
             return known
-        found = Look.of(name, rounded, self._look(rounded))
+        found = Look.of(name, rounded, self._look(rounded), self._measure)
         self.looked.append(found)
         return found
 

@@ -13,17 +13,21 @@ from ..coefficients import layer_of
 from .adapt import METRIC, Adaptation
 from .found import column_means
 from .search import Run
-from .verdict import Verdict
+from .verdict import Agreement, Verdict
 
-SEARCH_PLOT, MAP_PLOT, LADDER_PLOT = "entropy.png", "coefficients.png", "ranking.png"
+SEARCH_PLOT, MAP_PLOT = "entropy.png", "coefficients.png"
+LADDER_PLOT, AGREEMENT_PLOT = "ranking.png", "agreement.png"
 DPI = 120
 
 
-def plot_all(found: Adaptation | Verdict, folder: Path, *, title: str) -> list[str]:
+def plot_all(found: Adaptation | Verdict | Agreement, folder: Path, *, title: str) -> list[str]:
     """Write the plots that a search has into a folder: their names."""
     if isinstance(found, Verdict):
         plot_ladder(found, folder / LADDER_PLOT, title=f"{title}: loss of the mixes looked at")
         return [LADDER_PLOT]
+    if isinstance(found, Agreement):
+        plot_ladder(found, folder / AGREEMENT_PLOT, title=f"{title}: disagreement with the adapters")
+        return [AGREEMENT_PLOT]
     names = [SEARCH_PLOT]
     plot_search(
         found, folder / SEARCH_PLOT, title=f"{title}: entropy over the {'mix' if found.search == 'line' else 'steps'}"
@@ -34,7 +38,7 @@ def plot_all(found: Adaptation | Verdict, folder: Path, *, title: str) -> list[s
     return names
 
 
-def plot_ladder(found: Verdict, target: Path, *, title: str) -> None:
+def plot_ladder(found: Verdict | Agreement, target: Path, *, title: str) -> None:
     """The loss of every mix in the order of the looks; of two adapters over the second one's share of the sum."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
@@ -47,7 +51,7 @@ def plot_ladder(found: Verdict, target: Path, *, title: str) -> None:
     chosen = next(n for n, point in enumerate(found.points) if point.coefficients == found.chosen)
     axes.plot([places[chosen]], [found.points[chosen].loss], "o", markersize=12, fillstyle="none", label="chosen")
     axes.set_xlabel(f"{found.roles[1]}'s share of the sum of λ" if pair else "mixes in the order of the looks")
-    axes.set_ylabel("−log q(right item), nats")
+    axes.set_ylabel("−log q(right item), nats" if isinstance(found, Verdict) else "loss of agreement, nats")
     axes.set_title(title)
     axes.legend()
     _save(figure, target)

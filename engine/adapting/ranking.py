@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ...registry.artifacts.facts import BaseFacts
 from ...registry.signals import Stopped
-from ...tasks import SCORES, Question, Score, ScoreMode, ScoreParts, score_parts
+from ...tasks import SCORES, OpenQuestion, Question, Score, ScoreMode, ScoreParts, score_parts
 from ..adaptive import OWN_ROLES, Adaptive
 from ..coefficients import EVERYWHERE, Granularity, layer_of
 from ..errors import AdaptationError, GuardError
-from ..merging.plan import Part
-from .adapt import Bar, expect_weights_to_fit
+from ..score_choice import fitted_hybrid
+from .adapt import Bar, MixInput, expect_weights_to_fit
 from .calibration import Floats, margins, mean_loss, ranks
 from .found import FoundCoefficients, Matrix
 from .guard import Comparison, Outcome, compare
-from .ladder import Ladder, adapter_rung
+from .ladder import Ladder, Rung, adapter_rung
 from .mixture import Mixture
 from .users import FEWEST_FIT, Labels
 from .verdict import RankedPoint, ScoreLoss, Verdict, best_parent
 
 INTERRUPTED = "the search was interrupted; this is the best of what it had seen. Use --force to build again"
+HYBRID = Score("hybrid")  # of any weight: what it needs of a question
 DEPTHS = 4  # blocks of layers, where coefficients differ by layer or module
 PAIR_LOOKS, NEIGHBOUR_LOOKS, SCALE_LOOKS = 8, 4, 3  # at most, beside the average
 
 
 @dataclass(frozen=True)
-class RankingInput:
-    """What is mixed and by which labels; `parts` are spirit, ingredient and neighbours by role, in the recipe's order.
+class RankingInput(MixInput):
+    """What is mixed, and by which labels."""
 
-    `load` gives model and tokenizer; with `base`, the memory that they need is checked before it is called. `method` is a merging
-    method's name.
-    """
-
-    base: BaseFacts | None
-    load: Callable[[], tuple[Any, Any]]
-    parts: Mapping[str, Part]
     labels: Labels
-    method: str
-    device: str
 
 
 def choose_mix(
@@ -80,18 +71,12 @@ def choose_mix(
         blocks = blocks_of(mixture.groups, adaptive.granularity)
         bar = Bar(progress, _questions_at_most(labels, len(roles), adaptive, len(blocks)))
         scorer = MixtureScores(model, tokenizer, mixture, labels.catalogue, bar.step)
-        fitted = FittedScores(scorer, labels.fit, adaptive.fixed_score)
+        fitted = FittedScores(scorer, labels.fit, adaptive.fixed_score, by_likeness=adaptive.by_likeness)
         fitted.choose_score(len(roles), len(mixture.groups))
         pair = (0, 1) if roles[:2] == OWN_ROLES else None
         ladder = Ladder(fitted.margins, len(roles), groups=len(mixture.groups), pair=pair, blocks=blocks)
         ladder.begin()
-        interrupted = False
-        try:
-            ladder.climb(scale=adaptive.scale)
-        except KeyboardInterrupt as error:
-            if not keep_best or isinstance(error, Stopped):
-                raise
-            interrupted = True
+        interrupted = climbed(ladder, scale=adaptive.scale, keep_best=keep_best)
         compared, best = _judged(ladder, fitted, scorer, given, adaptive)
         modules = {group: tuple(mixture.spread(place)) for place, group in enumerate(mixture.groups)}
         found = FoundCoefficients(roles, mixture.groups, modules, ladder.best.weights, adaptive.granularity)
@@ -104,6 +89,17 @@ def choose_mix(
     if interrupted:
         warnings = (INTERRUPTED, *warnings)
     return replace(verdict, warnings=(*warnings, *labels.warnings))
+
+
+def climbed(ladder: Ladder, *, scale: bool, keep_best: bool) -> bool:
+    """Climb it; whether Ctrl-C ended that, which with `keep_best` leaves what was found so far."""
+    try:
+        ladder.climb(scale=scale)
+    except KeyboardInterrupt as error:
+        if not keep_best or isinstance(error, Stopped):
+            raise
+        return True
+    return False
 
 
 def _judged(
@@ -137,7 +133,7 @@ def _verdict(
     guarded: bool,
 ) -> Verdict:
     chosen = found.coefficients
-    named = {adapter_rung(place): f"with {role}" for place, role in enumerate(found.roles)}
+    points, rungs = points_of(ladder, found.roles)
     outcome: Outcome = "average" if chosen == ladder.average.weights else "mixed"
     if compared is None or (guarded and not compared.safe):
         outcome = "parent"
@@ -156,17 +152,14 @@ def _verdict(
         gate=len(labels.gate),
         seen=labels.seen,
         comparison=compared,
-        points=tuple(
-            RankedPoint(named.get(look.name, look.name), look.weights, look.loss, look.temperature, look.shrinkage)
-            for look in ladder.looked
-        ),
-        rungs=tuple(replace(rung, name=named.get(rung.name, rung.name)) for rung in ladder.rungs),
+        points=points,
+        rungs=rungs,
         scores=fitted.choices,
     )
 
 
 class MixtureScores:
-    """Scores of labelled questions by a mixture, as it will be served; `asked` counts the questions that were ranked."""
+    """Scores of questions by a mixture, as it will be served; `asked` counts the questions that were ranked."""
 
     def __init__(
         self,
@@ -179,7 +172,7 @@ class MixtureScores:
         self._model, self._tokenizer, self._mixture, self._catalogue = model, tokenizer, mixture, catalogue
         self._progress, self.asked = progress, 0
 
-    def parts(self, weights: Matrix, questions: Sequence[Question], scores: Sequence[Score]) -> list[ScoreParts]:
+    def parts(self, weights: Matrix, questions: Sequence[OpenQuestion], scores: Sequence[Score]) -> list[ScoreParts]:
         """What the scores need of each question."""
         self._mixture.set(torch.tensor(weights, device=self._mixture.device))
         wanted: set[ScoreMode] = {score.mode for score in scores}
@@ -201,8 +194,11 @@ class MixtureScores:
 class FittedScores:
     """The questions to choose by: margins of a mix by the score that suits its parents and their average best, or by the given one."""
 
-    def __init__(self, scorer: MixtureScores, questions: Sequence[Question], fixed: Score | None) -> None:
-        self._scorer, self._questions, self._fixed = scorer, questions, fixed
+    def __init__(
+        self, scorer: MixtureScores, questions: Sequence[Question], fixed: Score | None, *, by_likeness: bool = False
+    ) -> None:
+        """Without a `fixed` score one of SCORES is chosen, or `by_likeness` the weight of hybrid."""
+        self._scorer, self._questions, self._fixed, self._by_likeness = scorer, questions, fixed, by_likeness
         self._known: dict[Matrix, Floats] = {}
         self.score = fixed or SCORES[0]
         self.choices: tuple[ScoreLoss, ...] = ()
@@ -214,6 +210,12 @@ class FittedScores:
         rows = [[1.0 if k == place else 0.0 for k in range(adapters)] for place in range(adapters)]
         rows.append([round(1 / adapters, 6)] * adapters)
         first = [(tuple(row),) * groups for row in rows]
+        if self._by_likeness:
+            found = {weights: self._scorer.parts(weights, self._questions, [HYBRID]) for weights in first}
+            self.score, losses = fitted_hybrid([*found.values()], [q.target_index for q in self._questions])
+            self.choices = tuple(ScoreLoss(name, loss) for name, loss in losses.items())
+            self._known = {weights: margins_of(each, self._questions, self.score) for weights, each in found.items()}
+            return
         parts = {weights: self._scorer.parts(weights, self._questions, SCORES) for weights in first}
         tables = {
             score: {weights: margins_of(found, self._questions, score) for weights, found in parts.items()}
@@ -250,9 +252,23 @@ def blocks_of(groups: Sequence[str], granularity: Granularity) -> list[list[int]
 
 
 def _questions_at_most(labels: Labels, adapters: int, adaptive: Adaptive, blocks: int) -> int:
-    looks = adapters + 1 + PAIR_LOOKS - 3 + NEIGHBOUR_LOOKS * max(0, adapters - 2) + SCALE_LOOKS * adaptive.scale
-    looks += blocks * 2 * (1 if adapters == 2 else adapters)
+    looks = looks_at_most(adapters, scale=adaptive.scale) + blocks * 2 * (1 if adapters == 2 else adapters)
     return len(labels.fit) * looks + len(labels.gate) * (adapters + 1)
+
+
+def looks_at_most(adapters: int, *, scale: bool) -> int:
+    """How many mixes a climb without blocks looks at."""
+    return adapters + 1 + PAIR_LOOKS - 3 + NEIGHBOUR_LOOKS * max(0, adapters - 2) + SCALE_LOOKS * scale
+
+
+def points_of(ladder: Ladder, roles: Sequence[str]) -> tuple[tuple[RankedPoint, ...], tuple[Rung, ...]]:
+    """All that was looked at, and the rungs, which name adapters by role."""
+    named = {adapter_rung(place): f"with {role}" for place, role in enumerate(roles)}
+    points = [
+        RankedPoint(named.get(look.name, look.name), look.weights, look.loss, look.temperature, look.shrinkage)
+        for look in ladder.looked
+    ]
+    return tuple(points), tuple(replace(rung, name=named.get(rung.name, rung.name)) for rung in ladder.rungs)
 
 
 def _unlooked(roles: tuple[str, ...], outcome: Outcome, warnings: tuple[str, ...], labels: Labels) -> Verdict:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...tasks.splits import Example
+from ..adaptive import FEWEST_FIT
 
 if TYPE_CHECKING:
     from ...tasks import Question
 
 FIT_SHARE = 0.6
-FEWEST_FIT = 20
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,16 @@ def enough(fit: int, gate: int) -> bool:
     return fit >= FEWEST_FIT and gate > 0
 
 
-def divide(examples: Sequence[Example], seen: Collection[str], limit: int) -> Division:
+def divide(examples: Sequence[Example], seen: Collection[str], limit: int, *, most_fit: int | None = None) -> Division:
     """At most `limit` examples whose users are not among the `seen`, in the order given; 60 % of them to choose by, the others to judge by.
 
-    Each group is filled in that order, so a smaller limit gives the beginning of what a larger one gives.
+    With `most_fit`, no more than so many choose; as many judge as without. Each group is filled in that order, so a smaller limit gives
+    the beginning of what a larger one gives.
     """
     unseen = [example for example in examples if example.user_id not in seen]
     groups: tuple[list[Example], list[Example]] = ([], [])
-    most = (round(limit * FIT_SHARE), limit - round(limit * FIT_SHARE))
+    choosing = round(limit * FIT_SHARE)
+    most = (choosing if most_fit is None else min(choosing, most_fit), limit - choosing)
     for example in unseen:
         group = 0 if is_fit(example.user_id) else 1
         if len(groups[group]) < most[group]:

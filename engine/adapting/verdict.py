@@ -65,7 +65,7 @@ class Verdict(FoundCoefficients):
         if self.comparison is None or self.comparison.safe:
             return None
         needed = self.comparison.users_needed
-        return None if needed is None else max(0, round(needed / (1 - FIT_SHARE)) - self.fit - self.gate)
+        return None if needed is None else max(0, round((needed - self.gate) / (1 - FIT_SHARE)))
 
     def to_json(self) -> dict:
         """Everything, down to the coefficients of every point."""
@@ -80,15 +80,63 @@ class Verdict(FoundCoefficients):
 
     def summary(self) -> dict:
         """What a database row has room for: of every point the coefficients' means."""
-        content = self.to_json()
-        for name in ("modules", "coefficients", "chosen", "groups"):
-            del content[name]
-        content |= {"means": self.means(), "chosen": column_means(self.chosen), "groups": len(self.groups)}
-        for point in content["points"]:
-            point["means"] = column_means(point.pop("coefficients"))
-        for rung in content["rungs"]:
-            rung["best"] = column_means(rung["best"])
-        return content
+        return summarised(self, self.to_json())
+
+
+def summarised(found: Verdict | Agreement, content: dict) -> dict:
+    """The JSON of a climb, with the coefficients' means in place of the coefficients."""
+    for name in ("modules", "coefficients", "chosen", "groups"):
+        del content[name]
+    content |= {"means": found.means(), "chosen": column_means(found.chosen), "groups": len(found.groups)}
+    for point in content["points"]:
+        point["means"] = column_means(point.pop("coefficients"))
+    for rung in content["rungs"]:
+        rung["best"] = column_means(rung["best"])
+    return content
+
+
+@dataclass(frozen=True)
+class ParentVote:
+    """A parent, the τ that its scores were compared at (None: they say nothing), and the share of the questions where the mix chooses as it does."""
+
+    role: str
+    temperature: float | None
+    agrees: float
+
+
+@dataclass(frozen=True)
+class Agreement(FoundCoefficients):
+    """The coefficients that were found without labels, and why these: nobody measured how good they are, so `win` is always false.
+
+    `parent` is the adapter that has all the weight, where one has. `pseudo_users` were asked, and on `unanimous` of them, a share, all parents
+    choose the same. `asked` counts the candidates' questions that the models ranked.
+    """
+
+    outcome: Outcome
+    score: str | None
+    parent: str | None
+    chosen: Matrix
+    pseudo_users: int
+    beta: float
+    softening: float
+    unanimous: float | None = None
+    votes: tuple[ParentVote, ...] = ()
+    asked: int = 0
+    points: tuple[RankedPoint, ...] = ()
+    rungs: tuple[Rung, ...] = ()
+    warnings: tuple[str, ...] = ()
+    win: bool = False
+    measured: bool = False
+    objective: str = "agreement"
+    search: str = "ladder"
+
+    def to_json(self) -> dict:
+        """Everything, down to the coefficients of every point."""
+        return asdict(self)
+
+    def summary(self) -> dict:
+        """What a database row has room for: of every point the coefficients' means."""
+        return summarised(self, self.to_json())
 
 
 def best_parent(*labelled: Sequence[Floats]) -> int:

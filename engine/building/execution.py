@@ -27,11 +27,12 @@ from ..recipes import parse_recipe
 from .job import BuildJob, BuildOutcome, Progress, RunOptions, lease_heartbeat
 from .labels import read_labels
 from .planning import LABELLED, PROMPTS, called, card_facts
+from .pseudo import read_pseudo_users
 from .resources import expect_memory
 
 if TYPE_CHECKING:
     from ..adapting.adapt import Adaptation
-    from ..adapting.verdict import Verdict
+    from ..adapting.verdict import Agreement, Verdict
     from ..merging.plan import Mix, Part
 
 TRAJECTORY = "adaptation.json"
@@ -165,60 +166,33 @@ def _find_coefficients(registry: Registry, job: BuildJob, options: RunOptions, m
         job.show("adapt", done, total)
         job.advance("adapt", done, total)
 
-    ranks = job.recipe.adaptive.objective == "ranking"
-    found = (_by_ranking if ranks else _by_entropy)(registry, job, options, model, advance)
+    adaptive, how = job.recipe.adaptive, {"keep_best": options.keep_best, "progress": advance, "notify": job.say}
+    mixed = (
+        registry.bases.facts(job.base) if model.loaded is None else None,  # loaded, its memory is taken already
+        lambda: model.load(job.base),
+        job.parts,
+        job.recipe.method,
+        options.device,
+    )
+    found: Adaptation | Verdict | Agreement
+    if adaptive.objective == "entropy":
+        from ..adapting.adapt import AdaptationInput, adapt
+
+        found = adapt(AdaptationInput(*mixed, *_prompts(registry, job.build)), adaptive, **how)
+    elif adaptive.objective == "ranking":
+        from ..adapting.ranking import RankingInput, choose_mix
+
+        found = choose_mix(RankingInput(*mixed, read_labels(registry, job.build)), adaptive, **how)
+        job.report |= {"outcome": found.outcome, "win": found.win, "score": found.score}
+    else:
+        from ..adapting.agreement import AgreementInput, find_agreement
+
+        found = find_agreement(AgreementInput(*mixed, *read_pseudo_users(registry, job.build)), adaptive, **how)
+        job.report |= {"outcome": found.outcome, "win": found.win, "score": found.score}
     job.coefficients = found.weights()
     job.report["adaptation"] = found.summary()
     job.report["warnings"] = list(found.warnings)
     job.report["artifact"] = _keep_trajectory(registry, job.build, found, job.report["warnings"])
-
-
-def _by_entropy(
-    registry: Registry, job: BuildJob, options: RunOptions, model: _LoadedOnce, advance: Callable[[int, int], None]
-) -> Adaptation:
-    from ..adapting.adapt import AdaptationInput, adapt
-
-    assert job.recipe.adaptive is not None
-    prompts, labelled = _prompts(registry, job.build)
-    return adapt(
-        AdaptationInput(
-            registry.bases.facts(job.base) if model.loaded is None else None,  # loaded, its memory is taken already
-            lambda: model.load(job.base),
-            job.parts,
-            prompts,
-            job.recipe.method,
-            options.device,
-            labelled,
-        ),
-        job.recipe.adaptive,
-        keep_best=options.keep_best,
-        progress=advance,
-        tell=job.say,
-    )
-
-
-def _by_ranking(
-    registry: Registry, job: BuildJob, options: RunOptions, model: _LoadedOnce, advance: Callable[[int, int], None]
-) -> Verdict:
-    from ..adapting.ranking import RankingInput, choose_mix
-
-    assert job.recipe.adaptive is not None
-    verdict = choose_mix(
-        RankingInput(
-            registry.bases.facts(job.base) if model.loaded is None else None,
-            lambda: model.load(job.base),
-            job.parts,
-            read_labels(registry, job.build),
-            job.recipe.method,
-            options.device,
-        ),
-        job.recipe.adaptive,
-        keep_best=options.keep_best,
-        progress=advance,
-        notify=job.say,
-    )
-    job.report |= {"outcome": verdict.outcome, "win": verdict.win, "score": verdict.score}
-    return verdict
 
 
 def _prompts(registry: Registry, build: Build) -> tuple[list[Question], list[Question]]:
@@ -231,7 +205,9 @@ def _prompts(registry: Registry, build: Build) -> tuple[list[Question], list[Que
     return read_questions(folder / PROMPTS), read_questions(folder / LABELLED)
 
 
-def _keep_trajectory(registry: Registry, build: Build, found: Adaptation | Verdict, warnings: list[str]) -> str:
+def _keep_trajectory(
+    registry: Registry, build: Build, found: Adaptation | Verdict | Agreement, warnings: list[str]
+) -> str:
     """Store the search and its plots beside the result, not in it: the checkpoint is a function of the coefficients alone.
 
     A plot that cannot be drawn is a warning: what was found out costs more than a picture of it.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
 LONGEST_TRACEBACK = 100  # lines
-UNITS = {"adapt": "prompts", "merge": "bytes", "store": "bytes"}  # by stage
+UNITS = {"adapt": "questions", "merge": "bytes", "store": "bytes"}  # by stage
 
 Progress = Callable[[str, int, int], None]
 """Receives (stage, done, total) in the stage's unit."""
@@ -148,7 +148,7 @@ class BuildJob:
         code = getattr(error, "code", None) if isinstance(error, RecCocktailError) else None
         about = {
             "code": code or ("interrupted" if stopped else "internal"),
-            "message": str(error) or type(error).__name__,
+            "message": str(error) or ("the process was interrupted" if stopped else type(error).__name__),
         }
         row = self.build
         # without a database the lease runs out, and another takes the build over

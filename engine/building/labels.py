@@ -15,6 +15,7 @@ from typing import Any
 from ...registry import Adapter, Build, Registry
 from ...tasks import (
     DomainData,
+    Likeness,
     Template,
     examples,
     question,
@@ -23,8 +24,8 @@ from ...tasks import (
     user_digest,
     write_questions,
 )
-from ..adapting.users import Labels, divide, enough
-from ..adaptive import Adaptive
+from ..adapting.users import FIT_SHARE, Labels, divide, enough
+from ..adaptive import FEWEST_FIT, Adaptive
 from ..errors import GuardError
 
 FIT, GATE, CATALOGUE = "fit.json", "gate.json", "catalogue.json"
@@ -80,10 +81,11 @@ def keep_labels(
     seen = seen_by(adapters, data)
     there = examples(data, "validation")
     ordered = sample(there, len(there), adaptive.seed)
-    division = divide(ordered, {e.user_id for e in there if user_digest(e.user_id) in seen.users}, adaptive.labels)
+    out = {e.user_id for e in there if user_digest(e.user_id) in seen.users}
+    division = divide(ordered, out, adaptive.labels, most_fit=adaptive.fit_users)
     for name, group in (FIT, division.fit), (GATE, division.gate):
         asked = [question(data, example, template, adaptive.negatives, adaptive.seed) for example in group]
-        write_questions(folder / name, asked)
+        write_questions(folder / name, Likeness(data).added(asked) if adaptive.by_likeness else asked)
     titles = [data.items[item_id].title for item_id in data.titled] if adaptive.score in ("auto", "constrained") else []
     (folder / CATALOGUE).write_text(json.dumps(titles, ensure_ascii=False) + "\n", encoding="utf-8")
     return {
@@ -130,8 +132,15 @@ def _looked_before(registry: Registry, build: Build) -> Iterator[Build]:
 
 
 def label_note(build: Build) -> str | None:
-    """What the labels of a requested build will make of it, where that is no mix."""
+    """What the labels of a requested build will make of it, where that is no mix, or would make of it where the recipe uses none."""
     adaptive = build.recipe.get("adaptive") or {}
+    if adaptive.get("objective") == "agreement":
+        there = (build.inputs.get("pseudo_users") or {}).get("labelled", 0)
+        return (
+            f"the domain has {there:,} labelled users, whom `objective: agreement` does not look at; `objective: ranking` measures a mix by them"
+            if there >= FEWEST_FIT / FIT_SHARE
+            else None
+        )
     if adaptive.get("objective") != "ranking" or len(build.inputs["adapters"]) == 1:
         return None
     kept = build.inputs.get("labels")

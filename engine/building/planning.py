@@ -22,18 +22,24 @@ from ...registry.errors import (
     StoreError,
     UsageError,
 )
-from ...tasks import Question, Split, Template, load_template, questions, write_questions
+from ...tasks import Question, Split, Template, questions, write_questions
 from ...tasks.data import READING
 from ..coefficients import Weight, mean
 from ..errors import AdaptationError
 from ..merging.card import CardAdaptation, CardFacts, CardInput
 from ..merging.journal import FORMAT_VERSION
-from ..recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role, load_recipe
+from ..recipe_book import DEFAULT as DEFAULT
+from ..recipe_book import find_template, own_recipe, says_the_same
+from ..recipes import OWN_ROLES, SHIPPED, Coefficient, Recipe, Role
 from .labels import keep_labels
+from .pseudo import keep_pseudo_users
 
-DEFAULT = "default"  # the recipe of a domain that has none of its own
 PROMPTS, LABELLED = "prompts.json", "labelled.json"  # what an adaptive build asks, in a folder of the store
 FIXED = ", ".join(name for name, (_, recipe) in SHIPPED.items() if recipe.adaptive is None)
+
+
+class NoDataError(UsageError):
+    """A recipe wants to look at a domain's data, and the domain has none: other recipes can be built."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,8 @@ def live_lookups(registry: Registry) -> Lookups:
     return Lookups(
         adapter=lambda name, base: registry.adapters.resolve(name, base=base),
         base=registry.bases.get,
-        recipe=load_recipe,
-        template=load_template,
+        recipe=lambda text: own_recipe(registry, text),
+        template=lambda text: find_template(registry, text),
         data_digest=lambda folder: data_digest(registry, folder),
     )
 
@@ -102,9 +108,9 @@ def plan_with(look: Lookups, domain: Domain, recipe: Recipe, base: str | None) -
     }
     if recipe.adaptive is not None and not _needs_no_search(recipe, roles) and not _takes_average(recipe, domain):
         if domain.data is None:
-            raise UsageError(
+            raise NoDataError(
                 f"domain {domain.name!r} has no data, which an adaptive recipe needs; {FIXED} need none",
-                hint=f"`reccocktail domain add {domain.name} --data DIR`, or `--recipe average`",
+                hint=f"`reccocktail build request {domain.name} --recipe average`, or `reccocktail domain add {domain.name} --data DIR`",
             )
         template = look.template(recipe.adaptive.template)
         recipe.adaptive.expect_lists(template)
@@ -171,13 +177,26 @@ def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
 
 
 def request(
-    registry: Registry, domain: str, recipe: Recipe, *, base: str | None = None, force: bool = False
+    registry: Registry,
+    domain: str,
+    recipe: Recipe,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    named: str | None = None,
 ) -> Request:
     """Ask for a build; an equal one that is queued, running or succeeded is returned instead of a new row.
 
-    One by another recipe than the domain's own is an experiment: it is built, and does not represent the domain.
+    One by another recipe than the domain's own is an experiment: it is built, and does not represent the domain. `named` is
+    what the recipe is called where it has a name that lasts, for the build's record.
     """
     planned = plan(registry, domain, recipe, base=base)
+    row = registry.domains.get(domain)
+    is_own = _is_own(registry, row, recipe)
+    if is_own:
+        named = row.recipe or DEFAULT
+    if named is not None:
+        planned.inputs["recipe"] = {"ref": named, "digest": recipe.digest}
     if "data" in planned.inputs and not registry.builds.has_reusable_build(planned.key, force=force):
         _keep_prompts(registry, planned)
     return registry.builds.request(
@@ -187,30 +206,29 @@ def request(
         planned.recipe.to_json(),
         planned.inputs,
         force=force,
-        own_recipe=_is_own(registry.domains.get(domain), recipe),
+        own_recipe=is_own,
     )
 
 
-def _is_own(domain: Domain, recipe: Recipe) -> bool:
+def _is_own(registry: Registry, domain: Domain, recipe: Recipe) -> bool:
     """Whether the recipe says what the domain's own does, however it was named."""
     try:
-        own = load_recipe(domain.recipe or DEFAULT)
+        return says_the_same(registry, own_recipe(registry, domain.recipe), recipe)
     except RecCocktailError:
         return False
-    return own.with_absolute_template().to_json() == recipe.with_absolute_template().to_json()
 
 
 def _keep_prompts(registry: Registry, planned: Plan) -> None:
     """Store what an adaptive build asks the model: its worker may be on a machine that has neither the data nor the template.
 
-    The plan's inputs get the digest of what was stored, and for the ranking objective how many labelled users there are.
+    The plan's inputs get the digest of what was stored, and how many labelled users or pseudo-users there are.
     """
     adaptive = planned.recipe.adaptive
     assert adaptive is not None
     from ...tasks import read_domain
 
     data = read_domain(Path(planned.inputs["data"]["path"]), planned.domain)
-    template = load_template(adaptive.template)
+    template = find_template(registry, adaptive.template)
     for name, digest in ("data", data.digest), ("template", template.digest):
         if digest != planned.inputs[name]["digest"]:
             raise AdaptationError(
@@ -224,6 +242,8 @@ def _keep_prompts(registry: Registry, planned: Plan) -> None:
         if adaptive.objective == "ranking":
             adapters = [registry.adapters.resolve(a["ref"], base=planned.base.name) for a in planned.inputs["adapters"]]
             planned.inputs["labels"] = keep_labels(folder, data, template, adaptive, adapters)
+        elif adaptive.objective == "agreement":
+            planned.inputs["pseudo_users"] = keep_pseudo_users(folder, data, template, adaptive)
         else:
             write_questions(
                 folder / PROMPTS,

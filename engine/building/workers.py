@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
 from ...registry.signals import check, raised
-from ..recipes import load_recipe
+from ..recipe_book import own_recipe
 from .execution import run_together, worker_name
 from .freshness import freshness_by_domain
 from .job import BuildOutcome, Progress, RunOptions
@@ -250,10 +250,10 @@ def request_what_is_stale(
     asked = []
     reported = set() if reported is None else reported
     for domain, state in freshness_by_domain(registry).items():
-        if state.state not in ("stale", "unbuilt"):
+        if state.state not in ("stale", "unbuilt") or state.needs_data:
             continue
         try:
-            recipe = load_recipe(registry.domains.get(domain).recipe or "default")
+            recipe = own_recipe(registry, registry.domains.get(domain).recipe)
             last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
             if last is not None and last.status in ("failed", "cancelled"):
                 if last.id not in reported:

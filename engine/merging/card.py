@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ from ...registry.strict_json import WRITTEN_LIMIT, regular_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 5  # of the processor's time, that a template of one's own may take
 MEMORY = 2 << 30  # of addresses
@@ -100,6 +102,18 @@ class CardVerdict:
 
 
 @dataclass(frozen=True)
+class CardAgreement:
+    """What a search without labels shipped: `mixed`, `average` or `parent`; nobody measured it."""
+
+    outcome: str
+    parent: str | None  # that has all the weight
+    pseudo_users: int
+    score: str | None
+    plots: tuple[str, ...] = ()  # files of the result folder
+    data: str | None = None  # digest of the data whose catalogue was used
+
+
+@dataclass(frozen=True)
 class CardMetric:
     """A mean, and its 95 % interval."""
 
@@ -127,6 +141,7 @@ class CardTask:
     how: str  # the way of ranking
     split: str
     data: str  # digest
+    domain: str | None = None  # where it is not the card's own
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,7 @@ class CardFacts:
     inputs: tuple[CardInput, ...]
     adaptive: CardAdaptation | None
     verdict: CardVerdict | None = None
+    agreement: CardAgreement | None = None
     metrics: Mapping[str, Mapping[str, object]] | None  # rows of columns, such as reference → metric → value
     recipe: str | None  # its name, where it has one
     warnings: tuple[str, ...] = ()  # what the build itself said
@@ -231,11 +247,12 @@ def _results(facts: CardFacts) -> list[EvalResult]:
     """What is known of the published model itself, for the metadata's `model-index`."""
     from huggingface_hub import EvalResult
 
-    def result(name: str, value: float, **about: Any) -> EvalResult:
+    def result(name: str, value: float, domain: str | None = None, **about: Any) -> EvalResult:
+        title = facts.domain_title if domain in (None, facts.domain) else domain
         return EvalResult(
             task_type="text-generation",
-            dataset_type=facts.domain or "unknown",
-            dataset_name=_line(facts.domain_title or facts.domain or "unknown"),
+            dataset_type=domain or facts.domain or "unknown",
+            dataset_name=_line(title or facts.domain or "unknown"),
             metric_type=_line(name),
             metric_name=_line(name),
             metric_value=value,
@@ -246,6 +263,7 @@ def _results(facts: CardFacts) -> list[EvalResult]:
         result(
             name,
             round(metric.mean, 4),
+            each.asked.domain,
             task_name=each.asked.name,
             dataset_config=each.asked.how,
             dataset_split=each.asked.split,
@@ -272,6 +290,14 @@ def _line(text: str) -> str:
 
 def _body(known: Mapping[str, Any], template: str | None) -> str:
     """What a template, or else ours, makes of what is known. Raises whatever a template may do wrong."""
+    environment = _environment()
+    found = environment.get_template("card.jinja") if template is None else environment.from_string(template)
+    return found.render(known)
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Made once, for it keeps our template compiled: reading it takes longer than all the rest of a small merge."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -283,8 +309,7 @@ def _body(known: Mapping[str, Any], template: str | None) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"text": _text, "code": _code, "value": _value, "python": _python}
-    found = environment.get_template("card.jinja") if template is None else environment.from_string(template)
-    return found.render(known)
+    return environment
 
 
 def _bounded_body(known: Mapping[str, Any], template: Path) -> str:

@@ -34,10 +34,14 @@ if TYPE_CHECKING:  # torch is imported while the base is digested
 
 @dataclass(frozen=True)
 class WeightedFolder:
-    """A LoRA folder and its weight in the mix: a number, one per layer, or one per module."""
+    """A LoRA folder and its weight in the mix: a number, one per layer, or one per module.
+
+    `name` is what it is called in recipe and card; None: as the folder.
+    """
 
     folder: Path
     weight: Weight | Sequence[float]
+    name: str | None = None
 
 
 def weigh(adapters: Sequence[tuple[Path, float | None]], recipe: Recipe | None) -> list[WeightedFolder]:
@@ -71,7 +75,7 @@ def weigh(adapters: Sequence[tuple[Path, float | None]], recipe: Recipe | None) 
 class MergeOptions:
     """How folders are merged: a recipe's method and output, where the work is done, and what is accepted of adapters.
 
-    `threads` None is one for each core, at most eight.
+    `threads` None is one for each core, at most eight. `base_names` are further names of the base, the first of them for the card.
     """
 
     method: str = "linear"
@@ -81,6 +85,10 @@ class MergeOptions:
     threads: int | None = None
     allow_base_mismatch: bool = False
     allow_partial: bool = False
+    base_names: tuple[str, ...] = ()
+
+    def base_name(self, folder: Path) -> str:
+        return self.base_names[0] if self.base_names else folder.name
 
 
 DEFAULTS = MergeOptions()
@@ -173,10 +181,10 @@ class _Merge:
     def card(self, digests: Mapping[str, str], tokenizer: str | None) -> CardFacts:
         return CardFacts(
             kind=self.options.output.format,
-            title=f"{self.base_folder.name} with a RecCocktail",
+            title=f"{self.options.base_name(self.base_folder)} with a RecCocktail",
             domain=None,
             domain_title=None,
-            base_name=self.base_folder.name,
+            base_name=self.options.base_name(self.base_folder),
             base_source=None,
             license=None,
             method=self.options.method,
@@ -199,12 +207,12 @@ def _inspected(base_folder: Path, adapters: Sequence[WeightedFolder], options: M
         if isinstance(adapter.weight, (int, float)):
             expect_finite(adapter.weight, str(adapter.folder))
     base = inspect_base(base_folder)
-    names = (base_folder.name, str(base_folder), str(base_folder.resolve()))
+    names = (*options.base_names, base_folder.name, str(base_folder), str(base_folder.resolve()))
     allowed = {"allow_base_mismatch": options.allow_base_mismatch, "allow_partial": options.allow_partial}
     facts = [inspect_adapter(adapter.folder, base, base_names=names, **allowed) for adapter in adapters]
     inputs = [
         _Input(
-            f"{number}-{adapter.folder.name}",
+            f"{number}-{adapter.name or adapter.folder.name}",
             adapter.folder,
             fact,
             expand_coefficients(adapter.weight, fact, base, str(adapter.folder)),

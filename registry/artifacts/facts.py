@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .lora import LoraModule, SavedTensor, TokenRows
 from .lora_config import LoraConfig
-from .safetensors import TensorInfo
+from .safetensors import Header, TensorInfo
 
 MERGED_DTYPES = ("F32", "F16", "BF16")
 
@@ -75,6 +75,9 @@ class AdapterFacts:
     vocabulary: int | None = None
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    header: Header | None = field(default=None, compare=False, repr=False)
+    zero: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The header that was read, and which tensors are zero throughout, as far as their values were looked at."""
 
     @property
     def task_head(self) -> tuple[SavedTensor, ...]:

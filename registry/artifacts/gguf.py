@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidArtifactError, NotFoundError, UsageError
 
@@ -47,14 +52,27 @@ def dequantise(gguf: Path, out: Path) -> None:
             raise InvalidArtifactError(f"{gguf} is not a GGUF file")
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
-            local_files_only=True,
-        )
+        with without_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+                local_files_only=True,
+            )
     except (OSError, ValueError, KeyError, NotImplementedError, struct.error) as error:
         raise InvalidArtifactError(f"{gguf.name} cannot be turned into a checkpoint: {error}") from error
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Hides the bar over a GGUF file's tensors, which is tqdm's own and heeds none of transformers' switches."""
+    reading: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = reading.tqdm
+    reading.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reading.tqdm = bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .facts import AdapterFacts, BaseFacts, BaseTensor
 from .lora import Contents, LoraModule, some
 from .lora_config import LoraConfig
 from .placement import _Placing, _vocabulary
-from .safetensors import HEADER_LIMIT, Header, TensorInfo, read_header
+from .safetensors import HEADER_LIMIT, Header, TensorInfo, header_digest, read_header
 from .task_heads import brings_head, without_head
 from .vocabulary import find_embedding, find_head, is_tied
 
@@ -108,7 +109,7 @@ def inspect_adapter(
             hint="save it again with all shards gathered and without wrappers around the model;"
             " --allow-partial, if these are meant to stay as they are in the base",
         )
-    notes = found.notes
+    notes, zero = found.notes, set[str]()
     if missing:
         notes += (f"the adapter lacks what its configuration names, which stays the base's: {'; '.join(missing)}",)
     if scan:
@@ -130,7 +131,23 @@ def inspect_adapter(
         vocabulary=vocabulary,
         missing=missing,
         notes=notes,
+        header=header,
+        zero=frozenset(zero),
     )
+
+
+def is_copy(folder: Path, facts: AdapterFacts, *, scan: bool = True) -> bool:
+    """Whether the adapter in `folder` is the one that was inspected, in a fraction of the time that inspecting it again takes.
+
+    `facts` must be of the same `scan`. Its configuration, its header and, with `scan`, its values are read again; everything else
+    in the facts follows from these. Raises InvalidArtifactError.
+    """
+    config_path, weights = _inside(folder, ADAPTER_CONFIG), _inside(folder, ADAPTER_WEIGHTS)
+    if LoraConfig.parse(read_object(config_path), config_path) != facts.config:
+        return False
+    if facts.header is None or header_digest(weights) != facts.header.digest:
+        return False
+    return not scan or check_finite(replace(facts.header, path=weights)) == facts.zero
 
 
 def _missing(path: Path, base: BaseFacts, config: LoraConfig, found: Contents) -> tuple[str, ...]:

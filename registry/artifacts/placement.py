@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InvalidArtifactError, UnsupportedAdapterError
+from ..errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 from ..strict_json import shown
 from .allowlist import ADAPTER_CONFIG
 from .facts import MERGED_DTYPES, BaseFacts
@@ -62,7 +63,7 @@ class _Placing:
         module = replace(module, transposed=module.embeds or self._is_conv1d(module))
         found = self._find(module.weight)
         if found is None:
-            raise self._missing(module.a.name, module.weight)
+            raise self._for_another_base(str(self._missing(module.a.name, module.weight)))
         place, shape = found
         out_by_in = (module.b.shape[0], module.a.shape[1])
         self._check_dtype(module.a.name, place)
@@ -209,10 +210,21 @@ class _Placing:
 
     def _check_shape(self, tensor: str, parameter: str, given: tuple[int, ...], stored: tuple[int, ...]) -> None:
         if given != stored:
-            raise InvalidArtifactError(
+            raise self._for_another_base(
                 f"{self._path}: {tensor!r} is for a weight of shape {list(given)},"
                 f" but the base model's {parameter!r} is {list(stored)}"
             )
+
+    def _for_another_base(self, evidence: str) -> BaseMismatchError:
+        """Leads with the probable cause: what does not fit in one place mostly fits nowhere in this base."""
+        name = self._config.base_name
+        made_for = f" ({ADAPTER_CONFIG} names {shown(public_name(name))})" if name else ""
+        detail = evidence.removeprefix(f"{self._path}: ")
+        return BaseMismatchError(
+            f"{self._path}: the adapter seems to be made for another base model{made_for}: {detail}",
+            hint="use the base model that the adapter was trained on (in a registry: `reccocktail base add NAME SOURCE`, then"
+            " --base NAME); if it was this one, save the adapter again",
+        )
 
     def _refuse_shared(self, used: list[tuple[str, Place]]) -> None:
         owners: dict[str, str] = {}
@@ -221,6 +233,16 @@ class _Placing:
                 raise UnsupportedAdapterError(
                     f"{self._path}: {owner!r} and {parameter!r} are the same tensor {place.tensor!r} in the base model"
                 )
+
+
+def public_name(base: str) -> str:
+    """A base model's name as an adapter's configuration has it, without a path of the machine that trained: a Hub id stays."""
+    parts = [part for part in re.split(r"[/\\]", base) if part]
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:  # a snapshot in the Hub's cache
+        return cached[-1].removeprefix("models--").replace("--", "/", 1)
+    is_id = len(parts) <= 2 and "\\" not in base and not base.startswith(("/", "~", "."))
+    return base if is_id else parts[-1] if parts else ""
 
 
 def _vocabulary(path: Path, base: BaseFacts, found: Contents) -> int | None:

@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors/index#format — 8 bytes little-
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import operator
@@ -59,6 +60,8 @@ class Header:
     data_start: int
     metadata: dict[str, str]
     size: int
+    digest: bytes = b""
+    """The SHA-256 of the header as it was read: two files with the same one have tensors of the same names, shapes and places."""
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +98,23 @@ def read_header(path: Path | str) -> Header:
         raise InvalidArtifactError(f"{path}: __metadata__ must map text to text")
     tensors = {name: _tensor(path, name, entry) for name, entry in raw.items()}
     _check_layout(path, list(tensors.values()), size - 8 - length)
-    return Header(path, tensors, 8 + length, metadata, size)
+    return Header(path, tensors, 8 + length, metadata, size, _digest(size, text))
+
+
+def header_digest(path: Path) -> bytes:
+    """The `digest` that the header of the file would have, without parsing it. Raises InvalidArtifactError."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            return _digest(size, file.read(min(length, HEADER_LIMIT)))
+    except OSError as error:
+        raise InvalidArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _digest(size: int, text: bytes) -> bytes:
+    return hashlib.sha256(f"{size} {len(text)} ".encode() + text).digest()
 
 
 def _no_header(path: Path, prefix: bytes, length: int) -> InvalidArtifactError:

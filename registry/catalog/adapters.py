@@ -3,93 +3,48 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Integer, Select, String, cast, func, select, true, tuple_, union_all, update
-from sqlalchemy.orm import Session, joinedload
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy import Integer, Select, String, cast, func, or_, select, true, tuple_, union_all, update
+from sqlalchemy.orm import joinedload
 
 from ..artifacts.allowlist import adapter_files, tokenizer_files
+from ..artifacts.content import content_digest
 from ..artifacts.facts import AdapterFacts
-from ..artifacts.inspect import inspect_adapter
+from ..artifacts.inspect import inspect_adapter, is_copy
 from ..artifacts.tokenizers import brings_own
 from ..database.connection import Database
-from ..database.tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow, EventRow
-from ..errors import ConflictError, InvalidArtifactError, UsageError
+from ..database.tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow
+from ..errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError
 from ..store.contract import Store
+from ..store.files import folder_digest
 from ..store.links import cached_repo
-from . import events, history
+from . import history
 from . import usage as lineage
 from .bases import Base, Bases, find_base
 from .domains import find_domain
-from .events import Event, EventIds
-from .filters import MetricBound
+from .evaluation_queries import best_first, figures_of_adapters
+from .events import Event
+from .filters import AdapterFilter
+from .gates import Passage, detail_of_move
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
-from .records import NOT_IN_JSON, Record
-from .references import SPIRIT, Reference, check_name
+from .references import Reference, check_name
 from .registration import Checks, Labels, owner_name
-from .training import PARTIAL, TrainingContext
+from .training import PARTIAL
 from .usage import Reached
-
-
-@dataclass(frozen=True)
-class Adapter(Record):
-    """One version. `ref` is its reference by version; `domain` is None for a spirit; `bytes` counts its tensors."""
-
-    ref: str
-    role: str
-    domain: str | None
-    base: str
-    version: int
-    digest: str
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    tensors: int
-    bytes: int
-    metrics: Mapping[str, float]
-    tags: tuple[str, ...]
-    note: str | None
-    context: Mapping[str, Any]
-    aliases: tuple[str, ...]
-    archived_at: datetime | None
-    created_at: datetime
-    created_by: str
-    created: bool = field(default=False, metadata=NOT_IN_JSON)
-    skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
-    ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
-    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
-
-    @property
-    def training(self) -> TrainingContext:
-        """How it came about: its context, as far as that has the known form."""
-        return TrainingContext.of(self.context)
-
-
-@dataclass(frozen=True)
-class AdapterFilter:
-    """Which adapter versions: every condition has to hold, every tag and every metric bound.
-
-    `text` is looked for in domain, note and tags; case does not matter.
-    """
-
-    domain: str | None = None
-    base: str | None = None
-    role: str | None = None
-    tags: Sequence[str] = ()
-    metrics: Sequence[MetricBound] = ()
-    text: str | None = None
+from .versions import Adapter, adapter_of, append_event, insert_version, mark_current_spirit, set_alias, set_aliases
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """An adapter whose files are in the store; `skipped` are those that were left out."""
+    """An adapter whose files are in the store; `content` is `content_digest` of it, `skipped` are files that were left out."""
 
     digest: str
+    content: str
     facts: AdapterFacts
     skipped: tuple[str, ...]
 
@@ -113,10 +68,13 @@ class Adapters:
     ) -> Adapter:
         """Inspects, stores and numbers an adapter; content that is known already answers with the version it has.
 
+        The aliases of `labels` are set in the transaction that writes the version, or finds it.
+
         `created` is which of these it was, `skipped` the files that were left out; `ignored` names what was given of
         `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
         What one that is taken with `allow_partial` lacks is kept in its context, under `partial`.
-        Raises InvalidArtifactError, NotFoundError for the domain, ConflictError for an archived version, UsageError.
+        Raises InvalidArtifactError, NotFoundError for the domain, UsageError, and ConflictError for an archived version, or a known one where
+        `checks` wants a new one.
         """
         name = owner_name(role, domain)
         labels, remarks = (labels or Labels()).checked()
@@ -126,48 +84,93 @@ class Adapters:
         stored = self._stored(Path(folder), base, checks or Checks(), progress)
         if stored.facts.missing:
             labels = replace(labels, context={**labels.context, PARTIAL: [*stored.facts.missing]})
+        older, unread = self._older_contents(stored, base, name)
+        remarks = (*remarks, *unread)
         with self._database.writing() as session:
             # the lock lets no one else take the number between looking and writing
             place = find_domain(session, name, lock=True)
             model = find_base(session, base.name)
             here = (AdapterRow.base_id == model.id, AdapterRow.domain_id == place.id)
-            same = select(AdapterRow.id).where(*here, AdapterRow.digest == stored.digest).scalar_subquery()
-            newest, known_id = session.execute(select(func.max(AdapterRow.version), same).where(*here)).one()
+            for id_, content in older.items():
+                session.execute(
+                    update(AdapterRow).where(AdapterRow.id == id_, AdapterRow.content.is_(None)).values(content=content)
+                )
+            alike = or_(AdapterRow.digest == stored.digest, AdapterRow.content == stored.content)
+            same = (
+                select(AdapterRow.id).where(*here, alike).order_by((AdapterRow.digest != stored.digest), AdapterRow.id)
+            )
+            newest, known_id = session.execute(
+                select(func.max(AdapterRow.version), same.limit(1).scalar_subquery()).where(*here)
+            ).one()
             if known_id is not None:
-                known = _known(session.get_one(AdapterRow, known_id), labels, folder)
+                row = session.get_one(AdapterRow, known_id)
+                known = _known(row, labels, folder, must_be_new=not (checks or Checks()).reuse)
+                known = replace(known, aliases=set_aliases(session, row, labels))
                 return replace(known, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
             row = _new_row(stored, labels)
             row.base, row.domain, row.role, row.version = model, place, role, (newest or 0) + 1
-            added = _insert(session, row)
+            added = insert_version(session, row)
+            added = replace(added, aliases=set_aliases(session, row, labels))
             return replace(added, created=True, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
+
+    def digest_of(self, folder: Path | str, *, base: Base, checks: Checks | None = None) -> str:
+        """The digest that the adapter in `folder` would have: it is inspected as `add` does, and nothing is stored."""
+        facts = self._inspected(Path(folder), base, checks or Checks())
+        return folder_digest(Path(folder), self._files(Path(folder), base, facts)[0])
+
+    def _older_contents(self, stored: _Stored, base: Base, name: str) -> tuple[dict[int, str], tuple[str, ...]]:
+        """The digests of contents of versions from before they were kept, as far as those may equal this one, by id; and what cannot be read."""
+        facts, found, unread = stored.facts, dict[int, str](), list[str]()
+        same_size = (
+            AdapterRow.content.is_(None), AdapterRow.digest != stored.digest, AdapterRow.rank == facts.rank,
+            AdapterRow.tensors == facts.tensors, AdapterRow.bytes == facts.bytes,
+        )  # fmt: skip
+        query = (
+            select(AdapterRow.id, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain).join(AdapterRow.base)
+        )
+        query = query.where(BaseModelRow.name == base.name, DomainRow.name == name, *same_size)
+        with self._database.reading() as session:
+            older = session.execute(query).all()
+        for id_, version, digest in older:
+            try:
+                found[id_] = content_digest(self._store.folder(digest))
+            except RecCocktailError as error:
+                unread.append(
+                    f"not compared with {Reference(name, version=version)}, whose files cannot be read: {error}"
+                )
+        return found, tuple(unread)
 
     def _stored(self, folder: Path, base: Base, checks: Checks, progress: Callable[[int], None] | None) -> _Stored:
         """The adapter's files in the store, inspected there and where they came from. Raises InvalidArtifactError."""
-        base_facts, base_stored = self._bases.facts(base), self._store.local(base.digest)
-        facts = inspect_adapter(
+        facts = self._inspected(folder, base, checks)
+        files, skipped = self._files(folder, base, facts)
+        linked = cached_repo(folder) is not None
+        tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
+        # a trainer may still have been writing: what counts is what was kept
+        kept = self._store.local(tree.digest)
+        if kept is None or not is_copy(kept, facts, scan=checks.scan):
+            raise InvalidArtifactError(
+                f"{folder} was changed while it was read", hint="add it again once it is written"
+            )
+        return _Stored(tree.digest, content_digest(kept), facts, skipped)
+
+    def _inspected(self, folder: Path, base: Base, checks: Checks) -> AdapterFacts:
+        base_stored = self._store.local(base.digest)
+        return inspect_adapter(
             folder,
-            base_facts,
+            self._bases.facts(base),
             base_names=(base.name, base.source, *([str(base_stored)] if base_stored else [])),
             allow_base_mismatch=checks.allow_base_mismatch,
             allow_partial=checks.allow_partial,
             scan=checks.scan,
         )
+
+    def _files(self, folder: Path, base: Base, facts: AdapterFacts) -> tuple[Sequence[str], tuple[str, ...]]:
+        """The files to keep, and those to leave out."""
         own = facts.vocabulary is not None or (
             bool(tokenizer_files(folder)) and brings_own(folder, self._bases.folder(base))
         )
-        files, skipped = adapter_files(folder, with_tokenizer=own)  # else the base's says the same
-        linked = cached_repo(folder) is not None
-        tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
-        # a trainer may still have been writing: what counts is what was kept
-        kept = self._store.local(tree.digest)
-        if (
-            kept is None
-            or inspect_adapter(kept, base_facts, allow_partial=checks.allow_partial, scan=checks.scan) != facts
-        ):
-            raise InvalidArtifactError(
-                f"{folder} was changed while it was read", hint="add it again once it is written"
-            )
-        return _Stored(tree.digest, facts, skipped)
+        return adapter_files(folder, with_tokenizer=own)  # else the base's says the same
 
     def resolve(self, ref: str | Reference, *, base: str | None = None, at: datetime | None = None) -> Adapter:
         """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
@@ -176,16 +179,24 @@ class Adapters:
         """
         with self._database.reading() as session:
             if at is None:
-                return _adapter(find_adapter(session, ref, base))
+                return adapter_of(find_adapter(session, ref, base))
             past = history.find_at(session, parsed(ref), base, at)
-            return replace(_adapter(past.row), aliases=past.aliases, archived_at=past.archived_at)
+            return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at)
 
     def current(self) -> builtins.list[Adapter]:
         """What each bare name means now, for every base: at most one version per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
         query = select(AdapterRow).where(AdapterRow.id.in_(preferred())).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
-            return [_adapter(row) for row in session.scalars(query).unique()]
+            return [adapter_of(row) for row in session.scalars(query).unique()]
+
+    def versions(self, domains: Iterable[str] | None = None) -> builtins.list[Adapter]:
+        """All versions of these domains (`spirit` is one), or of all, oldest first, in one query."""
+        query = select(AdapterRow).options(joinedload(AdapterRow.aliases)).order_by(AdapterRow.id)
+        if domains is not None:
+            query = query.join(AdapterRow.domain).where(DomainRow.name.in_({*domains}))
+        with self._database.reading() as session:
+            return [adapter_of(row) for row in session.scalars(query).unique()]
 
     def digests(self, refs: Iterable[Reference], *, base: str) -> dict[Reference, str]:
         """The digests of what the references mean now for one base, in one query.
@@ -234,10 +245,13 @@ class Adapters:
         self,
         wanted: AdapterFilter | None = None,
         *,
+        sort: str | None = None,
         limit: int = 50,
         after: str | Reference | None = None,
     ) -> builtins.list[Adapter]:
         """Newest first, archived ones included; `after` is the reference that the page before ended with.
+
+        With `sort`, the largest value of that metric first, of the versions that have it.
 
         `after` may be `BASE:REF` where several bases have adapters of the name.
         """
@@ -261,39 +275,42 @@ class Adapters:
             for tag in dict.fromkeys(wanted.tags):
                 ids = ids.where(id_.in_(select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)))
             for bound in wanted.metrics:
-                ids = ids.where(id_.in_(bound.query()))
+                within = figures_of_adapters(bound.name, bound).subquery()
+                ids = ids.where(id_.in_(select(within.c.id)))
+            last = None
             if after is not None:
                 named, _, ref = str(after).rpartition(":")
-                ids = ids.where(id_ < find_adapter(session, ref, named or base).id)
+                last = find_adapter(session, ref, named or base).id
+            if sort is not None:
+                best = best_first(session, ids.order_by(None), id_, sort, last)
+                rows = {row.id: row for row in session.scalars(select(AdapterRow).where(AdapterRow.id.in_(best)))}
+                return [adapter_of(rows[each]) for each in best]
+            ids = ids if last is None else ids.where(id_ < last)
             query = select(AdapterRow).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.id.desc())
-            return [_adapter(row) for row in session.scalars(query)]
+            return [adapter_of(row) for row in session.scalars(query)]
 
-    def alias(self, ref: str | Reference, name: str, *, base: str | None = None) -> Adapter:
-        """Sets the alias, or moves it here from another version. Raises ConflictError for an archived version."""
+    def alias(
+        self, ref: str | Reference, name: str, *, base: str | None = None, passage: Passage | None = None
+    ) -> Adapter:
+        """Sets the alias, or moves it here. Raises ConflictError for an archived version, GateError without what the gate asks for."""
         check_name("alias", name)
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
-            if row.archived_at is not None:
-                raise ConflictError(f"{ref_of(row)} is archived and takes no alias")
-            alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
-            if alias is None or alias.adapter_id != row.id:
-                before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
-                _append(session, "alias.set" if before is None else "alias.moved", row, name, before=before)
-                session.refresh(row, ["aliases"])
-                _mark_current_spirit(session, row)
-            return _adapter(row)
+            set_alias(session, row, name, passage)
+            return adapter_of(row)
 
-    def remove_alias(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
+    def remove_alias(self, ref: str | Reference, *, base: str | None = None, passage: Passage | None = None) -> Adapter:
         """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it. Raises NotFoundError, UsageError."""
         ref = parsed(ref)
         if ref.alias is None:
             raise UsageError(f"{str(ref)!r} names no alias", hint="write NAME@ALIAS")
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
-            _append(session, "alias.removed", None, ref.alias, before=row)
+            more = detail_of_move(session, row.domain_id, ref.alias, ref_of(row), passage)
+            append_event(session, "alias.removed", None, ref.alias, before=row, more=more)
             session.refresh(row, ["aliases"])
-            _mark_current_spirit(session, row)
-            return _adapter(row)
+            mark_current_spirit(session, row)
+            return adapter_of(row)
 
     def archive(self, ref: str | Reference, *, base: str | None = None, force: bool = False) -> Adapter:
         """Takes the version out of use: bare names pass it over. Its bytes, its number and its aliases stay.
@@ -305,20 +322,20 @@ class Adapters:
             if row.archived_at is None:
                 if not force and (used := lineage.uses(session, row)):
                     raise ConflictError(f"{ref_of(row)} is in use: {'; '.join(used)}", hint="use --force to archive it")
-                _append(session, "adapter.archived", row)
+                append_event(session, "adapter.archived", row)
                 session.refresh(row)
-                _mark_current_spirit(session, row)
-            return _adapter(row)
+                mark_current_spirit(session, row)
+            return adapter_of(row)
 
     def restore(self, ref: str | Reference, *, base: str | None = None) -> Adapter:
         """Takes an archived version into use again."""
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
             if row.archived_at is not None:
-                _append(session, "adapter.restored", row)
+                append_event(session, "adapter.restored", row)
                 session.refresh(row)
-                _mark_current_spirit(session, row)
-            return _adapter(row)
+                mark_current_spirit(session, row)
+            return adapter_of(row)
 
     def uses(self, adapter: Adapter) -> builtins.list[str]:
         """Why archiving it needs `force`: that it is champion, or in a domain's current build or in a published one."""
@@ -356,16 +373,21 @@ class Adapters:
         return inspect_adapter(self.folder(adapter), base, allow_partial=True, scan=False)
 
 
-def _known(row: AdapterRow, labels: Labels, folder: Path | str) -> Adapter:
+def _known(row: AdapterRow, labels: Labels, folder: Path | str, *, must_be_new: bool) -> Adapter:
     """The version that has the content already, and which of the labels it does not have. Raises ConflictError if it is archived."""
     if row.archived_at is not None:
         raise ConflictError(
             f"{folder} has the content of {ref_of(row)}, which is archived; its bytes are in the store",
             hint=f"reccocktail adapter archive {ref_of(row)} --base {row.base.name} --undo",
         )
-    given = {"metrics": labels.metrics, "tags": labels.tags, "note": labels.note}
+    if must_be_new:
+        raise ConflictError(
+            f"{folder} has the content of {ref_of(row)}", hint="leave out --if-exists fail to use that version"
+        )
+    given = {"metrics": labels.metrics, "tags": tuple(labels.tags), "note": labels.note}
+    known = adapter_of(row)
     return replace(
-        _adapter(row), ignored=tuple(what for what, value in given.items() if value and value != getattr(row, what))
+        known, ignored=tuple(what for what, value in given.items() if value and value != getattr(known, what))
     )
 
 
@@ -373,6 +395,7 @@ def _new_row(stored: _Stored, labels: Labels) -> AdapterRow:
     """Without its place: base, domain, role and version."""
     return AdapterRow(
         digest=stored.digest,
+        content=stored.content,
         rank=stored.facts.rank,
         alpha=stored.facts.alpha,
         target_modules=[*stored.facts.target_modules],
@@ -382,85 +405,4 @@ def _new_row(stored: _Stored, labels: Labels) -> AdapterRow:
         tags=[*labels.tags],
         note=labels.note,
         context=dict(labels.context),
-    )
-
-
-def _insert(session: Session, row: AdapterRow) -> Adapter:
-    """Writes the row with its words for searching, and its event."""
-    session.add(row)
-    session.flush()
-    words = " ".join([row.domain.name, row.note or "", *row.tags]).casefold()
-    session.add(AdapterWordsRow(adapter_id=row.id, words=words))
-    set_committed_value(row, "aliases", [])  # a new version has none, so no query is needed
-    added = _adapter(row)
-    events.append(
-        session,
-        "adapter.added",
-        added.ref,
-        {"base": row.base.name, "digest": row.digest},
-        EventIds(base_id=row.base_id, domain_id=row.domain_id, adapter_id=row.id),
-    )
-    _mark_current_spirit(session, row)
-    return added
-
-
-def _append(
-    session: Session, kind: str, row: AdapterRow | None, alias: str | None = None, *, before: AdapterRow | None = None
-) -> EventRow:
-    """An event about the version, or about its alias, which was on `before`."""
-    place = row or before
-    assert place is not None
-    detail = {"base": place.base.name}
-    if alias is not None:
-        detail |= {"from": ref_of(before)} if before else {}
-        detail |= {"to": ref_of(row)} if row else {}
-    subject = ref_of(place) if alias is None else str(Reference(place.domain.name, alias=alias))
-    return events.append(
-        session,
-        kind,
-        subject,
-        detail,
-        EventIds(
-            base_id=place.base_id,
-            domain_id=place.domain_id,
-            adapter_id=row.id if row else None,
-            previous_id=before.id if before else None,
-            alias=alias,
-        ),
-    )
-
-
-def _mark_current_spirit(session: Session, row: AdapterRow) -> None:
-    """Keeps the database's word on the current spirit the same as what bare `spirit` means."""
-    if row.role != SPIRIT:
-        return
-    here = (AdapterRow.base_id == row.base_id, AdapterRow.domain_id == row.domain_id)
-    session.flush()
-    session.execute(update(AdapterRow).where(*here, AdapterRow.is_current).values(is_current=False))
-    current = select(AdapterRow.id).where(*here, AdapterRow.id.in_(preferred().where(DomainRow.name == SPIRIT)))
-    if (current_id := session.scalar(current)) is not None:
-        session.execute(update(AdapterRow).where(AdapterRow.id == current_id).values(is_current=True))
-
-
-def _adapter(row: AdapterRow) -> Adapter:
-    return Adapter(
-        ref=ref_of(row),
-        role=row.role,
-        domain=None if row.role == SPIRIT else row.domain.name,
-        base=row.base.name,
-        version=row.version,
-        digest=row.digest,
-        rank=row.rank,
-        alpha=row.alpha,
-        target_modules=tuple(row.target_modules),
-        tensors=row.tensors,
-        bytes=row.bytes,
-        metrics=row.metrics,
-        tags=tuple(row.tags),
-        note=row.note,
-        context=row.context,
-        aliases=tuple(alias.name for alias in row.aliases),
-        archived_at=row.archived_at,
-        created_at=row.created_at,
-        created_by=row.created_by,
     )

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from ..artifacts.allowlist import base_files
 from ..artifacts.facts import BaseFacts
 from ..artifacts.inspect import inspect_base
 from ..database.connection import Database
-from ..database.tables import BaseModelRow
+from ..database.tables import AdapterRow, BaseModelRow, BuildRow
 from ..errors import ConflictError, NotFoundError, UsageError
 from ..redaction import check_no_secret
 from ..store.contract import Store
+from ..store.files import folder_digest
 from ..store.links import cached_repo
 from . import events
-from .domains import lock_new_names
+from .annotations import annotation_of
+from .domains import lock_new_names, refuse_if_used
 from .events import EventIds
 from .records import NOT_IN_JSON, Record
 from .references import check_name, check_text, did_you_mean
@@ -42,8 +44,14 @@ class Base(Record):
     bytes: int
     created_at: datetime
     created_by: str
+    description: str | None = None
+    note: str | None = None
+    tags: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     created: bool = field(default=False, metadata=NOT_IN_JSON)
     skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
 
 
 class Bases:
@@ -97,16 +105,38 @@ class Bases:
                 session.flush()
                 about = {"digest": tree.digest, "source": source, "revision": revision}
                 events.append(session, "base.added", name, about, EventIds(base_id=row.id))
-            return replace(_base(row), created=created, skipped=skipped)
+            return replace(base_of(row), created=created, skipped=skipped)
+
+    def digest_of(self, folder: Path | str) -> str:
+        """The digest that the model in `folder` would have: it is inspected as `add` does, and nothing is stored."""
+        folder = Path(folder)
+        return folder_digest(folder, base_files(folder, inspect_base(folder).files)[0])
 
     def get(self, name: str) -> Base:
         with self._database.reading() as session:
-            return _base(find_base(session, name))
+            return base_of(find_base(session, name))
+
+    def remove(self, name: str) -> Base:
+        """Takes a base model away that nothing refers to; `store gc` then frees its files. Raises ConflictError that names what refers to it."""
+        with self._database.writing() as session:
+            lock_new_names(session)
+            row = find_base(session, name)
+            refuse_if_used(
+                session, f"base model {name!r} cannot be removed",
+                adapters=AdapterRow.base_id == row.id, builds=BuildRow.base_id == row.id,
+            )  # fmt: skip
+            removed = base_of(row)
+            event = events.append(session, "base.removed", name, {"digest": row.digest}, EventIds(base_id=row.id))
+            row.name, row.removed_at = f"{name} (removed {row.id})", event.created_at
+            session.flush()
+            return removed
 
     def list(self) -> builtins.list[Base]:
         """By name."""
+        query = select(BaseModelRow).where(BaseModelRow.removed_at.is_(None)).order_by(BaseModelRow.name)
+        query = query.options(joinedload(BaseModelRow.annotation))
         with self._database.reading() as session:
-            return [_base(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
+            return [base_of(row) for row in session.scalars(query)]
 
     def only(self) -> Base:
         """The base model, where there is just one. Raises NotFoundError without any, UsageError with several."""
@@ -134,14 +164,17 @@ def _facts_of(stored: Path) -> BaseFacts:
 
 
 def find_base(session: Session, name: str) -> BaseModelRow:
-    row = session.scalar(select(BaseModelRow).where(BaseModelRow.name == name))
+    row = session.scalar(
+        select(BaseModelRow).where(BaseModelRow.name == name).options(joinedload(BaseModelRow.annotation))
+    )
     if row is None:
-        near = did_you_mean(name, session.scalars(select(BaseModelRow.name)))
+        near = did_you_mean(name, session.scalars(select(BaseModelRow.name).where(BaseModelRow.removed_at.is_(None))))
         raise NotFoundError(f"there is no base model {name!r}{near}", hint="`reccocktail base list` shows them")
     return row
 
 
-def _base(row: BaseModelRow) -> Base:
+def base_of(row: BaseModelRow) -> Base:
+    now = annotation_of(row)
     return Base(
         name=row.name,
         source=row.source,
@@ -153,4 +186,9 @@ def _base(row: BaseModelRow) -> Base:
         bytes=row.bytes,
         created_at=row.created_at,
         created_by=row.created_by,
+        description=now.description,
+        note=now.note,
+        tags=now.tags,
+        metrics=now.metrics,
+        links=now.links,
     )

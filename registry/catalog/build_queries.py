@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import EllipsisType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from ..database.tables import BuildRow, DomainRow
-from ..errors import ConflictError, NotFoundError, UsageError
+from ..database.tables import BaseModelRow, BuildAliasRow, BuildRow, DomainRow
+from ..errors import ConflictError, InvalidReferenceError, NotFoundError, UsageError
 from .domains import find_domain
 from .lookup import find_adapter
+from .references import Reference, did_you_mean
+
+SHORTEST_END = 4
+"""Characters of the end of an id that may name a build; the last characters are random, the first are the time."""
 
 
-def newest_of_domain(own_recipe: bool | EllipsisType | None = ...) -> Any:
-    """The id of the newest succeeded build, with that `own_recipe` if one is given, of the domain that the query around it is at."""
+def newest_of_domain() -> Any:
+    """The id of the newest succeeded build of the domain that the query around it is at."""
     other = aliased(BuildRow)
-    wanted = [] if own_recipe is ... else [other.own_recipe.is_(own_recipe)]
     return (
         select(other.id)
-        .where(other.domain_id == DomainRow.id, other.status == "succeeded", *wanted)
+        .where(other.domain_id == DomainRow.id, other.status == "succeeded")
         .order_by(other.finished_at.desc(), other.id.desc())
         .limit(1)
         .correlate(DomainRow)
@@ -41,6 +43,15 @@ def is_claimable(moment: datetime) -> ColumnElement[bool]:
     return or_(
         and_(BuildRow.status == "queued", or_(BuildRow.retry_at.is_(None), BuildRow.retry_at <= moment)),
         and_(BuildRow.status == "running", BuildRow.lease_until < moment),
+    )
+
+
+def is_unsettled() -> ColumnElement[bool]:
+    """Queued or running, or failed and its domain's newest."""
+    newest = select(func.max(BuildRow.id)).group_by(BuildRow.domain_id)
+    return or_(
+        BuildRow.status.in_(("queued", "running")),
+        and_(BuildRow.status == "failed", BuildRow.id.in_(newest)),
     )
 
 
@@ -65,13 +76,51 @@ def adapter_ids(session: Session, base: str, inputs: Mapping[str, Any]) -> set[i
     return found
 
 
-def find_build(session: Session, build_id: str) -> BuildRow:
-    begins = BuildRow.id.startswith(build_id, autoescape=True)
-    rows = session.scalars(select(BuildRow).where(begins).order_by(BuildRow.id.desc()).limit(2)).all()
-    if not rows or not build_id:
+def find_build(session: Session, build_id: str, *, base: str | None = None) -> BuildRow:
+    """By its id, the beginning of it or its last characters, or by `DOMAIN@ALIAS`, where `base` tells several apart."""
+    if "@" in build_id:
+        return find_build_alias(session, build_id, base).build
+    rows = _beginning(session, build_id) if build_id else []
+    if not rows and len(build_id) >= SHORTEST_END:
+        ends = BuildRow.id.endswith(build_id, autoescape=True)
+        rows = session.scalars(select(BuildRow).where(ends).order_by(BuildRow.id.desc()).limit(2)).all()
+    if not rows:
         raise NotFoundError(f"there is no build {build_id!r}", hint="`reccocktail build list` shows them")
     if len(rows) > 1:
-        raise UsageError(f"several builds begin with {build_id!r}, among them {rows[0].id} and {rows[1].id}")
+        raise UsageError(
+            f"several builds begin or end with {build_id!r}, among them {rows[0].id} and {rows[1].id}",
+            hint="give more characters; the last ones differ most",
+        )
+    return rows[0]
+
+
+def _beginning(session: Session, text: str) -> Sequence[BuildRow]:
+    begins = BuildRow.id.startswith(text, autoescape=True)
+    return session.scalars(select(BuildRow).where(begins).order_by(BuildRow.id.desc()).limit(2)).all()
+
+
+def find_build_alias(session: Session, text: str, base: str | None) -> BuildAliasRow:
+    """What `DOMAIN@ALIAS` means. Raises NotFoundError, InvalidReferenceError, and UsageError where it is on builds for several base models."""
+    ref = Reference.parse(text)
+    place = find_domain(session, ref.name)
+    if ref.alias is None:
+        raise InvalidReferenceError(
+            f"{text!r} names no build", hint="write an id, or DOMAIN@ALIAS such as beauty@production"
+        )
+    here = select(BuildAliasRow).where(BuildAliasRow.domain_id == place.id)
+    named = here.where(BuildAliasRow.name == ref.alias)
+    if base is not None:
+        named = named.where(BuildAliasRow.base_id == BaseModelRow.id, BaseModelRow.name == base)
+    rows = session.scalars(named).all()
+    if not rows:
+        where = "" if base is None else f" for base model {base!r}"
+        near = did_you_mean(ref.alias, {row.name for row in session.scalars(here)}, before=f"{ref.name}@")
+        raise NotFoundError(
+            f"no build has the alias {text!r}{where}{near}", hint=f"`reccocktail build history {ref.name}`"
+        )
+    if len(rows) > 1:
+        names = " and ".join(sorted(row.build.base.name for row in rows))
+        raise UsageError(f"{text!r} is on builds for several base models: {names}", hint="say --base NAME, or an id")
     return rows[0]
 
 

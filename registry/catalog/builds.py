@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from ..database.connection import Database
@@ -26,7 +26,6 @@ from ..errors import ConflictError, StoreError
 from ..redaction import redacted, redacted_values
 from ..store.contract import Store
 from . import events
-from .adapters import Adapter
 from .bases import find_base
 from .build_queries import (
     adapter_ids,
@@ -34,6 +33,7 @@ from .build_queries import (
     find_build_locked,
     held_build,
     is_claimable,
+    is_unsettled,
     new_id,
     newest_of_domain,
     oldest_claimable,
@@ -43,6 +43,8 @@ from .domains import find_domain
 from .events import EventIds
 from .lookup import find_adapter
 from .records import Record
+from .serving import propose
+from .versions import Adapter
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
@@ -55,9 +57,8 @@ class Build(Record):
     """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
 
     `own_recipe` is whether it was requested with the domain's own recipe of that time: one that was not is an experiment, and
-    does not represent the domain. It is None where that is not known.
-
-    A build that waits for another attempt is queued, is not claimed before `retry_at`, and has the `error` of the last one.
+    does not represent the domain. It is None where that is not known. A build that waits for another attempt is queued, is not
+    claimed before `retry_at`, and has the `error` of the last one.
 
     `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
     """
@@ -106,7 +107,6 @@ class Request:
 
 
 _LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
-_OWN = (True, None)  # what represents a domain, the first that exists
 
 
 class Builds:
@@ -134,9 +134,11 @@ class Builds:
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
             if (row := self._standing(session, key, reusable(force))) is not None:
-                if own_recipe and not row.own_recipe:
+                if own_recipe:
                     row.own_recipe = True
                     session.flush()
+                    if row.status == "succeeded":  # going back to what was built before is a proposal too
+                        propose(session, row)
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=new_id(),
@@ -268,13 +270,14 @@ class Builds:
     ) -> Build:
         """Saying so twice is harmless: the answer to the first time may have been lost.
 
+        A build by its domain's own recipe becomes the domain's candidate, and what it serves where nothing was served before.
         Raises ConflictError if the build is not the worker's any more, StoreError if the result is not stored.
         """
         if not self._store.has(digest):
             raise StoreError(f"the result {digest} of build {build_id} is not in the store")
         with self._database.writing() as session:
-            known = session.get(BuildRow, build_id, with_for_update={"of": BuildRow})
-            if known is not None and (known.status, known.worker, known.digest) == ("succeeded", worker, digest):
+            known = find_build_locked(session, build_id)
+            if (known.status, known.worker, known.digest) == ("succeeded", worker, digest):
                 return self._build(known)
             row = held_build(session, build_id, worker)
             self._move(session, row, "succeeded", digest=digest)
@@ -282,6 +285,8 @@ class Builds:
             row.coefficients = None if coefficients is None else dict(coefficients)
             row.report = None if report is None else dict(report)
             session.flush()
+            if row.own_recipe:
+                propose(session, row)
             return self._build(row)
 
     def fail(self, build_id: str, worker: str, error: Mapping[str, Any]) -> Build:
@@ -349,7 +354,7 @@ class Builds:
             return {row.status: row[1] for row in rows}
 
     def get(self, build_id: str) -> Build:
-        """By id, or by the beginning of one if it is unique. Raises NotFoundError, UsageError where several begin so."""
+        """By id, by its beginning or end if that is unique, or by DOMAIN@ALIAS. Raises NotFoundError, UsageError."""
         with self._database.reading() as session:
             return self._build(find_build(session, build_id))
 
@@ -392,28 +397,17 @@ class Builds:
             row = session.scalar(query.where(BuildRow.domain_id == find_domain(session, domain).id))
             return None if row is None else self._build(row)
 
-    def newest_own(self, domain: str) -> Build | None:
-        """Of those that succeeded by the domain's own recipe, as it was then, the one that finished last.
-
-        Where of none it is known that it is one, the last of those of which it is not known.
-        """
-        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
+    def unsettled(self, domain: str | None = None) -> builtins.list[Build]:
+        """Queued and running builds, and of each domain its newest if that failed, oldest first: of all domains, or of one."""
+        query = select(BuildRow).where(is_unsettled()).order_by(BuildRow.id)
         with self._database.reading() as session:
-            query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
-            rows = (session.scalar(query.where(BuildRow.own_recipe.is_(each))) for each in _OWN)
-            row = next((row for row in rows if row is not None), None)
-            return None if row is None else self._build(row)
+            if domain is not None:
+                query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
+            return [self._build(row) for row in session.scalars(query)]
 
     def newest_succeeded_by_domain(self) -> dict[str, Build]:
         """What `newest_succeeded` answers for every domain that has one, in one query."""
-        return self._by_domain(newest_of_domain())
-
-    def newest_own_by_domain(self) -> dict[str, Build]:
-        """What `newest_own` answers for every domain that has one, in one query."""
-        return self._by_domain(func.coalesce(*map(newest_of_domain, _OWN)))
-
-    def _by_domain(self, id_: ColumnElement[str]) -> dict[str, Build]:
-        query = select(BuildRow).where(BuildRow.id.in_(select(id_).select_from(DomainRow)))
+        query = select(BuildRow).where(BuildRow.id.in_(select(newest_of_domain()).select_from(DomainRow)))
         with self._database.reading() as session:
             return {row.domain.name: self._build(row) for row in session.scalars(query)}
 
@@ -431,6 +425,12 @@ class Builds:
                     if row.key not in found:
                         found[row.key] = self._build(row)
         return found
+
+    def with_result(self, digest: str) -> builtins.list[Build]:
+        """The builds whose result has this digest, the newest first."""
+        query = select(BuildRow).where(BuildRow.digest == digest).order_by(*_LATEST)
+        with self._database.reading() as session:
+            return [self._build(row) for row in session.scalars(query)]
 
     def with_ids(self, ids: Iterable[str]) -> dict[str, Build]:
         """By id, those builds that there are."""

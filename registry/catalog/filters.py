@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, true
 
-from ..database.tables import AdapterMetricRow
 from ..errors import UsageError
 
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
@@ -48,7 +47,21 @@ class MetricBound:
             raise UsageError(f"{text!r}: {number!r} is not a number")
         return cls(name, sign, value)
 
-    def query(self) -> Select[int]:
-        """The ids of the adapters it holds for."""
-        found = select(AdapterMetricRow.adapter_id).where(AdapterMetricRow.name == self.name)
-        return found if self.sign is None else found.where(_SIGNS[self.sign](AdapterMetricRow.value, self.value))
+    def holds(self, column: Any) -> ColumnElement[bool]:
+        """The condition on a column of values of the metric."""
+        return true() if self.sign is None else _SIGNS[self.sign](column, self.value)
+
+
+@dataclass(frozen=True)
+class AdapterFilter:
+    """Which adapter versions: every condition has to hold, every tag and every metric bound.
+
+    `text` is looked for in domain, note and tags; case does not matter.
+    """
+
+    domain: str | None = None
+    base: str | None = None
+    role: str | None = None
+    tags: Sequence[str] = ()
+    metrics: Sequence[MetricBound] = ()
+    text: str | None = None

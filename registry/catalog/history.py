@@ -16,7 +16,7 @@ from .events import Event, event_of
 from .references import CHAMPION, Reference
 
 ARCHIVINGS = ("adapter.archived", "adapter.restored")
-KINDS = ("adapter.added", *ARCHIVINGS, "alias.set", "alias.moved", "alias.removed")
+KINDS = ("adapter.added", "adapter.edited", *ARCHIVINGS, "alias.set", "alias.moved", "alias.removed")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,17 @@ _PATTERNS = {
     "domain": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
     "base": (re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"), "up to 63 letters, digits, '.', '_' and '-'"),
     "alias": (re.compile(rf"(?!v[0-9]+$){_SLUG}"), "up to 63 of a-z, 0-9 and -, and not of the form vN"),
+    "recipe": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
+    "template": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
 }
 
-_A = {"domain": "a domain", "base": "a base", "alias": "an alias"}
+_A = {
+    "domain": "a domain",
+    "base": "a base",
+    "alias": "an alias",
+    "recipe": "a recipe",
+    "template": "a template",
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,13 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
+def check_name(kind: Literal["domain", "base", "alias", "recipe", "template"], text: str) -> str:
     """The name itself if it may be given to a `kind`, otherwise UsageError."""
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):
         raise UsageError(f"{text!r} cannot be the name of {_A[kind]}", hint=f"the name of {_A[kind]} is {rule}")
     check_no_secret(f"name of {_A[kind]}", text)
-    if kind != "alias" and (is_reserved(text) or text.endswith(".")):
+    if kind in ("domain", "base") and (is_reserved(text) or text.endswith(".")):
         raise UsageError(
             f"{text!r} cannot be the name of a {kind}: it becomes a folder's name, and Windows reserves it",
             hint="choose another name",
@@ -88,5 +96,11 @@ def check_name(kind: Literal["domain", "base", "alias"], text: str) -> str:
 
 def did_you_mean(text: str, known: Iterable[str], *, before: str = "") -> str:
     """`; did you mean 'x'?` where a known name is much like the text, with what stands `before` it; nothing else."""
+    near = near_name(text, known)
+    return "" if near is None else f"; did you mean {before + near!r}?"
+
+
+def near_name(text: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like the text, if any is."""
     near = difflib.get_close_matches(text[:100], list(known), n=1, cutoff=0.6)
-    return f"; did you mean {before + near[0]!r}?" if near else ""
+    return near[0] if near else None

@@ -17,17 +17,21 @@ MAX_METRIC = 1e300
 
 @dataclass(frozen=True)
 class Labels:
-    """What a row says of its adapter beside what its files say. `context` is plain JSON: how the adapter came about."""
+    """What a row says of its adapter beside what its files say, and the aliases that are put on it.
+
+    `context` is plain JSON: how the adapter came about.
+    """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Sequence[str] = ()
     note: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
 
     def checked(self) -> tuple[Labels, tuple[str, ...]]:
         """The same in plain types, each tag once and without secrets, and remarks on what was left out. Raises UsageError."""
-        metrics, context = _checked_metrics(self.metrics), dict(self.context)
-        given = {"tags": [_checked_label("tag", tag) for tag in self.tags], "note": self.note, "context": context}
+        metrics, context = checked_metrics(self.metrics), dict(self.context)
+        given = {"tags": [checked_label("tag", tag) for tag in self.tags], "note": self.note, "context": context}
         try:
             canonical_json([metrics, context])
         except (TypeError, ValueError) as error:
@@ -39,22 +43,27 @@ class Labels:
             for what, value in clear.items()
             if value != given[what]
         )
-        return Labels(metrics, [*dict.fromkeys(clear["tags"])], clear["note"], clear["context"]), remarks
+        aliases = [check_name("alias", name) for name in dict.fromkeys(self.aliases)]
+        return Labels(metrics, [*dict.fromkeys(clear["tags"])], clear["note"], clear["context"], aliases), remarks
 
 
 @dataclass(frozen=True)
 class Checks:
-    """How strictly an adapter's files are checked: by default all must be there, be finite, and name the base."""
+    """How strictly an adapter's files are checked: by default all must be there, be finite, and name the base.
+
+    `reuse`: whether content that is registered already is answered with its version, or refused.
+    """
 
     allow_base_mismatch: bool = False
     allow_partial: bool = False
     scan: bool = True
+    reuse: bool = True
 
 
-def _checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Raises UsageError for a name that cannot be searched for, and for a value that is not a finite number."""
     for name, value in metrics.items():
-        check_no_secret("name of a metric", _checked_label("metric", name))
+        check_no_secret("name of a metric", checked_label("metric", name))
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_METRIC:
             raise UsageError(f"metric {name}: {value!r} is not a finite number")
         if name != name.strip() or any(sign in name for sign in "<>="):
@@ -62,7 +71,7 @@ def _checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return dict(metrics)
 
 
-def _checked_label(what: str, text: Any) -> str:
+def checked_label(what: str, text: Any) -> str:
     if not isinstance(text, str) or not text.isprintable() or not text.strip() or len(text) > MAX_LABEL:
         raise UsageError(f"{text!r} cannot be a {what}", hint=f"a {what} is up to {MAX_LABEL} printable characters")
     return text

@@ -10,9 +10,20 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from ..database.tables import AdapterRow, AliasRow, BuildInputRow, BuildRow, DomainRow, PublicationRow, WithdrawalRow
+from ..database.tables import (
+    AdapterRow,
+    AliasRow,
+    BuildAliasRow,
+    BuildInputRow,
+    BuildRow,
+    DomainRow,
+    PublicationRow,
+    ServingPolicyRow,
+    WithdrawalRow,
+)
 from .records import Record
 from .references import CHAMPION
+from .serving import PRODUCTION
 
 NAMED = 5  # so many domains or repositories are named in a sentence
 
@@ -86,24 +97,15 @@ def uses(session: Session, row: AdapterRow) -> list[str]:
         found.append(f"it is {CHAMPION}")
     inputs = select(BuildInputRow.build_id).where(BuildInputRow.adapter_id == row.id)
 
-    newer = aliased(BuildRow)
-    newest = (
-        select(DomainRow.name, BuildRow.id)
-        .join(DomainRow, DomainRow.id == BuildRow.domain_id)
-        .where(
-            BuildRow.id.in_(inputs),
-            BuildRow.status == "succeeded",
-            ~select(newer.id)
-            .where(
-                newer.domain_id == BuildRow.domain_id,
-                newer.status == "succeeded",
-                newer.finished_at > BuildRow.finished_at,
-            )
-            .exists(),
-        )
+    served = (
+        select(DomainRow.name, BuildAliasRow.name, BuildRow.id)
+        .join(BuildRow, BuildRow.id == BuildAliasRow.build_id)
+        .join(DomainRow, DomainRow.id == BuildAliasRow.domain_id)
+        .outerjoin(ServingPolicyRow, ServingPolicyRow.domain_id == BuildAliasRow.domain_id)
+        .where(BuildRow.id.in_(inputs), BuildAliasRow.name == func.coalesce(ServingPolicyRow.alias, PRODUCTION))
         .order_by(DomainRow.name)
     )
-    found += _named("it is in the newest build of", [f"{name} ({id_})" for name, id_ in session.execute(newest)])
+    found += _named("it is in", [f"{name}@{alias} ({id_})" for name, alias, id_ in session.execute(served)])
 
     later = aliased(PublicationRow)
     published = (

@@ -295,6 +295,7 @@ def _passes(error: Exception, cause: BaseException | None) -> bool:
 
 
 _WITHOUT_FILES = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL)
+ASK_DOCTOR = "run `reccocktail doctor`"  # where nothing better is known
 _BUSY = "try again; if it stays like this, look for a command that hangs"
 _READ_ONLY = "the database is open for reading only: commands that change something need one that can be written"
 _HINTS = {  # by SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -303,6 +304,11 @@ _HINTS = {  # by SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appe
     "53300": "the server has no connection left: close some, or raise its max_connections",
     "55P03": _BUSY,
     "40P01": _BUSY,
+}
+_CONNECTION_HINTS = {  # by the server's and libpq's own words
+    r'database ".*" does not exist': "create it with `createdb`, or correct the database URL; then `reccocktail init`",
+    r"authentication failed|role .* does not exist|no password supplied": "check the user and the password of the database URL",
+    r"Connection refused|could not translate host name|failed to resolve host": "check host and port, and that the server runs",
 }
 _SQLITE_HINTS = {
     sqlite3.SQLITE_NOTADB: "move the file away or restore it, or set RECCOCKTAIL_DATABASE_URL to another",
@@ -314,5 +320,9 @@ _SQLITE_HINTS = {
 
 def _hint(error: BaseException | None) -> str:
     code = getattr(error, "sqlite_errorcode", None)
-    found = _HINTS.get(getattr(error, "sqlstate", None) or "") if code is None else _SQLITE_HINTS.get(code & 0xFF)
-    return found or "run `reccocktail doctor`"
+    if code is not None:
+        return _SQLITE_HINTS.get(code & 0xFF) or ASK_DOCTOR
+    if found := _HINTS.get(getattr(error, "sqlstate", None) or ""):
+        return found
+    refused = str(error)  # a connection that is refused has no code
+    return next((hint for words, hint in _CONNECTION_HINTS.items() if re.search(words, refused)), ASK_DOCTOR)

@@ -19,11 +19,18 @@ if TYPE_CHECKING:  # opening a database needs no Alembic, and starts quicker wit
     from alembic.script import ScriptDirectory
 
 
-def upgrade(url: str) -> str:
-    """Brings the tables to this version's revision, which is returned. Idempotent, and safe to run from many places."""
+def upgrade(url: str, *, notes: list[str] | None = None) -> str:
+    """Brings the tables to this version's revision, which is returned. Idempotent, and safe to run from many places.
+
+    `notes` gets what a person should know of the data that moved: lines of text.
+    """
     from alembic import command
 
-    with _migrating(url, lambda connection, config: command.upgrade(config, "head")):
+    def up(connection: Connection, config: Config) -> None:
+        config.attributes["notes"] = notes if notes is not None else []
+        command.upgrade(config, "head")
+
+    with _migrating(url, up):
         return _head()
 
 

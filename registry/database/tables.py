@@ -38,7 +38,9 @@ NAMING = {
 }
 
 ROLES = ("spirit", "ingredient")
+RECIPE_KINDS = ("recipe", "template")
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+PROMOTIONS = ("manual", "automatic")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -110,6 +112,9 @@ class BaseModelRow(Table):
     dtype: Mapped[str]
     parameters: Mapped[int]
     bytes: Mapped[int]
+    removed_at: Mapped[datetime | None]
+
+    annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
 
 
 class DomainRow(Table):
@@ -122,6 +127,9 @@ class DomainRow(Table):
     data: Mapped[str | None]
     trainer: Mapped[str | None]
     recipe: Mapped[str | None]
+    removed_at: Mapped[datetime | None]
+
+    annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
 
     __table_args__ = (
         _one_of("role", ROLES),
@@ -151,10 +159,12 @@ class AdapterRow(Table):
     context: Mapped[dict[str, Any]]
     is_current: Mapped[bool] = mapped_column(default=False)
     archived_at: Mapped[datetime | None]
+    content: Mapped[str | None]
 
     base: Mapped[BaseModelRow] = relationship(lazy="joined", innerjoin=True)
     domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
     aliases: Mapped[list[AliasRow]] = relationship(lazy="selectin", order_by="AliasRow.name", viewonly=True)
+    annotation: Mapped[AnnotationRow | None] = relationship(lazy="joined", viewonly=True)
 
     __table_args__ = (
         ForeignKeyConstraint(["domain_id", "role"], ["domains.id", "domains.role"]),  # the role is the domain's
@@ -164,6 +174,7 @@ class AdapterRow(Table):
         UniqueConstraint("base_id", "domain_id", "digest"),
         UniqueConstraint("base_id", "domain_id", "id"),  # what aliases point to
         Index(None, "domain_id", "id"),
+        Index(None, "base_id", "domain_id", "content"),
         Index(
             "uq_adapters_current_spirit", "base_id", unique=True,
             sqlite_where=text("is_current"), postgresql_where=text("is_current"),
@@ -172,7 +183,7 @@ class AdapterRow(Table):
 
 
 class AdapterTagRow(Root):
-    """What `adapter list --tag` searches by; the database fills it from `adapters.tags`."""
+    """What `adapter list --tag` searches by; the database fills it from `adapters.tags`, and from `annotations.tags` once they were edited."""
 
     __tablename__ = "adapter_tags"
 
@@ -181,7 +192,7 @@ class AdapterTagRow(Root):
 
 
 class AdapterMetricRow(Root):
-    """What `adapter list --metric` searches by; the database fills it from `adapters.metrics`."""
+    """What `adapter list --metric` searches by; the database fills it as it fills `adapter_tags`."""
 
     __tablename__ = "adapter_metrics"
 
@@ -201,6 +212,37 @@ class AdapterWordsRow(Root):
         BigInteger().with_variant(Integer, "sqlite"), ForeignKey("adapters.id"), primary_key=True, autoincrement=False
     )
     words: Mapped[str]
+
+
+_OWNERS = ("adapter_id", "domain_id", "base_id", "build_id")
+
+
+class AnnotationRow(Root):
+    """What people edited of an adapter version, a domain, a base model or a build: it stands for what its own row says.
+
+    `words` is what search looks in beside the domain's name; the database takes it over into `adapter_words`.
+    """
+
+    __tablename__ = "annotations"
+
+    id: Mapped[int] = _id()
+    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"), unique=True)
+    domain_id: Mapped[int | None] = mapped_column(ForeignKey("domains.id"), unique=True)
+    base_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"), unique=True)
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"), unique=True)
+    description: Mapped[str | None]
+    note: Mapped[str | None]
+    tags: Mapped[list[str]]
+    metrics: Mapped[dict[str, Any]]
+    links: Mapped[dict[str, Any]]
+    words: Mapped[str]
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"))
+
+    __table_args__ = (
+        CheckConstraint(
+            " + ".join(f"(CASE WHEN {owner} IS NULL THEN 0 ELSE 1 END)" for owner in _OWNERS) + " = 1", name="owner"
+        ),
+    )
 
 
 class AliasRow(Table):
@@ -261,11 +303,13 @@ class BuildRow(Table):
 
     base: Mapped[BaseModelRow] = relationship(lazy="joined", innerjoin=True)
     domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
+    annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
 
     __table_args__ = (
         _one_of("status", STATUSES),
         Index(None, "domain_id", "id"),
         Index(None, "domain_id", "status", "finished_at"),
+        Index("uq_builds_base_id_domain_id_id", "base_id", "domain_id", "id", unique=True),  # what aliases point to
         CheckConstraint("(status = 'succeeded') = (digest IS NOT NULL)", name="digest"),
         CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease"),
         Index(
@@ -274,6 +318,58 @@ class BuildRow(Table):
             postgresql_where=text("status IN ('queued', 'running')"),
         ),
     )  # fmt: skip
+
+
+class BuildAliasRow(Table):
+    """An alias of builds is where its newest event says it is, and never on a build that has not succeeded."""
+
+    __tablename__ = "build_aliases"
+
+    base_id: Mapped[int] = mapped_column(primary_key=True)
+    domain_id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    build_id: Mapped[str]
+    event_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("events.id"), autoincrement=False
+    )
+
+    build: Mapped[BuildRow] = relationship(
+        lazy="joined",
+        innerjoin=True,
+        viewonly=True,
+        primaryjoin="foreign(BuildAliasRow.build_id) == BuildRow.id",
+    )
+    event: Mapped[EventRow] = relationship(lazy="joined", innerjoin=True, viewonly=True)
+
+    __table_args__ = (
+        ForeignKeyConstraint(["base_id", "domain_id", "build_id"], ["builds.base_id", "builds.domain_id", "builds.id"]),
+        Index(None, "build_id"),
+    )
+
+
+class BuildPinRow(Table):
+    """A build whose files are to be kept, whatever else may go."""
+
+    __tablename__ = "build_pins"
+
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), primary_key=True)
+
+
+class ServingPolicyRow(Table):
+    """Which alias of its builds a domain serves, and whether it moves by itself to what succeeds by the domain's own recipe.
+
+    A domain without a row serves `production`, which is moved by hand.
+    """
+
+    __tablename__ = "serving_policies"
+
+    domain_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("domains.id"), primary_key=True, autoincrement=False
+    )
+    alias: Mapped[str]
+    promote: Mapped[str]
+
+    __table_args__ = (_one_of("promote", PROMOTIONS),)
 
 
 class BuildLogRow(Table):
@@ -333,6 +429,120 @@ class WithdrawalRow(Table):
         ForeignKey("publications.id"),
         primary_key=True,
         autoincrement=False,
+    )
+
+
+class EvaluationRow(Table):
+    """What was measured of one system: `weights` is its checkpoint or adapter, `on_base` the base under an adapter, else empty.
+
+    `key` names everything that decides the figures; `questions` the users and candidates, whatever the wording; `ranks` is a tree in the store.
+    """
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[int] = _id()
+    key: Mapped[str] = mapped_column(unique=True)
+    system: Mapped[str]
+    weights: Mapped[str]
+    on_base: Mapped[str]
+    label: Mapped[str]
+    domain_id: Mapped[int] = mapped_column(ForeignKey("domains.id"))
+    split: Mapped[str]
+    mode: Mapped[str]
+    dtype: Mapped[str]
+    task_digest: Mapped[str]
+    task: Mapped[dict[str, Any]]
+    questions: Mapped[str]
+    users: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    detail: Mapped[dict[str, Any]]
+    ranks: Mapped[str]
+    version: Mapped[str]
+
+    domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
+
+    __table_args__ = (
+        CheckConstraint("users > 0", name="users"),
+        Index(None, "domain_id", "id"),
+        Index(None, "weights", "on_base", "split", "domain_id", "id"),
+    )
+
+
+class EvaluationMetricRow(Root):
+    """What evaluations are searched and sorted by; the database fills it from `evaluations.metrics`."""
+
+    __tablename__ = "evaluation_metrics"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+    value: Mapped[float]
+
+    __table_args__ = (Index(None, "name", "value", "evaluation_id"),)
+
+
+class RecipeRow(Table):
+    """A recipe or a prompt template by its name; what it says is in its versions."""
+
+    __tablename__ = "recipes"
+
+    id: Mapped[int] = _id()
+    kind: Mapped[str]
+    name: Mapped[str]
+
+    __table_args__ = (_one_of("kind", RECIPE_KINDS), UniqueConstraint("kind", "name"))
+
+
+class RecipeVersionRow(Table):
+    """What a recipe or template said from then on. `domains.recipe` is `NAME@vN` of one, or the name of one that ships."""
+
+    __tablename__ = "recipe_versions"
+
+    id: Mapped[int] = _id()
+    recipe_id: Mapped[int] = mapped_column(ForeignKey("recipes.id"))
+    version: Mapped[int]
+    digest: Mapped[str]
+    content: Mapped[dict[str, Any]]
+    note: Mapped[str | None]
+
+    recipe: Mapped[RecipeRow] = relationship(lazy="joined", innerjoin=True)
+
+    __table_args__ = (
+        CheckConstraint("version > 0", name="version"),
+        UniqueConstraint("recipe_id", "version"),
+        UniqueConstraint("recipe_id", "digest"),
+    )
+
+
+class GateRow(Table):
+    """What a domain asks for before its champion moves or another build is served; its history is in the events."""
+
+    __tablename__ = "gates"
+
+    domain_id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("domains.id"), primary_key=True, autoincrement=False
+    )
+    requirement: Mapped[dict[str, Any] | None]
+    approvals: Mapped[int]
+
+    __table_args__ = (
+        CheckConstraint("approvals >= 0", name="approvals"),
+        CheckConstraint("requirement IS NOT NULL OR approvals > 0", name="closed"),
+    )
+
+
+class ApprovalRow(Table):
+    """Somebody (`created_by`) who did not register the version, or request the build, approves it."""
+
+    __tablename__ = "approvals"
+
+    id: Mapped[int] = _id()
+    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"))
+
+    __table_args__ = (
+        CheckConstraint("(adapter_id IS NULL) <> (build_id IS NULL)", name="subject"),
+        UniqueConstraint("adapter_id", "created_by"),
+        UniqueConstraint("build_id", "created_by"),
     )
 
 

@@ -21,6 +21,14 @@ PREFIX = "reccocktail_"  # of every function that PostgreSQL's triggers call
 
 def install(connection: Connection, revision: str) -> None:
     """Replaces whatever rules of ours there are by those of the revision."""
+    remove(connection)
+    with _own_schema_only(connection):
+        for statement in _statements(FOLDER / f"{revision}.{connection.dialect.name}.sql"):
+            _run(connection, statement)
+
+
+def remove(connection: Connection) -> None:
+    """Takes all rules of ours away, for a migration that goes against them."""
     ours = {name for path in _files(connection) for name in map(_name, _statements(path))}
     for table, name in sorted(_triggers(connection)):
         if name in ours:
@@ -29,9 +37,6 @@ def install(connection: Connection, revision: str) -> None:
             )
     for name in sorted(_functions(connection)):
         _run(connection, f"DROP FUNCTION {name}()")
-    with _own_schema_only(connection):
-        for statement in _statements(FOLDER / f"{revision}.{connection.dialect.name}.sql"):
-            _run(connection, statement)
 
 
 @contextmanager

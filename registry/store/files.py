@@ -18,9 +18,10 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import ConflictError, InvalidArtifactError
+from .links import cached_repo
 from .locks import abandoned
 from .room import FULL, room_in
-from .trees import FileEntry
+from .trees import FileEntry, checked_files, write_manifest
 
 CHUNK = 1 << 20  # two of them fit into a core's cache, which is faster than larger ones
 THREAD_WORTH = 256 << 10  # what takes longer to hash than a thread takes to start
@@ -105,6 +106,19 @@ def hash_file(path: Path, progress: Progress | None = None) -> FileEntry:
     if progress:
         progress(entry.bytes)
     return entry
+
+
+def folder_digest(folder: Path, names: Iterable[str]) -> str:
+    """The digest that `Store.add_folder` would give these files. Raises InvalidArtifactError."""
+    linked = cached_repo(folder) is not None
+    entries: dict[str, FileEntry] = {}
+    for name, path in checked_files(folder, sorted(set(names)), allow_links=linked):
+        try:
+            # what is checked may be a link into the Hub's cache
+            entries[name] = hash_file(path.resolve() if linked else path)
+        except OSError as error:
+            raise InvalidArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    return write_manifest(entries)[0].digest
 
 
 def sync_all(paths: Iterable[Path]) -> None:

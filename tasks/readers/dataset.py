@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..documents import read_yaml
 from ..errors import DataError
+from ..validation import problems
 from .times import DateOrder, Unit
 
 FILE = "dataset.yaml"
@@ -113,7 +114,7 @@ def read_dataset(folder: Path) -> Dataset:
     try:
         return Dataset.model_validate({} if content is None else content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or FILE}: {e['msg']}" for e in error.errors())
+        wrong = problems(error, Dataset, whole=FILE)
         raise DataError(
             f"{path}: {wrong}", hint=f"its keys are {', '.join(Dataset.model_fields)}; see docs/data.md"
         ) from error

@@ -41,7 +41,8 @@ def _file(folder: Path, names: frozenset[str], stem: str) -> Path:
     if not found:
         raise DataError(
             f"{folder} holds no {stem}.jsonl or {stem}.jsonl.gz",
-            hint="a data folder has items.jsonl (item_id, title) and sequences.jsonl (user_id, items)",
+            hint="a data folder has items.jsonl (item_id, title) and sequences.jsonl (user_id, items); an empty sequences.jsonl"
+            " says that there is a catalogue and no user yet",
         )
     return folder / found[0]
 

@@ -171,7 +171,12 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _prepared(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, loras: dict[str, Path], data: Path, small_recipe: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_base: Path,
+    loras: dict[str, Path],
+    data: Path,
+    small_recipe: Path,
+    remove_empty_shards: Callable[[Path], None],
 ) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     run = Shell(folder / "home", folder / "work")
@@ -181,6 +186,7 @@ def _prepared(
     run("domain", "add", "kitchen", "--data", data / "kitchen")
     run("adapter", "add", loras["spirit"], "--base", "tiny", "--spirit")
     run("adapter", "add", loras["ingredient"], "--base", "tiny", "--domain", "skin-care", "--metric", "HR@1=0.25")
+    remove_empty_shards(folder / "home")
     return folder / "home"
 
 

@@ -303,7 +303,7 @@ def test_a_recipe_file_that_is_not_there(refused: Refused, tmp_path: Path) -> No
 
 def test_training_with_an_unknown_option(refused: Refused) -> None:
     message = refused("train", "skin-care", "-o", "epoch=3")
-    assert "trainer 'sft': epoch='3': Extra inputs are not permitted" in message
+    assert "trainer 'sft': unknown option 'epoch'; did you mean 'epochs'?" in message
     assert "reccocktail trainers show sft" in message
 
 

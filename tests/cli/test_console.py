@@ -115,9 +115,17 @@ def test_work_of_known_length_says_each_tenth_of_the_way_once() -> None:
     told = []
     for done in range(1001):
         bar.update(done, 1000)
-        told.append(bar.milestone(bar.began))
+        told.append(bar.milestone(bar.began + 5))
     assert len([line for line in told if line is not None]) == 10
     assert told[-1] == "merging: 1.0 KB of 1.0 KB"
+
+
+def test_work_of_seconds_has_no_lines_and_what_is_done_by_then_is_one_line() -> None:
+    bar = Bar("merging", "bytes")
+    for second in range(5):
+        bar.update(100 * second, 1000)
+        assert bar.milestone(bar.began + second) is None
+    assert bar.milestone(bar.began + 5) == "merging: 400 B of 1.0 KB"
 
 
 @pytest.mark.parametrize("width", [0, 1, 5, 20, 40, 80, 200])
@@ -155,3 +163,24 @@ def test_the_next_builds_stage_of_the_same_name_begins_a_new_bar() -> None:
         bars.update("adapt", done, 10)
     bars.close()
     assert len(ended) == 2
+
+
+def test_much_lost_to_rounding_is_explained_with_what_helps() -> None:
+    from reccocktail.cli.builds import about_rounding
+
+    note = about_rounding({"median_lost_to_rounding": 0.392}, "--dtype float32")
+    assert note is not None
+    assert "39%" in note
+    assert "--dtype float32" in note
+    assert about_rounding({"median_lost_to_rounding": 0.004}, "--dtype float32") is None
+    assert about_rounding({"rank": 4}, "--dtype float32") is None, "an adapter's summary"
+
+
+def test_the_warning_of_too_few_users_is_no_fault_in_the_quick_demo() -> None:
+    from reccocktail.cli.demo import QUICK, _about_quick, _Sizes
+
+    unlooked = {"outcome": "average", "adaptation": {"search": "none"}}
+    assert "--quick" in (_about_quick(QUICK, unlooked) or "")
+    assert _about_quick(_Sizes(), unlooked) is None
+    assert _about_quick(QUICK, {"outcome": "average", "adaptation": {"search": "ladder"}}) is None
+    assert _about_quick(QUICK, {}) is None

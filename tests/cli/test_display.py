@@ -162,6 +162,7 @@ def test_without_a_stderr_work_goes_on(stream: io.StringIO | None, monkeypatch: 
 def test_a_reader_that_is_gone_ends_the_display_and_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)
+    monkeypatch.setattr("reccocktail.cli.bars.FIRST_SECONDS", 0.0)
     with os.fdopen(write, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         _work(4, 100)
@@ -198,6 +199,7 @@ def test_terminals_of_odd_sizes(columns: int, monkeypatch: pytest.MonkeyPatch) -
 def test_a_terminal_without_a_cursor_gets_lines(term: str, window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     window.take()
     monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("reccocktail.cli.bars.FIRST_SECONDS", 0.0)
     _work(2, 100)
     lines = window.read().splitlines()
     assert lines[-1] == "build: store: 100 B of 100 B" or "build: store: 99 B of 100 B" in lines[-1]
@@ -205,7 +207,10 @@ def test_a_terminal_without_a_cursor_gets_lines(term: str, window: Window, monke
     assert "\x1b" not in window.read()
 
 
-def test_elsewhere_there_are_lines_one_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_there_are_lines_one_for_each_tenth(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reccocktail.cli.bars.FIRST_SECONDS", 0.0)
     with progress("training", unit="steps") as bar:
         for done in range(1, 1001):
             bar.update(done, 1000)

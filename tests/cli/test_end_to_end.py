@@ -183,6 +183,8 @@ def test_a_new_ingredient_makes_the_domain_stale_and_a_build_of_what_is_stale_ma
     answer = built("build", "request", "--stale", "--wait", "--json")
     assert [entry["domain"] for entry in answer.json] == ["skin-care"]
     assert "kitchen is skipped: no ingredient yet; a build would be the spirit alone" in answer.err
+    assert state() == ("ready", ["ingredient skin-care@v1 → skin-care@v2"])
+    built("build", "promote", "skin-care@candidate")
     assert state() == ("fresh", [])
     assert built("build", "request", "--stale", "--wait", "--json").json == []
 

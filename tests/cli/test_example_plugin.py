@@ -29,9 +29,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(prepared: Any, site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command in processes that find the example."""
+    """The command, which finds the example, as do the processes that it starts."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
-    return prepared.process
+    monkeypatch.syspath_prepend(site)
+    return prepared
 
 
 def test_the_three_commands_lead_from_a_package_to_an_adapter(run: Any) -> None:
@@ -39,7 +40,7 @@ def test_the_three_commands_lead_from_a_package_to_an_adapter(run: Any) -> None:
     assert (synced["domain"], synced["state"], synced["error"]) == ("second-hand-books", "added", None)
     assert run("domain", "sync", "bookshop", "--json").json[0]["state"] == "unchanged"
     options = ("epochs=1", "examples=4", "rank=2")
-    adapter = run("train", "second-hand-books", *(w for o in options for w in ("-o", o)), "--json").json
+    adapter = run.process("train", "second-hand-books", *(w for o in options for w in ("-o", o)), "--json").json
     assert (adapter["ref"], adapter["rank"]) == ("second-hand-books@v1", 2)
     shown = run("adapter", "show", "second-hand-books", "--json").json["context"]
     assert (shown["trainer"], shown["trainer_package"], shown["trainer_version"]) == (

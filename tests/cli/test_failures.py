@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from reccocktail.engine.errors import MergeError
 
+pytestmark = pytest.mark.usefixtures("warm_children")
+
 
 def test_a_failure_of_the_system_is_an_error_and_no_traceback(prepared, monkeypatch):
     def full(*_: object, **__: object) -> None:

@@ -113,7 +113,7 @@ def test_the_longest_names_are_whole_at_eighty_columns_and_their_state_is_told(
     for name, word in (("ref", f"{LONG}@v1"), ("labels", "@champion"), ("labels", "archived")):
         assert name in _plain(listed.out).splitlines()[1]
         assert word in _plain(listed.out).split() or f"{word}," in _plain(listed.out).split()
-    assert "left out, for lack of room: size, rank, created, metrics; --json has all" in listed.err
+    assert "left out, for lack of room: size, rank, created, measured, registered; --json has all" in listed.err
     prepared("adapter", "archive", f"{LONG}@v1", "--undo")
     told = prepared("status", columns=80)
     row = next(line for line in _plain(told.out).splitlines() if LONG in line)

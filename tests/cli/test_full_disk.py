@@ -111,6 +111,7 @@ def test_a_publication_of_what_is_stale(built: Any, loopback_hub: Any, loras: An
     first = built("publish", "skin-care", "--to", "acme/skin-care", "--json").json
     built("adapter", "add", loras["newer"], "--base", "tiny", "--domain", "skin-care")
     built("build", "request", "skin-care", "--wait")
+    built("build", "promote", "skin-care@candidate")
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", refuse(errno.ENOSPC))
         answer = built("publish", "--stale", "--json", code=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -154,9 +156,9 @@ def test_an_archived_version_comes_back(moved: Any) -> None:
     assert "--force is for archiving" in moved("adapter", "archive", "skin-care@v2", "--undo", "--force", code=2).err
 
 
-def test_an_adapter_of_the_newest_build_is_in_use(built: Any) -> None:
+def test_an_adapter_of_the_build_that_is_served_is_in_use(built: Any) -> None:
     answer = built("adapter", "archive", "spirit@v1", code=1)
-    assert "in the newest build of skin-care" in answer.err
+    assert "it is in skin-care@production" in answer.err
 
 
 def test_an_alias_is_taken_away(moved: Any) -> None:
@@ -169,3 +171,68 @@ def test_an_alias_is_taken_away(moved: Any) -> None:
     assert "names no alias" in moved("adapter", "alias", "skin-care@v2", "--remove", code=2).err
     for words in ((), ("candidate", "--remove")):
         assert "--remove" in moved("adapter", "alias", "skin-care@v1", *words, code=2).err
+
+
+# the whole event feed
+
+
+def _events(run: Any, *words: str) -> list[dict[str, Any]]:
+    return run("log", *words, "--json").json
+
+
+def test_the_log_has_every_event_newest_first(moved: Any) -> None:
+    found = _events(moved)
+    kinds = [event["kind"] for event in found]
+    assert kinds[:3] == ["alias.moved", "alias.set", "adapter.added"]
+    assert {"base.added", "domain.added"} <= set(kinds)
+    assert [event["id"] for event in found] == sorted((event["id"] for event in found), reverse=True)
+    assert _events(moved, "--limit", "2") == found[:2]
+    assert _events(moved, "--limit", "2", "--after", str(found[1]["id"])) == found[2:4]
+
+
+def test_the_log_is_filtered_by_domain_person_kind_and_time(moved: Any) -> None:
+    whole = _events(moved)
+
+    def those(wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        found = [event for event in whole if wanted(event)]
+        assert found
+        return found
+
+    assert _events(moved, "--actor", "ben") == those(lambda e: e["created_by"] == "ben")
+    assert _events(moved, "--kind", "alias") == those(lambda e: e["kind"].startswith("alias."))
+    assert _events(moved, "--kind", "alias.set") == those(lambda e: e["kind"] == "alias.set")
+    assert _events(moved, "--domain", "skin-care") == those(lambda e: e["subject"].startswith("skin-care"))
+    assert _events(moved, "--domain", "spirit") == those(lambda e: e["subject"].startswith("spirit"))
+    _dated(moved.home, {"alias.set": "2026-03-02 09:00:00.000000", "alias.moved": "2026-03-03 09:00:00.000000"})
+    assert [e["kind"] for e in _events(moved, "--since", "2026-03-02")] == ["alias.moved", "alias.set"]
+    assert [e["kind"] for e in _events(moved, "--since", "2026-03-02T09:00:01")] == ["alias.moved"]
+    assert _events(moved, "--since", f"{datetime.now(UTC):%Y-%m-%d}") == []
+    assert moved("log", "--domain", "skincare", "--json", code=1).json["error"]["code"] == "not_found"
+    assert moved("log", "--kind", "alias.move", "--json", code=2).json["error"]["code"] == "usage"
+    assert moved("log", "--follow", "--after", "3", "--json", code=2).json["error"]["code"] == "usage"
+    assert moved("log", "--since", "2999-01-01", "--json", code=2).json["error"]["code"] == "usage"
+    assert "champion" in moved("log", "--kind", "alias").out
+
+
+def test_who_follows_the_log_sees_each_new_event_once(moved: Any, on_warm_terminal: Callable[..., Any]) -> None:
+    shown = on_warm_terminal("log", "--follow", environment=moved.environment(), folder=moved.folder)
+    shown.wait_for("alias.moved")
+    moved("--as", "cyd", "adapter", "alias", "skin-care@v1", "candidate")
+    shown.wait_for("cyd  alias.set")
+    moved("--as", "dan", "adapter", "archive", "spirit@v1")
+    shown.wait_for("dan  adapter.archived")
+    shown.press_ctrl_c()
+    assert shown.ends(30) == 130
+    assert "error" not in shown.written, "Ctrl-C is how it ends"
+    assert shown.written.count("cyd  alias.set") == 1
+    assert shown.written.index("ben  alias.moved") < shown.written.index("cyd  alias.set")
+
+
+def test_a_followed_log_is_json_lines_for_programs(moved: Any, on_warm_terminal: Callable[..., Any]) -> None:
+    words = ("log", "--follow", "--kind", "alias", "--json")
+    shown = on_warm_terminal(*words, environment=moved.environment(), folder=moved.folder)
+    shown.wait_for('"kind": "alias.moved"')
+    shown.press_ctrl_c()
+    assert shown.ends(30) == 130
+    lines = [json.loads(line) for line in shown.written.replace("\r", "").splitlines() if line.startswith('{"id"')]
+    assert [line["kind"] for line in lines] == ["alias.set", "alias.moved"]

@@ -42,6 +42,13 @@ def test_a_domain_with_a_lora_and_no_data_hears_of_recipes_that_need_none(
     for words in (("build", "request", "garden"), ("status", "garden"), ("build", "request", "--all")):
         answer = prepared(*words, code=2 if words == ("build", "request", "garden") else 0)
         assert "average, spirit-only, ingredient-only need none" in " ".join((answer.out + answer.err).split())
+    (row,) = prepared("status", "garden", "--json").json
+    assert row["state"] == "unbuilt"
+    prepared("status", "garden", "--check")
+    # all by a recipe that needs no data asks that recipe
+    asked = prepared("build", "request", "--all", "--recipe", "ingredient-only", "--json").json
+    assert "garden" in {each["domain"] for each in asked}
+    assert "garden" not in {each["domain"] for each in prepared("build", "request", "--all", "--json").json}
     assert prepared("build", "request", "garden", "--recipe", "average", "--json").json[0]["status"] == "queued"
     answer = prepared("build", "request", "garden", "--recipe", "default", "--json")
     assert answer.json[0]["status"] == "queued"

@@ -179,7 +179,7 @@ def test_times_in_milliseconds_are_days_too_and_other_units_numbers() -> None:
     ],
 )
 def test_what_deserves_a_second_thought_is_said(more: dict[str, Any], told: str) -> None:
-    (line,) = [line for line in facts_lines(facts(**more)) if line.startswith("think twice: ")]
+    (line,) = [line for line in facts_lines(facts(**more)) if line.startswith("note: ")]
     assert told in line
 
 

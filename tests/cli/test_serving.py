@@ -85,7 +85,7 @@ def test_the_merged_checkpoint_is_that_of_the_present_inputs(built: Any, loras: 
     [
         (("skin-care", "--format", "peft"), 2, "-o DIR belongs to --format peft"),
         (("skin-care", "-o", "x"), 2, "-o DIR belongs to --format peft"),
-        (("skin-care@champion", "--merged"), 2, "--merged belongs to a domain"),
+        (("skin-care@champion", "--merged"), 1, "no build has the alias 'skin-care@champion'"),
         (("spirit", "--merged"), 2, "--merged belongs to a domain"),
         (("skin-care", "--merged", "--format", "peft", "-o", "x"), 2, "a merged checkpoint is no adapter"),
         (("kitchen", "--merged"), 1, "reccocktail build request kitchen --wait"),

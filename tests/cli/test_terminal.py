@@ -58,7 +58,8 @@ def test_a_build_shows_progress_and_ends_in_a_table(
     assert shown.ends() == 0
     assert_clean(shown)
     assert statuses(prepared) == ["succeeded"]
-    assert "build skin-care: adapt" in shown.written
+    # a dumb terminal gets lines, and none for work of a few seconds
+    assert ("of skin-care is in" if term == "dumb" else "build skin-care: adapt") in shown.written
     assert [line for line in shown.screen if "succeeded" in line]
     assert ("\x1b[K" in shown.written) == (term != "dumb")
 

@@ -62,9 +62,9 @@ def find(base, parts_of, asked):
             inspect_base(base),
             load_on(base, "cpu"),
             parts,
-            asked[:2] if questions is None else questions,
             method,
             "cpu",
+            asked[:2] if questions is None else questions,
             options.pop("labelled", ()),
         )
         return adapt(wanted, adaptive, **options)
@@ -172,7 +172,7 @@ def test_without_prompts_there_is_nothing_to_adapt_on(find, nothing):
 def test_a_memory_that_cannot_hold_it_is_told_beforehand_with_the_numbers(find, base, make_adapter, monkeypatch):
     folders = make_adapter(base, 1), make_adapter(base, 2)
     said = []
-    find(*folders, search="gradient", given={"tell": said.append})
+    find(*folders, search="gradient", given={"notify": said.append})
     assert len(said) == 1
     assert "GB of memory beside the model" in said[0]
     monkeypatch.setattr(adaptive_module, "available", lambda device: 10_000)
@@ -227,7 +227,7 @@ def test_a_spirit_alone_has_all_the_weight_and_no_model_is_loaded_for_it(constra
     def load():
         raise AssertionError("nothing to be found with it")
 
-    found = adapt(AdaptationInput(None, load, {"spirit": part}, [], "linear", "cpu"), Adaptive(constraint=constraint))
+    found = adapt(AdaptationInput(None, load, {"spirit": part}, "linear", "cpu", []), Adaptive(constraint=constraint))
     assert found.weights() == {"spirit": 1.0}
     assert found.warnings == ("there is no adapter but the spirit, so nothing is mixed",)
 

@@ -17,11 +17,13 @@ from reccocktail.engine.building import execution as running
 from reccocktail.engine.building import job
 from reccocktail.engine.building import planning as builds
 from reccocktail.engine.building.execution import run
-from reccocktail.engine.building.freshness import freshness_by_domain, freshness_of
+from reccocktail.engine.building.freshness import chosen, freshness_by_domain, freshness_of
 from reccocktail.engine.building.job import RunOptions
 from reccocktail.engine.building.planning import plan, request
 from reccocktail.engine.building.retries import back_off
+from reccocktail.engine.building.rollback import plan_rollback, roll_back
 from reccocktail.engine.errors import AdaptationError, InsufficientResourcesError, MergeError
+from reccocktail.engine.recipe_book import settle_recipe
 from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.publishing.outdated import overview
 from reccocktail.publishing.package import publishable
@@ -226,12 +228,15 @@ def test_a_domain_goes_from_unbuilt_to_fresh_to_stale_and_says_what_moved(stocke
     stocked.adapters.add(make_adapter(base, 4), base=row, role="spirit")
     assert state(stocked) == ("stale", ("spirit spirit@v1 → spirit@v2",))
     stocked.domains.add("skin-care", recipe="spirit-only")
-    assert state(stocked) == ("stale", ("spirit spirit@v1 → spirit@v2", "ingredient skin-care@v1 → none", "recipe"))
+    assert state(stocked) == (
+        "stale",
+        ("spirit spirit@v1 → spirit@v2", "ingredient skin-care@v1 → none", "recipe: average → spirit-only"),
+    )
 
 
 def test_new_data_makes_an_adaptive_build_stale(stocked, tmp_path):
     (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
-    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
+    stocked.domains.add("skin-care", recipe=settle_recipe(stocked, str(tmp_path / "small.yaml")))
     made(stocked, SMALL)
     assert state(stocked) == ("fresh", ())
     write_domain(generate("skin-care", users=13), tmp_path / "data")
@@ -257,8 +262,8 @@ def test_a_domain_without_a_spirit_is_blocked_and_says_so(registry, base, make_a
     assert request(registry, "skin-care", load_recipe("ingredient-only")).created
 
 
-def test_a_domain_whose_recipe_or_data_is_gone_is_blocked(stocked, tmp_path):
-    stocked.domains.add("skin-care", recipe=str(tmp_path / "gone.yaml"))
+def test_a_domain_whose_recipe_or_data_is_not_there_is_blocked(stocked, tmp_path):
+    stocked.domains.add("skin-care", recipe="martini")
     assert state(stocked)[0] == "blocked"
     stocked.domains.add("skin-care", recipe="default", data=str(tmp_path / "nowhere"))
     assert state(stocked)[0] == "blocked"
@@ -460,18 +465,65 @@ def test_two_domains_never_share_a_build(stocked):
     assert stocked.builds.newest_succeeded("skin-care").id == first.id
 
 
-def test_going_back_to_an_earlier_version_makes_its_build_the_fresh_one_again(stocked, base, make_adapter):
+def test_what_is_served_moves_only_when_somebody_promotes(stocked, base, make_adapter):
     stocked.domains.add("skin-care", recipe="average")
     stocked.adapters.alias("skin-care@v1", "champion")
     first = made(stocked, AVERAGE)
+    found = freshness_of(stocked, "skin-care")
+    assert (found.state, found.build.id, found.served.alias) == ("fresh", first.id, "production")
     row = stocked.bases.get("tiny")
     stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="skin-care")
     stocked.adapters.alias("skin-care@v2", "champion")
     second = made(stocked, AVERAGE)
-    assert freshness_of(stocked, "skin-care").build.id == second.id
+    found = freshness_of(stocked, "skin-care")
+    assert (found.state, found.build.id, found.ready.id) == ("ready", first.id, second.id)
+    assert found.reasons == ("ingredient skin-care@v1 → skin-care@v2",)
+    assert freshness_by_domain(stocked) == {"skin-care": found}
+    stocked.serving.promote(second.id)
+    found = freshness_of(stocked, "skin-care")
+    assert (found.state, found.build.id, found.ready) == ("fresh", second.id, None)
     stocked.adapters.alias("skin-care@v1", "champion")
     found = freshness_of(stocked, "skin-care")
-    assert (found.state, found.build.id) == ("fresh", first.id)
+    assert (found.state, found.build.id, found.ready.id) == ("ready", second.id, first.id)
+    assert freshness_by_domain(stocked) == {"skin-care": found}
+    stocked.serving.remove("skin-care@production")
+    found = freshness_of(stocked, "skin-care")
+    assert (found.state, found.build, found.ready.id) == ("ready", None, first.id)
+    with pytest.raises(NotFoundError, match="serves no build"):
+        chosen(stocked, "skin-care")
+
+
+def test_a_rollback_says_what_changes_and_what_becomes_stale(stocked, base, make_adapter):
+    stocked.domains.add("skin-care", recipe="average")
+    stocked.adapters.alias("skin-care@v1", "champion")
+    first, before = made(stocked, AVERAGE), datetime.now(UTC)
+    row = stocked.bases.get("tiny")
+    stocked.adapters.add(make_adapter(base, 5), base=row, role="ingredient", domain="skin-care")
+    stocked.adapters.alias("skin-care@v2", "champion")
+    second = made(stocked, AVERAGE)
+    stocked.serving.promote(second.id)
+    stocked.publications.add(second, "acme/skin-care", "c0ffee")
+    for to in (None, first.id, before):
+        planned = plan_rollback(stocked, "skin-care", to=to)
+        assert (planned.now.id, planned.to.id, planned.state) == (second.id, first.id, "ready")
+        assert planned.changes == ("ingredient skin-care@v2 → skin-care@v1",)
+        assert planned.publications == ("acme/skin-care",)
+    assert freshness_of(stocked, "skin-care").build.id == second.id  # a plan changes nothing
+    roll_back(stocked, planned, why="worse")
+    assert freshness_of(stocked, "skin-care").build.id == first.id
+    move = stocked.serving.history("skin-care", limit=1)[0]
+    assert (move.build, move.previous, move.rollback, move.why) == (first.id, second.id, True, "worse")
+    assert not plan_rollback(stocked, "skin-care", to=first.id).is_needed
+    with pytest.raises(ConflictError, match="was served before"):
+        plan_rollback(stocked, "skin-care")
+    with pytest.raises(NotFoundError):
+        plan_rollback(stocked, "skin-care", to=first.created_at)
+    stocked.domains.add("toys")
+    with pytest.raises(NotFoundError):
+        plan_rollback(stocked, "toys")
+    shutil.rmtree(second.path)
+    with pytest.raises(ConflictError, match="not in the store"):
+        plan_rollback(stocked, "skin-care", to=second.id)
 
 
 def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked, tmp_path):
@@ -481,7 +533,8 @@ def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked,
     assert (own.own_recipe, trial.own_recipe) == (True, False)
     again = made(stocked, AVERAGE, force=True)
     found = freshness_of(stocked, "skin-care")
-    assert (found.state, found.build.id, found.trial) == ("fresh", again.id, None)
+    assert (found.state, found.build.id, found.trial) == ("fresh", own.id, None)
+    assert stocked.serving.resolve("skin-care@candidate").build == again.id
     # the very recipe in a file is the same recipe
     written = tmp_path / "mine.yaml"
     written.write_text(json.dumps(AVERAGE.to_json()))
@@ -491,28 +544,30 @@ def test_an_experiment_stands_for_no_domain_and_its_recipe_makes_it_one(stocked,
     trial = made(stocked, load_recipe("spirit-only"), force=True)
     found = freshness_of(stocked, "skin-care")
     assert (found.state, found.trial.id) == ("stale", trial.id)
-    assert "recipe" in found.reasons
+    assert "recipe: average → ingredient-only" in found.reasons
     assert found.build.recipe == AVERAGE.to_json()
     assert freshness_by_domain(stocked) == {"skin-care": found}
-    # a recipe that cannot be read is nobody's
-    stocked.domains.add("skin-care", recipe=str(tmp_path / "gone.yaml"))
+    # a recipe that is not there is nobody's
+    stocked.domains.add("skin-care", recipe="martini")
     assert not made(stocked, load_recipe("spirit-only"), force=True).own_recipe
 
 
-def test_a_build_from_before_it_was_kept_stands_until_there_is_one_that_is_known(stocked):
+def test_a_build_of_which_the_recipe_is_not_known_is_served_only_once_it_is_promoted(stocked):
     stocked.domains.add("skin-care", recipe="ingredient-only")
     planned = builds.plan(stocked, "skin-care", AVERAGE)
     words = (planned.domain, planned.base.name, planned.key, AVERAGE.to_json(), planned.inputs)
     before = work(stocked, stocked.builds.request(*words).build)
     assert before.own_recipe is None
     made(stocked, load_recipe("spirit-only"))
+    assert freshness_of(stocked, "skin-care").state == "unbuilt"
+    stocked.serving.promote(before.id)
     found = freshness_of(stocked, "skin-care")
     assert (found.state, found.build.id) == ("stale", before.id)
-    assert "was not recorded" in found.why
     assert freshness_by_domain(stocked) == {"skin-care": found}
     own = made(stocked, load_recipe("ingredient-only"))
-    assert freshness_of(stocked, "skin-care").build.id == own.id
-    assert freshness_by_domain(stocked)["skin-care"] == freshness_of(stocked, "skin-care")
+    found = freshness_of(stocked, "skin-care")
+    assert (found.state, found.build.id, found.ready.id) == ("ready", before.id, own.id)
+    assert freshness_by_domain(stocked)["skin-care"] == found
 
 
 def test_a_note_that_cannot_be_written_does_not_stop_a_build(stocked, monkeypatch):
@@ -571,6 +626,7 @@ def test_many_publications_are_told_in_as_many_queries_as_few_and_as_each_domain
             publish(first, f"acme/{name}", "a")
             publish(first, f"acme/{name}-second", "b")
             second = work(stocked, request(stocked, name, load_recipe("spirit-only"), force=True).build)
+            stocked.serving.promote(second.id)
             late[name] = publish(first, f"acme/{name}-third", "c"), second
 
     def count() -> int:
@@ -595,7 +651,6 @@ def test_domains_of_every_kind_stand_as_each_of_them_does_alone(stocked, make_ba
     for name, recipe in (
         ("toys", "spirit-only"),
         ("games", "ingredient-only"),
-        ("books", "nowhere.yaml"),
         ("food", None),
     ):
         stocked.domains.add(name, recipe=recipe)
@@ -628,7 +683,7 @@ def test_a_domain_whose_versions_are_all_archived_is_told_apart_from_one_without
 def adaptive(stocked, tmp_path, monkeypatch):
     """skin-care with an adaptive recipe and data that was written long ago; the folders that are read are noted."""
     (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
-    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
+    stocked.domains.add("skin-care", recipe=settle_recipe(stocked, str(tmp_path / "small.yaml")))
     monkeypatch.setattr(digests, "RACE_SECONDS", -60.0)
     read = []
     read_domain = tasks.read_domain
@@ -822,7 +877,7 @@ def test_neighbours_in_any_order_repeat_from_the_recipe_that_was_written(stocked
 
 def test_a_domain_whose_ingredient_is_gone_is_not_built_of_the_spirit_unasked(stocked, tmp_path):
     (tmp_path / "small.yaml").write_text("adaptive: {prompts: 3, points: 3, tokens: 2}\n")
-    stocked.domains.add("skin-care", recipe=str(tmp_path / "small.yaml"))
+    stocked.domains.add("skin-care", recipe=settle_recipe(stocked, str(tmp_path / "small.yaml")))
     made(stocked, SMALL)
     stocked.adapters.archive("skin-care@v1", force=True)
     state = freshness_of(stocked, "skin-care")

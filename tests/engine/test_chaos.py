@@ -29,7 +29,7 @@ from reccocktail.registry.database import migrate
 pytestmark = pytest.mark.slow
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-BUILDS, WORKERS, KILLING_SECONDS, LONGEST_SECONDS = (100, 6, 60, 400) if SOAK else (16, 3, 8, 200)
+BUILDS, WORKERS, KILLING_SECONDS, LONGEST_SECONDS = (100, 6, 60, 400) if SOAK else (12, 2, 6, 200)
 
 AIMED = 2  # kills: fewer than a build may lose workers
 

@@ -63,6 +63,11 @@ def dealt(every: int, start: int = 0) -> list[Any]:
     return [cell for number, cell in enumerate(cells(DEALT)) if number % every == start]
 
 
+def few(found: list[Any], every: int) -> list[Any]:
+    """One of so many cells, for what no architecture decides; in `make soak` all."""
+    return found if SOAK else found[::every]
+
+
 def share(found: list[Any], every: int) -> list[Any]:
     """One of so many cells, over all architectures and kinds alike, and each of both at least once; in `make soak` all."""
     if SOAK:
@@ -73,6 +78,16 @@ def share(found: list[Any], every: int) -> list[Any]:
         seen = {value for other in kept for value in other.values}
         kept += [cell] * (not seen.issuperset(cell.values))
     return kept
+
+
+def in_halves(found: list[Any]) -> list[Any]:
+    """The cells by turns in each of the half precisions; in `make soak` all of them in both."""
+    return [
+        pytest.param(*cell.values, dtype, id=f"{cell.id}-{dtype}")
+        for number, cell in enumerate(found)
+        for which, dtype in enumerate(STEP)
+        if SOAK or number % 2 == which
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +112,7 @@ def test_a_head_tied_the_other_way_answers_as_peft_does(name: str, kind: str, ca
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4), 4) + cells(("experts", "each expert")))
+@pytest.mark.parametrize(("name", "kind"), few(dealt(4), 5) + cells(("experts", "each expert")))
 def test_shards_answer_as_peft_does(name: str, kind: str, catalogue: Any, tmp_path: Path) -> None:
     base = catalogue.base(name, shard="20KB")
     assert len(list(base.glob("*.safetensors"))) > 2
@@ -123,8 +138,7 @@ def test_two_adapters_are_as_far_apart_as_what_peft_makes_of_each(name: str, kin
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 1), 6) + cells(("experts",)))
+@pytest.mark.parametrize(("name", "kind", "dtype"), in_halves(few(dealt(4, 1), 5) + cells(("experts",))))
 def test_a_float32_merge_of_a_half_precision_base_answers_as_peft_does(
     name: str, kind: str, dtype: str, catalogue: Any, tmp_path: Path
 ) -> None:
@@ -133,8 +147,7 @@ def test_a_float32_merge_of_a_half_precision_base_answers_as_peft_does(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("name", "kind"), share(dealt(4, 2), 6) + cells(("experts",)))
+@pytest.mark.parametrize(("name", "kind", "dtype"), in_halves(share(dealt(4, 2), 6) + cells(("experts",))))
 def test_a_half_precision_merge_is_the_exact_mix_rounded_once(
     name: str, kind: str, dtype: str, catalogue: Any, tmp_path: Path
 ) -> None:

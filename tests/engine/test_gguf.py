@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from reccocktail.registry import inspect_base
-from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
+from reccocktail.registry.artifacts.gguf import dequantise, find_in_package, without_bar
 from reccocktail.registry.errors import InvalidArtifactError, NotFoundError, UsageError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_a_gguf_that_breaks_off_is_refused(tmp_path):
     fake.write_bytes(b"GGUF\x03\x00\x00\x00")
     with pytest.raises(InvalidArtifactError, match="cannot be turned into a checkpoint"):
         dequantise(fake, tmp_path / "out")
+
+
+def test_no_bar_of_the_library_is_shown_meanwhile(capfd: pytest.CaptureFixture[str]) -> None:
+    names = vars(modeling_gguf_pytorch_utils)
+    before = names["tqdm"]
+    with without_bar():
+        assert list(names["tqdm"]([1, 2], desc="Converting and de-quantizing GGUF tensors...", mininterval=0)) == [1, 2]
+    assert names["tqdm"] is before
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

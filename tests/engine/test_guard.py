@@ -83,6 +83,11 @@ def test_a_users_group_follows_from_the_user_alone():
     assert (len(small.fit), len(small.gate)) == (60, 40)
 
 
+def test_fewer_may_choose_and_as_many_judge():
+    all_of_them, fewer = divide(people(300), (), 100), divide(people(300), (), 100, most_fit=25)
+    assert (fewer.fit, fewer.gate) == (all_of_them.fit[:25], all_of_them.gate)
+
+
 def test_users_that_were_seen_are_in_neither_group():
     seen = {f"user-{number}" for number in range(0, 50, 2)}
     found = divide(people(50), seen, 1000)

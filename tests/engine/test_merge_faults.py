@@ -22,9 +22,8 @@ from reccocktail.registry.errors import RecCocktailError
 from safetensors.torch import save_file
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-KILLS = 20 if SOAK else 8
+KILLS = 20 if SOAK else 4
 LAYERS, HIDDEN, SHARDS = 12, 512, 6  # 100 MB: a merge of it lasts long enough to be killed in its middle
-COMMAND = "import sys; from reccocktail.cli import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +63,21 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(kitchen: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    words = ["merge", str(kitchen / "base"), "-a", f"{kitchen / 'spirit'}=0.4", "-a", f"{kitchen / 'ingredient'}=0.6"]
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "--home", str(out.parent / "home"), *words, "-o", str(out), "--json", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def start(warm: Any) -> Callable[..., subprocess.Popen[str]]:
+    """(kitchen, out, more words): the merge, in a process of its own."""
+
+    def begin(kitchen: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+        mix = [
+            word
+            for name, weight in (("spirit", 0.4), ("ingredient", 0.6))
+            for word in ("-a", f"{kitchen / name}={weight}")
+        ]
+        words = ["--home", out.parent / "home", "merge", kitchen / "base", *mix, "-o", out, "--json", *more]
+        command = [Path(sys.executable).with_name("reccocktail"), *words]
+        return warm.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return begin
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -81,7 +87,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(kitchen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+def undisturbed(
+    start: Callable[..., Any], kitchen: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, str], float]:
     """The digests of a merge that nobody disturbs, and the seconds that it takes."""
     out = tmp_path_factory.mktemp("undisturbed") / "merged"
     began = time.monotonic()
@@ -92,7 +100,7 @@ def undisturbed(kitchen: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.slow
-def test_a_merge_that_is_killed_again_and_again_ends_in_the_same_bytes(kitchen, undisturbed, tmp_path):
+def test_a_merge_that_is_killed_again_and_again_ends_in_the_same_bytes(start, kitchen, undisturbed, tmp_path):
     """Every other kill comes at random over the time of a whole run, the rest when there is something to go on from."""
     wanted, seconds = undisturbed
     moments = random.Random(0)
@@ -129,7 +137,7 @@ def test_a_merge_that_is_killed_again_and_again_ends_in_the_same_bytes(kitchen, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_result_and_says_how_to_go_on(kitchen, undisturbed, tmp_path):
+def test_ctrl_c_leaves_no_result_and_says_how_to_go_on(start, kitchen, undisturbed, tmp_path):
     out = tmp_path / "merged"
     merge = start(kitchen, out)
     notes = tmp_path / ".merged.partial" / ".progress.json"
@@ -159,7 +167,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_too_small_is_said_at_once_and_nothing_is_left_on_it(kitchen, small_disk):
+def test_a_disk_that_is_too_small_is_said_at_once_and_nothing_is_left_on_it(start, kitchen, small_disk):
     merge = start(kitchen, small_disk / "merged")
     answer, errors = merge.communicate(timeout=60)
     assert merge.returncode == 1

@@ -57,7 +57,7 @@ def choose(base, loaded, adapters, parts_of):
         parts = parts_of(base, [(folder, 1.0) for folder in adapters[:count]])
         labels = Labels(tuple(fit), tuple(gate), tuple(catalogue), looks=looks, warnings=tuple(warnings))
         asked = RankingInput(
-            inspect_base(base), lambda: loaded, dict(zip(ROLES[:count], parts, strict=True)), labels, "linear", "cpu"
+            inspect_base(base), lambda: loaded, dict(zip(ROLES[:count], parts, strict=True)), "linear", "cpu", labels
         )
         adaptive = Adaptive(**{"objective": "ranking", "score": "likelihood", "scale": False} | options)
         return choose_mix(asked, adaptive, **(given or {}))

@@ -14,11 +14,13 @@ from reccocktail.engine.building.labels import seen_by
 from reccocktail.engine.building.planning import plan, request, result_folder
 from reccocktail.engine.errors import AdaptationError, GuardError
 from reccocktail.engine.recipes import SHIPPED, Recipe
+from reccocktail.engine.recommending import RecommendationRequest, recommend
+from reccocktail.engine.systems import find_system
 from reccocktail.publishing.package import publishable
 from reccocktail.registry import Build, Registry
 from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.errors import UsageError
-from reccocktail.tasks import ScoreParts, examples, generate, read_questions, sample, user_digest, write_domain
+from reccocktail.tasks import Score, ScoreParts, examples, generate, read_questions, sample, user_digest, write_domain
 
 USERS = 150
 
@@ -90,6 +92,23 @@ def test_a_mix_that_helps_ships_and_its_row_says_why(crowded, helpful):
     assert {path.name for path in artifact.iterdir()} == {"adaptation.json", "ranking.png"}
     assert "says nothing of what it was trained on" in " ".join(report["warnings"])
     assert len([text for text in report["warnings"] if "may have seen labels" in text]) == 2
+
+
+def test_a_hybrid_score_is_fitted_on_the_users_that_choose_and_kept(crowded):
+    """The model is a real one, the words of a title are what the questions can be answered by."""
+    build = made(crowded, ranking(score="hybrid", scale=False, labels=40, template="next-title"))
+    folder = crowded.store.folder(build.inputs["prompts"]["digest"])
+    fit = read_questions(folder / "fit.json")
+    assert all(question.likeness is not None for question in fit)
+    score = Score.parse(build.report["score"])
+    assert score.mode == "hybrid"
+    losses = {each["score"]: each["loss"] for each in build.report["adaptation"]["scores"]}
+    assert losses.keys() == {"pmi", "tfidf", str(score)}
+    assert losses[str(score)] <= min(losses["pmi"], losses["tfidf"]) + 1e-3
+    assert find_system(crowded, build.id).score == score
+    wanted = RecommendationRequest("skin-care", history=["Aurora Retinol Cream"], build=build.id)
+    found = recommend(crowded, wanted, device="cpu")
+    assert found.score == score
 
 
 def test_a_mix_that_helps_nobody_is_replaced_by_an_adapter_alone(crowded, helpful):

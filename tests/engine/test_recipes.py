@@ -324,12 +324,48 @@ def test_a_complete_recipe_shows_every_switch_and_is_the_same_recipe():
         ({"objective": "ranking", "score": "pmi:x"}, "adaptive.score: .*no number"),
         ({"objective": "ranking", "metric": "NDCG"}, "adaptive.metric: no metric is called"),
         ({"objective": "ranking", "margin": 1.5}, "adaptive.margin"),
-        ({"objective": "agreement"}, "`agreement` is not available"),
+        ({"guard": "off"}, "`guard` is for `objective: ranking`; this is `objective: entropy`"),
+        ({"objective": "agreement", "guard": "off"}, "`guard` is for `objective: ranking`"),
+        ({"objective": "agreement", "tokens": 5}, "`tokens` is for `objective: entropy`"),
+        ({"objective": "agreement", "labels": 50}, "`labels` is for `objective: ranking` or `objective: entropy`"),
+        ({"objective": "agreement", "granularity": "layer"}, "`granularity` is for `objective: ranking` or"),
+        ({"objective": "agreement", "prompts": 19}, "needs at least 20 `prompts`"),
+        ({"objective": "agreement", "history": 0}, "adaptive.history"),
+        ({"objective": "agreement", "beta": -1}, "adaptive.beta"),
+        ({"objective": "agreement", "beta": float("nan")}, "adaptive.beta"),
+        ({"objective": "agreement", "temperature": 0}, "adaptive.temperature"),
+        ({"objective": "agreement", "score": "perplexity"}, "adaptive.score"),
+        ({"objective": "agreement", "score": "hybrid"}, "hybrid:12"),
+        ({"objective": "agrement"}, "adaptive.objective"),
+        ({"beta": 2}, "`beta` is for `objective: agreement`"),
+        ({"objective": "ranking", "history": 2}, "`history` is for `objective: agreement`"),
+        ({"objective": "ranking", "prompts": 60}, "`prompts` is for `objective: entropy` or `objective: agreement`"),
     ],
 )
 def test_a_switch_of_the_other_objective_is_refused(content, said):
     with pytest.raises(RecipeError, match=said):
         parse_recipe({"adaptive": content}, where="mine")
+
+
+def test_a_recipe_by_agreement_says_its_own_switches_alone():
+    recipe = Recipe(adaptive=Adaptive(objective="agreement", neighbours=("toys",)))
+    shown = recipe.complete()["adaptive"]
+    assert shown == recipe.to_json()["adaptive"]
+    assert set(shown) == {
+        "objective",
+        "prompts",
+        "history",
+        "score",
+        "scale",
+        "beta",
+        "temperature",
+        "neighbours",
+        "template",
+        "negatives",
+        "seed",
+    }
+    again = parse_recipe(recipe.complete(), where="shown")
+    assert (again.digest, again.roles) == (recipe.digest, ("spirit", "ingredient", "toys"))
 
 
 def test_equal_scores_make_equal_recipes():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from reccocktail.engine import evaluation
+from reccocktail.engine import evaluation, figures
+from reccocktail.engine.errors import EvaluationError
 from reccocktail.engine.evaluation import DomainEvaluation, QuestionSet, evaluate, evaluate_domain, find_system
 from reccocktail.engine.score_choice import best_score, common_score, read_score, score_of_report
 from reccocktail.registry.errors import UsageError
 from reccocktail.tasks import (
     SCORES,
+    Likeness,
     Score,
     TaskError,
     examples,
@@ -73,9 +76,10 @@ def test_a_report_without_a_score_says_none():
 
 
 def test_what_is_asked_for_is_read_and_other_words_are_refused():
-    assert [read_score(text) for text in (None, "auto", "generate", "pmi:2")] == [
+    assert [read_score(text) for text in (None, "auto", "hybrid", "generate", "pmi:2")] == [
         None,
         "auto",
+        "hybrid",
         "generate",
         Score("pmi", 2),
     ]
@@ -188,9 +192,59 @@ def test_auto_takes_the_score_with_the_least_log_loss_on_validation_questions(
     found = compare(stocked, "tiny", score="auto")
     assert dict(found.chosen.losses) == pytest.approx(losses)
     assert str(found.chosen.score) == min(losses, key=losses.__getitem__) == found.results[0].mode
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr(figures, "load_model", lambda *_: pytest.fail("loaded again"))
     again = compare(stocked, "tiny", score="auto")
     assert (again.chosen, again.results) == (found.chosen, found.results)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_hybrid_takes_the_weight_of_least_log_loss_on_validation_questions(stocked, many, model, tokenizer):
+    names = ("tiny", "tfidf")
+    wanted = DomainEvaluation("many", names, score="hybrid", limit=12)
+    found = evaluate_domain(stocked, wanted, device="cpu")
+    score = found.chosen.score
+    assert score.mode == "hybrid"
+    _, validation = questions(many, "validation", load_template("next-title"), limit=12)
+    pmi = [r.scores for r in rank_candidates(model, tokenizer, validation, Score("pmi"))]
+    alike = [r.scores for r in rank_by_tfidf(many, validation)]
+    targets = [question.target_index for question in validation]
+
+    def loss(weight: float) -> float:
+        mixed = np.array(pmi) + weight * np.array(alike)
+        return float(fit_temperature(mixed, targets)[1].mean())
+
+    assert found.chosen.losses == pytest.approx(
+        {"pmi": loss(0), "tfidf": float(fit_temperature(alike, targets)[1].mean()), str(score): loss(score.gamma)},
+        rel=1e-4,
+    )
+    assert loss(score.gamma) <= min(loss(weight) for weight in (0, *np.geomspace(0.01, 1e4, 200))) + 1e-4
+    again = evaluate_domain(stocked, replace(wanted, score=score), device="cpu")
+    assert again.results == found.results
+    assert found.results[0].mode == str(score)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_another_score_of_kept_figures_needs_no_model(stocked, shop, exam, model, tokenizer, tmp_path, monkeypatch):
+    system, asked = find_system(stocked, "tiny"), QuestionSet(*exam, shop)
+    kept = {"device": "cpu", "kept_in": tmp_path}
+    titles = [item.title for item in shop.items.values()]
+    evaluate(system, asked, score=Score("constrained"), **kept)
+    evaluate(system, asked, score=Score("pmi"), **kept)  # adds priors to what is kept
+    monkeypatch.setattr(figures, "load_model", lambda *_: pytest.fail("loaded again"))
+    for score in (*SCORES, Score("hybrid", 3.0)):
+        found = evaluate(system, asked, score=score, **kept)
+        alone = Likeness(shop).added(asked.questions) if score.mode == "hybrid" else asked.questions
+        ranked = rank_candidates(model, tokenizer, alone, score, catalogue=titles)
+        assert found.ranks == tuple(ranking.rank for ranking in ranked), score
+    broken = next((tmp_path / "figures").iterdir())
+    broken.write_text(broken.read_text()[:50])
+    with pytest.raises(BaseException, match="loaded again"):
+        evaluate(system, asked, score=Score("pmi", 0.25), **kept)
+
+
+def test_hybrid_needs_the_data(stocked, exam):
+    with pytest.raises(EvaluationError):
+        evaluate(find_system(stocked, "tiny"), QuestionSet(*exam), score=Score("hybrid", 2.0), device="cpu")
 
 
 def test_auto_never_looks_at_what_is_measured(stocked, many, monkeypatch):
@@ -200,11 +254,11 @@ def test_auto_never_looks_at_what_is_measured(stocked, many, monkeypatch):
         seen.extend(question.example for question in asked)
         return real(model, tokenizer, asked, *_, **__)
 
-    real = evaluation.score_parts
-    monkeypatch.setattr(evaluation, "score_parts", parts)
+    real = figures.score_parts
+    monkeypatch.setattr(figures, "score_parts", parts)
     compare(stocked, "tiny", score="auto", split="validation")
     ordered = sample(examples(many, "validation"), 6, 42)
-    assert seen == ordered[3:]
+    assert seen == ordered[3:] + ordered[:3]  # what the choice is by, and then what is measured
     whole = DomainEvaluation("many", ("tiny",), split="validation", score="auto")
     for wanted in (whole, replace(whole, limit=1000)):
         with pytest.raises(UsageError, match="none are left") as refused:
@@ -213,9 +267,9 @@ def test_auto_never_looks_at_what_is_measured(stocked, many, monkeypatch):
 
 
 def test_a_choice_that_cannot_be_kept_is_said(stocked, many):
-    (stocked.settings.own_folder("evaluations") / "scores").write_text("a file where a folder has to be")
+    (stocked.settings.own_folder("evaluations") / "figures").write_text("a file where a folder has to be")
     found = compare(stocked, "tiny", score="auto")
-    assert "scores" in found.chosen.unkept
+    assert "figures" in found.chosen.unkept
 
 
 def test_a_build_says_its_score_by_its_report(stocked, base):
@@ -235,3 +289,23 @@ def test_a_build_says_its_score_by_its_report(stocked, base):
     told = replace(build, report={**json.loads(json.dumps(build.report or {})), "score": "pmi:0.5"})
     stocked.builds.get = lambda _: told
     assert find_system(stocked, build.id).score == Score("pmi", 0.5)
+
+
+def test_a_copy_of_a_builds_result_carries_the_score_that_the_build_was_tuned_with(stocked, base, tmp_path):
+    from reccocktail.engine.building.planning import request
+    from reccocktail.engine.recipes import load_recipe
+
+    def built(recipe: str, report: dict[str, str] | None) -> None:
+        asked = request(stocked, "skin-care", load_recipe(recipe)).build
+        stocked.builds.claim("tester", build_id=asked.id)
+        stocked.builds.succeed(asked.id, "tester", digest, None, report)
+
+    copy = tmp_path / "exported"
+    shutil.copytree(base, copy)
+    digest = stocked.store.add_folder(copy).digest
+    assert find_system(stocked, str(copy)).score is None
+    built("average", None)
+    built("spirit-only", {"score": "pmi:0.5"})
+    assert find_system(stocked, str(copy)).score == Score("pmi", 0.5)
+    built("ingredient-only", {"score": "constrained"})
+    assert find_system(stocked, str(copy)).score is None, "two builds that differ"

@@ -27,8 +27,12 @@ pytestmark = pytest.mark.slow
 CONVERTER = Path(sys.prefix) / "converter"
 WEIGHTS = (0.35, 0.65)
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-QUESTIONS = ("Name a city in France.", "What is a cream for dry skin?", "Write one line about the sea.")
-TOKENS = 32
+QUESTIONS = (
+    "Name a city in France.",
+    "What is a cream for dry skin?",
+    *(["Write one line about the sea."] if SOAK else []),
+)
+TOKENS = 32 if SOAK else 16
 NOISE = 1e-3  # how far apart the log-probabilities of the two merges may be; measured 4e-6, and 1.1e-4 in bfloat16
 
 

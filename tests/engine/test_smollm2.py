@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def adapters(smollm2: Path, make_adapter: Callable[..., Path]) -> tuple[Path, Pa
 
 @pytest.fixture(scope="module")
 def merge(smollm2: Path, adapters: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    @cache
     def run(dtype: str | None) -> Path:
         out = tmp_path_factory.mktemp("out") / "merged"
         mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]

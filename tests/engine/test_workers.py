@@ -27,11 +27,12 @@ from reccocktail.engine.building.ray_executor import Cluster as RayCluster
 from reccocktail.engine.building.ray_executor import on_ray
 from reccocktail.engine.building.resources import Needs
 from reccocktail.engine.building.workers import WorkerEvent, WorkerOptions, inline, processes, stopped_by_signals
+from reccocktail.engine.recipe_book import settle_recipe
 from reccocktail.engine.recipes import Recipe
 from reccocktail.registry import Build, Registry
 from reccocktail.registry.errors import StoreError, UnavailableError, UsageError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_children")]
 
 EXECUTORS = ("inline", "process", pytest.param("ray", marks=pytest.mark.ray))
 
@@ -119,7 +120,7 @@ def test_watching_builds_what_moved(executor, address, stocked, base, make_adapt
     assert freshness_of(stocked, "skin-care").state == "stale"
     told: list[WorkerEvent] = []
     serve(executor, address, stocked, once=True, watch=True, notify=told.append)
-    assert freshness_of(stocked, "skin-care").state == "fresh"
+    assert freshness_of(stocked, "skin-care").state == "ready"
     assert str(told[0]).endswith("of skin-care requested: ingredient skin-care@v1 → skin-care@v2")
 
 
@@ -336,7 +337,7 @@ def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_begins(total,
 def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocked, base, make_adapter, monkeypatch):
     file = stocked.settings.home / "bad.yaml"
     file.write_text("coefficients: {spirit: [0.1, 0.2, 0.3], ingredient: 1.0}\n")  # the base has two layers
-    stocked.domains.add("skin-care", recipe=str(file))
+    stocked.domains.add("skin-care", recipe=settle_recipe(stocked, str(file)))
     monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
     told: list[WorkerEvent] = []
     watch = workers.StaleBuildPoller(stocked, True, told.append)

@@ -153,11 +153,16 @@ def untouched(dialect: str, open_settings: Callable[..., Any], tmp_path: Path) -
 
 
 @pytest.fixture(scope="session")
-def empty_home(open_settings: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_home(
+    open_settings: Callable[..., Any],
+    remove_empty_shards: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The home of a new registry on SQLite, to be copied, which is quicker than migrating."""
     home = tmp_path_factory.mktemp("empty") / "home"
     with open_settings("sqlite", home) as settings:
         Registry.create(settings).close()
+    remove_empty_shards(home)
     return home
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader
 from moto.server import ThreadedMotoServer
 
 SECRET = "nobody-may-read-this"
@@ -16,6 +18,7 @@ SECRET = "nobody-may-read-this"
 @contextmanager
 def serve(patch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A boto3 client of an empty server with the bucket `shop`; the environment leads to it."""
+    _keep_descriptions(patch)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -31,6 +34,19 @@ def serve(patch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield client
     finally:
         server.stop()
+
+
+_read = JSONFileLoader._load_file
+
+
+@cache
+def _read_once(path: str, open_method: Any) -> Any:
+    return _read(JSONFileLoader(), path, open_method)
+
+
+def _keep_descriptions(patch: pytest.MonkeyPatch) -> None:
+    """The descriptions of S3, a megabyte that every client reads anew, are read once for all stores."""
+    patch.setattr(JSONFileLoader, "_load_file", lambda _, path, open_method: _read_once(path, open_method))
 
 
 def keys(client: Any) -> list[str]:

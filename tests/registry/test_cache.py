@@ -127,6 +127,11 @@ def fetch(store: Store, *trees: StoredTree) -> None:
             store.folder(tree.digest)
 
 
+def is_fetched(path: Path) -> bool:
+    """Whether the file is there, whole: one that is being fetched can be written."""
+    return path.exists() and path.stat().st_mode & 0o777 == 0o444
+
+
 def kept(store: Store, *trees: StoredTree) -> list[bool]:
     return [store.local(tree.digest) is not None for tree in trees]
 
@@ -183,7 +188,7 @@ def test_the_work_of_a_killed_fetcher_is_gone_on_with_by_who_waited_for_it(
         heard(fetcher, "stuck")
         (half,) = (path for path in (place / "staging").iterdir() if path.is_dir())
         until = time.monotonic() + 30
-        while not all((half / name).stat().st_mode & 0o777 == 0o444 for name in "ab"):
+        while not all(is_fetched(half / name) for name in "ab"):  # they come beside the one that is stuck
             assert time.monotonic() < until
             time.sleep(0.01)
         waiting = thread.submit(here().folder, tree.digest)

@@ -240,6 +240,17 @@ def test_a_domain_changes_only_in_what_is_given(registry: Registry) -> None:
     assert [domain.name for domain in registry.domains.list()] == ["beauty"]
 
 
+def test_the_hint_for_an_unknown_domain_fits_what_was_probably_meant(registry: Registry) -> None:
+    registry.domains.add("skin-care")
+    with pytest.raises(NotFoundError, match="did you mean 'skin-care'") as caught:
+        registry.domains.get("skincare")
+    assert "skin-care" in str(caught.value.hint)
+    assert "domain add" not in str(caught.value.hint)
+    with pytest.raises(NotFoundError) as caught:
+        registry.domains.get("motor-oil")
+    assert "domain add motor-oil" in str(caught.value.hint)
+
+
 def test_spirit_is_no_domain(registry: Registry) -> None:
     with pytest.raises(UsageError, match="reserved"):
         registry.domains.add("spirit")
@@ -266,7 +277,7 @@ def test_an_adapter_answers_with_what_it_was_given_and_what_it_is(registry: Regi
         "ref": "beauty@v1", "role": "ingredient", "domain": "beauty", "base": "tiny", "version": 1, "digest": 0, "rank": 2,
         "alpha": 4, "target_modules": ["q_proj", "v_proj"], "tensors": 8, "bytes": 448, "metrics": {"hr@5": 0.5},
         "tags": ["a", "b"], "note": "first", "context": {"run": {"id": 7}}, "aliases": [], "archived_at": None,
-        "created_at": 0, "created_by": 0,
+        "created_at": 0, "created_by": 0, "description": None, "links": {},
     }  # fmt: skip
     facts = registry.adapters.facts(adapter)
     assert len(facts.modules) == 4

@@ -22,10 +22,10 @@ from reccocktail.registry.database import migrate
 from reccocktail.registry.database import triggers as rules
 from reccocktail.registry.database.tables import BaseModelRow, Table
 from reccocktail.registry.errors import ConflictError, DatabaseError, UnavailableError, UsageError
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, make_url
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0005"
+HEAD = "0010"
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_two_upgrades_in_one_process_do_it_once(url: str) -> None:
 
 
 DRIFTS = {
-    "a column dropped": "ALTER TABLE domains DROP COLUMN recipe",
+    "a column dropped": "ALTER TABLE domains DROP COLUMN trainer",
     "a column added": "ALTER TABLE adapters ADD COLUMN extra VARCHAR",
     "an index dropped": "DROP INDEX ix_events_subject_id",
     "an extra table": "CREATE TABLE extra (id INTEGER)",
@@ -288,15 +288,17 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
     tables = ("base_models", "domains", "builds", "build_inputs", "publications")
     before = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
     numbers = run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id")
-    kinds = run_sql(released, "SELECT id, kind, subject, created_at, created_by FROM events ORDER BY id")
+    known = "SELECT id, kind, subject, created_at, created_by FROM events WHERE created_by <> 'db upgrade' ORDER BY id"
+    kinds = run_sql(released, known)
     migrate.upgrade(released)
     assert migrate.check(released) == HEAD
     after = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
     after["builds"] = [row[:-3] for row in after["builds"]]  # without the columns that were added
     after["publications"] = [row[:-3] for row in after["publications"]]
+    after |= {table: [row[:-1] for row in after[table]] for table in ("domains", "base_models")}
     assert after == before
     assert run_sql(released, "SELECT id, digest, version, is_current, archived_at FROM adapters ORDER BY id") == numbers
-    assert run_sql(released, "SELECT id, kind, subject, created_at, created_by FROM events ORDER BY id") == kinds
+    assert run_sql(released, known) == kinds
 
     with opened(released, tmp_path) as registry:
         adapters = registry.adapters
@@ -314,6 +316,11 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
             ("alias.set", None, "beauty@v1", "ann"),
             *[("adapter.added", None, None, "ann")] * 3,
         ]
+        # what stood for the domain is served
+        newest = registry.builds.newest_succeeded("beauty")
+        assert [(a.alias, a.build) for a in registry.serving.aliases()] == [("production", newest.id)]
+        (moved,) = registry.serving.history("beauty")
+        assert (moved.build, moved.previous, moved.by) == (newest.id, None, "db upgrade")
         # and goes on where it was
         adapters.alias("beauty@v3", "champion")
         assert adapters.restore("beauty@v1").archived_at is None
@@ -359,10 +366,54 @@ def test_what_the_first_schema_took_by_hand_is_upgraded_too(url: str, tmp_path: 
         assert registry.adapters.resolve("beauty@by-hand").ref == "beauty@v3"
         explained = [event for event in registry.adapters.log("beauty") if event.detail.get("found")]
         assert {event.subject for event in explained} == {"beauty@champion", "beauty@by-hand"}
-        assert len(registry.events.list(limit=1000)) == count + 2
+        assert len(registry.events.list(limit=1000)) == count + 3
         kinds = {event.id: event.kind for event in registry.events.list(limit=1000)}
         assert (kinds[0], kinds[9001], kinds[9002]) == ("note", "adapter.added.unreadable", "alias.moved.unreadable")
         assert [a.ref for a in registry.adapters.list(AdapterFilter(tags=["odd"]))] == ["spirit@v1"]
+
+
+def test_recipe_files_that_domains_name_are_read_in_and_those_that_are_gone_are_reported(
+    url: str, tmp_path: Path
+) -> None:
+    load(url, SCHEMAS / f"0001.{'sqlite' if url.startswith('sqlite') else 'postgresql'}.sql")
+    (tmp_path / "Our Mix.yaml").write_text("adaptive: {template: ours.yaml, prompts: 7}\n")
+    (tmp_path / "ours.yaml").write_text("name: ours\n")
+    (tmp_path / "average.toml").write_text("coefficients = {spirit = 0.4, ingredient = 0.6}\n")
+    (tmp_path / "broken.yaml").write_text("[1, 2\n")
+    files = {"a": "Our Mix.yaml", "b": "Our Mix.yaml", "c": "average.toml", "d": "gone.yaml", "e": "broken.yaml"}
+    row = "INSERT INTO domains (name, role, title, recipe, created_at, created_by)"
+    run_sql(
+        url,
+        *(
+            f"{row} SELECT '{name}', 'ingredient', '', '{tmp_path / file}', max(created_at), 'ann' FROM domains"
+            for name, file in files.items()
+        ),
+        "UPDATE domains SET recipe = 'average' WHERE name = 'beauty'",
+    )
+    notes: list[str] = []
+    migrate.upgrade(url, notes=notes)
+    assert migrate.check(url) == HEAD
+    for file in tmp_path.glob("*.yaml"):
+        file.unlink()
+    with opened(url, tmp_path) as registry:
+        recipes = {row.name: row.recipe for row in registry.domains.list()}
+        assert recipes["a"] == recipes["b"] == "our-mix@v1"
+        assert registry.recipes.get("our-mix").content == {"adaptive": {"template": "ours@v1", "prompts": 7}}
+        assert registry.templates.get("ours@v1").content == {"name": "ours"}
+        assert recipes["beauty"] == "average"  # one that ships keeps its name, and a file of that name gets another
+        assert registry.recipes.get(recipes["c"] or "").content == {"coefficients": {"spirit": 0.4, "ingredient": 0.6}}
+        for name in ("d", "e"):
+            assert recipes[name] == str(tmp_path / files[name])
+            assert [f"domain {name}: its recipe {recipes[name]} is not" in note for note in notes].count(True) == 1
+        (event,) = registry.events.list(kind="domain.changed", subject="a")
+        assert event.detail == {"recipe": "our-mix@v1", "read_from": str(tmp_path / "Our Mix.yaml")}
+        registry.domains.add("d", title="still works", recipe="our-mix@v1")
+    # going back keeps the names, which mean nothing there, and coming again reports them
+    migrate.downgrade(url, "0006", allow_loss=True)
+    assert run_sql(url, "SELECT recipe FROM domains WHERE name = 'a'") == [("our-mix@v1",)]
+    again: list[str] = []
+    migrate.upgrade(url, notes=again)
+    assert any("domain a: its recipe our-mix@v1 is not" in note for note in again)
 
 
 def test_an_upgrade_that_fails_leaves_the_schema_it_found(released: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +462,7 @@ def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None
     migrate.upgrade(url)
     with pytest.raises(
         UsageError,
-        match=r"loses data: 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
+        match=r"loses data: 0010: the gates of domains.*; 0009: which builds are served.*; 0008: what people edited.*; 0007: recipes and templates.*; 0006: what was measured.*; 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
     ) as caught:
         migrate.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
@@ -437,7 +488,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         migrate.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009, 0010"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:
@@ -724,3 +775,22 @@ def test_reading_works_where_postgresql_takes_no_writes(stocked: Registry, postg
     words = [str(stocked.settings.home), stocked.settings.database_url]
     done = subprocess.run([sys.executable, "-c", READING, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [FOUND, REFUSAL]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"database": "nowhere"}, "createdb"),
+        ({"username": "nobody"}, "user"),
+        ({"port": 1, "host": "127.0.0.1"}, "port"),
+    ],
+    ids=["database", "user", "port"],
+)
+def test_a_connection_that_is_refused_says_what_to_mend(url: str, wrong: dict[str, Any], word: str) -> None:
+    elsewhere = make_url(url)
+    if "port" in wrong:
+        elsewhere = elsewhere.set(query={})  # which may name a socket
+    with pytest.raises(DatabaseError) as caught:
+        migrate.check(elsewhere.set(**wrong).render_as_string(hide_password=False))
+    assert word in (caught.value.hint or "")

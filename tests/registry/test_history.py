@@ -236,14 +236,16 @@ def test_the_past_is_what_the_present_was(beauty: Registry, moves: list[tuple[st
 
 @pytest.fixture
 def build(registry: Registry, base: Base, beauty: Registry) -> Callable[..., Build]:
-    """(key, refs): a build for beauty that succeeded, of the versions named."""
+    """(key, refs): a build for beauty that succeeded and is served, of the versions named."""
 
     def make(key: str, *refs: str, domain: str = "beauty") -> Build:
         found = [registry.adapters.resolve(ref) for ref in refs]
         inputs = {"adapters": [{"ref": a.ref, "digest": a.digest} for a in found]}
         asked = registry.builds.request(domain, base.name, key, {}, inputs).build
         registry.builds.claim("w", build_id=asked.id)
-        return registry.builds.succeed(asked.id, "w", base.digest, None, None)
+        done = registry.builds.succeed(asked.id, "w", base.digest, None, None)
+        registry.serving.promote(done.id)
+        return done
 
     return make
 
@@ -267,7 +269,7 @@ def test_an_adapter_tells_which_builds_and_publications_it_reached(
 
 def test_what_is_in_use_is_archived_only_by_force(registry: Registry, build: Callable[..., Build]) -> None:
     used = build("one", "beauty@v1")
-    with pytest.raises(ConflictError, match=rf"in use: it is in the newest build of beauty \({used.id}\)") as caught:
+    with pytest.raises(ConflictError, match=rf"in use: it is in beauty@production \({used.id}\)") as caught:
         registry.adapters.archive("beauty@v1")
     assert caught.value.hint == "use --force to archive it"
     registry.publications.add(used, "acme/beauty", "c0ffee")
@@ -292,7 +294,7 @@ def test_many_domains_are_counted_rather_than_listed(registry: Registry, add: Ad
         registry.domains.add(f"domain-{number}")
         build(f"k{number}", spirit.ref, domain=f"domain-{number}")
     (sentence,) = registry.adapters.uses(spirit)
-    assert sentence.startswith("it is in the newest build of domain-0 (")
+    assert sentence.startswith("it is in domain-0@production (")
     assert sentence.endswith("and 2 more")
 
 

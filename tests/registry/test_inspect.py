@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from reccocktail.registry.artifacts.facts import BaseFacts
-from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base
+from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base, is_copy
 from reccocktail.registry.artifacts.patterns import NamePatterns
 from reccocktail.registry.errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 
 Make = Callable[..., Path]
+SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
 Q0 = "model.layers.0.self_attn.q_proj"
 A0, B0 = f"base_model.model.{Q0}.lora_A.weight", f"base_model.model.{Q0}.lora_B.weight"
 
@@ -287,6 +289,43 @@ def test_an_adapter_of_another_base_is_refused_unless_allowed(tmp_path: Path, ma
     assert inspect_adapter(folder, None, base_names=("org/other",)).modules
 
 
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        ("org/other", "org/other"),
+        ("/home/ann/secret-project/other", "other"),
+        ("../secret-project/other", "other"),
+        ("C:\\secret-project\\other", "other"),
+        ("secret-project/models/other", "other"),
+        ("/hub/secret-project/models--org--other/snapshots/0123", "org/other"),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("does_not_fit", ["shape", "name"])
+def test_an_adapter_that_does_not_fit_is_said_to_be_of_another_base_without_its_path(
+    named: str | None,
+    shown: str | None,
+    does_not_fit: str,
+    tmp_path: Path,
+    make_adapter: Make,
+    lora_tensors: Any,
+    facts: BaseFacts,
+) -> None:
+    tensors = lora_tensors()
+    if does_not_fit == "shape":
+        tensors[A0] = tensors[A0][:, :5]
+    else:
+        tensors |= {n.replace("layers.0", "layers.90"): t for n, t in tensors.items() if "layers.0" in n}
+    folder = make_adapter(tmp_path / "a", tensors=tensors, config={"base_model_name_or_path": named})
+    with pytest.raises(BaseMismatchError) as caught:
+        inspect_adapter(folder, facts)
+    told = str(caught.value).removeprefix(str(folder))
+    assert "secret-project" not in told
+    assert shown is None or f"adapter_config.json names {shown!r}" in told
+    assert told.index("another base model") < told.index("[6, 5]" if does_not_fit == "shape" else "layers.90")
+    assert caught.value.hint
+
+
 def test_a_base_named_by_its_path_is_recognised_however_it_is_written(tmp_path: Path, make_adapter: Make) -> None:
     (tmp_path / "base").mkdir()
     folder = make_adapter(tmp_path / "a", config={"base_model_name_or_path": f"{tmp_path}/a/../base/"})
@@ -318,7 +357,7 @@ TOKENS = [
 ]  # fmt: skip
 
 
-@hypothesis_settings(max_examples=2_000, deadline=2_000)
+@hypothesis_settings(max_examples=2_000 if SOAK else 500, deadline=2_000)
 @given(
     st.lists(st.lists(st.sampled_from(TOKENS), max_size=7).map("".join), max_size=4, unique=True),
     st.lists(st.lists(st.sampled_from(["a", "b", ".", "1", "_", "ab"]), max_size=7).map("".join), max_size=5),
@@ -433,3 +472,38 @@ def test_the_delta_that_the_facts_describe_is_the_one_that_peft_merges(peft_adap
     for module in inspect_adapter(adapter, inspect_base(base)).modules:
         delta = module.scale * factors[module.b.name].astype("float64") @ factors[module.a.name]
         np.testing.assert_allclose(merged[module.weight], before[module.weight] + delta, atol=1e-6)
+
+
+def test_a_copy_is_known_by_configuration_header_and_values(
+    tmp_path: Path, facts: BaseFacts, make_adapter: Make, lora_tensors: Any, write_safetensors: Make
+) -> None:
+    found = inspect_adapter(make_adapter(tmp_path / "first"), facts)
+    assert is_copy(make_adapter(tmp_path / "same"), found)
+    assert is_copy(make_adapter(tmp_path / "others", seed=1), found), "as inspecting it again would say the same of it"
+    assert not is_copy(make_adapter(tmp_path / "alpha", config={"lora_alpha": 8}), found)
+    assert not is_copy(make_adapter(tmp_path / "rank", rank=3, config={"r": 2}), found)
+    zero = lora_tensors() | {B0: np.zeros_like(lora_tensors()[B0])}
+    assert not is_copy(make_adapter(tmp_path / "zero", tensors=zero), found)
+    broken = lora_tensors() | {B0: np.full_like(lora_tensors()[B0], np.nan)}
+    with pytest.raises(InvalidArtifactError, match="NaN"):
+        is_copy(make_adapter(tmp_path / "nan", tensors=broken), found)
+    renamed = {name.replace("layers.0", "layers.1"): tensor for name, tensor in lora_tensors().items()}
+    assert not is_copy(make_adapter(tmp_path / "renamed", tensors=renamed), found)
+
+
+def test_an_adapter_that_changes_while_it_is_registered_is_refused(
+    registry: Any, base: Any, make_adapter: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_adapter(tmp_path / "lora")
+    add_folder = type(registry.store).add_folder
+
+    def written_meanwhile(store: Any, source: Path, **options: Any) -> Any:
+        (source / "adapter_config.json").write_text(
+            (source / "adapter_config.json").read_text().replace('"lora_alpha": 4', '"lora_alpha": 5')
+        )
+        return add_folder(store, source, **options)
+
+    monkeypatch.setattr(type(registry.store), "add_folder", written_meanwhile)
+    with pytest.raises(InvalidArtifactError, match="changed while"):
+        registry.adapters.add(folder, base=base, role="spirit")
+    assert registry.adapters.list() == []

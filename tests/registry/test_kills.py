@@ -22,7 +22,7 @@ from reccocktail.registry import Base, Registry, Settings, inspect_adapter
 from reccocktail.registry.catalog.adapters import AdapterFilter
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-KILLS, BY_COMMAND, MOST_KILLS = (50, 10, 200) if SOAK else (15, 3, 200)
+KILLS, BY_COMMAND, MOST_KILLS = (50, 10, 200) if SOAK else (10, 2, 200)
 ROUND = 5  # kills between two checks
 STEPS = 400  # more than a registration has
 MEMBERS, EACH = 3, 20
@@ -42,6 +42,12 @@ class Leftovers:
 
     def __add__(self, other: Leftovers) -> Leftovers:
         return Leftovers(self.staging + other.staging, self.trees + other.trees, self.blobs + other.blobs)
+
+
+def killed_on(dialect: str) -> Any:
+    """A test that dies hundreds of times: on this database alone, but for `make soak`."""
+    both = ["sqlite", "postgresql"]
+    return lambda test: pytest.mark.slow(pytest.mark.parametrize("dialect", both if SOAK else [dialect])(test))
 
 
 class Victims:
@@ -100,7 +106,7 @@ def assert_next_add_works(registry: Registry, base: Base, victims: Victims) -> N
     assert added.version == before + 1
 
 
-@pytest.mark.slow
+@killed_on("sqlite")
 def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_database(
     registry: Registry, beauty: Base, victims: Victims, sql: Sql
 ) -> None:
@@ -120,7 +126,7 @@ def test_a_registration_killed_before_any_of_its_steps_leaves_no_trace_in_the_da
     assert_next_add_works(registry, beauty, victims)
 
 
-@pytest.mark.slow
+@killed_on("postgresql")
 def test_a_collection_killed_before_any_of_its_steps_loses_nothing_and_the_next_one_ends_it(
     registry: Registry, beauty: Base, victims: Victims, sql: Sql
 ) -> None:
@@ -155,7 +161,7 @@ def test_a_check_that_is_interrupted_changes_nothing(registry: Registry, beauty:
     assert_next_add_works(registry, beauty, victims)
 
 
-@pytest.mark.slow
+@killed_on("postgresql")
 def test_registrations_killed_at_any_moment_are_whole_or_absent(
     registry: Registry, beauty: Base, victims: Victims, sql: Sql
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 from typing import Any
 
 import pytest
@@ -49,3 +50,10 @@ def test_secrets_are_taken_out_of_texts_and_of_json(text: str, secret: str) -> N
 def test_the_values_of_variables_that_hold_secrets_are_taken_out() -> None:
     text = redacted("FATAL: correct-horse-battery", environ={"PGPASSWORD": "correct-horse-battery", "HF_TOKEN": "x"})
     assert text == "FATAL: [secret]"
+
+
+@pytest.mark.parametrize("text", ["x" * 50_000, "x1" * 25_000])
+def test_a_long_text_in_one_piece_is_looked_through_in_a_time_that_grows_with_its_length(text: str) -> None:
+    began = time.process_time()
+    assert redacted(f"{text} pg://ann:hunter22@db", environ={}) == f"{text} pg://ann:***@db"
+    assert time.process_time() - began < 5  # with its square, half a minute

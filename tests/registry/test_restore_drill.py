@@ -9,7 +9,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,8 +59,13 @@ class Sight:
 class Drill:
     """A registry that can be lost, and what the document says about it, run as it stands there."""
 
-    def __init__(self, settings: Settings, folder: Path, server: Any, make_adapter: Callable[..., Path]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, server: Any, make_adapter: Callable[..., Path], warm: Any
+    ) -> None:
         self.settings, self._folder, self._server, self._make = settings, folder, server, make_adapter
+        self._bin = folder / "bin"
+        self._bin.mkdir(parents=True, exist_ok=True)
+        self._variables = warm.command(self._bin)
         self.store = settings.home / "store"
         self.dialect = "sqlite" if settings.database_url.startswith("sqlite") else "postgresql"
         self._seeds = iter(range(1, 1000))
@@ -70,14 +74,14 @@ class Drill:
         """Runs a block of the document and expects the exit code; the answer is what it said on stdout and stderr."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RECCOCKTAIL_")}
         places = {"RECCOCKTAIL_HOME": self.settings.home, "HOME": self._folder, "BASE": "tiny", "DOMAIN": "beauty"}
-        path = [str(Path(sys.executable).parent)]
+        path = [str(self._bin)]
         if self.dialect == "postgresql":
             places["RECCOCKTAIL_DATABASE_URL"] = self.settings.database_url
             places["MAINTENANCE_URL"] = self._server.url()
             places["DATABASE"] = make_url(self.settings.database_url).database or ""
             path.append(str(self._server.bin))
         given = {key: str(value) for key, value in (places | variables).items()}
-        environment = kept | given | {"PATH": os.pathsep.join([*path, os.environ["PATH"]])}
+        environment = kept | given | self._variables | {"PATH": os.pathsep.join([*path, os.environ["PATH"]])}
         text = blocks().get(name, name)
         done = subprocess.run(
             ["bash", "-euc", text], env=environment, cwd=self._folder, text=True, check=False,
@@ -144,10 +148,11 @@ def drill(
     tmp_path: Path,
     make_base: Callable[..., Path],
     make_adapter: Callable[..., Path],
+    warm: Any,
 ) -> Drill:
     """A base, a spirit, two ingredients, a champion, and a build that has succeeded."""
     server = request.getfixturevalue("postgres") if dialect == "postgresql" else None
-    drill = Drill(settings, tmp_path, server, make_adapter)
+    drill = Drill(settings, tmp_path, server, make_adapter, warm)
     result = tmp_path / "result"
     result.mkdir()
     (result / "model.safetensors").write_bytes(b"merged")

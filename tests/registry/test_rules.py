@@ -37,6 +37,8 @@ def fill(registry: Registry, folder: Path, make_base: Make, make_adapter: Make) 
 
     registry.domains.add("beauty")
     registry.domains.add("toys")
+    registry.recipes.add("house", {"coefficients": {"spirit": 1.0}})
+    registry.templates.add("ours", {"name": "ours"})
     add("spirit", 1)
     spirit = add("spirit", 2)
     add("beauty", 3, metrics={"HR@1": 0.5}, tags=["nightly"])
@@ -108,7 +110,7 @@ def copied(table: str, where: str = "", **changes: str) -> str:
 
 TOYS = "WHERE domain_id = (SELECT id FROM domains WHERE name = 'toys')"
 DONE, OPEN = "WHERE key = 'done'", "WHERE key = 'open'"
-NEXT = {"version": "2", "digest": "'d'"}
+NEXT = {"version": "2", "digest": "'d'", "content": "'c'"}
 WITHDRAWN = "INSERT INTO withdrawals (publication_id, created_at, created_by) SELECT 1, '2026-01-01', 'eve'"
 
 REFUSED = {
@@ -176,6 +178,17 @@ REFUSED = {
     "a build's recipe changed": f"UPDATE builds SET recipe = '{{\"a\": 1}}' {OPEN}",
     "a build that is its domain's own no more": f"UPDATE builds SET own_recipe = NULL {DONE}",
     "a build removed": f"DELETE FROM builds {OPEN}",
+    # aliases of builds: on a succeeded build, where their newest event put them; pins
+    "a build served that has not succeeded": f"UPDATE build_aliases SET build_id = (SELECT id FROM builds {OPEN})",
+    "nothing served": "UPDATE build_aliases SET build_id = 'x'",
+    "a build's alias set without an event": copied("build_aliases", name="'shadow'"),
+    "a build's alias twice": copied("build_aliases"),
+    "a build's alias under another name": "UPDATE build_aliases SET name = 'shadow' WHERE name = 'candidate'",
+    "a build's alias in another domain": "UPDATE build_aliases SET domain_id = 3",
+    "a build's alias by another event": "UPDATE build_aliases SET event_id = 1",
+    "a build's alias removed without an event": "DELETE FROM build_aliases",
+    "a pin without an event": f"INSERT INTO build_pins SELECT id, created_at, created_by FROM builds {DONE}",
+    "an unknown way to promote": "INSERT INTO serving_policies VALUES (2, 'live', 'never', '2026-01-01', 'eve')",
     "an input of no build": "INSERT INTO build_inputs VALUES ('x', 1, '2026-01-01', '')",
     "an input exchanged": "UPDATE build_inputs SET adapter_id = 3 WHERE adapter_id = 4",
     "an input removed": "DELETE FROM build_inputs",
@@ -198,6 +211,20 @@ REFUSED = {
     "no publication withdrawn": WITHDRAWN.replace("SELECT 1", "SELECT 99"),
     "a withdrawal changed": "UPDATE withdrawals SET created_by = 'eve'",
     "a withdrawal removed": "DELETE FROM withdrawals",
+    # recipes and templates
+    "a recipe renamed": "UPDATE recipes SET name = 'x'",
+    "a recipe removed": "DELETE FROM recipes",
+    "a recipe twice": copied("recipes"),
+    "a recipe of no kind": copied("recipes", kind="'cake'", name="'x'"),
+    "a recipe's content changed": "UPDATE recipe_versions SET content = '{}'",
+    "a version of a recipe removed": "DELETE FROM recipe_versions",
+    "the same content as another version": copied("recipe_versions", version="2"),
+    "a gap in a recipe's versions": copied("recipe_versions", version="3", digest="'d'"),
+    "a version of a recipe without an event": copied("recipe_versions", version="2", digest="'d'"),
+    "a domain's recipe that is a file": "UPDATE domains SET recipe = '/home/ann/house.yaml' WHERE name = 'toys'",
+    "a domain's recipe that is not there": "UPDATE domains SET recipe = 'house@v2' WHERE name = 'toys'",
+    "a domain's recipe that is a template": "UPDATE domains SET recipe = 'ours@v1' WHERE name = 'toys'",
+    "a domain that begins with a file": copied("domains", name="'x'", role="'ingredient'", recipe="'./house.yaml'"),
 }
 ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
     "a version replaced": copied("adapters", TOYS, **NEXT).replace("INSERT", "INSERT OR REPLACE").replace(
@@ -213,6 +240,8 @@ ONLY_SQLITE = {  # INSERT OR REPLACE asks no DELETE trigger
     "an alias's maker replaced": copied("aliases", created_by="'eve'").replace("INSERT", "INSERT OR REPLACE"),
     "a current spirit pushed out": "UPDATE OR REPLACE adapters SET is_current = true WHERE id = 1",
     "a withdrawal replaced": WITHDRAWN.replace("INSERT", "INSERT OR REPLACE"),
+    "a recipe replaced": copied("recipes", created_by="'eve'").replace("INSERT", "INSERT OR REPLACE"),
+    "a version of a recipe replaced": copied("recipe_versions", version="2").replace("INSERT", "INSERT OR REPLACE"),
     "a version moved by its rowid": "UPDATE adapters SET rowid = 99 WHERE id = 6",
     "an event far ahead": "INSERT INTO events (id, kind, subject, detail, created_at, created_by) VALUES (9223372036854775807, 'x', 'x', '{}', '2999-01-01', 'eve')",
     "an alias replaced": copied("aliases", adapter_id="5").replace("INSERT", "INSERT OR REPLACE"),
@@ -224,8 +253,8 @@ ONLY_BY_FOREIGN_KEYS = {
 ONLY_POSTGRESQL = {
     f"all {table} at once": f"TRUNCATE {table} CASCADE"
     for table in (
-        "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "publications", "withdrawals",
-        "base_models", "domains",
+        "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "build_aliases", "build_pins", "publications", "withdrawals",
+        "base_models", "domains", "recipes", "recipe_versions",
     )
 }  # fmt: skip
 
@@ -259,6 +288,16 @@ def event(kind: str, subject: str, adapter: str, previous: str = "NULL", alias: 
     )
 
 
+def build_event(kind: str, where: str, detail: str = "{}", moment: str = "max", domain: str = "domain_id") -> str:
+    """Of what happened to a build's alias or pin."""
+    return (
+        "INSERT INTO events (kind, subject, base_id, domain_id, detail, created_at, created_by)"
+        f" SELECT '{kind}', id, base_id, {domain}, '{detail}', (SELECT {moment}(created_at) FROM events), 'ann'"
+        f" FROM builds {where}"
+    )
+
+
+SHADOW, SERVED = '{"alias": "shadow"}', '{"alias": "production"}'
 MOVED = event("alias.moved", "beauty@champion", "5", "4", "'champion'")
 REMOVED = event("alias.removed", "beauty@champion", "NULL", "4", "'champion'")
 ARCHIVED = event("adapter.archived", "toys@v1", "6", of=6)
@@ -266,6 +305,17 @@ ARCHIVED = event("adapter.archived", "toys@v1", "6", of=6)
 LAWFUL = {
     "the next version": [copied("adapters", TOYS, **NEXT)],
     "a domain's new title": ["UPDATE domains SET title = 'x' WHERE name = 'toys'"],
+    "a domain's recipe": ["UPDATE domains SET recipe = 'house@v1' WHERE name = 'toys'"],
+    "a version of a recipe with its event": [
+        "INSERT INTO events (kind, subject, detail, created_at, created_by)"
+        " SELECT 'recipe.added', 'house@v2', '{}', created_at, 'ann' FROM recipes WHERE name = 'house'",
+        copied(
+            "recipe_versions",
+            "WHERE recipe_id = (SELECT id FROM recipes WHERE name = 'house')",
+            version="2",
+            digest="'d'",
+        ),
+    ],
     "another domain": [copied("domains", name="'x'", role="'ingredient'")],
     "an alias moved by its event": [MOVED],
     "an alias removed by its event": [REMOVED],
@@ -276,6 +326,10 @@ LAWFUL = {
         f"SELECT 'build.cancelled', id, '{{}}', created_at, 'ann' FROM builds {OPEN}",
         f"UPDATE builds SET status = 'cancelled' {OPEN}",
     ],
+    "a build's alias set by its event": [build_event("build.aliased", DONE, SHADOW)],
+    "a build's alias removed by its event": [build_event("build.unaliased", DONE, SERVED)],
+    "a pin by its event": [build_event("build.pinned", DONE)],
+    "a way to promote": ["INSERT INTO serving_policies VALUES (2, 'live', 'manual', '2026-01-01', 'eve')"],
     "another publication": [copied("publications", revision="'d'")],
     "a publication of an adapter": [copied("publications", build_id="NULL", adapter_id="4")],
     "another publication withdrawn": [
@@ -307,6 +361,18 @@ def test_an_event_moves_the_alias_and_archives_the_version_by_itself(sql: Sql) -
     assert sql("SELECT id FROM adapters WHERE is_current") == []
 
 
+def test_an_event_moves_a_builds_alias_and_pins_it_by_itself(sql: Sql) -> None:
+    assert sql("SELECT name FROM build_aliases ORDER BY name") == [("candidate",), ("production",)]
+    sql(build_event("build.unaliased", DONE, SERVED))
+    assert sql("SELECT name FROM build_aliases ORDER BY name") == [("candidate",)]
+    sql(build_event("build.aliased", DONE, SERVED))
+    assert sql("SELECT name FROM build_aliases ORDER BY name") == [("candidate",), ("production",)]
+    sql(build_event("build.pinned", DONE))
+    assert sql("SELECT build_id FROM build_pins") == sql(f"SELECT id FROM builds {DONE}")
+    sql(build_event("build.unpinned", DONE))
+    assert sql("SELECT build_id FROM build_pins") == []
+
+
 LYING = {
     "an alias event on an archived version": event("alias.moved", "beauty@champion", "3", "4", "'champion'"),
     "an alias event on another domain's version": event("alias.moved", "beauty@champion", "6", "4", "'champion'"),
@@ -319,6 +385,13 @@ LYING = {
     "an archiving without a place": ARCHIVED.replace("base_id, domain_id, 6", "NULL, NULL, 6"),
     "an archiving of nothing": ARCHIVED.replace("domain_id, 6", "domain_id, NULL"),
     "an archiving in another domain": event("adapter.archived", "toys@v1", "6", of=4),
+    "serving a build that has not succeeded": build_event("build.aliased", OPEN, SERVED),
+    "serving a build in another domain": build_event("build.aliased", DONE, SERVED, domain="3"),
+    "a build's alias without a name": build_event("build.aliased", DONE),
+    "a build's alias without a place": build_event("build.aliased", DONE, SHADOW, domain="NULL"),
+    "a build's alias on an earlier day": build_event("build.aliased", DONE, SHADOW, moment="min"),
+    "a build's alias taken away that it has not": build_event("build.unaliased", DONE, SHADOW),
+    "a pin on a build that has not succeeded": build_event("build.pinned", OPEN),
 }
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from reccocktail.cli.bars import Bar
 from reccocktail.registry import Registry
 from reccocktail.registry.database import write_queue
 from reccocktail.registry.database.connection import sqlite_file
@@ -92,6 +93,11 @@ def test_a_second_signal_does_not_wait() -> None:
     assert reached == ["after the first"]
 
 
+class Interrupted:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
 class Finalized:
     def __del__(self) -> None:
         ask()
@@ -118,3 +124,23 @@ def test_signals_that_are_ignored_stay_so() -> None:
             ask(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_in_a_finalizer_is_not_lost():
+    with raised():
+        Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        check()  # once
+
+
+def test_work_that_reports_its_progress_notices_a_lost_ctrl_c_outside_of_deferred_blocks() -> None:
+    bar = Bar("work")
+    with raised():
+        Interrupted()
+        with deferred():
+            bar.update(1, 3)
+        assert bar.state.done == 1
+        with pytest.raises(KeyboardInterrupt):
+            bar.update(2, 3)
+        bar.update(3, 3)

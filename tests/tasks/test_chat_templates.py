@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from reccocktail.tasks import generate, load_template, questions
+from reccocktail.tasks import chat_templates, generate, load_template, questions
 from reccocktail.tasks.chat_templates import expect_bounded
 from reccocktail.tasks.errors import ChatTemplateError
 from reccocktail.tasks.prompts import fit
@@ -67,3 +72,27 @@ def test_questions_are_tried_as_they_are_put(monkeypatch: pytest.MonkeyPatch) ->
         fit(found, words)
     words.chat_template = CHATML
     assert fit(found, words) == found
+
+
+def test_the_process_that_tries_ends_with_the_one_that_asks_even_if_a_fork_holds_the_pipe() -> None:
+    asking = """
+import subprocess, sys, time
+trial = subprocess.Popen([sys.executable, "-P", sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
+fork = subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL, pass_fds=[trial.stdin.fileno()])
+print(fork.pid, flush=True)
+time.sleep(30)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", asking, str(chat_templates._TRIAL)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    fork = int(parent.stdout.readline())
+    try:
+        time.sleep(0.5)  # so that it has seen its parent
+        parent.terminate()
+        parent.wait()
+        assert select.select([parent.stdout], [], [], 15)[0], "the trial, which has the other end, is still there"
+        assert parent.stdout.read() == ""
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        parent.stdout.close()

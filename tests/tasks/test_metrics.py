@@ -26,7 +26,7 @@ def test_auc_is_the_share_of_negatives_below_the_target():
 
 
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.integers(1, 10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_metrics_equal_those_of_scikit_learn_on_the_scores(candidates, seed, k):
     rng = np.random.default_rng(seed)
     scores = rng.permuted(np.tile(np.arange(candidates), (20, 1)), axis=1) / candidates

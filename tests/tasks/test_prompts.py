@@ -74,7 +74,7 @@ def test_titles_that_look_like_placeholders_are_left_alone():
         ("name: t\nuser: '{history} {candidates.__class__}'\n", "candidates.__class__"),
         ("name: t\nuser: '{history} {candidates'\n", "user: "),
         ("name: t\n", "user: Field required"),
-        ("name: t\nuser: '{history}{candidates}'\nsepartor: x\n", "separtor: Extra inputs"),
+        ("name: t\nuser: '{history}{candidates}'\nsepartor: x\n", "unknown key 'separtor'; did you mean 'separator'?"),
         ("name: t\nuser: '{history}{candidates}'\nhistory_limit: 0\n", "history_limit: "),
         ("- a list\n", "template: "),
         ("a: b: c", "not a YAML file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reccocktail.tasks import Question, Score, TaskError, fit, generate, load_template, questions, rank_candidates
+from reccocktail.tasks import (
+    Question,
+    Score,
+    TaskError,
+    fit,
+    generate,
+    load_template,
+    questions,
+    rank_candidates,
+)
+from reccocktail.tasks import ranking as reading
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -116,6 +127,52 @@ def test_scores_equal_those_of_reading_every_prompt_and_answer_as_one_text(make_
         expected = oracle(model, tokenizer, question)
         assert ranking.scores == pytest.approx(expected, abs=1e-4)
         assert ranking.rank == sum(score > expected[question.target_index] for score in expected)
+
+
+@pytest.mark.parametrize("make_model", [llama, partial(mistral, 16), with_adapter])
+def test_batches_are_read_in_threads_with_the_same_scores(make_model, tokenizer, asked, monkeypatch):
+    model, both = make_model(), threading.Barrier(2, timeout=60)
+    expected = [oracle(model, tokenizer, question) for question in asked]
+    read = reading._read_batch
+
+    def met(*words: Any, **named: Any) -> Any:
+        both.wait()  # two are here at once, or it fails
+        return read(*words, **named)
+
+    monkeypatch.setattr(reading, "_read_batch", met)
+    monkeypatch.setattr(reading, "_batches", lambda rows, most: iter([rows[: len(rows) // 2], rows[len(rows) // 2 :]]))
+    torch.set_num_threads(2)
+    try:
+        found = rank_by_likelihood(model, tokenizer, asked)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    for one, other in zip(found, expected, strict=True):
+        assert one.scores == pytest.approx(other, abs=1e-4)
+
+
+def test_a_model_whose_positions_follow_the_longest_prompt_is_read_by_one_thread(tokenizer, asked, monkeypatch):
+    config = LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", None)
+    torch.set_num_threads(2)
+    try:
+        rank_by_likelihood(LlamaForCausalLM(config), tokenizer, asked, batch_tokens=1)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_failure_in_a_thread_is_the_callers(tokenizer, asked, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reading, "_read_batch", fail)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rank_by_likelihood(llama(), tokenizer, asked, batch_tokens=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_title_of_a_list_is_closed_by_the_separator(tokenizer):

@@ -525,7 +525,9 @@ def test_dataset_yaml_filters_every_format(put: Put):
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ("colour: red", "colour: Extra inputs are not permitted"),
+        ("colour: red", "unknown key 'colour'"),
+        ("fromat: csv", "unknown key 'fromat'; did you mean 'format'?"),
+        ("items:\n  titel: name\n", "unknown key 'items.titel'; did you mean 'title'?"),
         ("core: 0", "core: Input should be greater than or equal to 1"),
         ("core: '5'", "core: Input should be a valid integer"),
         ("min_rating: .nan", "min_rating: Input should be a finite number"),

@@ -40,11 +40,12 @@ def shop() -> DomainData:
     return ring()
 
 
-def test_it_learns_what_follows_what(shop):
+@pytest.mark.parametrize("loss", ["softmax", "sampled"])
+def test_it_learns_what_follows_what(loss, shop):
     """Among 10 candidates the right one is seldom rivalled by the one other item that may follow."""
     _, asked = questions(shop, "test", TEMPLATE, n_negatives=9)
-    told = []
-    ranks = [r.rank for r in rank_by_sasrec(shop, asked, "test", QUICK, progress=lambda *step: told.append(step))]
+    told, options = [], replace(QUICK, loss=loss)
+    ranks = [r.rank for r in rank_by_sasrec(shop, asked, "test", options, progress=lambda *step: told.append(step))]
     assert hit_rate(ranks, 1) > 0.75
     assert hit_rate([r.rank for r in rank_by_popularity(shop, asked, "test")], 1) < 0.3
     assert told == [(epoch, 12) for epoch in range(1, len(told) + 1)]

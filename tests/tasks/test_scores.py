@@ -13,6 +13,7 @@ import pytest
 import torch
 from reccocktail.tasks import (
     SCORES,
+    Likeness,
     Question,
     Score,
     ScoreParts,
@@ -20,11 +21,14 @@ from reccocktail.tasks import (
     TitleTrie,
     fit,
     fit_temperature,
+    fit_weight,
     load_template,
     questions,
+    rank_by_tfidf,
     rank_candidates,
     score_parts,
 )
+from reccocktail.tasks.ranking import prompt_text
 from scipy.optimize import minimize_scalar
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
@@ -193,28 +197,78 @@ def test_all_scores_follow_from_one_reading(packed, tokenizer, shown, catalogue)
         assert [part.scores(score) for part in parts] == [ranking.scores for ranking in ranked]
 
 
+def tokens_read(model, tokenizer, asked: list[Question], score: str = "pmi") -> int:
+    """How many tokens went through the model, with padding."""
+    read: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *given: read.append(given[1][0].numel()))
+    rank_candidates(model, tokenizer, asked, Score.parse(score))
+    handle.remove()
+    return sum(read)
+
+
 def test_a_prior_is_read_once_per_title_where_no_candidates_are_shown(packed, tokenizer, shop):
-    read: list[str] = []
+    _, asked = questions(shop, "test", load_template("next-title"), n_negatives=4, limit=2)
+    same = [replace(asked[1], titles=asked[0].titles), asked[0]]
+    for many in (asked[:1], same):
+        alone = tokens_read(packed, tokenizer, many, "likelihood")
+        prior = tokens_read(packed, tokenizer, many) - alone
+        assert prior == tokens_read(packed, tokenizer, asked[:1]) - tokens_read(
+            packed, tokenizer, asked[:1], "likelihood"
+        )
 
-    def count(asked: list[Question]) -> int:
-        read.clear()
-        handle = packed.register_forward_pre_hook(lambda *_: read.append("pass"))
-        rank_candidates(packed, tokenizer, asked)
-        handle.remove()
-        return len(read)
 
-    _, asked = questions(shop, "test", load_template("next-title"), n_negatives=4, limit=1)
-    _, listed = questions(shop, "test", load_template("pick-one"), n_negatives=4, limit=1)
-    assert count(asked * 3) - count(asked) == count(asked), (
-        "two questions more, and no further prior: half of a question's passes"
-    )
-    assert count(listed * 3) == 3 * count(listed)
+def test_what_answers_and_prompts_have_in_common_is_read_once(packed, tokenizer, shop):
+    """No token more than the prompts' own ends and the distinct beginnings of their answers, where rows are alike."""
+    _, (asked,) = questions(shop, "test", load_template("next-title"), n_negatives=4, limit=1)
+    twice = replace(asked, titles=tuple(asked.titles[place // 2] for place in range(8)))
+    once = replace(asked, titles=tuple(asked.titles[:4]))
+    assert tokens_read(packed, tokenizer, [twice], "likelihood") == tokens_read(packed, tokenizer, [once], "likelihood")
+    start = len(tokenizer(prompt_text(tokenizer, asked))["input_ids"])
+    one = tokens_read(packed, tokenizer, [once], "likelihood")
+    two = tokens_read(packed, tokenizer, [once, once], "likelihood")
+    assert two == start - 1 + 2 * (one - start + 1), "the prompt but for its last token, then what differs"
 
 
 def test_constrained_without_a_catalogue_is_refused(packed, tokenizer, shown):
     with pytest.raises(TaskError, match="catalogue") as refused:
         rank_candidates(packed, tokenizer, shown, Score("constrained"))
     assert refused.value.hint
+
+
+def test_hybrid_adds_the_weighted_cosine_of_words_to_pmi(packed, tokenizer, shop, shown):
+    asked = Likeness(shop).added(shown)
+    pmi, alike = rank_candidates(packed, tokenizer, shown, Score("pmi")), rank_by_tfidf(shop, shown)
+    for weight in (0.0, 3.0, 1e6):
+        found = rank_candidates(packed, tokenizer, asked, Score("hybrid", weight))
+        for got, one, other in zip(found, pmi, alike, strict=True):
+            expected = [a + weight * b for a, b in zip(one.scores, other.scores, strict=True)]
+            np.testing.assert_allclose(got.scores, expected, rtol=1e-9, atol=1e-6)
+    with pytest.raises(TaskError, match="alike"):
+        rank_candidates(packed, tokenizer, shown, Score("hybrid", 3.0))
+
+
+@pytest.mark.parametrize("planted", [0.0, 0.4, 5.0, 120.0])
+def test_the_weight_of_hybrid_is_the_one_of_least_loss(planted):
+    """Questions are answered by a softmax of one feature plus the planted weight times another; the weight is recovered as by a fine grid."""
+    rng = np.random.default_rng(5)
+    own, other = rng.normal(0, 3, (400, 10)), rng.uniform(0, 1, (400, 10))
+    drawn = own + planted * other + rng.gumbel(0, 1, (400, 10))
+    targets = drawn.argmax(axis=1)
+
+    def loss(weight: float) -> float:
+        return float(fit_temperature(own + weight * other, targets)[1].mean())
+
+    found = fit_weight(loss)
+    grid = [0.0, *np.geomspace(0.01, 1e4, 400)]
+    assert loss(found) <= min(map(loss, grid)) + 1e-3  # of two digits
+    assert found == pytest.approx(planted, abs=1.0, rel=0.15)
+
+
+def test_words_that_mislead_get_no_weight():
+    rng = np.random.default_rng(6)
+    own, other = rng.normal(0, 2, (200, 10)), rng.uniform(0, 1, (200, 10))
+    targets = (own - 8 * other + rng.gumbel(0, 1, (200, 10))).argmax(axis=1)
+    assert fit_weight(lambda weight: float(fit_temperature(own + weight * other, targets)[1].mean())) == 0.0
 
 
 def test_a_part_that_was_not_wanted_has_no_score():

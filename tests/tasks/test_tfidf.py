@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reccocktail.tasks import DomainData, Example, History, Item, generate, load_template, questions, rank_by_tfidf
+from reccocktail.tasks import (
+    DomainData,
+    Example,
+    History,
+    Item,
+    Likeness,
+    Retriever,
+    generate,
+    load_template,
+    questions,
+    rank_by_tfidf,
+    read_questions,
+    write_questions,
+)
 from reccocktail.tasks.tfidf import LAST_ITEMS, words
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -48,3 +61,28 @@ def test_the_brand_counts_and_what_has_no_common_word_scores_nothing():
     assert ranking.scores[0] == ranking.scores[1] == 0
     assert ranking.scores[2] > 0
     assert ranking.rank == 0
+
+
+def test_likeness_of_what_the_catalogue_lacks_is_scikit_learns_too():
+    data = generate("kitchen", users=20)
+    own = list(data.items.values())
+    texts = [" ".join(words(item)) for item in own]
+    vectorizer = TfidfVectorizer().fit(texts)
+    strange = [Item("", f"{own[0].title} Zeppelin"), Item("", own[1].title), Item("", "Zeppelin")]
+    history = [*own[:4], strange[0]]
+    expected = (
+        vectorizer.transform([" ".join(words(item)) for item in (*strange, *own[:9])])
+        @ vectorizer.transform([" ".join(" ".join(words(item)) for item in history)]).T
+    )
+    for likeness in (Likeness(data), Retriever(data).likeness):
+        np.testing.assert_allclose(likeness.of(history, [*strange, *own[:9]]), expected.toarray()[:, 0], atol=1e-12)
+
+
+def test_questions_keep_their_likeness_in_a_file(tmp_path):
+    data = generate("kitchen", users=20)
+    _, asked = questions(data, "test", TEMPLATE, limit=5)
+    with_it = Likeness(data).added(asked)
+    assert [question.likeness for question in with_it] == [r.scores for r in rank_by_tfidf(data, asked)]
+    for written in (asked, with_it):
+        write_questions(tmp_path / "questions.json", written)
+        assert [q.likeness for q in read_questions(tmp_path / "questions.json")] == [q.likeness for q in written]

@@ -102,5 +102,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 
 @pytest.fixture
-def misbehaving(install: Callable[..., Path]) -> None:
-    install("misbehaving", MISBEHAVING, "Misbehaving")
+def misbehaving(install: Callable[..., Path]) -> Path:
+    """Its module."""
+    return install("misbehaving", MISBEHAVING, "Misbehaving") / "a_misbehaving.py"

@@ -46,7 +46,7 @@ def toys(data: Any = None, **more: Any) -> PluginDomain:
 
 
 def put(registry: Registry, brought: PluginDomain, **more: Any) -> Any:
-    return register(registry, Bringing(brought), brought, **{"check_recipe": lambda _: None} | more)
+    return register(registry, Bringing(brought), brought, **{"settle_recipe": lambda name: name} | more)
 
 
 def test_a_trainer_without_domains_brings_none() -> None:
@@ -131,11 +131,11 @@ def test_a_domain_that_is_somebody_elses_is_left_alone_unless_taken_over(registr
 
 
 def test_a_recipe_is_checked_before_anything_is_made(registry: Registry) -> None:
-    def refuse(recipe: str) -> None:
+    def refuse(recipe: str) -> str:
         raise TrainerError(f"no recipe {recipe}")
 
     with pytest.raises(TrainerError, match=r"no recipe /x/mine\.yaml"):
-        put(registry, toys(recipe=Path("/x/mine.yaml")), check_recipe=refuse)
+        put(registry, toys(recipe=Path("/x/mine.yaml")), settle_recipe=refuse)
     assert registry.domains.list() == []
     assert not (registry.settings.home / "data").exists()
 

@@ -67,7 +67,7 @@ def test_options_come_as_text_and_are_validated():
 @pytest.mark.parametrize(
     ("pairs", "named"),
     [
-        ({"epoch": "3"}, "epoch='3'"),
+        ({"epoch": "3"}, "unknown option 'epoch'; did you mean 'epochs'?"),
         ({"epochs": "many"}, "epochs='many'"),
         ({"learning_rate": "-1"}, "learning_rate='-1'"),
         ({"dropout": "1.5", "rank": "0"}, "rank='0'"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import threading
 from typing import ClassVar
 
 import pytest
 from pydantic import BaseModel
+from reccocktail.registry.errors import ConflictError
+from reccocktail.trainers import runs
 from reccocktail.trainers.plugin import TrainerError, TrainingResult
 from reccocktail.trainers.runs import TrainingRequest, run_folder, train_and_register
 
@@ -45,7 +49,7 @@ def trainer(base, make_adapter):
 def run(stocked, trainer):
     """(trainer, role, resume, strength): train on skin-care and register."""
 
-    def train(by=trainer, *, role="ingredient", resume=False, strength=1.0):
+    def train(by=trainer, *, role="ingredient", resume=False, restart=False, strength=1.0):
         return train_and_register(
             stocked,
             TrainingRequest(
@@ -55,6 +59,7 @@ def run(stocked, trainer):
                 base=stocked.bases.get("tiny"),
                 options=Options(strength=strength),
                 resume=resume,
+                restart=restart,
                 device="cpu",
             ),
             progress=lambda *_: None,
@@ -89,6 +94,34 @@ def test_without_resume_it_starts_over_in_an_empty_folder(run, trainer, stocked)
     run()
     assert len(trainer.jobs) == 2
     assert not (trainer.jobs[1].folder / "checkpoint").exists()
+
+
+def test_an_unfinished_run_is_resumed_or_discarded_by_request_alone(run, trainer, monkeypatch):
+    def cut_off(job):
+        (job.folder / "job.json").write_text("{}")
+        (job.folder / "checkpoints").mkdir(exist_ok=True)
+        if trainer.jobs:
+            (job.folder / "checkpoints" / "one").write_text("hours of work")
+        trainer.jobs.append(job)
+        raise TrainerError("no luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "train", cut_off)
+        for _ in range(2):  # the first leaves nothing that would be lost
+            with pytest.raises(TrainerError, match="no luck"):
+                run()
+    checkpoint = trainer.jobs[0].folder / "checkpoints" / "one"
+    with pytest.raises(ConflictError) as caught:
+        run()
+    assert checkpoint.exists()
+    assert len(trainer.jobs) == 2
+    assert "--resume" in str(caught.value.hint)
+    assert "--restart" in str(caught.value.hint)
+    run(resume=True)
+    assert checkpoint.exists()
+    (trainer.jobs[0].folder / "result.json").unlink()
+    run(restart=True)
+    assert not checkpoint.exists()
 
 
 def test_other_options_make_another_run(run, trainer):
@@ -214,3 +247,20 @@ def test_a_trainer_without_room_says_what_to_free_and_where(run, trainer, monkey
         run()
     assert "store gc" in caught.value.hint
     assert "runs" in caught.value.hint
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_a_run_that_another_has_is_waited_for_a_while_and_then_refused(lets_go, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 20.0 if lets_go else 0.3)
+    with (tmp_path / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not lets_go:
+            with pytest.raises(TrainerError) as caught, runs._alone(tmp_path / "run"):
+                pass
+            assert caught.value.hint
+            return
+        timer = threading.Timer(0.5, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        timer.start()
+        with runs._alone(tmp_path / "run") as handle:
+            assert handle >= 0
+        timer.join()

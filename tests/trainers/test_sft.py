@@ -7,9 +7,10 @@ import math
 import os
 import random
 import signal
-import subprocess
+import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -602,34 +603,40 @@ def test_tokens_per_second_count_no_validation(train, monkeypatch):
 # --- killed and resumed ---------------------------------------------------------------------------------------------
 
 
+def ranks(number):
+    """The variables by which `accelerate launch` and `torchrun` tell each of so many processes which one it is; none for one."""
+    if number == 1:
+        return [{}]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    sizes = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return [place | sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+
+
 @pytest.fixture
-def in_process(base, tmp_path):
-    """(command, folder, kill_at, resume, options): train in a process of its own, or in those that the command starts."""
+def in_processes(base, tmp_path, warm):
+    """(number, folder, kill_at, options): train in one process, or in several that know of each other; how each of them ended."""
     script = Path(__file__).with_name("training_process.py")
 
-    def run(*command, folder, kill_at=None, resume=False, domains=("skin-care",), **options):
+    def run(number, *, folder, kill_at=None, resume=False, domains=("skin-care",), **options):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         told = {"base": str(base), "folder": str(place), "domains": domains, "options": SMALL | options}
         (place / "job.json").write_text(json.dumps(told | {"resume": resume, "kill_at": kill_at}))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [*(command or [sys.executable]), script, place / "job.json"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        words = [sys.executable, script, place / "job.json"]
+        with ThreadPoolExecutor(number) as threads:
+            return list(threads.map(lambda own: warm.run(words, env=environment | own), ranks(number)))
 
     return run
 
 
 @pytest.mark.slow
-def test_a_process_that_was_killed_resumes_and_ends_where_an_undisturbed_one_does(exact, train, in_process, trainers):
+def test_a_process_that_was_killed_resumes_and_ends_where_an_undisturbed_one_does(exact, train, in_processes, trainers):
     # Dropout, and a kill in the second epoch: the state of the generator and the order of batches have to be found again.
     told = {"dropout": 0.2, "examples": 24, "epochs": 3, "validate_every": 2}
-    killed = in_process(folder="killed", kill_at=5, **told)
+    (killed,) = in_processes(1, folder="killed", kill_at=5, **told)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     steps = []
     resumed = train(folder="killed", resume=True, progress=lambda done, *_: steps.append(done), **told)
@@ -705,13 +712,10 @@ def test_a_run_that_starts_over_forgets_the_checkpoints_of_the_one_before(train,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"loss": "choice", "validate_by": "ranking"}])
-def test_two_processes_learn_what_one_does_from_the_same_batches(exact, train, in_process, tmp_path, options):
+def test_two_processes_learn_what_one_does_from_the_same_batches(exact, train, in_processes, tmp_path, options):
     told = {"validate_every": 2, "validation_examples": 7, "micro_batch": 2, "examples": 12, **options}
-    # `--cpu` would start one process, as accelerate has only MPI for more; that the job is on the CPU is what counts.
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = in_process(*launch, folder="two", domains=("kitchen", "garden"), **told)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for done in in_processes(2, folder="two", domains=("kitchen", "garden"), **told):
+        assert done.returncode == 0, done.stderr[-2000:]
     one = train("kitchen", "garden", role="spirit", folder="one", **told)
     results = [json.loads((tmp_path / "two" / f"{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:

@@ -1,0 +1,116 @@
+"""`adapter list`: versions with what was measured of them, filtered and sorted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..registry.errors import UsageError
+from .adapters import adapter
+from .app import App, base_option, example, json_option, paging_options, pass_app
+from .console import answer, page, size, table
+from .evaluation_records import FIRST, brief
+
+if TYPE_CHECKING:
+    from ..registry import Adapter
+    from ..registry.catalog.evaluations import EvaluationRecord
+
+EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
+
+
+@adapter.command(
+    name="list",
+    epilog=example(
+        "reccocktail adapter list --domain beauty --metric 'NDCG@3>=0.4'",
+        "reccocktail adapter list --spirit --tag 2026-11 --search general",
+    ),
+)
+@click.option("--domain", metavar="D", help="Only this domain's ingredients.")
+@click.option("--spirit", is_flag=True, help="Only base spirits.")
+@click.option(
+    "--tag", "tags", metavar="T", multiple=True, help="Only with this tag; repeat it for several, all must match."
+)
+@click.option(
+    "--metric",
+    "metrics",
+    metavar="BOUND",
+    multiple=True,
+    help="Condition such as 'NDCG@3>=0.4' on what was measured last, else registered; all must hold.",
+)
+@click.option("--sort", metavar="METRIC", help="Largest value of this metric first; only versions that have it.")
+@click.option(
+    "--search", "text", metavar="TEXT", help="Only with this text in domain, note or tags; case does not matter."
+)
+@base_option
+@paging_options
+@json_option
+@pass_app
+def list_(
+    app: App,
+    domain: str | None,
+    spirit: bool,
+    tags: tuple[str, ...],
+    metrics: tuple[str, ...],
+    sort: str | None,
+    text: str | None,
+    base: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
+    """List adapter versions, newest first.
+
+    `measured` is the newest evaluation on the test split of the version's own domain, `registered` what was given with it.
+    """
+    from ..registry.catalog.adapters import AdapterFilter
+    from ..registry.catalog.filters import MetricBound
+
+    if spirit and domain is not None:
+        raise UsageError("a spirit belongs to no domain: give --spirit or --domain, not both")
+    with app.registry() as registry:
+        rows = registry.adapters.list(
+            AdapterFilter(
+                domain=domain,
+                base=base,
+                role="spirit" if spirit else None,
+                tags=tags,
+                metrics=[MetricBound.parse(bound) for bound in metrics],
+                text=text,
+            ),
+            sort=sort,
+            limit=limit,
+            after=after,
+        )
+        bases = {row.name: row.digest for row in registry.bases.list()}
+        measured = registry.evaluations.of_adapters(rows)
+    several = base is None and len(bases) > 1
+    mixed = len({a.base for a in rows}) > 1
+
+    def show_rows() -> None:
+        figures = [_figures(measured.get((row.base, row.ref)), sort) for row in rows]
+        columns = ["ref", *(["base"] * mixed), "rank", "size", "labels", "measured", "registered", "created"]
+        shown = [
+            [a.ref, *([a.base] * mixed), a.rank, size(a.bytes), _labels(a), cell, a.metrics, f"{a.created_at:%Y-%m-%d}"]
+            for a, cell in zip(rows, figures, strict=True)
+        ]
+        narrowed = domain or spirit or tags or metrics or text or after
+        empty = "no such adapter" if narrowed else f"no adapter has the metric {sort}" if sort else EMPTY
+        spare = ("size", "rank", "created", "base", *(("registered",) if any(figures) else ("measured", "registered")))
+        table(columns, shown, right=("rank", "size"), empty=empty, spare=spare)
+        page([f"{a.base}:{a.ref}" if several else a.ref for a in rows], limit)
+
+    found = [(a, measured.get((a.base, a.ref))) for a in rows]
+    answer(as_json, [a.to_json() | {"evaluation": each and brief(each)} for a, each in found], show_rows)
+
+
+def _figures(measured: EvaluationRecord | None, sort: str | None) -> dict[str, float]:
+    """The metric that the list is sorted by, else those that tables show, as they were measured last."""
+    wanted = (sort,) if sort else FIRST
+    return {name: mean for name in wanted if measured and (mean := measured.mean(name)) is not None}
+
+
+def _labels(row: Adapter) -> list[str]:
+    """Aliases as they are typed, tags, and that it is archived."""
+    archived = ["archived"] if row.archived_at else []
+    return [*(f"@{alias}" for alias in row.aliases), *row.tags, *archived]

@@ -1,0 +1,230 @@
+"""`evaluation`: what `evaluate` recorded, and how two of its records compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import UsageError
+from .app import App, base_option, example, json_option, pass_app
+from .console import answer, details, page, say, table
+
+if TYPE_CHECKING:
+    from ..registry import Build, Registry
+    from ..registry.catalog.evaluations import EvaluationRecord, Weights
+
+MOST_SHOWN = 10  # evaluations of one system, beside other things
+FIRST = ("NDCG@3", "HR@1")  # of the metrics, in tables
+
+
+@click.group(epilog=example("reccocktail evaluation list --domain beauty --sort NDCG@3"))
+def evaluation() -> None:
+    """Evaluations: list, show and compare what was measured."""
+
+
+@evaluation.command(
+    name="list",
+    epilog=example(
+        "reccocktail evaluation list --domain beauty --sort NDCG@3",
+        "reccocktail evaluation list --system beauty@v3 --metric 'HR@1>=0.4'",
+    ),
+)
+@click.option("--domain", metavar="D", help="Only on this domain's data.")
+@click.option("--system", metavar="REF_OR_BUILD", help="Only of this adapter, build, base model or folder.")
+@click.option("--split", type=click.Choice(["test", "cold", "validation"]), help="Only on this split.")
+@click.option("--score", metavar="SCORE", help="Only with this score, such as pmi or generate.")
+@click.option(
+    "--metric", "metrics", metavar="BOUND", multiple=True, help="Condition such as 'NDCG@3>=0.4'; all must hold."
+)
+@click.option("--sort", metavar="METRIC", help="Largest value of this metric first; without it, newest first.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--after", type=click.IntRange(1), metavar="ID", help="Start after this entry: the last of the previous page."
+)
+@base_option
+@json_option
+@pass_app
+def list_(
+    app: App,
+    domain: str | None,
+    system: str | None,
+    split: str | None,
+    score: str | None,
+    metrics: tuple[str, ...],
+    sort: str | None,
+    limit: int,
+    after: int | None,
+    base: str | None,
+    as_json: bool,
+) -> None:
+    """List evaluations, newest first."""
+    from ..registry.catalog.evaluations import EvaluationFilter
+    from ..registry.catalog.filters import MetricBound
+
+    with app.registry() as registry:
+        weights: Weights | None = None
+        if system is not None:
+            from ..engine.systems import find_system
+
+            weights = find_system(registry, system, base=base).weights
+        wanted = EvaluationFilter(domain, weights, split, score, [MetricBound.parse(bound) for bound in metrics])
+        rows = registry.evaluations.list(wanted, sort=sort, limit=limit, after=after)
+
+    def show_rows() -> None:
+        narrowed = domain or system or split or score or metrics or sort or after
+        empty = "no such evaluation" if narrowed else "no evaluation yet; `reccocktail evaluate SYSTEM... --domain D`"
+        show_records(rows, empty=empty, sort=sort)
+        page([row.id for row in rows], limit)
+
+    answer(as_json, [row.to_json() for row in rows], show_rows)
+
+
+@evaluation.command(epilog=example("reccocktail evaluation show 12", "reccocktail evaluation show 12 --ranks --json"))
+@click.argument("id_", metavar="ID", type=click.IntRange(1))
+@click.option("--ranks", is_flag=True, help="Also print the rank of each user's item (0 is best), in order.")
+@json_option
+@pass_app
+def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
+    """Show one evaluation: metrics, task, and who measured it when."""
+    with app.registry() as registry:
+        row = registry.evaluations.get(id_)
+        document = row.to_json()
+        if ranks:
+            from ..engine.records import ranks_of
+
+            document["user_ranks"] = list(ranks_of(registry, row))
+
+    def show_all() -> None:
+        hidden = ("metrics", "task", "detail", "ranks", "user_ranks")
+        details({name: value for name, value in document.items() if name not in hidden})
+        details({"task": row.task, "detail": {name: value for name, value in row.detail.items() if value}})
+        details({"ranks": row.ranks})
+        table(
+            ["metric", "mean", "95 % interval"],
+            [[n, f"{m['mean']:.3f}", _span(m)] for n, m in row.metrics.items()],
+            empty="",
+        )
+        if ranks:
+            click.echo(" ".join("-" if rank is None else str(rank) for rank in document["user_ranks"]))
+
+    answer(as_json, document, show_all)
+
+
+@evaluation.command(
+    epilog=example(
+        "reccocktail evaluation compare beauty@v3 beauty@champion",
+        "reccocktail evaluation compare 12 17 --metric NDCG@3",
+    )
+)
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@click.option("--domain", metavar="D", help="For names: only evaluations on this domain's data.")
+@click.option("--metric", "metrics", metavar="METRIC", multiple=True, help="Only this metric; repeat it for several.")
+@base_option
+@json_option
+@pass_app
+def compare(
+    app: App, one: str, other: str, domain: str | None, metrics: tuple[str, ...], base: str | None, as_json: bool
+) -> None:
+    """Compare two evaluations user by user. No model runs.
+
+    A and B are ids of evaluations, or an adapter, a build or another system: then their newest evaluations on the same
+    users are taken. Reports A minus B with paired 95 % intervals (bootstrap). Evaluations of different users or candidates
+    are refused.
+    """
+    from ..engine.records import compare as compared
+    from ..engine.records import find_pair
+
+    with app.registry() as registry:
+        found = compared(registry, *find_pair(registry, one, other, domain=domain, base=base))
+    first, second = found.one, found.other
+    if unknown := [name for name in metrics if name not in found.differences]:
+        raise UsageError(f"no metric {unknown[0]!r} in both", hint=f"there are {', '.join(found.differences)}")
+    differences = {name: each for name, each in found.differences.items() if name in metrics or not metrics}
+    document = {
+        "a": first.to_json(),
+        "b": second.to_json(),
+        "users": first.users,
+        "differences": {name: asdict(each) for name, each in differences.items()},
+    }
+
+    def show_all() -> None:
+        click.echo(f"A: {_called(first)}\nB: {_called(second)}")
+        click.echo(f"{first.users} users of {first.domain}, {first.split} split")
+        if first.mode != second.mode:
+            say(f"note: they were scored differently: {first.mode} and {second.mode}")
+        rows = [
+            [name, f"{first.metrics[name]['mean']:.3f}", f"{second.metrics[name]['mean']:.3f}",
+             f"{each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]", _verdict(each.low, each.high)]
+            for name, each in differences.items()
+        ]  # fmt: skip
+        table(["metric", "A", "B", "A minus B", ""], rows, empty="they have no metric in common")
+
+    answer(as_json, document, show_all)
+
+
+def _called(row: EvaluationRecord) -> str:
+    return f"{row.label}, scored by {row.mode} (evaluation {row.id}, {row.created_at:%Y-%m-%d}, {row.created_by})"
+
+
+def _verdict(low: float, high: float) -> str:
+    return "A is better" if low > 0 else "B is better" if high < 0 else "not settled"
+
+
+def _span(interval: Mapping[str, float]) -> str:
+    return f"[{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def figure(row: EvaluationRecord, metric: str) -> str | None:
+    """A mean with its interval; None where it was not measured."""
+    found = row.metrics.get(metric)
+    return None if found is None else f"{found['mean']:.3f} {_span(found)}"
+
+
+def show_records(rows: Sequence[EvaluationRecord], *, empty: str, sort: str | None = None) -> None:
+    """Evaluations as a table, with the metric that they are sorted by."""
+    shown: list[str] = [*([sort] if sort and sort not in FIRST else []), *FIRST]
+    cells: list[list[Any]] = [
+        [
+            row.id,
+            row.label,
+            row.domain,
+            row.split,
+            row.mode,
+            *(figure(row, name) for name in shown),
+            row.users,
+            f"{row.created_at:%Y-%m-%d}",
+            row.created_by,
+        ]
+        for row in rows
+    ]
+    columns = ["id", "system", "domain", "split", "score", *shown, "users", "created", "by"]
+    spare = ("by", "split", "created", shown[-1], "users", "domain")
+    table(columns, cells, empty=empty, right=("users",), spare=spare)
+
+
+def brief(row: EvaluationRecord) -> dict[str, Any]:
+    """An evaluation inside another document; `evaluation show` has the rest."""
+    names = ("id", "domain", "split", "mode", "users", "metrics", "created_at", "created_by")
+    return {name: value for name, value in row.to_json().items() if name in names}
+
+
+def show_measured(rows: Sequence[EvaluationRecord], system: str) -> None:
+    """The newest evaluations of one system, after other things that are known of it."""
+    click.echo(f"\nevaluations: {'none yet' if not rows else ''}".rstrip())
+    show_records(rows, empty="")
+    if len(rows) == MOST_SHOWN:
+        say(f"({MOST_SHOWN} shown; all: reccocktail evaluation list --system {system})")
+
+
+def measured_of(registry: Registry, build: Build) -> list[EvaluationRecord]:
+    """The newest evaluations of what a build made; none before it has succeeded."""
+    from ..registry.catalog.evaluations import EvaluationFilter, weights_of_build
+
+    if build.digest is None:
+        return []
+    weights = weights_of_build(build, registry.bases.get(build.base).digest)
+    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN)

@@ -1,0 +1,124 @@
+"""`log`: who did what in the registry, and when."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import UsageError
+from ..registry.signals import Stopped, exit_code
+from .adapters import moment
+from .app import App, example, json_option, pass_app
+from .console import answer, page, printable, say, table
+from .lineage import brief_pairs
+
+if TYPE_CHECKING:
+    from ..registry import Event, Registry
+    from ..registry.catalog.events import EventFilter
+
+SECONDS = 1.0  # between two looks for new events
+LIMIT, BEFORE = 50, 10  # past events that are shown: alone, and before the new ones
+LATE = 500  # ids below the newest: an event that appears later than its successors is among them
+KINDS = "adapter, alias, base, build, domain, or whole kinds such as alias.moved, build.failed, build.published"
+
+
+@click.command(
+    epilog=example(
+        "reccocktail log --domain beauty",
+        "reccocktail log --kind alias --since 2026-11-01",
+        "reccocktail log --follow --json",
+    )
+)
+@click.option("--domain", metavar="D", help="Only this domain's; spirit: the base spirit's.")
+@click.option("--actor", metavar="NAME", help="Only what this user did.")
+@click.option("--kind", metavar="KIND", help=f"Only events of this kind: {KINDS}.")
+@click.option("--since", metavar="MOMENT", help="Only from this moment or day (UTC) on.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), help=f"How many past events.  [default: {LIMIT}; {BEFORE} with --follow]"
+)
+@click.option(
+    "--after", type=click.IntRange(1), metavar="ID", help="Start after this entry: the last of the previous page."
+)
+@click.option("--follow", is_flag=True, help="Show the last events, then new ones as they come, until Ctrl-C.")
+@json_option
+@pass_app
+def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: bool, **wanted: Any) -> None:
+    """Show who did what, newest first.
+
+    With --follow, oldest first, and with --json too one JSON object per line, for there is no end.
+    """
+    if follow and after is not None:
+        raise UsageError("--after is a page of the past, and --follow is about what comes: one of them")
+    with app.registry() as registry:
+        if wanted["domain"] not in (None, "spirit"):
+            registry.domains.get(wanted["domain"])
+        _expect_kind(wanted["kind"])
+        if wanted["since"] is not None:
+            wanted["since"] = moment(wanted["since"], option="--since", of_day=datetime.min.time())
+        chosen: EventFilter = wanted  # pyright: ignore[reportAssignmentType]  the options have its names
+        if follow:
+            try:
+                _follow(registry, chosen, limit or BEFORE, _write_json if as_json else _write_lines)
+            except Stopped:
+                raise
+            except KeyboardInterrupt as error:  # how it ends
+                raise click.exceptions.Exit(exit_code(error)) from None
+        limit = limit or LIMIT
+        found = registry.events.list(limit=limit, after=after, **chosen)
+    rows = [[f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, e.kind, e.subject, brief_pairs(e)] for e in found]
+
+    def show_rows() -> None:
+        columns = ["when (UTC)", "who", "what", "of", "detail"]
+        empty = "there is no such event" if after is None else "there are no earlier events"
+        table(columns, rows, empty=empty, spare=("detail",), cut=("detail",))
+        page([event.id for event in found], limit)
+
+    answer(as_json, [event.to_json() for event in found], show_rows)
+
+
+def _expect_kind(text: str | None) -> None:
+    """Raises UsageError for a kind that no event has."""
+    from ..registry.catalog.events import KINDS
+    from ..registry.catalog.references import did_you_mean
+
+    whole = [f"{noun}.{verb}" for noun, verbs in KINDS.items() for verb in verbs]
+    if text is not None and text not in whole and text not in KINDS:
+        near = did_you_mean(text, [*KINDS, *whole])
+        raise UsageError(f"no event is of the kind {text!r}{near}", hint=f"kinds are {', '.join([*KINDS, *whole])}")
+
+
+def _follow(registry: Registry, wanted: EventFilter, count: int, write: Callable[[Sequence[Event]], None]) -> None:
+    """The last `count` events, and then each new one once, until the process is interrupted.
+
+    What the first look sees is known before the past is read, so that an event which comes between the two is new.
+    """
+    newest = registry.events.list(limit=1)
+    last = newest[0].id if newest else 0
+    seen = {event.id for event in registry.events.newer(last - LATE, **wanted) if event.id <= last}
+    first = registry.events.list(limit=count, **wanted)[::-1]
+    seen |= {event.id for event in first}
+    write(first)
+    if not first:
+        say("no such event yet")
+    while True:
+        time.sleep(SECONDS)
+        found = registry.events.newer(last - LATE, **wanted)
+        write([event for event in found if event.id not in seen])
+        last = max([last, *(event.id for event in found)])
+        seen = {number for number in seen if number > last - LATE} | {event.id for event in found}
+
+
+def _write_json(events: Sequence[Event]) -> None:
+    for event in events:
+        click.echo(json.dumps(event.to_json()))
+
+
+def _write_lines(events: Sequence[Event]) -> None:
+    for e in events:
+        line = f"{e.created_at:%Y-%m-%d %H:%M:%S}  {e.created_by}  {e.kind}  {e.subject}  {brief_pairs(e)}"
+        click.echo(printable(line.rstrip()))

@@ -1,0 +1,106 @@
+"""`domain gate`, `adapter approve` and `build approve`: what has to be shown before something is promoted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..registry.errors import UsageError
+from .adapters import adapter, key_values
+from .app import App, base_option, example, json_option, pass_app
+from .builds import build, named_build
+from .console import answer, details, say
+from .domains import domain
+
+
+@domain.command(
+    epilog=example(
+        "reccocktail domain gate beauty --require metric=NDCG@3,against=champion,margin=0.02,confidence=0.95",
+        "reccocktail domain gate beauty gate.yaml",
+        "reccocktail domain gate beauty --approvals 1",
+        "reccocktail domain gate beauty --remove",
+    )
+)
+@click.argument("name", metavar="DOMAIN")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--require",
+    metavar="KEY=VALUE,...",
+    help="metric; against: champion (default) or parents; margin: how much lower it may be (0; a negative one asks for so much"
+    " more); confidence (0.95); split (test).",
+)
+@click.option(
+    "--approvals", type=click.IntRange(0, 20), help="How many others than who registered it have to approve it."
+)
+@click.option("--remove", is_flag=True, help="Remove the gate.")
+@json_option
+@pass_app
+def gate(
+    app: App, name: str, file: Path | None, require: str | None, approvals: int | None, remove: bool, as_json: bool
+) -> None:
+    """Show, set or remove the gate of a domain (or of `spirit`).
+
+    Through a gate, `champion` moves only to a version whose stored evaluation is good enough, and that others have approved if
+    the gate says so. FILE is YAML with `require` and `approvals`. The gate is replaced as a whole.
+    """
+    if sum((file is not None, require is not None or approvals is not None, remove)) > 1:
+        raise UsageError("give a file, or --require and --approvals, or --remove")
+    from ..engine.gates import policy_of
+    from ..tasks.documents import read_yaml
+
+    given: object = None
+    if file is not None:
+        try:
+            given = read_yaml(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} cannot be read as YAML: {error}") from error
+    elif require is not None or approvals is not None:
+        wanted = None if require is None else key_values(tuple(require.split(",")), "--require")
+        given = {"require": wanted, "approvals": approvals or 0}
+    with app.registry() as registry:
+        if remove:
+            registry.gates.remove(name)
+            row = None
+        elif file is not None or given is not None:
+            row = registry.gates.set(name, *policy_of(given))
+        else:
+            row = registry.gates.get(name)
+
+    def show() -> None:
+        if row is None:
+            say(f"{name} has no gate")
+        else:
+            details(row.to_json())
+
+    answer(as_json, row and row.to_json(), show)
+
+
+@adapter.command(name="approve", epilog=example("reccocktail adapter approve beauty@v3"))
+@click.argument("ref")
+@base_option
+@json_option
+@pass_app
+def approve_adapter(app: App, ref: str, base: str | None, as_json: bool) -> None:
+    """Approve a version that somebody else registered.
+
+    A gate with `approvals` counts who has. An approval stays for good.
+    """
+    with app.registry() as registry:
+        row = registry.adapters.resolve(ref, base=base)
+        names = registry.gates.approve_adapter(row.ref, base=row.base)
+    answer(as_json, {"ref": row.ref, "approved_by": names}, lambda: say(f"{row.ref} is approved by {', '.join(names)}"))
+
+
+@build.command(name="approve", epilog=example("reccocktail build approve 660d4"))
+@click.argument("id_", metavar="ID|DOMAIN")
+@json_option
+@pass_app
+def approve_build(app: App, id_: str, as_json: bool) -> None:
+    """Approve a build that somebody else requested."""
+    with app.registry() as registry:
+        row = named_build(registry, id_)
+        names = registry.gates.approve_build(row.id)
+    answer(
+        as_json, {"id": row.id, "approved_by": names}, lambda: say(f"build {row.id} is approved by {', '.join(names)}")
+    )

@@ -1,0 +1,186 @@
+"""`apply` and `export`: a registry as one file."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .app import App, example, json_option, pass_app
+from .bases import checkpoint
+from .console import answer, printable, progress, say
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+    from ..registry.declared.applying import KeptVersion, Ways
+    from ..registry.declared.document import RecipeEntry
+    from ..registry.declared.outcomes import Outcome
+
+SIGNS = {"created": "+", "changed": "~", "failed": "!"}
+STDIN = "-"
+SHORT = 60  # characters of a value in a difference
+
+
+@click.command(
+    epilog=example(
+        "reccocktail apply -f registry.yaml --dry-run",
+        "reccocktail apply -f registry.yaml",
+        "reccocktail export | reccocktail --home ./copy apply -f -",
+    )
+)
+@click.option("-f", "--file", "source", metavar="FILE", required=True, help="YAML or JSON file; - reads from stdin.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@json_option
+@pass_app
+def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
+    """Bring the registry to what a file says.
+
+    The file lists bases, recipes, domains, adapters and aliases (docs/one-file.md). Applying it again changes nothing, and what it does
+    not list stays as it is. An object that fails is reported, the others are applied, and the command exits with 1.
+    """
+    from ..registry.declared.applying import apply as apply_document
+    from ..registry.declared.document import parse_document
+
+    data, name, folder, suffix = _read(source)
+    document = parse_document(data, name=name, folder=folder, suffix=suffix)
+    outcomes: list[Outcome] = []
+    with app.registry() as registry, progress("checking" if dry_run else "applying") as bar:
+        for outcome in apply_document(registry, document, _ways(), dry_run=dry_run, progress=bar.update):
+            outcomes.append(outcome)
+    counts = Counter(outcome.action for outcome in outcomes)
+    answer(
+        as_json,
+        {"dry_run": dry_run, "counts": dict(counts), "objects": [outcome.to_json() for outcome in outcomes]},
+        lambda: _show(outcomes, dry_run),
+    )
+    if counts["failed"]:
+        raise click.exceptions.Exit(1)
+
+
+def _read(source: str) -> tuple[bytes, str, Path, str]:
+    """The bytes, the name for errors, the folder that paths are relative to, and the kind of file."""
+    from ..registry.declared.document import LIMIT
+    from ..registry.errors import UsageError
+    from ..registry.strict_json import regular_bytes
+
+    if source == STDIN:
+        data = sys.stdin.buffer.read(LIMIT + 1)
+        return data, "stdin", Path.cwd(), ".json" if data.lstrip().startswith(b"{") else ".yaml"
+    path = Path(source).expanduser()
+    try:
+        data = regular_bytes(path, limit=LIMIT)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return data, str(path), path.resolve().parent, path.suffix.lower()
+
+
+def _ways() -> Ways:
+    from ..registry.artifacts.sources import AdapterSource, find_adapter_source
+    from ..registry.declared.applying import Ways
+
+    @contextmanager
+    def fetch_base(source: str, revision: str | None) -> Iterator[Any]:
+        with checkpoint(source, revision) as found:
+            yield found
+
+    def fetch_adapter(source: str, revision: str | None) -> AdapterSource:
+        return find_adapter_source(source, revision=revision)
+
+    def settle(registry: Registry, recipe: str, dry_run: bool) -> str:
+        from ..engine.recipe_book import foreseen_recipe, settle_recipe
+
+        return foreseen_recipe(registry, recipe) if dry_run else settle_recipe(registry, recipe)
+
+    def move(registry: Registry, ref: str, alias: str, base: str) -> None:
+        from ..engine.gates import move_champion
+
+        move_champion(registry, ref, alias, base=base)
+
+    def keep(registry: Registry, entry: RecipeEntry, dry_run: bool) -> KeptVersion:
+        from ..engine.declared_versions import keep_version
+
+        return keep_version(registry, entry, dry_run)
+
+    return Ways(fetch_base, fetch_adapter, _check_domain, settle, move, keep)
+
+
+def _check_domain(name: str, fields: Mapping[str, str]) -> None:
+    """As `domain add` does: the trainer is installed, and the data can be read."""
+    if "trainer" in fields:
+        from ..trainers.plugin import load
+
+        load(fields["trainer"])
+    if "data" in fields:
+        from ..tasks import read_domain
+
+        read_domain(Path(fields["data"]), name)
+
+
+def _show(outcomes: list[Outcome], dry_run: bool) -> None:
+    bases = {outcome.base for outcome in outcomes} - {None}
+    for outcome in outcomes:
+        for line in _lines(outcome, with_base=len(bases) > 1):
+            click.echo(printable(line))
+    counts = Counter(outcome.action for outcome in outcomes)
+    words = [f"{counts[action]} {action}" for action in ("created", "changed", "unchanged", "failed") if counts[action]]
+    said = ", ".join(words) or "the file lists nothing"
+    say(f"{said}{'; this was a dry run, and nothing was written' if dry_run else ''}")
+
+
+def _lines(outcome: Outcome, *, with_base: bool) -> Iterator[str]:
+    """`+ adapter beauty@v1  source: ./lora`, then what is to be said of it. Nothing of what is unchanged."""
+    of = f" ({outcome.base})" if with_base and outcome.base else ""
+    name = f"{outcome.kind} {outcome.name}{of}"
+    if outcome.action in ("created", "changed"):
+        changes = ", ".join(_change(field, *change) for field, change in outcome.changes.items())
+        yield f"{SIGNS[outcome.action]} {name}{f'  {changes}' if changes else ''}"
+    elif outcome.error is not None:
+        at = f" (line {outcome.line})" if outcome.line is not None else ""
+        yield f"! {name}{at}: {outcome.error['message']}"
+        if outcome.error["hint"]:
+            yield f"    hint: {outcome.error['hint']}"
+    for remark in outcome.remarks:
+        yield f"    {name}: {remark}" if outcome.action == "unchanged" else f"    note: {remark}"
+
+
+def _change(field: str, before: Any, after: Any) -> str:
+    return f"{field}: {_value(after)}" if before is None else f"{field}: {_value(before)} → {_value(after)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if text.startswith("sha256:"):
+        return text[:19]
+    return text if len(text) <= SHORT else f"…{text[-SHORT:]}"
+
+
+@click.command(
+    epilog=example(
+        "reccocktail export > registry.yaml",
+        "reccocktail export --json > registry.json",
+        "reccocktail export | reccocktail --home ./copy apply -f -",
+    )
+)
+@json_option
+@pass_app
+def export(app: App, as_json: bool) -> None:
+    """Print the registry as a file that `apply` reads.
+
+    Applied to an empty registry it gives the same digests, versions and aliases; builds and events are not in it. The files of
+    bases and adapters are named by their place in this registry's store.
+    """
+    from ..registry.declared.exporting import export as export_registry
+    from ..registry.declared.exporting import to_json, to_yaml
+
+    with app.registry() as registry:
+        content = export_registry(registry)
+    click.echo((to_json if as_json else to_yaml)(content), nl=False)

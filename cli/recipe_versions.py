@@ -1,0 +1,126 @@
+"""What the groups `recipe` and `template` have in common: versions of content, their list, their history, what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import UsageError
+from .app import App
+from .console import answer, printable, say, table
+
+if TYPE_CHECKING:
+    from ..registry.catalog.recipes import Recipes, RecipeVersion
+
+ABSENT = "(not there)"
+
+
+def show_added(added: RecipeVersion, users: Mapping[str, Sequence[str]], as_json: bool) -> None:
+    """That a version was made or was there already, and which domains are on an older one."""
+    older = [
+        domain
+        for ref, domains in users.items()
+        if ref.partition("@")[0] == added.name and ref != added.ref
+        for domain in domains
+    ]
+
+    def show() -> None:
+        say(f"{'added' if added.created else 'the same as'} {added.ref}")
+        if older:
+            say(
+                f"on another version of it: {', '.join(older)}; `reccocktail domain add DOMAIN --recipe {added.ref}` moves one"
+            )
+
+    answer(as_json, added.to_json() | {"created": added.created, "domains_on_other_versions": older}, show)
+
+
+def show_log(kept: Recipes, name: str, as_json: bool) -> None:
+    """The versions, the newest first: who, when, and what each changed."""
+    versions = kept.log(name)
+    users = kept.users() if kept.kind == "recipe" else {}
+    before = [*versions[1:], None]
+    document = [
+        version.to_json()
+        | {
+            "domains": users.get(version.ref, []),
+            "changes": [] if older is None else differences(older.content, version.content),
+        }
+        for version, older in zip(versions, before, strict=True)
+    ]
+    rows = [
+        [
+            d["ref"],
+            f"{version.created_at:%Y-%m-%d %H:%M}",
+            d["created_by"],
+            "; ".join(map(in_words, d["changes"])) or ("first version" if d["version"] == 1 else "nothing"),
+            d["domains"] or None,
+            d["note"],
+        ]
+        for d, version in zip(document, versions, strict=True)
+    ]
+    columns = ["name", "when (UTC)", "by", "what changed", "domains", "note"]
+    if kept.kind == "template":
+        columns, rows = [*columns[:4], "note"], [[*row[:4], row[5]] for row in rows]
+    answer(as_json, document, lambda: table(columns, rows, spare=("note", "by"), empty=""))
+
+
+def newest_two(kept: Recipes, name: str) -> tuple[str, str]:
+    """The version before the newest, and the newest. Raises UsageError where there is one alone."""
+    versions = kept.log(name)
+    if len(versions) < 2:
+        raise UsageError(
+            f"{versions[0].ref} is the only version of {kept.kind} {versions[0].name}",
+            hint="name a second one to compare it with",
+        )
+    return versions[1].ref, versions[0].ref
+
+
+def show_difference(names: tuple[str, str], before: Mapping[str, Any], after: Mapping[str, Any], as_json: bool) -> None:
+    found = differences(before, after)
+
+    def show() -> None:
+        if not found:
+            say(f"{names[0]} and {names[1]} say the same")
+        for change in found:
+            click.echo(printable(in_words(change)))
+
+    answer(as_json, {"before": names[0], "after": names[1], "changes": found}, show)
+
+
+def differences(before: Any, after: Any, key: str = "") -> list[dict[str, Any]]:
+    """Every key whose value differs, with both values; a key that one side lacks has None there."""
+    return [*_differences(before, after, key)]
+
+
+def _differences(before: Any, after: Any, key: str) -> Iterator[dict[str, Any]]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in dict.fromkeys((*before, *after)):
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+    elif before != after:
+        yield {"key": key, "before": before, "after": after}
+
+
+def in_words(change: Mapping[str, Any]) -> str:
+    was, now = (ABSENT if value is None else _plain(value) for value in (change["before"], change["after"]))
+    return f"{change['key']}: {was} → {now}"
+
+
+def _plain(value: Any) -> str:
+    from ..registry.strict_json import shown
+
+    return str(value) if not isinstance(value, str) else shown(value) if "\n" in value else value
+
+
+def with_registry_if_any(app: App) -> Any:
+    """The registry in a `with`, or None in one, which is reported, where it cannot be opened: what ships needs none."""
+    from contextlib import nullcontext
+
+    from ..registry.errors import DatabaseError, StoreError
+
+    try:
+        return app.registry()
+    except (DatabaseError, StoreError) as error:
+        say(f"only what ships: {error}")
+        return nullcontext()

@@ -1,0 +1,259 @@
+"""`build alias|promote|pin|policy|history` and `rollback`: which build a domain serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import ConflictError, UsageError
+from .adapters import moment
+from .app import App, base_option, example, json_option, pass_app
+from .builds import build, named_build
+from .console import answer, details, page, say, table, warn
+
+if TYPE_CHECKING:
+    from ..engine.building.rollback import Rollback
+    from ..registry import Registry
+    from ..registry.catalog.serving import BuildAlias, Move
+
+why_option = click.option("--why", metavar="TEXT", help="The reason, kept with the event.")
+
+
+@build.command(
+    epilog=example(
+        "reccocktail build alias 660d4 shadow",
+        "reccocktail build alias beauty@candidate shadow",
+        "reccocktail build alias beauty@shadow --remove",
+    )
+)
+@click.argument("id_", metavar="ID|DOMAIN@ALIAS")
+@click.argument("name", required=False)
+@click.option("--remove", is_flag=True, help="Delete the alias of DOMAIN@ALIAS.")
+@why_option
+@base_option
+@json_option
+@pass_app
+def alias(app: App, id_: str, name: str | None, remove: bool, why: str | None, base: str | None, as_json: bool) -> None:
+    """Set, move or delete an alias of a build.
+
+    Only a build that has succeeded takes one. `production`, or the alias that the domain names instead, is what is served.
+    """
+    if remove == (name is not None):
+        raise UsageError(
+            "give the alias to set, or --remove",
+            hint="`reccocktail build alias ID NAME`, or `reccocktail build alias DOMAIN@ALIAS --remove`",
+        )
+    if remove and why is not None:
+        raise UsageError("--why belongs to setting an alias")
+    with app.registry() as registry:
+        if name is None:
+            found = registry.serving.remove(id_, base=base)
+        else:
+            found = registry.serving.alias(id_, name, base=base, why=why)
+    has = "no longer has" if name is None else "has"
+    message = f"build {found.build} {has} the alias {found.domain}@{found.alias}"
+    answer(as_json, found.to_json(), lambda: say(message))
+
+
+@build.command(epilog=example("reccocktail build promote beauty@candidate", "reccocktail build promote 660d4 660d5"))
+@click.argument("ids", metavar="ID|DOMAIN@ALIAS...", nargs=-1, required=True)
+@why_option
+@click.option("--override", metavar="WHY", help="Promote although the domain's gate is closed; the reason is recorded.")
+@base_option
+@json_option
+@pass_app
+def promote(
+    app: App, ids: tuple[str, ...], why: str | None, override: str | None, base: str | None, as_json: bool
+) -> None:
+    """Make builds what their domains serve.
+
+    `resolve DOMAIN --merged`, `publish DOMAIN` and `status` then mean this build. `rollback DOMAIN` goes back.
+    Where the domain has a gate (`reccocktail domain gate`), the build has to pass it.
+    """
+    from ..engine.gates import check
+
+    with app.registry() as registry:
+        rows = {row.id: row for row in (registry.builds.get(_id(registry, each, base)) for each in ids)}
+        moved = []
+        for row in rows.values():
+            served = [each.build for each in registry.serving.served(row.domain) if each.base == row.base]
+            now = registry.builds.get(served[0]) if served else None
+            passage = None if served == [row.id] else check(registry, row, now, override=override)
+            moved.append(registry.serving.promote(row.id, why=why, passage=passage))
+        for each in moved:
+            if not rows[each.build].own_recipe:
+                warn(f"build {each.build} is not known to be by the own recipe of {each.domain}; it is served now")
+    document = [each.to_json() for each in moved]
+    answer(as_json, document if len(ids) > 1 else document[0], lambda: _say_served(moved))
+
+
+def _say_served(moved: Sequence[BuildAlias]) -> None:
+    for each in moved:
+        say(f"{each.domain} serves build {each.build} ({each.alias}, base model {each.base})")
+
+
+def _id(registry: Registry, text: str, base: str | None) -> str:
+    return registry.serving.resolve(text, base=base).build if "@" in text else text
+
+
+@build.command(epilog=example("reccocktail build pin 660d4 660d5", "reccocktail build pin 660d4 --undo"))
+@click.argument("ids", metavar="ID|DOMAIN|DOMAIN@ALIAS...", nargs=-1, required=True)
+@click.option("--undo", is_flag=True, help="End it.")
+@json_option
+@pass_app
+def pin(app: App, ids: tuple[str, ...], undo: bool, as_json: bool) -> None:
+    """Keep the files of builds for good.
+
+    `store gc` never collects them.
+    """
+    done, refused = [], 0
+    with app.registry() as registry:
+        for id_ in dict.fromkeys(named_build(registry, each).id for each in ids):
+            try:
+                done.append(registry.serving.pin(id_, undo=undo))
+            except ConflictError as error:
+                if len(ids) == 1:
+                    raise
+                warn(f"{error}")
+                refused += 1
+    document = [{"id": id_, "pinned": not undo} for id_ in done]
+
+    def show() -> None:
+        for id_ in done:
+            say(f"build {id_} is {'no longer ' if undo else ''}pinned")
+
+    answer(as_json, document if len(ids) > 1 else document[0], show)
+    if refused:
+        raise click.exceptions.Exit(1)
+
+
+@build.command(epilog=example("reccocktail build policy beauty --promote automatic"))
+@click.argument("domain")
+@click.option("--alias", "name", metavar="NAME", help="Serve the build with this alias instead of `production`.")
+@click.option("--promote", "promotes", type=click.Choice(["manual", "automatic"]), help="Who promotes new builds.")
+@json_option
+@pass_app
+def policy(app: App, domain: str, name: str | None, promotes: str | None, as_json: bool) -> None:
+    """Show or change how a domain gets the build that it serves.
+
+    manual: a build by the domain's own recipe becomes `candidate`, and `build promote` serves it. automatic: it is served as
+    soon as it has succeeded. A build by another recipe is never served by itself.
+    """
+    with app.registry() as registry:
+        registry.domains.get(domain)
+        if name is None and promotes is None:
+            found = registry.serving.policy(domain)
+        else:
+            found = registry.serving.set_policy(domain, alias=name, promote=promotes)
+    answer(as_json, found.to_json(), lambda: details(found.to_json()))
+
+
+@build.command(epilog=example("reccocktail build history beauty", "reccocktail build history beauty@production --json"))
+@click.argument("ref", metavar="DOMAIN[@ALIAS]")
+@base_option
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--after", type=click.IntRange(1), metavar="EVENT", help="Start after this entry: the last of the previous page."
+)
+@json_option
+@pass_app
+def history(app: App, ref: str, base: str | None, limit: int, after: int | None, as_json: bool) -> None:
+    """Show which builds had which alias, newest first.
+
+    DOMAIN: all aliases of its builds. DOMAIN@production: what was served, since when, and who decided it.
+    """
+    from ..registry.catalog.references import Reference
+
+    name = Reference.parse(ref)
+    if name.version is not None:
+        raise UsageError(f"{ref!r} names an adapter", hint="write DOMAIN, or DOMAIN@ALIAS")
+    with app.registry() as registry:
+        found = registry.serving.history(name.name, alias=name.alias, base=base, limit=limit, after=after)
+    empty = f"no build of {ref} has had an alias" if after is None else "there are no earlier moves"
+
+    def show() -> None:
+        rows = [
+            [f"{m.at:%Y-%m-%d %H:%M:%S}", m.by, m.alias, m.build or "nothing", m.previous, _remark(m)] for m in found
+        ]
+        columns = ["when (UTC)", "who", "alias", "build", "before", "why"]
+        table(columns, rows, empty=empty, spare=("why", "before"), cut=("why",))
+        page([move.event for move in found], limit)
+
+    answer(as_json, [move.to_json() for move in found], show)
+
+
+def _remark(move: Move) -> str | None:
+    return "; ".join(filter(None, ("rollback" if move.rollback else None, move.why))) or None
+
+
+@click.command(
+    epilog=example(
+        "reccocktail rollback beauty --dry-run",
+        "reccocktail rollback beauty",
+        "reccocktail rollback beauty --to 2026-11-28T09:00",
+        "reccocktail rollback beauty --to 660d4",
+    )
+)
+@click.argument("domain")
+@click.option("--to", metavar="MOMENT|BUILD", help="A build, or what was served then (UTC).  [default: the one before]")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@why_option
+@base_option
+@json_option
+@pass_app
+def rollback(
+    app: App, domain: str, to: str | None, dry_run: bool, why: str | None, base: str | None, as_json: bool
+) -> None:
+    """Serve an earlier build of a domain again.
+
+    Shows what differs from the build that is served now, and what is out of date afterwards. What was published stays as it is.
+    """
+    from ..engine.building.rollback import plan_rollback, roll_back
+
+    target: str | datetime | None = to
+    if to is not None and re.match(r"\d{4}-\d{2}-\d{2}", to):
+        target = moment(to, option="--to")
+    with app.registry() as registry:
+        planned = plan_rollback(registry, domain, to=target, base=base)
+        if planned.is_needed and not dry_run:
+            roll_back(registry, planned, why=why)
+    answer(as_json, _document(planned) | {"dry_run": dry_run}, lambda: _show(planned, dry_run))
+
+
+def _document(planned: Rollback) -> dict[str, Any]:
+    return {
+        "domain": planned.now.domain,
+        "base": planned.now.base,
+        "alias": planned.alias,
+        "from": planned.now.id,
+        "to": planned.to.id,
+        "changes": list(planned.changes),
+        "state": planned.state,
+        "reasons": list(planned.reasons),
+        "publications": list(planned.publications),
+    }
+
+
+def _show(planned: Rollback, dry_run: bool) -> None:
+    domain = planned.now.domain
+    if not planned.is_needed:
+        say(f"{domain} serves build {planned.to.id} already: nothing to change")
+        return
+    finished = f", finished {planned.to.finished_at:%Y-%m-%d %H:%M} UTC" if planned.to.finished_at else ""
+    would = "would serve" if dry_run else "serves"
+    say(f"{domain} {would} build {planned.to.id}{finished}, and not {planned.now.id}")
+    for change in planned.changes:
+        click.echo(f"  {change}")
+    if planned.state != "fresh":
+        reasons = f": {', '.join(planned.reasons)}" if planned.reasons else ""
+        click.echo(f"{domain} {'would be' if dry_run else 'is'} {planned.state} then{reasons}")
+    for repo in planned.publications:
+        click.echo(f"{repo} {'would have' if dry_run else 'has'} another build than the one that is served")
+    if planned.publications and not dry_run:
+        say("`reccocktail publish --stale` publishes what is served")
+    if dry_run:
+        say("nothing was changed")

@@ -1,0 +1,174 @@
+"""`status`: what is built, published, under way and out of date, per domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.errors import UsageError
+from .adapters import moment
+from .app import App, example, json_option, pass_app
+from .console import answer, printable, say, table
+from .status_screen import fits, grouped, summary, with_names
+
+if TYPE_CHECKING:
+    from ..publishing.outdated import Overview
+    from ..registry import Build
+
+STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
+TROUBLED = ("stale", "blocked", "failed")
+
+
+@click.command(
+    epilog=example(
+        "reccocktail status",
+        "reccocktail status beauty --json",
+        "reccocktail status --check --state stale",
+        "reccocktail status --at 2026-11-28",
+    )
+)
+@click.argument("domain", required=False)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STATES),
+    help="Only domains in this state; failed: whose newest build failed. Repeat it for several.",
+)
+@click.option(
+    "--at", metavar="MOMENT", help="Which builds were served at this moment, or at the end of this day (UTC)."
+)
+@click.option("--check", is_flag=True, help="Exit with 1 if a domain is stale or blocked, or its newest build failed.")
+@json_option
+@pass_app
+def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None, check: bool, as_json: bool) -> None:
+    """Show what is served, published and out of date, per domain."""
+    if at is not None:
+        if states or check:
+            raise UsageError("--at is about the past, and --state and --check about now: one of them")
+        _show_past(app, at, domain, as_json)
+        return
+    from ..publishing.outdated import overview
+
+    with app.registry() as registry:
+        found = overview(registry, domain)
+        unsettled: dict[str, list[Build]] = {}
+        for build in registry.builds.unsettled(domain):
+            unsettled.setdefault(build.domain, []).append(build)
+    document = [_entry(found, name, unsettled.get(name, [])) for name in found.states]
+    document = [entry for entry in document if not states or _is_in(entry, states)]
+    empty = "no domain yet; `reccocktail domain add NAME`" if not states else "no domain is in that state"
+    answer(as_json, document, lambda: _show(document, found, empty))
+    if check and any(_is_in(entry, TROUBLED) for entry in document):
+        raise click.exceptions.Exit(1)
+
+
+def _show_past(app: App, at: str, domain: str | None, as_json: bool) -> None:
+    """What was served then, since when, and who had decided it."""
+    when = moment(at)
+    with app.registry() as registry:
+        found = registry.serving.served_at(when, domain)
+
+    def show() -> None:
+        rows = [[m.domain, m.base, m.alias, m.build, f"{m.at:%Y-%m-%d %H:%M:%S}", m.by] for m in found]
+        columns = ["domain", "base", "alias", "build", "since (UTC)", "by"]
+        table(columns, rows, empty=f"no build was served at {when:%Y-%m-%d %H:%M:%S} UTC", spare=("alias", "base"))
+
+    answer(as_json, [move.to_json() for move in found], show)
+
+
+def _is_in(entry: Mapping[str, Any], states: Sequence[str]) -> bool:
+    return entry["state"] in states or ("failed" in states and entry["failed"] is not None)
+
+
+def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, Any]:
+    state, last = found.states[name], found.published.get(name)
+    failed = next((build for build in unsettled if build.status == "failed"), None)
+    return {
+        "domain": name,
+        "spirit": state.spirit,
+        "ingredient": state.ingredient,
+        "build": state.build.id if state.build else None,
+        "outcome": ((state.build.report or {}).get("outcome") if state.build else None),
+        "state": state.state,
+        "reasons": list(state.reasons),
+        "why": state.why,
+        "served": state.served and state.served.to_json(),
+        "ready": state.ready.id if state.ready else None,
+        "trial": state.trial.id if state.trial else None,
+        "pending": [
+            {"id": build.id, "status": build.status, "stage": build.stage, "done": build.done, "total": build.total}
+            for build in unsettled
+            if build is not failed
+        ],
+        # the newest build of the domain, if it failed
+        "failed": failed and {"id": failed.id, "error": dict(failed.error or {})},
+        "published": f"{last.repo}@{last.revision[:12]}" if last else None,
+        # of all repositories that the domain was published to
+        "publication": None if last is None else "stale" if name in found.behind else "fresh",
+    }
+
+
+def _show(document: Sequence[Mapping[str, Any]], found: Overview, empty: str) -> None:
+    columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
+    rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
+    for row, entry in zip(rows, document, strict=True):
+        if entry["publication"] == "stale":
+            row[-1] = f"{row[-1]} (stale)"
+    lines = [*_reasons(document), *grouped(document, lambda entry: _remarks([entry], found))]
+    if fits(len(rows), lines):
+        table(columns, rows, empty=empty, spare=("published", "build", "spirit", "ingredient"))
+    else:
+        columns = ["domains", "state", "spirit", "builds", "which"]
+        table(columns, summary(document), empty=empty, right=("domains",), cut=("which",))
+        say(f"({len(rows)} domains, grouped to fit the screen: `status NAME`, --state or a pipe show each)")
+    for line in lines:
+        click.echo(printable(line))
+
+
+def _reasons(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why domains are not fresh, those with the same reasons together."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for entry in document:
+        if entry["reasons"]:
+            alike.setdefault((entry["state"], "; ".join(entry["reasons"])), []).append(entry["domain"])
+    for (state, reasons), names in alike.items():
+        if len(names) == 1:
+            yield f"{names[0]} is {state}: {reasons}"
+        else:
+            yield with_names(f"{len(names)} are {state}: {reasons}", names)
+
+
+def _remarks(document: Sequence[Mapping[str, Any]], found: Overview) -> Iterator[str]:
+    for entry in document:
+        name = entry["domain"]
+        for build in entry["pending"]:
+            stage = (
+                f", {build['stage']} {build['done'] / build['total']:.0%}" if build["stage"] and build["total"] else ""
+            )
+            yield f"{name}: build {build['id']} is {build['status']}{stage}"
+        if entry["failed"]:
+            error = entry["failed"]["error"].get("message", "")
+            yield f"{name}: its newest build {entry['failed']['id']} failed: {error}"
+        if entry["outcome"] == "parent":
+            yield f"{name}: build {entry['build']} is one adapter alone, for no mix was shown to be as good"
+        if entry["ready"]:
+            yield (
+                f"{name}: build {entry['ready']} is of what it has now, and is not served;"
+                f" `reccocktail build promote {entry['ready']}`"
+            )
+        if entry["trial"]:
+            yield f"{name}: build {entry['trial']}, the newest, is by another recipe than the domain's own"
+        if entry["publication"] == "stale":
+            build, last = found.behind[name].build, found.behind[name].last
+            yield (
+                f"{last.domain} was published to {last.repo} as build {last.build}, and it serves build {build.id};"
+                " `reccocktail publish --stale`"
+            )
+
+
+def _version_alone(ref: str | None) -> str | None:
+    """`v3` of `beauty@v3`: the table has the name already, and 80 columns are few."""
+    return ref and ref.partition("@")[2]

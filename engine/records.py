@@ -1,0 +1,209 @@
+"""Evaluations in the registry: a row for each, and the ranks of all users in the store, shared by all machines.
+
+Ranks lie in one safetensors file. The digest in the row is checked against the bytes whenever they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ..registry import Registry
+from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, Measurement
+from ..registry.digests import canonical_json
+from ..registry.errors import NotFoundError, RecCocktailError, StoreError, UsageError
+from ..tasks import Interval, Question, paired_difference
+from .figures import RANKING_VERSION, QuestionSet
+from .measured import Evaluation, ListFacts, LogLosses, Measured
+from .systems import BASELINES, System, find_system
+
+FILE = "ranks.safetensors"
+UNRANKED = -1
+NEWEST = 200  # evaluations of a system that are looked through
+
+
+@dataclass(frozen=True)
+class Records:
+    """The evaluations of one domain in a registry, as `evaluate` looks them up and adds to them."""
+
+    registry: Registry
+    domain: str
+
+    def find(self, key: str, questions: int) -> Measured | None:
+        """What was recorded under the key; None without a row, and where its ranks are not those of so many questions any more."""
+        try:
+            row = self.registry.evaluations.by_key(key)
+            measured = None if row is None else read(self.registry, row)
+        except RecCocktailError:  # damaged, or not to be had: it is measured again
+            return None
+        return measured if measured is not None and len(measured.ranks) == questions else None
+
+    def add(self, key: str, system: System, asked: QuestionSet, found: Evaluation) -> tuple[int | None, str | None]:
+        """Stores the ranks, then the row: its id; else why it could not be recorded, which is nothing to the figures."""
+        try:
+            if (known := self.registry.evaluations.by_key(key)) is not None and self.registry.store.has(known.ranks):
+                return known.id, None
+            ranks = _store(self.registry, found)
+            detail = {
+                "lists": asdict(found.lists) if found.lists else None,
+                "log-loss": asdict(found.log_losses.mean) | {"temperature": found.log_losses.temperature}
+                if found.log_losses
+                else None,
+                "template": asked.questions[0].template.name,
+            }
+            row = self.registry.evaluations.add(
+                Measurement(
+                    key=key,
+                    system=system.digest,
+                    weights=system.weights,
+                    label=system.label,
+                    domain=self.domain,
+                    mode=found.mode,
+                    dtype=found.dtype,
+                    task_digest=asked.task.digest,
+                    task=asdict(asked.task),
+                    questions=questions_digest(asked.questions),
+                    users=len(found.ranks),
+                    metrics={name: asdict(interval) for name, interval in found.metrics.items()},
+                    detail=detail,
+                    ranks=ranks,
+                    version=f"{version('reccocktail')}/{RANKING_VERSION}",
+                )
+            )
+        except (RecCocktailError, OSError) as error:
+            return None, f"it was not recorded in the registry: {error}"
+        return row.id, None
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """`sha256:<hex>` of who was asked to choose among what, in order: equal ones can be compared user by user, whatever the prompt."""
+    digest = hashlib.sha256()
+    for question in questions:
+        example = question.example
+        digest.update(canonical_json([example.user_id, example.position, question.candidates]) + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _store(registry: Registry, found: Evaluation) -> str:
+    tensors: dict[str, np.ndarray] = {
+        "ranks": np.asarray([UNRANKED if rank is None else rank for rank in found.ranks], dtype=np.int32)
+    }
+    if found.log_losses is not None:
+        tensors["losses"] = np.asarray(found.log_losses.losses, dtype=np.float64)
+    with registry.store.staging("ranks") as folder:
+        (folder / FILE).write_bytes(save(tensors))
+        return registry.store.adopt(folder).digest
+
+
+def ranks_of(registry: Registry, row: EvaluationRecord) -> tuple[int | None, ...]:
+    """The rank of the true item for each question, in order (0 is best); None where a list did not name it. Raises StoreError."""
+    return tuple(None if rank == UNRANKED else int(rank) for rank in _tensors(registry, row)["ranks"])
+
+
+def read(registry: Registry, row: EvaluationRecord) -> Measured:
+    """What was found, with every rank and loss. Raises StoreError."""
+    tensors = _tensors(registry, row)
+    ranks = tuple(None if rank == UNRANKED else int(rank) for rank in tensors["ranks"])
+    lists, fitted = row.detail.get("lists"), row.detail.get("log-loss")
+    losses = None
+    if fitted and "losses" in tensors:
+        losses = LogLosses(fitted["temperature"], tuple(tensors["losses"].tolist()))
+    return Measured(ranks, ListFacts(**lists) if lists else None, losses)
+
+
+def _tensors(registry: Registry, row: EvaluationRecord) -> Mapping[str, np.ndarray]:
+    """Of the stored file, whose bytes are those of its digest. Raises StoreError."""
+    folder = registry.store.folder(row.ranks)
+    entry = registry.store.tree(row.ranks).files.get(FILE)
+    where, hint = f"evaluation {row.id}: its ranks ({row.ranks})", "run `reccocktail store verify`, then evaluate again"
+    try:
+        data = (folder / FILE).read_bytes()
+        if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise StoreError(f"{where} are damaged in the store", hint=hint)
+        tensors = load(data)
+    except OSError as error:
+        raise StoreError(f"{where} cannot be read: {error.strerror}", hint=hint) from error
+    except SafetensorError as error:
+        raise StoreError(f"{where} are no safetensors file: {error}", hint=hint) from error
+    if tensors.get("ranks", np.zeros(0)).shape != (row.users,):
+        raise StoreError(f"{where} are not one for each of {row.users} users", hint=hint)
+    return tensors
+
+
+@dataclass(frozen=True)
+class RecordedComparison:
+    """Two evaluations of the same users, and for each metric `one` minus `other` with its paired interval."""
+
+    one: EvaluationRecord
+    other: EvaluationRecord
+    differences: Mapping[str, Interval]
+
+
+def compare(registry: Registry, one: EvaluationRecord, other: EvaluationRecord) -> RecordedComparison:
+    """Paired by user, from the stored ranks: no model runs. Raises UsageError where they did not rank the same for the same users."""
+    if one.questions != other.questions:
+        raise UsageError(
+            f"evaluations {one.id} and {other.id} were not measured on the same users and candidates:"
+            f" {'; '.join(apart(one, other)) or 'the data were split or sampled otherwise'}",
+            hint=f"evaluate both in one command: `reccocktail evaluate A B --domain {one.domain}`",
+        )
+    names = [name for name in one.metrics if name in other.metrics]
+    candidates = one.task["n_negatives"] + 1
+    ranks = ranks_of(registry, one), ranks_of(registry, other)
+    found = {name: paired_difference(*ranks, name, candidates=candidates) for name in names}
+    return RecordedComparison(one, other, found)
+
+
+def apart(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
+    """What was asked differently, each as `name a / b`."""
+    both = [(name, getattr(one, name), getattr(other, name)) for name in ("domain", "split", "users")]
+    found = [f"{name} {mine} / {theirs}" for name, mine, theirs in both if mine != theirs]
+    asked = {"data_digest": "data", "n_negatives": "negatives", "seed": "seed", "limit": "limit"}
+    for name, word in asked.items():
+        mine, theirs = one.task.get(name), other.task.get(name)
+        if mine != theirs:
+            found.append(f"{word} {_brief(mine)} / {_brief(theirs)}")
+    return found
+
+
+def _brief(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text[:19] if text.startswith("sha256:") else text
+
+
+def find_pair(
+    registry: Registry, one: str, other: str, *, domain: str | None = None, base: str | None = None
+) -> tuple[EvaluationRecord, EvaluationRecord]:
+    """What two texts name, each an evaluation's id or a system as `find_system` reads it.
+
+    Of systems, the newest evaluations that were asked the same and ranked by the same score. Raises NotFoundError, UsageError.
+    """
+    ours, theirs = (_named(registry, text, domain, base) for text in (one, other))
+    pairs = ((mine, each) for mine in ours for each in theirs)
+    return next((pair for pair in pairs if are_comparable(*pair)), (ours[0], theirs[0]))
+
+
+def are_comparable(one: EvaluationRecord, other: EvaluationRecord) -> bool:
+    """Whether they were asked the same and scored alike; a baseline has a score of its own."""
+    alike = one.mode == other.mode or one.mode in BASELINES or other.mode in BASELINES
+    return one.questions == other.questions and alike
+
+
+def _named(registry: Registry, text: str, domain: str | None, base: str | None) -> list[EvaluationRecord]:
+    if text.isascii() and text.isdigit():
+        return [registry.evaluations.get(int(text))]
+    system = find_system(registry, text, base=base)
+    found = registry.evaluations.list(EvaluationFilter(domain=domain, weights=system.weights), limit=NEWEST)
+    if not found:
+        raise NotFoundError(
+            f"{system.label} was never evaluated{f' on {domain}' if domain else ''}",
+            hint=f"reccocktail evaluate {shlex.quote(text)} --domain {domain or 'DOMAIN'}",
+        )
+    return found

@@ -1,0 +1,174 @@
+"""Adapter versions as records, and the writing of their rows, aliases and events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from ..database.tables import AdapterRow, AdapterWordsRow, AliasRow, DomainRow, EventRow
+from ..errors import ConflictError
+from . import events
+from .annotations import annotation_of, search_words
+from .events import EventIds
+from .gates import Passage, detail_of_move
+from .lookup import preferred, ref_of
+from .records import NOT_IN_JSON, Record
+from .references import SPIRIT, Reference
+from .registration import Labels
+from .training import TrainingContext
+
+
+@dataclass(frozen=True)
+class Adapter(Record):
+    """One version. `ref` is its reference by version; `domain` is None for a spirit; `bytes` counts its tensors.
+
+    `description`, `note`, `tags`, `metrics` and `links` are what holds now: people edit them (see `Edits`). All else never changes.
+    """
+
+    ref: str
+    role: str
+    domain: str | None
+    base: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    tensors: int
+    bytes: int
+    metrics: Mapping[str, float]
+    tags: tuple[str, ...]
+    note: str | None
+    context: Mapping[str, Any]
+    aliases: tuple[str, ...]
+    archived_at: datetime | None
+    created_at: datetime
+    created_by: str
+    description: str | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    created: bool = field(default=False, metadata=NOT_IN_JSON)
+    skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+
+    @property
+    def training(self) -> TrainingContext:
+        """How it came about: its context, as far as that has the known form."""
+        return TrainingContext.of(self.context)
+
+
+def set_alias(session: Session, row: AdapterRow, name: str, passage: Passage | None = None) -> None:
+    """In a transaction that has the domain locked. Raises ConflictError for an archived version, GateError without what the gate asks for."""
+    if row.archived_at is not None:
+        raise ConflictError(f"{ref_of(row)} is archived and takes no alias")
+    alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
+    if alias is None or alias.adapter_id != row.id:
+        before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
+        more = detail_of_move(session, row.domain_id, name, ref_of(before) if before else None, passage)
+        append_event(session, "alias.set" if before is None else "alias.moved", row, name, before=before, more=more)
+        session.refresh(row, ["aliases"])
+        mark_current_spirit(session, row)
+
+
+def set_aliases(session: Session, row: AdapterRow, labels: Labels) -> tuple[str, ...]:
+    """All aliases that the version then has."""
+    for name in labels.aliases:
+        set_alias(session, row, name)
+    return tuple(alias.name for alias in row.aliases)
+
+
+def insert_version(session: Session, row: AdapterRow) -> Adapter:
+    """Writes the row with its words for searching, and its event."""
+    session.add(row)
+    session.flush()
+    words = row.domain.name + search_words(row.note, row.tags)
+    session.add(AdapterWordsRow(adapter_id=row.id, words=words))
+    set_committed_value(row, "aliases", [])  # a new version has none, so no query is needed
+    set_committed_value(row, "annotation", None)
+    added = adapter_of(row)
+    events.append(
+        session,
+        "adapter.added",
+        added.ref,
+        {"base": row.base.name, "digest": row.digest},
+        EventIds(base_id=row.base_id, domain_id=row.domain_id, adapter_id=row.id),
+    )
+    mark_current_spirit(session, row)
+    return added
+
+
+def append_event(
+    session: Session,
+    kind: str,
+    row: AdapterRow | None,
+    alias: str | None = None,
+    *,
+    before: AdapterRow | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> EventRow:
+    """An event about the version, or about its alias, which was on `before`."""
+    place = row or before
+    assert place is not None
+    detail = {"base": place.base.name, **(more or {})}
+    if alias is not None:
+        detail |= {"from": ref_of(before)} if before else {}
+        detail |= {"to": ref_of(row)} if row else {}
+    subject = ref_of(place) if alias is None else str(Reference(place.domain.name, alias=alias))
+    return events.append(
+        session,
+        kind,
+        subject,
+        detail,
+        EventIds(
+            base_id=place.base_id,
+            domain_id=place.domain_id,
+            adapter_id=row.id if row else None,
+            previous_id=before.id if before else None,
+            alias=alias,
+        ),
+    )
+
+
+def mark_current_spirit(session: Session, row: AdapterRow) -> None:
+    """Keeps the database's word on the current spirit the same as what bare `spirit` means."""
+    if row.role != SPIRIT:
+        return
+    here = (AdapterRow.base_id == row.base_id, AdapterRow.domain_id == row.domain_id)
+    session.flush()
+    session.execute(update(AdapterRow).where(*here, AdapterRow.is_current).values(is_current=False))
+    current = select(AdapterRow.id).where(*here, AdapterRow.id.in_(preferred().where(DomainRow.name == SPIRIT)))
+    if (current_id := session.scalar(current)) is not None:
+        session.execute(update(AdapterRow).where(AdapterRow.id == current_id).values(is_current=True))
+
+
+def adapter_of(row: AdapterRow) -> Adapter:
+    now = annotation_of(row)
+    return Adapter(
+        ref=ref_of(row),
+        role=row.role,
+        domain=None if row.role == SPIRIT else row.domain.name,
+        base=row.base.name,
+        version=row.version,
+        digest=row.digest,
+        rank=row.rank,
+        alpha=row.alpha,
+        target_modules=tuple(row.target_modules),
+        tensors=row.tensors,
+        bytes=row.bytes,
+        metrics=now.metrics,
+        tags=now.tags,
+        note=now.note,
+        context=row.context,
+        aliases=tuple(alias.name for alias in row.aliases),
+        archived_at=row.archived_at,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        description=now.description,
+        links=now.links,
+    )

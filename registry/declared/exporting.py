@@ -1,0 +1,101 @@
+"""What a registry holds, as the file that `apply` reads: applied to an empty registry it gives the same digests, versions and aliases."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+from ..artifacts.allowlist import ADAPTER_CONFIG
+from ..catalog.adapters import Adapter
+from ..catalog.bases import Base
+from ..catalog.domains import Domain
+from ..catalog.recipes import Recipes
+from ..errors import InvalidArtifactError
+from ..registry import Registry
+from ..strict_json import read_object
+from .annotating import about
+
+
+def export(registry: Registry) -> dict[str, Any]:
+    """The file's content as plain JSON. Adapters come oldest first, so that they get the same numbers again."""
+    bases = registry.bases.list()
+    content = {
+        "bases": {row.name: _base(registry, row) for row in bases},
+        "templates": _contents(registry.templates),
+        "recipes": _contents(registry.recipes),
+        "domains": {row.name: _domain(row) for row in registry.domains.list()},
+        "adapters": [_adapter(registry, row, bases) for row in registry.adapters.versions()],
+    }
+    return {section: entries for section, entries in content.items() if entries}
+
+
+def to_yaml(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+def to_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors, which `apply` refuses: values that are the same object are written out each time."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, {}, [], False)}
+
+
+def _base(registry: Registry, row: Base) -> dict[str, Any]:
+    files = _files(registry, row.digest)
+    return _given(source=row.source, revision=row.revision, files=files, digest=row.digest, **about(row))
+
+
+def _contents(versions: Recipes) -> dict[str, list[dict[str, Any]]]:
+    """What the versions of each name say, the oldest first."""
+    return {row.name: [dict(each.content) for each in reversed(versions.log(row.name))] for row in versions.list()}
+
+
+def _domain(row: Domain) -> dict[str, Any]:
+    return _given(title=row.title, data=row.data, trainer=row.trainer, recipe=row.recipe, **about(row))
+
+
+def _adapter(registry: Registry, row: Adapter, bases: list[Base]) -> dict[str, Any]:
+    of = {"spirit": True} if row.domain is None else {"domain": row.domain}
+    base = next(base for base in bases if base.name == row.base)
+    return of | _given(
+        base=row.base,
+        version=row.version,
+        source=row.training.hub_repo,
+        revision=row.context.get("hub_commit"),
+        files=_files(registry, row.digest),
+        digest=row.digest,
+        aliases=[*row.aliases],
+        archived=row.archived_at is not None,
+        **about(row),
+        allow_base_mismatch=_names_another(registry, row, base),
+        allow_partial=bool(row.training.lacking),
+        context=dict(row.context),
+    )
+
+
+def _files(registry: Registry, digest: str) -> str | None:
+    """The folder in the store, where it is on this machine."""
+    folder = registry.store.local(digest)
+    return None if folder is None else str(folder)
+
+
+def _names_another(registry: Registry, row: Adapter, base: Base) -> bool:
+    """Whether it was registered although it names another base model."""
+    folder = registry.store.local(row.digest)
+    if folder is None:
+        return False
+    with suppress(InvalidArtifactError):
+        name = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return bool(name) and name not in (base.name, base.source)
+    return False

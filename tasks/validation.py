@@ -1,0 +1,49 @@
+"""What pydantic found wrong with options or keys that somebody wrote, in words for that person."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def is_unknown(problem: Any) -> bool:
+    """Whether the entry of `ValidationError.errors()` is about a name that the model does not have."""
+    return problem["type"] == "extra_forbidden"
+
+
+def unknown(problem: Any, model: type[BaseModel], what: str) -> str:
+    """`unknown WHAT 'a.b'`, with the name beside it that is much like it."""
+    *around, name = map(str, problem["loc"])
+    near = difflib.get_close_matches(name[:100], list(_fields(model, around)), n=1, cutoff=0.6)
+    return f"unknown {what} {'.'.join((*around, name))!r:.200}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def problems(error: ValidationError, model: type[BaseModel], *, whole: str) -> str:
+    """All that is wrong with a file's keys; `whole` names what concerns no key alone."""
+    return "; ".join(
+        unknown(each, model, "key")
+        if is_unknown(each)
+        else f"{'.'.join(map(str, each['loc'])) or whole}: {each['msg']}"
+        for each in error.errors()
+    )
+
+
+def _fields(model: type[BaseModel], around: list[str]) -> dict[str, Any]:
+    """The fields of the model that the keys `around` lead to; none where that is no model."""
+    for key in around:
+        field = model.model_fields.get(key)
+        inside = next(_models(field.annotation), None) if field else None
+        if inside is None:
+            return {}
+        model = inside
+    return model.model_fields
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

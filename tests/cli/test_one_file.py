@@ -1,0 +1,80 @@
+"""`apply` and `export` as they are typed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Shell
+
+
+@pytest.fixture
+def declared(bare: Any, tiny_base: Path, loras: dict[str, Path], data: Path) -> Path:
+    bare("init")
+    path = bare.folder / "declared" / "registry.yaml"
+    path.parent.mkdir()
+    (path.parent / "loras").symlink_to(loras["ingredient"].parent)
+    path.write_text(f"""\
+bases:
+  tiny: {{source: {tiny_base}}}
+domains:
+  skin-care: {{title: Skin Care, data: {data / "skin-care"}, recipe: average}}
+adapters:
+  - {{source: {loras["spirit"]}, base: tiny, spirit: true}}
+  - source: loras/{loras["ingredient"].name}
+    base: tiny
+    domain: skin-care
+    aliases: [champion]
+""")
+    return path
+
+
+def test_a_file_is_planned_applied_and_applied_again(bare: Any, declared: Path) -> None:
+    planned = bare("apply", "-f", declared, "--dry-run")
+    assert [line[0] for line in planned.out.splitlines()] == ["+"] * 5
+    assert bare("domain", "list", "--json").json == []
+    document = bare("apply", "-f", declared, "--json").json
+    assert (document["counts"], document["dry_run"]) == ({"created": 5}, False)
+    assert bare("adapter", "show", "skin-care@champion", "--json").json["version"] == 1
+    assert bare("apply", "-f", declared, "--json").json["counts"] == {"unchanged": 5}
+    again = bare("apply", "-f", declared)
+    assert again.out == ""
+    assert "5 unchanged" in again.err
+
+
+def test_a_failure_is_reported_with_its_line_and_the_rest_is_applied(bare: Any, declared: Path) -> None:
+    declared.write_text(declared.read_text().replace("recipe: average", "recipe: avrage"))
+    answer = bare("apply", "-f", declared, code=1)
+    assert "! domain skin-care (line 4)" in answer.out
+    assert [each["ref"] for each in bare("adapter", "list", "--json").json] == ["spirit@v1"]
+    declared.write_text(declared.read_text().replace("  - {source", "  - {sorce"))
+    failed = bare("apply", "-f", declared, "--json", code=2).json["error"]
+    assert "line 6" in failed["message"]
+    assert "'source'" in failed["message"]
+
+
+def test_an_export_is_applied_to_another_home_through_a_pipe(
+    bare: Any, declared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare("apply", "-f", declared)
+    copy = Shell(tmp_path / "copy", tmp_path / "work")
+    copy("init")
+    text = bare("export").out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert copy("apply", "-f", "-", "--json").json["counts"] == {"created": 5}
+    assert copy("export").out.count("digest") == text.count("digest")
+    there, here = (
+        [{key: each[key] for key in ("ref", "digest", "aliases")} for each in run("adapter", "list", "--json").json]
+        for run in (copy, bare)
+    )
+    assert there == here
+    assert json.loads(bare("export", "--json").out)["adapters"]
+
+
+def test_a_file_that_is_not_there_is_a_mistake_in_the_command(bare: Any) -> None:
+    bare("init")
+    assert bare("apply", "-f", "nowhere.yaml", "--json", code=2).json["error"]["code"] == "usage"

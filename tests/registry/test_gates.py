@@ -1,0 +1,91 @@
+"""Evaluations and gates as both databases hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from reccocktail.registry import Adapter, Base, Registry
+from reccocktail.registry.catalog.evaluations import EvaluationFilter, Measurement, Weights
+from reccocktail.registry.catalog.filters import AdapterFilter, MetricBound
+from reccocktail.registry.catalog.gates import Passage, Requirement
+from reccocktail.registry.errors import ConflictError, GateError, UsageError
+
+
+def record(registry: Registry, base: Base, adapter: Adapter, key: str, mean: float) -> int:
+    metrics = {"HR@1": {"mean": mean, "low": mean, "high": mean, "n": 9}}
+    return registry.evaluations.add(
+        Measurement(
+            key=key, system="sha256:s", weights=Weights(adapter.digest, base.digest), label=adapter.ref, domain="beauty",
+            mode="pmi", dtype="float32", task_digest="sha256:t", task={"split": "test"}, questions="sha256:q", users=9,
+            metrics=metrics, detail={}, ranks=adapter.digest, version="test",
+        )
+    ).id  # fmt: skip
+
+
+@pytest.fixture
+def two(registry: Registry, add: Callable[..., Adapter]) -> list[Adapter]:
+    registry.domains.add("beauty")
+    return [add("beauty", 1, metrics={"HR@1": 0.9}), add("beauty", 2)]
+
+
+def test_lists_go_by_the_newest_evaluation_and_else_by_what_was_registered(
+    registry: Registry, base: Base, two: list[Adapter]
+) -> None:
+    def best(**wanted: Any) -> list[str]:
+        return [row.ref for row in registry.adapters.list(AdapterFilter(**wanted), sort="HR@1")]
+
+    assert best() == ["beauty@v1"]
+    first = record(registry, base, two[1], "a", 0.95)
+    assert record(registry, base, two[1], "a", 0.1) == first  # the same again changes nothing
+    assert best() == ["beauty@v2", "beauty@v1"]
+    second = record(registry, base, two[1], "b", 0.4)
+    assert best() == ["beauty@v1", "beauty@v2"]
+    assert best(metrics=[MetricBound.parse("HR@1<0.5")]) == ["beauty@v2"]
+    assert registry.evaluations.of_adapters(two)["tiny", "beauty@v2"].id == second
+    weights = Weights(two[1].digest, base.digest)
+    assert registry.evaluations.newest([weights])[weights].id == second
+    rows = registry.evaluations.list(EvaluationFilter(metrics=[MetricBound.parse("HR@1>0.5")]), sort="HR@1")
+    assert [row.id for row in rows] == [first]
+    after = registry.evaluations.list(sort="HR@1", after=first)
+    assert [row.id for row in after] == [second]
+
+
+def test_the_database_keeps_evaluations_and_gates(registry: Registry, base: Base, two: list[Adapter], sql: Any) -> None:
+    id_ = record(registry, base, two[0], "a", 0.5)
+    other = record(registry, base, two[1], "b", 0.5)
+    for statement in (
+        "UPDATE evaluations SET users = 7",
+        "DELETE FROM evaluations",
+        "UPDATE evaluation_metrics SET value = 1",
+        "DELETE FROM evaluation_metrics",
+        f"INSERT INTO evaluation_metrics VALUES ('mine', {id_}, 1.0)",
+        "INSERT INTO approvals (adapter_id, created_at, created_by) SELECT id, created_at, created_by FROM adapters",
+    ):
+        with pytest.raises(sql.refusals):
+            sql(statement)
+
+    registry.gates.set("beauty", Requirement("HR@1"), 0)
+    with pytest.raises(GateError):
+        registry.adapters.alias("beauty@v1", "champion")
+    for passage in (Passage(None, evaluation=other), Passage(None, evaluation=id_ + 99), Passage(None)):
+        with pytest.raises(ConflictError, match="gate"):
+            registry.adapters.alias("beauty@v1", "champion", passage=passage)
+    with pytest.raises(ConflictError, match="meanwhile"):
+        registry.adapters.alias("beauty@v1", "champion", passage=Passage("beauty@v2", evaluation=id_))
+    registry.adapters.alias("beauty@v1", "champion", passage=Passage(None, evaluation=id_))
+    with pytest.raises(GateError):
+        registry.adapters.remove_alias("beauty@champion")
+    registry.gates.set("beauty", None, 1)
+    with pytest.raises(ConflictError, match="gate"):
+        registry.adapters.alias("beauty@v2", "champion", passage=Passage("beauty@v1"))
+    with pytest.raises(ConflictError, match="cannot approve"):
+        registry.gates.approve_adapter("beauty@v2")
+    registry.adapters.alias("beauty@v2", "champion", passage=Passage("beauty@v1", override="must be"))
+    with pytest.raises(UsageError):
+        registry.gates.set("beauty", None, 0)
+    assert registry.gates.remove("beauty")
+    registry.adapters.alias("beauty@v1", "champion")
+    kinds = [event.kind for event in registry.events.list(domain="beauty", kind="domain")]
+    assert kinds == ["domain.ungated", "domain.gated", "domain.gated", "domain.added"]
