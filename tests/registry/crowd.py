@@ -146,6 +146,10 @@ def mix(registry: Registry, places: list[Place], shared: list[Place], seed: int)
             step()
     for place in rest:
         register(place)
+    if not archived:  # whatever was drawn, each leaves an archived version and a build that was claimed
+        registry.adapters.archive(own[0].ref, base=own[0].base, force=True)
+    request()
+    work()
     return {"created": created, "claimed": claimed}
 
 
