@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
-from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, details, page, printable, say, short, stages, table, warn
+from .app import App, base_option, example, json_option, pass_app
+from .build_table import means, show_builds
+from .console import answer, details, printable, say, stages, warn
 from .evaluation_records import brief, measured_of, show_measured
 from .lineage import lineage_lines, trace
-from .searches import outcome_of, show_search
+from .searches import show_search
 
 if TYPE_CHECKING:
     from ..engine.building.freshness import Freshness
@@ -147,67 +148,6 @@ def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = 
     return done
 
 
-def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
-    rows = [
-        [
-            b.id,
-            b.domain,
-            b.status,
-            outcome_of(b.report),
-            _means(b.coefficients),
-            short(b.digest),
-            (b.error or {}).get("message"),
-        ]
-        for b in builds
-    ]
-
-    def show_rows() -> None:
-        table(
-            ["id", "domain", "status", "outcome", "coefficients", "digest", "error"],
-            rows,
-            empty=empty,
-            spare=("digest", "coefficients", "outcome"),
-        )
-        if limit:
-            page([b.id for b in builds], limit)
-
-    answer(as_json, [b.to_json() for b in builds], show_rows)
-
-
-@build.command(
-    name="list",
-    epilog=example(
-        "reccocktail build list --domain beauty --status failed", "reccocktail build list --adapter spirit@v2"
-    ),
-)
-@click.option("--domain", metavar="D", help="Only this domain's.")
-@click.option("--status", type=click.Choice(["queued", "running", "succeeded", "failed", "cancelled"]))
-@click.option("--adapter", metavar="REF", help="Only builds with this adapter version.")
-@base_option
-@paging_options
-@json_option
-@pass_app
-def list_(
-    app: App,
-    domain: str | None,
-    status: str | None,
-    adapter: str | None,
-    base: str | None,
-    limit: int,
-    after: str | None,
-    as_json: bool,
-) -> None:
-    """List builds, newest first."""
-    if base is not None and adapter is None:
-        raise UsageError("--base selects the base model of --adapter, which is missing")
-    with app.registry() as registry:
-        version = None if adapter is None else registry.adapters.resolve(adapter, base=base)
-        builds = registry.builds.list(domain=domain, status=status, adapter=version, limit=limit, after=after)
-    filtered = domain or status or adapter or after
-    empty = "no such build" if filtered else "no build yet; `reccocktail build request DOMAIN --wait`"
-    show_builds(builds, as_json, empty=empty, limit=limit)
-
-
 @build.command(epilog=example("reccocktail build show 660d4"))
 @click.argument("id_", metavar="ID|DOMAIN|DOMAIN@ALIAS")
 @click.option("--follow", is_flag=True, help="Show progress until it finishes, then the build.")
@@ -258,7 +198,7 @@ def _follow(registry: Registry, id_: str) -> None:
 def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> None:
     document = row.to_json() | written
     report = document.pop("report") or {}
-    document["coefficients"] = _means(document["coefficients"])
+    document["coefficients"] = means(document["coefficients"])
     if document["stage"] and document["total"]:
         document["stage"] += f", {document['done'] / document['total']:.0%}"
     for name in ("inputs", "recipe", "done", "total"):
@@ -290,13 +230,6 @@ def about_rounding(summary: Mapping[str, Any], remedy: str) -> str | None:
         f"note: in half of the merged weights, {lost:.0%} or more of the adapters' change was lost when the results were rounded"
         f" to the result's data type. That is usual for small changes in bfloat16; {remedy} keeps them, in larger files"
     )
-
-
-def _means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """One number per adapter; of those that differ by layer or module, the mean."""
-    from ..engine.coefficients import mean
-
-    return None if coefficients is None else {role: round(mean(value), 4) for role, value in coefficients.items()}
 
 
 @build.command(epilog=example("reccocktail build logs 660d4", "reccocktail build logs 660d4 --follow"))
@@ -396,6 +329,7 @@ def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Bui
     `to_serve` means the one that the domain serves. Raises NotFoundError, UsageError where several ids begin so.
     """
     from ..engine.building.freshness import chosen
+    from ..registry.catalog.filters import BuildFilter
 
     try:
         return registry.builds.get(text)
@@ -409,7 +343,7 @@ def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Bui
         assert found.build is not None
         say_chosen(text, found)
         return found.build
-    newest = registry.builds.list(domain=text, limit=1)
+    newest = registry.builds.list(BuildFilter(domain=text), limit=1)
     if not newest:
         raise NotFoundError(f"domain {text!r} has no build yet", hint=f"reccocktail build request {text} --wait")
     say(f"the newest build of {text} is {newest[0].id}")

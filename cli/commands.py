@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapter_list, differences, editing, gates
+from . import adapter_list, build_list, differences, editing, gates
 from .adapters import adapter
 from .bases import base
 from .builds import build
@@ -34,7 +34,7 @@ GROUPS = {
 }
 """The headings of `reccocktail --help`, and the commands under each."""
 
-JOINED = (adapter_list, differences, editing, gates)
+JOINED = (adapter_list, build_list, differences, editing, gates)
 """Modules whose commands join the groups of others."""
 
 ALL = tuple(command for commands in GROUPS.values() for command in commands)

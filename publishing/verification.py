@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..registry.artifacts.allowlist import is_published
+from ..registry.catalog.filters import BuildFilter
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
 from ..registry.errors import InvalidArtifactError, NotFoundError, RecCocktailError
@@ -108,7 +109,9 @@ def known_as(registry: Registry, statement: Mapping[str, Any]) -> str | None:
         return None
     after = None
     try:
-        while page := registry.builds.list(domain=str(given.get("domain")), status="succeeded", limit=200, after=after):
+        while page := registry.builds.list(
+            BuildFilter(domain=str(given.get("domain")), status="succeeded"), limit=200, after=after
+        ):
             for build in page:
                 its = {entry["digest"] for entry in build.inputs["adapters"]} | {build.inputs["base"]["digest"]}
                 if its == set(made_of.values()) and build.digest and _is_of(registry, statement, build.digest):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...registry import Adapter, Build, Registry
+from ...registry.catalog.filters import BuildFilter
 from ...tasks import (
     DomainData,
     Likeness,
@@ -120,7 +121,7 @@ def _looked_before(registry: Registry, build: Build) -> Iterator[Build]:
     looks at nothing new.
     """
     last: str | None = None
-    while page := registry.builds.list(domain=build.domain, limit=PAGE, after=last):
+    while page := registry.builds.list(BuildFilter(domain=build.domain), limit=PAGE, after=last):
         last = page[-1].id
         for other in page:
             if other.key == build.key or other.base != build.base:

@@ -27,6 +27,7 @@ from ..redaction import redacted, redacted_values
 from ..store.contract import Store
 from . import events
 from .bases import find_base
+from .build_lists import CREATED, listed
 from .build_queries import (
     adapter_ids,
     find_build,
@@ -41,10 +42,9 @@ from .build_queries import (
 )
 from .domains import find_domain
 from .events import EventIds
-from .lookup import find_adapter
+from .filters import BuildFilter
 from .records import Record
 from .serving import propose
-from .versions import Adapter
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
@@ -58,7 +58,7 @@ class Build(Record):
 
     `own_recipe` is whether it was requested with the domain's own recipe of that time: one that was not is an experiment, and
     does not represent the domain. It is None where that is not known. A build that waits for another attempt is queued, is not
-    claimed before `retry_at`, and has the `error` of the last one.
+    claimed before `retry_at`, and has the `error` of the last one. `recipe_ref` is what its recipe was called, unless it was a file.
 
     `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
     """
@@ -86,6 +86,7 @@ class Build(Record):
     started_at: datetime | None
     finished_at: datetime | None
     own_recipe: bool | None = None
+    recipe_ref: str | None = None
 
 
 @dataclass(frozen=True)
@@ -359,27 +360,11 @@ class Builds:
             return self._build(find_build(session, build_id))
 
     def list(
-        self,
-        *,
-        domain: str | None = None,
-        status: str | None = None,
-        adapter: Adapter | None = None,
-        limit: int = 50,
-        after: str | None = None,
+        self, wanted: BuildFilter | None = None, *, sort: str = CREATED, limit: int = 50, after: str | None = None
     ) -> builtins.list[Build]:
-        """Newest first, of those that the adapter is in if one is given; `after` is the id that the page before ended with."""
-        query = select(BuildRow).order_by(BuildRow.id.desc()).limit(limit)
+        """Those that the filter lets through, newest first or by one of SORTS; `after` is the id that the page before ended with."""
         with self._database.reading() as session:
-            if domain is not None:
-                query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
-            if status is not None:
-                query = query.where(BuildRow.status == status)
-            if adapter is not None:
-                version = find_adapter(session, adapter.ref, adapter.base).id
-                inputs = select(BuildInputRow.build_id).where(BuildInputRow.adapter_id == version)
-                query = query.where(BuildRow.id.in_(inputs))
-            if after is not None:
-                query = query.where(BuildRow.id < find_build(session, after).id)
+            query = listed(session, wanted or BuildFilter(), sort, after).limit(limit)
             return [self._build(row) for row in session.scalars(query)]
 
     def newest_of_key(self, key: str) -> Build | None:
@@ -485,4 +470,5 @@ class Builds:
             started_at=row.started_at,
             finished_at=row.finished_at,
             own_recipe=row.own_recipe,
+            recipe_ref=(row.inputs.get("recipe") or {}).get("ref"),
         )

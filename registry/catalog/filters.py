@@ -1,4 +1,4 @@
-"""Finding adapters by their metrics: bounds such as `NDCG@3>=0.4`."""
+"""Which adapters and builds a list is of: their names, people, times, and bounds on metrics such as `NDCG@3>=0.4`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, true
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .versions import Adapter
 
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
@@ -65,3 +69,18 @@ class AdapterFilter:
     tags: Sequence[str] = ()
     metrics: Sequence[MetricBound] = ()
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildFilter:
+    """Which builds: every condition has to hold.
+
+    `recipe` is the name that a build's recipe had, with its version or without; `requester` who asked for it, `since` from when on.
+    """
+
+    domain: str | None = None
+    status: str | None = None
+    recipe: str | None = None
+    requester: str | None = None
+    since: datetime | None = None
+    adapter: Adapter | None = None

@@ -28,6 +28,7 @@ from reccocktail.engine.recipes import SHIPPED, Adaptive, Recipe, load_recipe
 from reccocktail.publishing.outdated import overview
 from reccocktail.publishing.package import publishable
 from reccocktail.registry import Build, RecCocktailError, Registry, digests
+from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.errors import ConflictError, DatabaseError, NotFoundError, StoreError, UsageError
 from reccocktail.tasks import generate, write_domain
 from safetensors.torch import load_file
@@ -762,10 +763,10 @@ def test_the_newest_of_every_domain_and_of_every_key(stocked):
     assert found == {first.key: second, other.key: other}
     assert stocked.builds.succeeded_with_keys([]) == {}
     spirit, ingredient = stocked.adapters.resolve("spirit"), stocked.adapters.resolve("skin-care")
-    assert [b.id for b in stocked.builds.list(adapter=spirit)] == [other.id, second.id, first.id]
-    assert [b.id for b in stocked.builds.list(adapter=ingredient, limit=1)] == [second.id]
-    assert [b.id for b in stocked.builds.list(adapter=ingredient, after=second.id)] == [first.id]
-    assert stocked.builds.list(adapter=ingredient, domain="toys") == []
+    assert [b.id for b in stocked.builds.list(BuildFilter(adapter=spirit))] == [other.id, second.id, first.id]
+    assert [b.id for b in stocked.builds.list(BuildFilter(adapter=ingredient), limit=1)] == [second.id]
+    assert [b.id for b in stocked.builds.list(BuildFilter(adapter=ingredient), after=second.id)] == [first.id]
+    assert stocked.builds.list(BuildFilter(adapter=ingredient, domain="toys")) == []
 
 
 def test_the_newest_publication_of_every_repository_and_those_of_one_build(stocked):

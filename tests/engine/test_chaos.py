@@ -24,6 +24,7 @@ import pytest
 from reccocktail.engine.building.planning import request
 from reccocktail.engine.recipes import Recipe
 from reccocktail.registry import Registry
+from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.database import migrate
 
 pytestmark = pytest.mark.slow
@@ -150,7 +151,11 @@ def at_work(registry: Registry, workers: Workers) -> list[int]:
     """The worker processes that run a build, as soon as there is one; all that are alive after a long wait."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        running = {int(build.worker.split(":")[1]) for build in registry.builds.list(status="running") if build.worker}
+        running = {
+            int(build.worker.split(":")[1])
+            for build in registry.builds.list(BuildFilter(status="running"))
+            if build.worker
+        }
         if victims := [pid for pid in workers.alive() if pid in running]:
             return victims
         time.sleep(0.01)

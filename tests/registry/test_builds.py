@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Base, Build, Registry
+from reccocktail.registry.catalog.build_lists import SORTS
 from reccocktail.registry.catalog.builds import MAX_ATTEMPTS
+from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.errors import ConflictError, NotFoundError, StoreError, UsageError
 
 
@@ -202,9 +204,57 @@ def test_a_unique_beginning_of_an_id_is_enough(registry: Registry, ask: Callable
 def test_builds_are_listed_newest_first_by_status_and_page(registry: Registry, ask: Callable[..., Build]) -> None:
     ids = [ask(key).id for key in "abcd"]
     registry.builds.cancel(ids[0])
-    assert [b.id for b in registry.builds.list(status="cancelled")] == [ids[0]]
-    first = registry.builds.list(domain="beauty", limit=2)
+    assert [b.id for b in registry.builds.list(BuildFilter(status="cancelled"))] == [ids[0]]
+    first = registry.builds.list(BuildFilter(domain="beauty"), limit=2)
     assert [b.id for b in first + registry.builds.list(limit=2, after=first[-1].id)] == ids[::-1]
+
+
+def test_builds_are_sorted_in_pages_and_filtered_by_recipe_requester_and_time(
+    registry: Registry, base: Base, stored: str
+) -> None:
+    def make(name: str, recipe: str | None, end: Callable[[Build], object]) -> str:
+        registry.domains.add(name)
+        about = {"adapters": []} | ({"recipe": {"ref": recipe, "digest": "d"}} if recipe else {})
+        asked = registry.builds.request(name, base.name, f"{name}{recipe}", {}, about).build
+        end(asked)
+        return asked.id
+
+    def succeeded(build: Build) -> None:
+        registry.builds.claim("w", build_id=build.id)
+        registry.builds.succeed(build.id, "w", stored, None, None)
+
+    a = make("toys", "mine@v2", succeeded)
+    b = make("beauty", "mine@v10", lambda build: registry.builds.claim("w", build_id=build.id))
+    c = make("beauty", None, lambda build: None)
+    d = make("garden", "average", succeeded)
+    orders = {
+        "created": [d, c, b, a],
+        "started": [d, b, a, c],
+        "finished": [d, a, c, b],
+        "domain": [c, b, d, a],
+        "status": [c, b, d, a],
+        "recipe": [c, d, b, a],
+        "requester": [d, c, b, a],
+    }
+    assert set(orders) == set(SORTS)
+    for sort, order in orders.items():
+        seen: list[str] = []
+        while found := registry.builds.list(sort=sort, limit=1, after=seen[-1] if seen else None):
+            seen.append(found[0].id)
+        assert seen == order == [each.id for each in registry.builds.list(sort=sort)], sort
+    with pytest.raises(UsageError):
+        registry.builds.list(sort="size")
+
+    def filtered(**wanted: Any) -> list[str]:
+        return [each.id for each in registry.builds.list(BuildFilter(**wanted), sort="domain")]
+
+    first = registry.builds.get(b)
+    assert filtered(recipe="mine") == [b, a]
+    assert filtered(recipe="mine@v1") == []
+    assert filtered(recipe="mine@v10", requester=first.created_by) == [b]
+    assert filtered(requester="nobody") == []
+    assert filtered(since=first.created_at) == [c, b, d]
+    assert (first.recipe_ref, registry.builds.get(c).recipe_ref) == ("mine@v10", None)
 
 
 def test_cancelling_claiming_retrying_and_requesting_at_once_breaks_no_rule(

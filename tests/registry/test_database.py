@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from reccocktail.registry import Adapter, Base, Registry, Settings
 from reccocktail.registry.catalog.adapters import AdapterFilter
+from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.database import connection as database
 from reccocktail.registry.database import migrate
 from reccocktail.registry.database import triggers as rules
@@ -324,7 +325,7 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
         # and goes on where it was
         adapters.alias("beauty@v3", "champion")
         assert adapters.restore("beauty@v1").archived_at is None
-        (waiting,) = registry.builds.list(domain="beauty", status="queued")
+        (waiting,) = registry.builds.list(BuildFilter(domain="beauty", status="queued"))
         assert registry.builds.cancel(waiting.id).status == "cancelled"
 
 

@@ -1,0 +1,62 @@
+"""`build list`: builds, filtered and sorted."""
+
+from __future__ import annotations
+
+from datetime import time
+from typing import Any
+
+import click
+
+from ..registry.errors import UsageError
+from .adapters import moment
+from .app import App, base_option, example, json_option, paging_options, pass_app
+from .build_table import show_builds
+from .builds import build
+
+STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+SORTS = ("created", "started", "finished", "domain", "status", "recipe", "requester")
+
+
+@build.command(
+    name="list",
+    epilog=example(
+        "reccocktail build list --domain beauty --status failed",
+        "reccocktail build list --sort finished --since 2026-11-01",
+        "reccocktail build list --adapter spirit@v2",
+    ),
+)
+@click.option("--domain", metavar="D", help="Only this domain's.")
+@click.option("--status", type=click.Choice(STATUSES))
+@click.option("--recipe", metavar="NAME", help="Only by this recipe: NAME for all its versions, or NAME@vN.")
+@click.option("--requester", metavar="USER", help="Only what this user requested.")
+@click.option("--since", metavar="MOMENT", help="Only requested from this moment or day (UTC) on.")
+@click.option("--adapter", metavar="REF", help="Only builds with this adapter version.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    default=SORTS[0],
+    show_default=True,
+    help="Times: the latest first, those without one last. Names: in alphabetical order.",
+)
+@base_option
+@paging_options
+@json_option
+@pass_app
+def list_(app: App, base: str | None, sort: str, limit: int, after: str | None, as_json: bool, **wanted: Any) -> None:
+    """List builds, newest first.
+
+    `by` is who requested it, `age` how long ago. `outcome` is what came of the search, or why it failed.
+    """
+    from ..registry.catalog.filters import BuildFilter
+
+    if base is not None and wanted["adapter"] is None:
+        raise UsageError("--base selects the base model of --adapter, which is missing")
+    if wanted["since"] is not None:
+        wanted["since"] = moment(wanted["since"], option="--since", of_day=time.min)
+    with app.registry() as registry:
+        if wanted["adapter"] is not None:
+            wanted["adapter"] = registry.adapters.resolve(wanted["adapter"], base=base)
+        builds = registry.builds.list(BuildFilter(**wanted), sort=sort, limit=limit, after=after)
+    narrowed = after or any(value is not None for value in wanted.values())
+    empty = "no such build" if narrowed else "no build yet; `reccocktail build request DOMAIN --wait`"
+    show_builds(builds, as_json, empty=empty, limit=limit)

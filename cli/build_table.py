@@ -1,0 +1,63 @@
+"""The table of builds that `build list` and `build request` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from .console import answer, page, short, table
+from .searches import outcome_of
+
+if TYPE_CHECKING:
+    from ..registry import Build
+
+STEPS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=1), "h"), (timedelta(minutes=1), "min"))
+
+
+def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
+    """`outcome` is what came of the search or, of a build that failed, why."""
+    moment = datetime.now(UTC)
+    columns = ["id", "domain", "status", "recipe", "by", "age", "outcome", "coefficients", "digest"]
+    rows = [
+        [
+            b.id,
+            b.domain,
+            _how_far(b),
+            b.recipe_ref,
+            b.created_by,
+            age(moment - b.created_at),
+            (b.error or {}).get("message") or outcome_of(b.report),
+            means(b.coefficients),
+            short(b.digest),
+        ]
+        for b in builds
+    ]
+
+    def show_rows() -> None:
+        spare = ("digest", "coefficients", "by", "age", "recipe", "outcome")
+        table(columns, rows, empty=empty, spare=spare, right=("age",))
+        if limit:
+            page([b.id for b in builds], limit)
+
+    answer(as_json, [b.to_json() for b in builds], show_rows)
+
+
+def _how_far(build: Build) -> str:
+    """The status; of a build that is being made, how much of its stage is done."""
+    if build.status == "running" and build.total:
+        return f"{build.stage or 'running'} {build.done / build.total:.0%}"
+    return build.status
+
+
+def age(passed: timedelta) -> str:
+    """In the largest unit of which there is one, rounded down: `3 d`; `now` where less than a minute has passed."""
+    unit = next(((length, name) for length, name in STEPS if passed >= length), None)
+    return "now" if unit is None else f"{passed // unit[0]} {unit[1]}"
+
+
+def means(coefficients: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """One number per adapter; of those that differ by layer or module, the mean."""
+    from ..engine.coefficients import mean
+
+    return None if coefficients is None else {role: round(mean(value), 4) for role, value in coefficients.items()}
