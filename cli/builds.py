@@ -20,7 +20,7 @@ from .searches import show_search
 
 if TYPE_CHECKING:
     from ..engine.building.freshness import Freshness
-    from ..engine.building.job import Progress
+    from ..engine.building.job import BuildOutcome, Progress
     from ..registry import Build, Registry
     from ..registry.catalog.builds import LogLine
 
@@ -71,6 +71,8 @@ def request(
 ) -> None:
     """Request merged builds. An equal build is not made twice.
 
+    With --wait, builds over one base are made in one pass.
+
     With --all and --stale, domains that cannot be built are reported and skipped. Without --recipe, the command exits
     with 1 if one of them has been built before.
     """
@@ -112,40 +114,52 @@ def request(
             elif note := label_note(answered.build):
                 warn(f"{name}: {note}")
         if wait:
-            alone = len(asked) == 1
-            asked = [_carried_out(registry, row, app.device(), alone=alone, keep_best=keep_best) for row in asked]
+            if len(asked) == 1:
+                asked = [carry_out(registry, asked[0], app.device(), keep_best=keep_best)]
+                say(f"build {asked[0].id} of {asked[0].domain} is in {asked[0].path or 'the store'}")
+            elif asked:
+                asked = carry_out_all(registry, asked, app.device(), keep_best=keep_best)
     show_builds(asked, as_json, empty="nothing to build")
     if held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
 
 
-def _carried_out(registry: Registry, row: Build, device: str, *, alone: bool, keep_best: bool) -> Build:
-    """Run one of several builds; a failure is reported, and the others still run."""
-    try:
-        done = carry_out(registry, row, device, keep_best=keep_best)
-    except Exception as error:  # the row has it; the others are to have their turn
-        if alone:
-            raise
-        warn(f"build {row.id} of {row.domain} failed: {error}")
-        return registry.builds.get(row.id)
-    say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
-    return done
-
-
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it, with progress. Raises what the build failed with."""
-    from ..engine.building.completion import complete
+    from ..engine.building.completion import Reports, complete
+
+    reports = Reports(_bars, say, warn)
+    done = complete(registry, row, device=device, keep_best=keep_best, reports=reports)
+    _warn_of(done)
+    return done
+
+
+def carry_out_all(registry: Registry, rows: Sequence[Build], device: str, *, keep_best: bool = False) -> list[Build]:
+    """Run several builds, those over one base in one pass; each is reported as it ends, a failure too, and the others still run."""
+    from ..engine.building.completion import Reports, complete_all
+
+    def ended(outcome: BuildOutcome) -> None:
+        done = outcome.build
+        if outcome.error is not None:
+            warn(f"build {done.id} of {done.domain} failed: {outcome.error}")
+            return
+        _warn_of(done)
+        say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
+
+    return complete_all(registry, rows, device=device, keep_best=keep_best, reports=Reports(_bars, say, warn, ended))
+
+
+@contextmanager
+def _bars(builds: Sequence[Build]) -> Iterator[Progress]:
     from ..engine.building.job import UNITS
 
-    @contextmanager
-    def attempt(build: Build) -> Iterator[Progress]:
-        with stages(f"build {build.domain}", UNITS) as bars:
-            yield bars.update
+    with stages(f"build {builds[0].domain}" if len(builds) == 1 else f"{len(builds)} builds", UNITS) as bars:
+        yield bars.update
 
-    done = complete(registry, row, device=device, keep_best=keep_best, attempt=attempt, say=say, warn=warn)
+
+def _warn_of(done: Build) -> None:
     for warning in (done.report or {}).get("warnings", ()):
-        warn(f"warning: {row.domain}: {warning}")
-    return done
+        warn(f"warning: {done.domain}: {warning}")
 
 
 @build.command(epilog=example("reccocktail build show 660d4"))
