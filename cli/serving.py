@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, base: str | None, as_json: bool) -> None:
     """Print what a serving engine needs for a name.
 
-    The path of the adapter that the name refers to. With --merged, of the merged checkpoint that the domain serves, which is the
+    The path of the adapter that the name refers to; an alias of builds counts where no adapter has it. With --merged, of the merged checkpoint that the domain serves, which is the
     build with its alias `production`, or of the build with the alias or id.
 
     Fetches the files if they are in an object store. They belong to the store: do not change them.
@@ -74,13 +74,14 @@ def _adapter(
     found = serving.find(registry, ref, base=base)
     about = {
         "kind": "adapter",
-        "adapter": found.adapter.ref,
-        "base": found.adapter.base,
-        "digest": found.adapter.digest,
+        "adapter": None if found.origin.build else found.origin.ref,
+        "build": found.origin.build,
+        "base": found.origin.base,
+        "digest": found.origin.digest,
     }
     if target is not None:
         model = serving.write_for_peft(registry, found, target)
-        say(f"{found.adapter.ref} is in {target}, for the base model in {model}")
+        say(f"{found.origin.ref} is in {target}, for the base model in {model}")
         about |= {"path": str(target), "base_model_name_or_path": str(model)}
         return about | _resized(registry, found) | _classified(found.folder), [str(target)]
     about["path"] = str(found.folder)
@@ -88,9 +89,7 @@ def _adapter(
         return about | _resized(registry, found) | _classified(found.folder), [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
     if found.is_uneven:
-        say(
-            f"{found.adapter.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 supports it, older versions may not"
-        )
+        say(f"{found.origin.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 supports it, older versions may not")
     return about | {"lora_module": module, "command": command}, [shlex.join(command)]
 
 
@@ -147,7 +146,7 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
     if build.recipe.get("output", {}).get("format") == "adapter":
         raise ConflictError(
             f"build {build.id} of {domain!r} made an adapter, not a checkpoint",
-            hint=f"reccocktail build export {build.id} DIR",
+            hint=f"reccocktail resolve {domain}" if ref.alias else f"reccocktail build export {build.id} DIR",
         )
     folder = result_folder(registry, build)
     if found is not None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..registry import Adapter, AdapterFacts, Base, Registry, inspect_adapter
+from ..registry import Adapter, AdapterFacts, Base, Build, Registry, inspect_adapter
 from ..registry.artifacts.inspect import ADAPTER_CONFIG, CONFIG, INDEX
 from ..registry.artifacts.lora import is_vocabulary
 from ..registry.catalog.references import SPIRIT, Reference
@@ -37,10 +37,30 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
-class Servable:
-    """One version of an adapter, and the folder on this machine where it lies, whose files are read-only."""
+class Origin:
+    """What a name means: an adapter version, or the adapter that a build made. `label` tells it from others of that name."""
 
-    adapter: Adapter
+    ref: str
+    base: str
+    digest: str
+    label: str
+    build: str | None = None
+
+    @classmethod
+    def of_adapter(cls, adapter: Adapter) -> Origin:
+        return cls(adapter.ref, adapter.base, adapter.digest, f"v{adapter.version}")
+
+    @classmethod
+    def of_build(cls, build: Build) -> Origin:
+        assert build.digest is not None
+        return cls(f"build {build.id}", build.base, build.digest, build.id, build.id)
+
+
+@dataclass(frozen=True)
+class Servable:
+    """An adapter, and the folder on this machine where it lies, whose files are read-only."""
+
+    origin: Origin
     folder: Path
     facts: AdapterFacts
 
@@ -59,7 +79,7 @@ class Servable:
         more = [str(resizing)] if resizing else []
         if reasons := "; ".join([*_beyond_vllm(self), *more]):
             raise UnsupportedAdapterError(
-                f"{self.adapter.ref} cannot be served as a LoRA by vLLM: {reasons}",
+                f"{self.origin.ref} cannot be served as a LoRA by vLLM: {reasons}",
                 hint="serve a merged checkpoint of it: `reccocktail build request DOMAIN --wait`, then `reccocktail resolve DOMAIN --merged`",
             )
 
@@ -83,7 +103,7 @@ def resizing(registry: Registry, found: Servable) -> Resizing | None:
     """What has to be done to the base model before the adapter fits; None if it fits as it is. Raises StoreError."""
     if not any(is_vocabulary(tensor.name) for tensor in found.facts.saved):
         return None  # so its base need not be fetched
-    base = registry.bases.facts(registry.bases.get(found.adapter.base))
+    base = registry.bases.facts(registry.bases.get(found.origin.base))
     facts = inspect_adapter(found.folder, base, allow_base_mismatch=True, allow_partial=True, scan=False)
     if facts.vocabulary is None or base.input_embedding is None:
         return None
@@ -93,28 +113,32 @@ def resizing(registry: Registry, found: Servable) -> Resizing | None:
 def find(
     registry: Registry, ref: str | Reference, *, base: str | None = None, until: ExitStack | None = None
 ) -> Servable:
-    """The version that a reference means now, fetched where it is not on this machine; it stays there as `Store.folder` says.
+    """What a reference means now, fetched where it is not on this machine; it stays there as `Store.folder` says.
 
     Raises as `meant`, and StoreError.
     """
-    adapter = meant(registry, ref, base=base)
-    folder = registry.store.folder(adapter.digest, until=until)
+    origin = meant(registry, ref, base=base)
+    folder = registry.store.folder(origin.digest, until=until)
     try:
         facts = inspect_adapter(folder, None, allow_partial=True, scan=False)
     except InvalidArtifactError as error:  # it was sound when it was registered: this is no matter of the adapter's
-        raise StoreError(f"{adapter.ref} cannot be read as it was registered: {error}", hint=error.hint) from error
-    return Servable(adapter, folder, facts)
+        raise StoreError(f"{origin.ref} cannot be read as it was registered: {error}", hint=error.hint) from error
+    return Servable(origin, folder, facts)
 
 
-def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Adapter:
-    """The version that a reference means now, if it may be served.
+def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) -> Origin:
+    """What a reference means now, if it may be served: an adapter version, else the adapter of the build that has the alias.
 
-    Raises NotFoundError, UsageError where it means versions for several bases, ConflictError for one that is archived,
-    BaseMismatchError where there is none for `base` and there is one for another.
+    An alias of adapters comes before one of builds. Raises NotFoundError, UsageError where it means versions for several bases,
+    ConflictError for one that is archived and for a build that made no adapter, BaseMismatchError where there is none for
+    `base` and there is one for another.
     """
+    ref = Reference.parse(ref) if isinstance(ref, str) else ref
     try:
         adapter = registry.adapters.resolve(ref, base=base)
     except NotFoundError:
+        if (build := _build_called(registry, ref, base)) is not None:
+            return _made_adapter(build, ref)
         if base is None or not (other := _for_other_bases(registry, ref, base)):
             raise
         raise BaseMismatchError(f"{ref} was made for the base model {other}, not for {base!r}") from None
@@ -123,7 +147,38 @@ def meant(registry: Registry, ref: str | Reference, *, base: str | None = None) 
             f"{adapter.ref} is archived",
             hint=f"make it active again: `reccocktail adapter archive {adapter.ref} --base {adapter.base} --undo`",
         )
-    return adapter
+    return Origin.of_adapter(adapter)
+
+
+def _build_called(registry: Registry, ref: Reference, base: str | None) -> Build | None:
+    """The build that has the alias, if one has. Raises UsageError where it is on builds for several bases."""
+    if ref.alias is None:
+        return None
+    try:
+        return registry.builds.get(registry.serving.resolve(str(ref), base=base).build)
+    except NotFoundError:
+        return None
+
+
+def _made_adapter(build: Build, ref: Reference) -> Origin:
+    """Raises ConflictError for a build whose result is no adapter; clients of a server get the message without the hint."""
+    if build.recipe.get("output", {}).get("format") != "adapter":
+        raise ConflictError(
+            f"{ref} is build {build.id}, a whole checkpoint, which cannot be served beside its base model:"
+            f" start a server with the folder that `reccocktail resolve {ref} --merged` prints",
+            hint="a build by a recipe with `output: {format: adapter}` can be served beside its base model",
+        )
+    return Origin.of_build(build)
+
+
+def digests(registry: Registry, refs: Iterable[Reference], *, base: str) -> dict[Reference, str]:
+    """The digests of what references mean now for one base, as `meant` decides it, in at most two queries.
+
+    What means nothing, an archived version or a whole checkpoint may be left out.
+    """
+    refs = {*refs}
+    found = registry.adapters.digests(refs, base=base)
+    return found | registry.serving.digests({ref for ref in refs - {*found} if ref.alias is not None}, base=base)
 
 
 def served_base(registry: Registry, model: str, revision: str | None, named: str | None = None) -> Base:
@@ -190,7 +245,7 @@ def vllm_command(registry: Registry, found: Servable, name: str) -> tuple[dict[s
     Raises UnsupportedAdapterError, StoreError.
     """
     found.refuse_unless_plain(resizing(registry, found))
-    base = registry.bases.get(found.adapter.base)
+    base = registry.bases.get(found.origin.base)
     folder = str(registry.bases.folder(base))
     try:
         refuse_taken_names(registry, [base.name])
@@ -210,7 +265,7 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     `target` must not exist, and does not afterwards if this fails. Answers with the base's folder.
     Raises StoreError, ConflictError if `target` was created meanwhile, OSError.
     """
-    base = registry.bases.folder(registry.bases.get(found.adapter.base))
+    base = registry.bases.folder(registry.bases.get(found.origin.base))
     with whole_folder(target) as staged:
         copy_folder(found.folder, staged)
         path = staged / ADAPTER_CONFIG
@@ -220,14 +275,15 @@ def write_for_peft(registry: Registry, found: Servable, target: Path) -> Path:
     return base
 
 
-def _for_other_bases(registry: Registry, ref: str | Reference, base: str) -> str | None:
+def _for_other_bases(registry: Registry, ref: Reference, base: str) -> str | None:
     registry.bases.get(base)  # a base that does not exist is the error to report
     having = []
     for other in registry.bases.list():
         try:
             registry.adapters.resolve(ref, base=other.name)
         except NotFoundError:
-            continue
+            if _build_called(registry, ref, other.name) is None:
+                continue
         having.append(repr(other.name))
     return " and ".join(having) or None
 

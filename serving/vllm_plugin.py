@@ -27,7 +27,7 @@ from vllm.lora.peft_helper import PEFTHelper  # pyright: ignore[reportMissingImp
 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # pyright: ignore[reportMissingImports]
 
-from ..registry import Adapter, Base, Registry, Settings
+from ..registry import Base, Registry, Settings
 from ..registry.catalog.references import Reference
 from ..registry.errors import (
     BaseMismatchError,
@@ -89,11 +89,11 @@ class Resolver(LoRAResolver):
             raise _http_error(lora_name, error) from error
         if found is None:
             return None
-        adapter, request = found
+        origin, request = found
         # here and not in the thread, which continues when the client has left and nothing is loaded
-        self._digests[lora_name] = adapter.digest
-        request.lora_name = self._new_name(lora_name, adapter)
-        logger.info("%s is %s, %s", lora_name, adapter.ref, adapter.digest)
+        self._digests[lora_name] = origin.digest
+        request.lora_name = self._new_name(lora_name, origin)
+        logger.info("%s is %s, %s", lora_name, origin.ref, origin.digest)
         return request
 
     async def moved(self) -> list[str]:
@@ -110,7 +110,7 @@ class Resolver(LoRAResolver):
         """
         await asyncio.to_thread(self._release)
 
-    def _find(self, registry: Registry, name: str) -> tuple[Adapter, _Request] | None:
+    def _find(self, registry: Registry, name: str) -> tuple[serving.Origin, _Request] | None:
         try:
             ref = Reference.parse(name)
         except InvalidReferenceError:
@@ -123,12 +123,12 @@ class Resolver(LoRAResolver):
             self._refuse_unless_fit(found)
             # vLLM counts its adapters itself and writes its own number over this one
             request = _Request(
-                lora_name=name, lora_int_id=1, lora_path=str(found.folder), base_model_name=found.adapter.base
+                lora_name=name, lora_int_id=1, lora_path=str(found.folder), base_model_name=found.origin.base
             )
             # until then the engine may read the folder again at any time. No more is done here than to note it: this is
             # called wherever the request ends, be it in a thread that holds the cache's locks
             weakref.finalize(request, self._ended.append, until.pop_all())
-        return found.adapter, request
+        return found.origin, request
 
     def _refuse_unless_fit(self, found: serving.Servable) -> None:
         found.refuse_unless_plain()
@@ -136,10 +136,10 @@ class Resolver(LoRAResolver):
             helper = PEFTHelper.from_local_dir(str(found.folder), None)
             helper.validate_legal(self._limits)
         except (ValueError, TypeError, KeyError) as error:
-            raise UnsupportedAdapterError(f"{found.adapter.ref} cannot be served: {error}") from error
+            raise UnsupportedAdapterError(f"{found.origin.ref} cannot be served: {error}") from error
         if found.is_uneven and not hasattr(helper, "rank_pattern"):
             raise UnsupportedAdapterError(
-                f"{found.adapter.ref} cannot be served: this vLLM gives all of its modules one scale",
+                f"{found.origin.ref} cannot be served: this vLLM gives all of its modules one scale",
                 hint="serve it with vLLM 0.32, or serve a merged checkpoint",
             )
 
@@ -148,13 +148,13 @@ class Resolver(LoRAResolver):
             until.close()
         self._due = [self._ended.popleft() for _ in range(len(self._ended))]
 
-    def _new_name(self, name: str, adapter: Adapter) -> str:
-        """What vLLM calls what it answers with: the name, the version where it may come to mean another, never the same twice.
+    def _new_name(self, name: str, origin: serving.Origin) -> str:
+        """What vLLM calls what it answers with: the name, the version or build where it may come to mean another, never the same twice.
 
         In a batch vLLM distinguishes adapters by their names, and numbers each one anew that it is given. Were two of
         them have the same name while requests for the older one run, it would load only one, and fail without the other.
         """
-        shown = name if Reference.parse(name).version is not None else f"{name}=v{adapter.version}"
+        shown = name if Reference.parse(name).version is not None else f"{name}={origin.label}"
         self._called[shown] += 1
         times = self._called[shown]
         return shown if times == 1 else f"{shown}#{times}"
@@ -163,7 +163,7 @@ class Resolver(LoRAResolver):
         assert self._registry is not None
         assert self._base is not None
         refs = {name: Reference.parse(name) for name in digests}
-        now = self._registry.adapters.digests(refs.values(), base=self._base.name)
+        now = serving.digests(self._registry, refs.values(), base=self._base.name)
         return [name for name, digest in digests.items() if now.get(refs[name]) != digest]
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from ..database.connection import Database
 from ..database.tables import (
     PROMOTIONS,
+    BaseModelRow,
     BuildAliasRow,
     BuildPinRow,
     BuildRow,
@@ -124,6 +125,22 @@ class Serving:
         """The build of `DOMAIN@ALIAS`. Raises NotFoundError; UsageError where several base models have it."""
         with self._database.reading() as session:
             return _alias(find_build_alias(session, text, base))
+
+    def digests(self, refs: Iterable[Reference], *, base: str) -> dict[Reference, str]:
+        """The digests of the results of the builds that have these aliases now for one base, in one query, or none without references."""
+        wanted = {(ref.name, ref.alias) for ref in refs}
+        if not wanted:
+            return {}
+        query = (
+            select(DomainRow.name, BuildAliasRow.name, BuildRow.digest)
+            .join(BuildRow, BuildRow.id == BuildAliasRow.build_id)
+            .join(DomainRow, DomainRow.id == BuildAliasRow.domain_id)
+            .join(BaseModelRow, BaseModelRow.id == BuildAliasRow.base_id)
+            .where(BaseModelRow.name == base, tuple_(DomainRow.name, BuildAliasRow.name).in_(wanted))
+        )
+        with self._database.reading() as session:
+            rows = session.execute(query)
+            return {Reference(name, alias=alias): digest for name, alias, digest in rows if digest is not None}
 
     def served(self, domain: str) -> builtins.list[BuildAlias]:
         """What a domain serves, at most one for each base model; the one that was moved last comes first."""

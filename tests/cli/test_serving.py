@@ -108,6 +108,11 @@ def test_a_build_that_made_an_adapter_is_no_checkpoint(prepared: Any) -> None:
     recipe.write_text("coefficients: {spirit: 0.5, ingredient: 0.5}\noutput: {format: adapter}\n")
     (made,) = prepared("build", "request", "skin-care", "--recipe", recipe, "--wait", "--json").json
     assert "made an adapter, not a checkpoint" in prepared("resolve", made["id"], "--merged", code=1).err
+    prepared("build", "promote", made["id"])
+    resolved = prepared("resolve", "skin-care@production", "--json").json
+    assert (resolved["build"], resolved["path"], resolved["adapter"]) == (made["id"], made["path"], None)
+    refused = prepared("resolve", "skin-care@production", "--merged", "--json", code=1).json["error"]
+    assert refused["hint"] == "reccocktail resolve skin-care@production"
 
 
 def test_a_grown_vocabulary_says_what_the_base_has_to_be_resized_to(prepared: Any, tmp_path: Path) -> None:

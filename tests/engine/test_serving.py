@@ -22,7 +22,10 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from reccocktail.registry import Registry
+from reccocktail.engine.building.completion import complete
+from reccocktail.engine.building.planning import request
+from reccocktail.engine.recipes import Output, Recipe
+from reccocktail.registry import Build, Registry
 from reccocktail.registry.catalog.registration import Checks
 from reccocktail.registry.errors import (
     BaseMismatchError,
@@ -48,7 +51,7 @@ def copied_base(base: Path, tmp_path: Path) -> Path:
 
 def test_a_name_leads_to_the_bytes_that_were_registered(stocked: Registry, base, make_adapter) -> None:
     found = serving.find(stocked, "skin-care")
-    assert (found.adapter.ref, found.rank) == ("skin-care@v1", 4)
+    assert (found.origin.ref, found.rank) == ("skin-care@v1", 4)
     name = "adapter_model.safetensors"
     assert (found.folder / name).read_bytes() == (make_adapter(base, 2) / name).read_bytes()
 
@@ -60,7 +63,7 @@ def test_an_alias_is_what_it_means_now(stocked: Registry, base, make_adapter) ->
     before = serving.find(stocked, "skin-care@champion", base="tiny")
     stocked.adapters.alias("skin-care@v2", "champion")
     after = serving.find(stocked, "skin-care@champion", base="tiny")
-    assert [found.adapter.ref for found in (before, after)] == ["skin-care@v1", "skin-care@v2"]
+    assert [found.origin.ref for found in (before, after)] == ["skin-care@v1", "skin-care@v2"]
     assert before.folder != after.folder
 
 
@@ -92,6 +95,35 @@ def test_an_adapter_that_cannot_be_read_any_more_is_the_stores_trouble(
     monkeypatch.setattr(serving, "inspect_adapter", newer)
     with pytest.raises(StoreError, match=r"skin-care@v1 cannot be read as it was registered: .*from a newer version"):
         serving.find(stocked, "skin-care")
+
+
+LORA = Recipe(coefficients={"spirit": 0.5, "ingredient": 0.5}, output={"format": "adapter"})
+
+
+def build_of(registry: Registry, recipe: Recipe) -> Build:
+    asked = request(registry, "skin-care", recipe).build
+    return complete(registry, asked, device="cpu")
+
+
+def test_an_alias_of_builds_means_the_adapter_that_was_built_unless_an_adapter_has_it(
+    stocked: Registry, make_base
+) -> None:
+    built, whole = build_of(stocked, LORA), build_of(stocked, LORA.model_copy(update={"output": Output()}))
+    stocked.serving.promote(built.id)
+    found = serving.find(stocked, "skin-care@production", base="tiny")
+    assert (found.origin.build, found.origin.digest) == (built.id, built.digest)
+    assert (found.folder, found.rank) == (built.path, 8)
+    module, _ = serving.vllm_command(stocked, found, "skin-care@production")
+    assert module["path"] == str(built.path)
+    stocked.bases.add("other", make_base(seed=7), source="elsewhere")
+    with pytest.raises(BaseMismatchError):
+        serving.find(stocked, "skin-care@production", base="other")
+
+    stocked.serving.promote(whole.id)
+    with pytest.raises(ConflictError, match="skin-care@production --merged"):
+        serving.find(stocked, "skin-care@production")
+    stocked.adapters.alias("skin-care@v1", "production")
+    assert serving.find(stocked, "skin-care@production").origin.ref == "skin-care@v1"
 
 
 # --- which base model a server serves --------------------------------------------------------------------------------
@@ -390,6 +422,36 @@ def test_names_become_adapters_or_errors_to_the_client(
         assert error.value.http_status == status
     plugin.PEFTHelper.rank_pattern = None  # as that of vLLM 0.32 has one
     assert ask("uneven").lora_name == "uneven=v1"
+
+
+def test_a_server_answers_with_the_build_of_an_alias_and_follows_it(
+    plugin: ModuleType, stocked: Registry, statements: list[str]
+) -> None:
+    built, whole = build_of(stocked, LORA), build_of(stocked, LORA.model_copy(update={"output": Output()}))
+    resolver, name = plugin.RESOLVER, "skin-care@production"
+    resolver.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
+
+    def ask(name: str) -> Any:
+        return asyncio.run(resolver.resolve_lora("/models/tiny", name))
+
+    stocked.serving.promote(built.id)
+    stocked.serving.alias(built.id, "shadow")
+    found = ask(name)
+    assert (found.lora_name, found.lora_path) == (f"{name}={built.id}", str(built.path))
+    ask("skin-care")
+    ask("skin-care@shadow")
+    statements.clear()
+    assert asyncio.run(resolver.moved()) == []
+    assert len([statement for statement in statements if "SELECT" in statement]) == 2
+
+    stocked.serving.promote(whole.id)
+    assert asyncio.run(resolver.moved()) == [name]
+    with pytest.raises(plugin.GracefulHTTPError, match="--merged") as error:
+        ask(name)
+    assert error.value.http_status == 400
+    stocked.adapters.alias("skin-care@v1", "shadow")  # from now on the name is the adapter's
+    assert asyncio.run(resolver.moved()) == [name, "skin-care@shadow"]
+    assert ask("skin-care@shadow").lora_name == "skin-care@shadow=v1"
 
 
 def test_troubles_of_the_registry_are_told_without_their_details(
