@@ -44,10 +44,10 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
 
 
 def _how_far(build: Build) -> str:
-    """The status; of a build that is being made, how much of its stage is done."""
+    """The status; of a build that is being made, how much of its stage is done; `removed` where the result is gone."""
     if build.status == "running" and build.total:
         return f"{build.stage or 'running'} {build.done / build.total:.0%}"
-    return build.status
+    return "removed" if build.collected_at is not None else build.status
 
 
 def age(passed: timedelta) -> str:

@@ -210,6 +210,11 @@ def _follow(registry: Registry, id_: str) -> None:
 
 
 def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> None:
+    from ..registry.catalog.collecting import result_is_gone
+
+    if row.collected_at is not None:
+        gone = result_is_gone(row.id, row.domain, row.recipe_ref, row.collected_at)
+        say(f"{gone}; {gone.hint}")
     document = row.to_json() | written
     report = document.pop("report") or {}
     document["coefficients"] = means(document["coefficients"])

@@ -108,7 +108,7 @@ def _id(registry: Registry, text: str, base: str | None) -> str:
 def pin(app: App, ids: tuple[str, ...], undo: bool, as_json: bool) -> None:
     """Keep the files of builds for good.
 
-    `store gc` never collects them.
+    `store gc --builds-older-than` leaves them.
     """
     done, refused = [], 0
     with app.registry() as registry:

@@ -263,20 +263,38 @@ def verify(app: App, as_json: bool) -> None:
     metavar="HOURS",
     help="Keep files younger than this; their row may not be written yet.",
 )
+@click.option(
+    "--builds-older-than",
+    "days",
+    type=click.FloatRange(0, 36_500),
+    metavar="DAYS",
+    help="Also remove the results of builds that succeeded longer ago and that nobody needs.",
+)
 @click.option("--force", is_flag=True, help="Continue even if the database refers to nothing in the store.")
 @json_option
 @pass_app
-def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> None:
-    """Remove files that no database row refers to."""
-    from datetime import timedelta
+def gc(app: App, dry_run: bool, hours: float, days: float | None, force: bool, as_json: bool) -> None:
+    """Remove files that no database row refers to.
 
-    if math.isnan(hours):
-        raise UsageError("--grace takes a number of hours, not nan")
+    With --builds-older-than, also results of builds without an alias and without a pin (`build pin`). The newest of each domain
+    and what was published last are kept. The rows stay; such a build can only be requested again.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    if math.isnan(hours) or (days is not None and math.isnan(days)):
+        raise UsageError("--grace takes a number of hours, --builds-older-than one of days, not nan")
     with app.registry() as registry:
+        builds = []
+        if days is not None:
+            before = datetime.now(UTC) - timedelta(days=days)
+            builds = registry.collect_builds(before, dry_run=dry_run, force=force)
+        without = [row.id for row in builds]
         # unknown afterwards
-        sizes = {digest: _size(registry, digest) for digest in registry.store.digests() - registry.digests()}
-        report = registry.collect(dry_run=dry_run, grace=timedelta(hours=hours), force=force)
+        waste = registry.store.digests() - registry.digests(without=without)
+        sizes = {digest: _size(registry, digest) for digest in waste}
+        report = registry.collect(dry_run=dry_run, grace=timedelta(hours=hours), force=force, without=without)
     document = {
+        "builds": [{"id": row.id, "domain": row.domain, "digest": row.digest} for row in builds],
         "trees": [{"digest": digest, "bytes": sizes.get(digest)} for digest in report.trees],
         "blobs": list(report.blobs),
         "staging": list(report.staging),
@@ -285,7 +303,8 @@ def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> Non
     }
 
     def show() -> None:
-        rows = [
+        rows: list[list[str | None]] = [["build", f"{row.id} of {row.domain}", None] for row in builds]
+        rows += [
             ["folder", digest, None if (count := sizes.get(digest)) is None else size(count)] for digest in report.trees
         ]
         rows += [["unfinished", name, None] for name in report.staging]
@@ -295,7 +314,8 @@ def gc(app: App, dry_run: bool, hours: float, force: bool, as_json: bool) -> Non
             table(["what", "name", "size"], rows, right=("size",), empty="")
         verb = "would remove" if dry_run else "removed"
         counts = f"{len(report.trees)} folders, {len(report.blobs)} files, {len(report.staging)} unfinished"
-        say(f"{verb} {counts}: {size(report.bytes)}")
+        results = f"{len(builds)} results of builds, " if builds else ""
+        say(f"{verb} {results}{counts}: {size(report.bytes)}")
 
     answer(as_json, document, show)
 

@@ -90,7 +90,7 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
     if build.digest is None:
         raise EvaluationError(f"build {build.id} is {build.status} and has no checkpoint")
     label, score = f"build {build.id}", score_of_report(build.report)
-    folder = registry.store.folder(build.digest)
+    folder = registry.store.folder(build.stored_digest())
     if build.recipe["output"].get("format") != "adapter":
         return System(label, build.digest, folder, score=score)
     row = registry.bases.get(build.base)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 
 from sqlalchemy import select
 
+from .catalog import collecting
 from .catalog.adapters import Adapters
 from .catalog.bases import Bases
-from .catalog.builds import Builds
+from .catalog.builds import Build, Builds
 from .catalog.domains import Domains
 from .catalog.editing import Edits
 from .catalog.evaluations import Evaluations
@@ -104,30 +105,50 @@ class Registry:
             opened.close()
             raise
 
-    def digests(self) -> set[str]:
-        """Every tree that a row refers to: what `store.gc` must keep."""
-        return {digest for _, digest in self._references()}
+    def digests(self, *, without: Collection[str] = ()) -> set[str]:
+        """Every tree that a row refers to: what `store.gc` must keep. `without` the results of these builds."""
+        return {digest for _, digest in self._references(without)}
 
-    def collect(self, *, dry_run: bool = False, grace: timedelta = GRACE, force: bool = False) -> GcReport:
-        """Removes from the store what no row refers to, as `Store.gc` does.
+    def collect_builds(self, before: datetime, *, dry_run: bool = False, force: bool = False) -> list[Build]:
+        """Gives up the results of builds that succeeded before the moment and that nobody needs, see `collecting.unneeded`.
+
+        Their rows stay, and whatever would need the files is refused; `collect` then removes these. Raises ConflictError as that does.
+        """
+        self._kept(force, ())
+        ids = collecting.collect(self._database, before, dry_run=dry_run)
+        rows = self.builds.with_ids(ids)
+        return [rows[id_] for id_ in ids]
+
+    def collect(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: timedelta = GRACE,
+        force: bool = False,
+        without: Collection[str] = (),
+    ) -> GcReport:
+        """Removes from the store what no row refers to, as `Store.gc` does; in a dry run as if the results of builds had been given up.
 
         Raises ConflictError, unless `force` is set, if no row refers to anything the store has: then it is more likely the
         wrong database, or one that was just made anew, than a store full of waste.
         """
-        keep, there = self.digests(), self.store.digests()
+        return self.store.gc(self._kept(force, without if dry_run else ()), dry_run=dry_run, grace=grace)
+
+    def _kept(self, force: bool, without: Collection[str]) -> set[str]:
+        keep, there = self.digests(without=without), self.store.digests()
         if there and not there & keep and not force:
             raise ConflictError(
                 f"the database refers to none of the {len(there)} folders in the store: is it the right one?",
                 hint="restore the database, or say --force to empty the store",
             )
-        return self.store.gc(keep, dry_run=dry_run, grace=grace)
+        return keep
 
     def missing(self) -> list[Missing]:
         """What rows refer to and the store does not have."""
         there = self.store.digests()
         return [Missing(what, digest) for what, digest in self._references() if digest not in there]
 
-    def _references(self) -> Iterator[tuple[str, str]]:
+    def _references(self, without: Collection[str] = ()) -> Iterator[tuple[str, str]]:
         present = BaseModelRow.removed_at.is_(None)
         with self._database.reading() as session:
             for name, digest in session.execute(select(BaseModelRow.name, BaseModelRow.digest).where(present)):
@@ -135,8 +156,9 @@ class Registry:
             adapters = select(DomainRow.name, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain)
             for name, version, digest in session.execute(adapters):
                 yield f"adapter {Reference(name, version=version)}", digest
-            builds = select(BuildRow.id, BuildRow.digest, BuildRow.report, BuildRow.inputs)
-            for build_id, digest, report, inputs in session.execute(builds):
+            builds = select(BuildRow.id, BuildRow.digest, BuildRow.report, BuildRow.inputs, BuildRow.collected_at)
+            for build_id, result, report, inputs, collected_at in session.execute(builds):
+                digest = None if collected_at is not None or build_id in without else result
                 artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
                 prompts = inputs.get("prompts", {}).get("digest")
                 yield from ((f"build {build_id}", tree) for tree in (digest, artifact, prompts) if tree)

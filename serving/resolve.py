@@ -52,8 +52,7 @@ class Origin:
 
     @classmethod
     def of_build(cls, build: Build) -> Origin:
-        assert build.digest is not None
-        return cls(f"build {build.id}", build.base, build.digest, build.id, build.id)
+        return cls(f"build {build.id}", build.base, build.stored_digest(), build.id, build.id)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from ...registry import Adapter, Base, Build, Domain, Registry, Request
 from ...registry.catalog.references import SPIRIT, Reference
 from ...registry.digests import DigestMemory, digest_of_json
 from ...registry.errors import (
-    ConflictError,
     NotFoundError,
     RecCocktailError,
     StoreError,
@@ -302,13 +301,12 @@ def card_facts(
 def result_folder(registry: Registry, build: Build) -> Path:
     """The merged checkpoint of a succeeded build, fetched to this machine where it is not here yet.
 
-    Raises ConflictError for a build without a result, StoreError when its files are gone or cannot be fetched.
+    Raises ConflictError for a build without a result or whose result was removed, StoreError when its files are gone or cannot be fetched.
     """
-    if build.status != "succeeded" or build.digest is None:
-        raise ConflictError(f"build {build.id} is {build.status} and has no result")
-    if not registry.store.has(build.digest):
+    digest = build.stored_digest()
+    if not registry.store.has(digest):
         raise StoreError(
-            f"the files of build {build.id} ({build.digest}) are missing from the store",
+            f"the files of build {build.id} ({digest}) are missing from the store",
             hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
         )
-    return registry.store.folder(build.digest)
+    return registry.store.folder(digest)

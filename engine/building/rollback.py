@@ -51,9 +51,7 @@ def plan_rollback(
             f"build {target.id} is of {target.domain!r} on {target.base!r}, and {domain}@{alias} of {domain!r} on {now.base!r}",
             hint=f"`reccocktail build history {domain}`",
         )
-    if target.status != "succeeded" or target.digest is None:
-        raise ConflictError(f"build {target.id} is {target.status} and cannot be served")
-    if not registry.store.has(target.digest):
+    if not registry.store.has(target.stored_digest()):
         raise ConflictError(
             f"the files of build {target.id} are not in the store",
             hint="`reccocktail store verify`; docs/operations.md",

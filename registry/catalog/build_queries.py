@@ -21,6 +21,11 @@ SHORTEST_END = 4
 """Characters of the end of an id that may name a build; the last characters are random, the first are the time."""
 
 
+def is_stored() -> ColumnElement[bool]:
+    """Succeeded, and its result was not removed because nobody needed it."""
+    return and_(BuildRow.status == "succeeded", BuildRow.collected_at.is_(None))
+
+
 def newest_of_domain() -> Any:
     """The id of the newest succeeded build of the domain that the query around it is at."""
     other = aliased(BuildRow)

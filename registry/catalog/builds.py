@@ -34,12 +34,14 @@ from .build_queries import (
     find_build_locked,
     held_build,
     is_claimable,
+    is_stored,
     is_unsettled,
     new_id,
     newest_of_domain,
     oldest_claimable,
     reusable,
 )
+from .collecting import result_is_gone
 from .domains import find_domain
 from .events import EventIds
 from .filters import BuildFilter
@@ -58,7 +60,8 @@ class Build(Record):
 
     `own_recipe` is whether it was requested with the domain's own recipe of that time: one that was not is an experiment, and
     does not represent the domain. It is None where that is not known. A build that waits for another attempt is queued, is not
-    claimed before `retry_at`, and has the `error` of the last one. `recipe_ref` is what its recipe was called, unless it was a file.
+    claimed before `retry_at`, and has the `error` of the last one. `recipe_ref` is what its recipe was called, unless it was a file. Since `collected_at`
+    its result is gone, because nobody needed it.
 
     `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
     """
@@ -87,6 +90,15 @@ class Build(Record):
     finished_at: datetime | None
     own_recipe: bool | None = None
     recipe_ref: str | None = None
+    collected_at: datetime | None = None
+
+    def stored_digest(self) -> str:
+        """The digest of the result. Raises ConflictError for a build that has none, or whose result was removed from the store."""
+        if self.status != "succeeded" or self.digest is None:
+            raise ConflictError(f"build {self.id} is {self.status} and has no result")
+        if self.collected_at is not None:
+            raise result_is_gone(self.id, self.domain, self.recipe_ref, self.collected_at)
+        return self.digest
 
 
 @dataclass(frozen=True)
@@ -375,7 +387,7 @@ class Builds:
 
     def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
         """The one that finished last, of that key if one is given."""
-        query = select(BuildRow).where(BuildRow.status == "succeeded").order_by(*_LATEST).limit(1)
+        query = select(BuildRow).where(is_stored()).order_by(*_LATEST).limit(1)
         if key is not None:
             query = query.where(BuildRow.key == key)
         with self._database.reading() as session:
@@ -403,9 +415,7 @@ class Builds:
         with self._database.reading() as session:
             for start in range(0, len(wanted), KEYS_AT_ONCE):
                 some = wanted[start : start + KEYS_AT_ONCE]
-                query = (
-                    select(BuildRow).where(BuildRow.key.in_(some), BuildRow.status == "succeeded").order_by(*_LATEST)
-                )
+                query = select(BuildRow).where(BuildRow.key.in_(some), is_stored()).order_by(*_LATEST)
                 for row in session.scalars(query):
                     if row.key not in found:
                         found[row.key] = self._build(row)
@@ -429,7 +439,8 @@ class Builds:
 
     def _standing(self, session: Session, key: str, statuses: tuple[str, ...]) -> BuildRow | None:
         """The newest build of the key in one of the statuses, passing over results that are not in the store any more."""
-        query = select(BuildRow).where(BuildRow.key == key, BuildRow.status.in_(statuses)).order_by(BuildRow.id.desc())
+        here = (BuildRow.key == key, BuildRow.status.in_(statuses), BuildRow.collected_at.is_(None))
+        query = select(BuildRow).where(*here).order_by(BuildRow.id.desc())
         rows = session.scalars(query).all()
         return next((row for row in rows if row.digest is None or self._store.has(row.digest)), None)
 
@@ -456,7 +467,7 @@ class Builds:
             recipe=row.recipe,
             coefficients=row.coefficients,
             inputs=row.inputs,
-            path=self._store.local(row.digest) if row.digest else None,
+            path=self._store.local(row.digest) if row.digest and row.collected_at is None else None,
             report=row.report,
             error=row.error,
             done=row.done,
@@ -471,4 +482,5 @@ class Builds:
             finished_at=row.finished_at,
             own_recipe=row.own_recipe,
             recipe_ref=(row.inputs.get("recipe") or {}).get("ref"),
+            collected_at=row.collected_at,
         )

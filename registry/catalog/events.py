@@ -34,6 +34,7 @@ KINDS = {
         "unaliased",
         "pinned",
         "unpinned",
+        "collected",
     ),
     "domain": ("added", "changed", "gated", "ungated", "edited", "renamed", "removed"),
     "evaluation": ("recorded",),

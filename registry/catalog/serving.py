@@ -30,6 +30,7 @@ from ..errors import ConflictError, UsageError
 from . import events
 from .bases import find_base
 from .build_queries import find_build, find_build_alias, find_build_locked
+from .collecting import result_is_gone
 from .domains import find_domain
 from .events import ALIASINGS, Event, EventIds, event_of
 from .gates import Passage, detail_of_promotion, is_gated
@@ -196,6 +197,7 @@ class Serving:
             row = find_build_locked(session, _id(session, build, base))
             if row.status != "succeeded":
                 raise ConflictError(f"build {row.id} is {row.status}; only one that has succeeded has files to keep")
+            _refuse_collected(row)
             pinned = session.get(BuildPinRow, row.id) is not None
             if pinned == undo:
                 events.append(session, "build.unpinned" if undo else "build.pinned", row.id, _about(row), _ids(row))
@@ -307,6 +309,7 @@ def put(
             f"build {row.id} is {row.status} and cannot be called {row.domain.name}@{name}: it has no result",
             hint=f"reccocktail build show {row.id}",
         )
+    _refuse_collected(row)
     before = session.get(BuildAliasRow, (row.base_id, row.domain_id, name), populate_existing=True)
     if before is not None and before.build_id == row.id:
         return
@@ -316,6 +319,12 @@ def put(
     if name == _policy(session, row.domain).alias and not again:
         extra |= detail_of_promotion(session, row.domain_id, before and before.build_id, passage)
     events.append(session, "build.aliased", row.id, _about(row, name) | extra, _ids(row))
+
+
+def _refuse_collected(row: BuildRow) -> None:
+    if row.collected_at is not None:
+        recipe = (row.inputs.get("recipe") or {}).get("ref")
+        raise result_is_gone(row.id, row.domain.name, recipe, row.collected_at)
 
 
 def _was_served(session: Session, row: BuildRow, name: str, *, build: str | None = None) -> bool:

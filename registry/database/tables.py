@@ -274,7 +274,7 @@ class BuildRow(Table):
     """A build, queued or carried out.
 
     `own_recipe`: whether it was asked for by the recipe that was its domain's own then; unknown (NULL) of what was asked for
-    before this was kept. Once true it stays true.
+    before this was kept. Once true it stays true. `collected_at`: since when its result is gone, because nobody needed it.
     """
 
     __tablename__ = "builds"
@@ -298,6 +298,7 @@ class BuildRow(Table):
     stage: Mapped[str | None]
     retry_at: Mapped[datetime | None]
     own_recipe: Mapped[bool | None]
+    collected_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

@@ -26,7 +26,7 @@ from reccocktail.registry.errors import ConflictError, DatabaseError, Unavailabl
 from sqlalchemy import create_engine, inspect, make_url
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0010"
+HEAD = "0011"
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
     migrate.upgrade(released)
     assert migrate.check(released) == HEAD
     after = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
-    after["builds"] = [row[:-3] for row in after["builds"]]  # without the columns that were added
+    after["builds"] = [row[:-4] for row in after["builds"]]  # without the columns that were added
     after["publications"] = [row[:-3] for row in after["publications"]]
     after |= {table: [row[:-1] for row in after[table]] for table in ("domains", "base_models")}
     assert after == before
@@ -463,7 +463,7 @@ def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None
     migrate.upgrade(url)
     with pytest.raises(
         UsageError,
-        match=r"loses data: 0010: the gates of domains.*; 0009: which builds are served.*; 0008: what people edited.*; 0007: recipes and templates.*; 0006: what was measured.*; 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
+        match=r"loses data: 0011: which builds.*; 0010: the gates of domains.*; 0009: which builds are served.*; 0008: what people edited.*; 0007: recipes and templates.*; 0006: what was measured.*; 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
     ) as caught:
         migrate.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
@@ -489,7 +489,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         migrate.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009, 0010"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009, 0010, 0011"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:

@@ -188,6 +188,8 @@ REFUSED = {
     "a build's alias by another event": "UPDATE build_aliases SET event_id = 1",
     "a build's alias removed without an event": "DELETE FROM build_aliases",
     "a pin without an event": f"INSERT INTO build_pins SELECT id, created_at, created_by FROM builds {DONE}",
+    "a result that goes without an event": f"UPDATE builds SET collected_at = created_at {DONE}",
+    "a build that begins without its result": copied("builds", OPEN, id="'x'", key="'x'", collected_at="created_at"),
     "an unknown way to promote": "INSERT INTO serving_policies VALUES (2, 'live', 'never', '2026-01-01', 'eve')",
     "an input of no build": "INSERT INTO build_inputs VALUES ('x', 1, '2026-01-01', '')",
     "an input exchanged": "UPDATE build_inputs SET adapter_id = 3 WHERE adapter_id = 4",
@@ -373,6 +375,31 @@ def test_an_event_moves_a_builds_alias_and_pins_it_by_itself(sql: Sql) -> None:
     assert sql("SELECT build_id FROM build_pins") == []
 
 
+CANDIDATE = '{"alias": "candidate"}'
+
+
+def test_a_result_goes_by_an_event_once_it_has_no_alias_and_no_pin_and_for_good(sql: Sql) -> None:
+    pinned = build_event("build.pinned", DONE)
+    gone = build_event("build.collected", DONE)
+    sql(build_event("build.unaliased", DONE, SERVED))
+    sql(build_event("build.unaliased", DONE, CANDIDATE))
+    sql(pinned)
+    with pytest.raises(sql.refusals):
+        sql(gone)
+    sql(build_event("build.unpinned", DONE))
+    sql(gone)
+    assert sql(f"SELECT count(*) FROM builds {DONE} AND collected_at IS NOT NULL") == [(1,)]
+    for refused in (
+        gone,
+        pinned,
+        build_event("build.aliased", DONE, SHADOW),
+        f"UPDATE builds SET collected_at = NULL {DONE}",
+        f"UPDATE builds SET collected_at = finished_at {DONE}",
+    ):
+        with pytest.raises(sql.refusals):
+            sql(refused)
+
+
 LYING = {
     "an alias event on an archived version": event("alias.moved", "beauty@champion", "3", "4", "'champion'"),
     "an alias event on another domain's version": event("alias.moved", "beauty@champion", "6", "4", "'champion'"),
@@ -392,6 +419,8 @@ LYING = {
     "a build's alias on an earlier day": build_event("build.aliased", DONE, SHADOW, moment="min"),
     "a build's alias taken away that it has not": build_event("build.unaliased", DONE, SHADOW),
     "a pin on a build that has not succeeded": build_event("build.pinned", OPEN),
+    "the result of a build with an alias that goes": build_event("build.collected", DONE),
+    "the result of a build that has none, which goes": build_event("build.collected", OPEN),
 }
 
 
