@@ -325,11 +325,11 @@ def alias(
             "give the alias to set, or --remove",
             hint="`reccocktail adapter alias REF NAME`, or `reccocktail adapter alias NAME@ALIAS --remove`",
         )
-    from ..engine.gates import move_champion, remove_alias
+    from ..engine.gates import move_champion
 
     with app.registry() as registry:
         if name is None:
-            row = remove_alias(registry, ref, base=base, override=override)
+            row = registry.adapters.remove_alias(ref, base=base, override=override)
         else:
             row = move_champion(registry, ref, name, base=base, override=override)
     message = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
@@ -343,24 +343,27 @@ def alias(
 @click.option(
     "--force", is_flag=True, help="Archive even if it is in use: champion, or in a current or published build."
 )
+@click.option(
+    "--override", metavar="WHY", help="Archive the champion of a domain that has a gate; the reason is recorded."
+)
 @click.option("--undo", is_flag=True, help="Undo: make it available again.")
 @base_option
 @json_option
 @pass_app
-def archive(app: App, ref: str, force: bool, undo: bool, base: str | None, as_json: bool) -> None:
+def archive(app: App, ref: str, force: bool, override: str | None, undo: bool, base: str | None, as_json: bool) -> None:
     """Archive a version.
 
     A bare name no longer resolves to it. Its number, files and aliases stay.
     """
-    if force and undo:
-        raise UsageError("--force is for archiving, not for --undo")
+    if (force or override is not None) and undo:
+        raise UsageError("--force and --override are for archiving, not for --undo")
     with app.registry() as registry:
         if undo:
             row, uses = registry.adapters.restore(ref, base=base), []
         else:
             row = registry.adapters.resolve(ref, base=base)
             uses = registry.adapters.uses(row) if force and row.archived_at is None else []
-            row = registry.adapters.archive(row.ref, base=row.base, force=force)
+            row = registry.adapters.archive(row.ref, base=row.base, force=force, override=override)
     for use in uses:
         warn(f"warning: {row.ref} is in use: {use}")
     message = f"{row.ref} is active again" if undo else f"{row.ref} is archived"

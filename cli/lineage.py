@@ -91,13 +91,23 @@ def brief_pairs(event: Event) -> str:
     """What an event says besides its subject, short: an alias from where to where, an error's message."""
     detail = dict(event.detail)
     if event.kind.startswith("alias."):
-        return f"{detail.get('from', 'none')} → {detail.get('to', 'none')}"
+        return "; ".join(filter(None, [f"{detail.get('from', 'none')} → {detail.get('to', 'none')}", passed(detail)]))
     if event.kind in ("build.aliased", "build.unaliased"):
         rest = {name: detail[name] for name in ("from", "rollback", "why") if name in detail}
-        return _pairs({"alias": f"{detail.get('domain')}@{detail.get('alias')}"} | rest)
+        return "; ".join(
+            filter(None, [_pairs({"alias": f"{detail.get('domain')}@{detail.get('alias')}"} | rest), passed(detail)])
+        )
     if isinstance(error := detail.get("error"), Mapping):
         detail["error"] = error.get("message")
     return _pairs({name: value for name, value in detail.items() if value not in (None, [], {}) and name not in LONG})
+
+
+def passed(detail: Mapping[str, Any]) -> str:
+    """By which version of its domain's gate something moved, and by which evaluation or in spite of it why; empty without a gate."""
+    found = [f"gate v{detail['gate']}"] if "gate" in detail else []
+    found += [f"evaluation {detail['evaluation']}"] if "evaluation" in detail else []
+    found += [f"override: {detail['override']}"] if "override" in detail else []
+    return ", ".join(found)
 
 
 def happened(event: Event) -> str:

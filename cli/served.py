@@ -33,11 +33,21 @@ why_option = click.option("--why", metavar="TEXT", help="The reason, kept with t
 @click.argument("id_", metavar="ID|DOMAIN@ALIAS")
 @click.argument("name", required=False)
 @click.option("--remove", is_flag=True, help="Delete the alias of DOMAIN@ALIAS.")
+@click.option("--override", metavar="WHY", help="Delete it although the domain has a gate; the reason is recorded.")
 @why_option
 @base_option
 @json_option
 @pass_app
-def alias(app: App, id_: str, name: str | None, remove: bool, why: str | None, base: str | None, as_json: bool) -> None:
+def alias(
+    app: App,
+    id_: str,
+    name: str | None,
+    remove: bool,
+    override: str | None,
+    why: str | None,
+    base: str | None,
+    as_json: bool,
+) -> None:
     """Set, move or delete an alias of a build.
 
     Only a build that has succeeded takes one. `production`, or the alias that the domain names instead, is what is served.
@@ -49,9 +59,11 @@ def alias(app: App, id_: str, name: str | None, remove: bool, why: str | None, b
         )
     if remove and why is not None:
         raise UsageError("--why belongs to setting an alias")
+    if override is not None and not remove:
+        raise UsageError("--override belongs to --remove", hint='reccocktail build promote ID --override "why"')
     with app.registry() as registry:
         if name is None:
-            found = registry.serving.remove(id_, base=base)
+            found = registry.serving.remove(id_, base=base, override=override)
         else:
             found = registry.serving.alias(id_, name, base=base, why=why)
     has = "no longer has" if name is None else "has"
@@ -135,20 +147,25 @@ def pin(app: App, ids: tuple[str, ...], undo: bool, as_json: bool) -> None:
 @click.argument("domain")
 @click.option("--alias", "name", metavar="NAME", help="Serve the build with this alias instead of `production`.")
 @click.option("--promote", "promotes", type=click.Choice(["manual", "automatic"]), help="Who promotes new builds.")
+@click.option(
+    "--override", metavar="WHY", help="Serve that alias although the domain has a gate; the reason is recorded."
+)
 @json_option
 @pass_app
-def policy(app: App, domain: str, name: str | None, promotes: str | None, as_json: bool) -> None:
+def policy(app: App, domain: str, name: str | None, promotes: str | None, override: str | None, as_json: bool) -> None:
     """Show or change how a domain gets the build that it serves.
 
     manual: a build by the domain's own recipe becomes `candidate`, and `build promote` serves it. automatic: it is served as
     soon as it has succeeded. A build by another recipe is never served by itself.
     """
+    if override is not None and name is None:
+        raise UsageError("--override belongs to --alias")
     with app.registry() as registry:
         registry.domains.get(domain)
         if name is None and promotes is None:
             found = registry.serving.policy(domain)
         else:
-            found = registry.serving.set_policy(domain, alias=name, promote=promotes)
+            found = registry.serving.set_policy(domain, alias=name, promote=promotes, override=override)
     answer(as_json, found.to_json(), lambda: details(found.to_json()))
 
 

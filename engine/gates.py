@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Adapter, Build, Registry
 from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, Weights, weights_of_build
-from ..registry.catalog.gates import Gate, Passage, Requirement
+from ..registry.catalog.gates import Gate, Passage, Requirement, checked_override
 from ..registry.catalog.references import CHAMPION, SPIRIT, Reference
 from ..registry.errors import GateError, NotFoundError, UsageError
 
@@ -52,9 +52,7 @@ def check(
     name = _domain_of(subject)
     place = None if champion is None else called(champion)
     if override is not None:
-        if not override.strip():
-            raise UsageError("an override needs a reason", hint='--override "why"')
-        return Passage(place, override=override.strip())
+        return Passage(place, override=checked_override(override))
     gate = registry.gates.get(name)
     if gate is None:
         return None
@@ -62,10 +60,11 @@ def check(
         return None  # it has no result, which is refused by whoever would serve it
     found = _Found()
     _look_at_approvals(registry, subject, gate, found)
-    passage = Passage(place)
+    passage = Passage(place, gate.version)
     if gate.requirement is not None:
         opponents = _opponents(registry, subject, champion, gate.requirement)
-        passage = _measured(_Asked(registry, subject, name, gate.requirement, opponents), place, found) or passage
+        asked = _Asked(registry, subject, name, gate.requirement, opponents)
+        passage = _measured(asked, passage, found) or passage
     if found.problems:
         raise GateError(
             f"{called(subject)} does not pass the gate of {name}: {'; '.join(found.problems)}",
@@ -87,21 +86,6 @@ def move_champion(
         return row
     passage = check(registry, row, _champion(registry, row), override=override)
     return registry.adapters.alias(row.ref, alias, base=row.base, passage=passage)
-
-
-def remove_alias(registry: Registry, ref: str, *, base: str | None = None, override: str | None = None) -> Adapter:
-    """Takes the alias away. Without a champion a bare name means the newest version, so a gate lets it go only with an override."""
-    name = Reference.parse(ref)
-    if name.alias != CHAMPION:
-        return registry.adapters.remove_alias(ref, base=base)
-    row = registry.adapters.resolve(ref, base=base)
-    if override is None and registry.gates.get(name.name) is not None:
-        raise GateError(
-            f"{name.name} has a gate, and without a champion its name would mean the newest version, whatever that is",
-            hint=f'reccocktail adapter alias {ref} --remove --override "why"',
-        )
-    passage = None if override is None else check(registry, row, row, override=override)
-    return registry.adapters.remove_alias(ref, base=row.base, passage=passage)
 
 
 def called(subject: Subject) -> str:
@@ -153,7 +137,7 @@ def _opponents(
     return {each["ref"]: Weights(each["digest"], base.digest) for each in subject.inputs["adapters"]}
 
 
-def _measured(asked: _Asked, place: str | None, found: _Found) -> Passage | None:
+def _measured(asked: _Asked, passage: Passage, found: _Found) -> Passage | None:
     """The newest evaluation that every opponent has a counterpart of, and how they compare; None where that is not good enough."""
     from .adapting.guard import FEWEST  # what compares is not loaded where there is no gate
     from .records import are_comparable
@@ -185,7 +169,7 @@ def _measured(asked: _Asked, place: str | None, found: _Found) -> Passage | None
         }
         for bound in (() if compared is None else compared.bounds)
     ]
-    return Passage(place, evaluation=row.id, against=tuple(against), require=asdict(wanted))
+    return replace(passage, evaluation=row.id, against=tuple(against), require=asdict(wanted))
 
 
 def _evaluations(asked: _Asked, weights: Weights) -> list[EvaluationRecord]:

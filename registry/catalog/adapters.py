@@ -30,13 +30,23 @@ from .domains import find_domain
 from .evaluation_queries import best_first, figures_of_adapters
 from .events import Event
 from .filters import AdapterFilter
-from .gates import Passage, detail_of_move
+from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
 from .references import Reference, check_name
 from .registration import Checks, Labels, owner_name
 from .training import PARTIAL
 from .usage import Reached
-from .versions import Adapter, adapter_of, append_event, insert_version, mark_current_spirit, set_alias, set_aliases
+from .versions import (
+    Adapter,
+    adapter_of,
+    append_event,
+    detail_of_archiving,
+    detail_of_removal,
+    insert_version,
+    mark_current_spirit,
+    set_alias,
+    set_aliases,
+)
 
 
 @dataclass(frozen=True)
@@ -299,30 +309,37 @@ class Adapters:
             set_alias(session, row, name, passage)
             return adapter_of(row)
 
-    def remove_alias(self, ref: str | Reference, *, base: str | None = None, passage: Passage | None = None) -> Adapter:
-        """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it. Raises NotFoundError, UsageError."""
+    def remove_alias(self, ref: str | Reference, *, base: str | None = None, override: str | None = None) -> Adapter:
+        """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it.
+
+        Without a champion a bare name means the newest version, so a gate lets it go only with an `override`, the reason in words.
+        Raises NotFoundError, UsageError, GateError.
+        """
         ref = parsed(ref)
         if ref.alias is None:
             raise UsageError(f"{str(ref)!r} names no alias", hint="write NAME@ALIAS")
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
-            more = detail_of_move(session, row.domain_id, ref.alias, ref_of(row), passage)
+            more = detail_of_removal(session, row, ref.alias, override)
             append_event(session, "alias.removed", None, ref.alias, before=row, more=more)
             session.refresh(row, ["aliases"])
             mark_current_spirit(session, row)
             return adapter_of(row)
 
-    def archive(self, ref: str | Reference, *, base: str | None = None, force: bool = False) -> Adapter:
+    def archive(
+        self, ref: str | Reference, *, base: str | None = None, force: bool = False, override: str | None = None
+    ) -> Adapter:
         """Takes the version out of use: bare names pass it over. Its bytes, its number and its aliases stay.
 
-        Raises ConflictError for one that is in use (see `uses`), unless `force` is set.
+        Raises ConflictError for one that is in use (see `uses`), unless `force` is set; GateError for the champion of a domain with a gate,
+        unless there is an `override`, the reason in words.
         """
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
             if row.archived_at is None:
                 if not force and (used := lineage.uses(session, row)):
                     raise ConflictError(f"{ref_of(row)} is in use: {'; '.join(used)}", hint="use --force to archive it")
-                append_event(session, "adapter.archived", row)
+                append_event(session, "adapter.archived", row, more=detail_of_archiving(session, row, override))
                 session.refresh(row)
                 mark_current_spirit(session, row)
             return adapter_of(row)

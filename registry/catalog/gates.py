@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..database.connection import Database
-from ..database.tables import ApprovalRow, DomainRow, GateRow, now
+from ..database.tables import ApprovalRow, DomainRow, EventRow, GateRow
 from ..errors import ConflictError, GateError, UsageError
 from . import events
 from .build_queries import find_build_locked
@@ -26,6 +26,7 @@ from .references import CHAMPION
 
 Opponent = Literal["champion", "parents"]
 SPLITS = ("test", "cold", "validation")
+GATINGS = ("domain.gated", "domain.ungated")
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Gate(Record):
-    """What a domain asks for; `require` is as in `Requirement`, `approvals` how many people besides who registered it approve."""
+    """What a domain asks for; `require` is as in `Requirement`, `approvals` how many people besides who registered it approve.
+
+    `version` counts the gates that the domain has had; `created_at` and `created_by` are of this one.
+    """
 
     domain: str
+    version: int
     require: Mapping[str, Any] | None
     approvals: int
     created_at: datetime
@@ -84,13 +89,26 @@ class Gate(Record):
 
 
 @dataclass(frozen=True)
+class GateChange(Record):
+    """A version of a domain's gate, or its removal (then `version`, `require` and `approvals` are None); `before` is what it replaced."""
+
+    at: datetime
+    by: str
+    version: int | None
+    require: Mapping[str, Any] | None
+    approvals: int | None
+    before: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Passage:
     """Why something may pass a gate: `evaluation` is its own that was looked at, `against` what it was compared with; or the override.
 
-    `champion` is what had the place when that was found out: its reference or id.
+    `champion` is what had the place when that was found out: its reference or id; `gate` is the version of the gate that was asked.
     """
 
     champion: str | None
+    gate: int | None = None
     evaluation: int | None = None
     against: tuple[Mapping[str, Any], ...] = ()
     override: str | None = None
@@ -130,14 +148,18 @@ class Gates:
             )
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)
-            row = session.get(GateRow, place.id)
+            row = session.get(GateRow, place.id, populate_existing=True)
             wanted = {"require": require and asdict(require), "approvals": approvals}
-            if row is not None and {"require": row.requirement, "approvals": row.approvals} == wanted:
+            before = row and {"require": row.requirement, "approvals": row.approvals}
+            if row is not None and before == wanted:
                 return _gate(row, domain)
+            version = 1 + _times_set(session, place.id)
+            detail = {**wanted, "version": version, "from": before}
+            event = events.append(session, "domain.gated", domain, detail, EventIds(domain_id=place.id))
             row = row or GateRow(domain_id=place.id)
-            row.requirement, row.approvals, row.created_at = wanted["require"], approvals, now()
+            row.requirement, row.approvals, row.version = wanted["require"], approvals, version
+            row.created_at, row.created_by = event.created_at, event.created_by
             session.add(row)
-            events.append(session, "domain.gated", domain, wanted, EventIds(domain_id=place.id))
             session.flush()
             return _gate(row, domain)
 
@@ -145,11 +167,28 @@ class Gates:
         """Whether there was one."""
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)
-            row = session.get(GateRow, place.id)
+            row = session.get(GateRow, place.id, populate_existing=True)
             if row is not None:
+                detail = {"version": row.version, "from": {"require": row.requirement, "approvals": row.approvals}}
+                events.append(session, "domain.ungated", domain, detail, EventIds(domain_id=place.id))
                 session.delete(row)
-                events.append(session, "domain.ungated", domain, {}, EventIds(domain_id=place.id))
             return row is not None
+
+    def history(self, domain: str) -> builtins.list[GateChange]:
+        """Who set or removed the domain's gate, when, from what to what; newest first. Raises NotFoundError for the domain."""
+        with self._database.reading() as session:
+            here = (EventRow.domain_id == find_domain(session, domain).id, EventRow.kind.in_(GATINGS))
+            rows = session.scalars(select(EventRow).where(*here).order_by(EventRow.id)).all()
+        found: builtins.list[GateChange] = []
+        version, before = 0, None
+        for row in rows:
+            is_set = row.kind == "domain.gated"
+            version += is_set
+            after = {"require": row.detail["require"], "approvals": row.detail["approvals"]} if is_set else None
+            told = after or {"require": None, "approvals": None}
+            found.append(GateChange(row.created_at, row.created_by, version if is_set else None, **told, before=before))
+            before = after
+        return found[::-1]
 
     def approve_adapter(self, ref: str, *, base: str | None = None) -> builtins.list[str]:
         """In the name of the registry's actor; who has approved the version so far. Raises ConflictError for who registered it."""
@@ -214,14 +253,15 @@ def detail_of_move(
 
 
 def is_gated(session: Session, domain_id: int) -> bool:
-    return session.get(GateRow, domain_id) is not None
+    return session.get(GateRow, domain_id, populate_existing=True) is not None
 
 
 def detail_of_promotion(
     session: Session, domain_id: int, before: str | None, passage: Passage | None
 ) -> dict[str, Any]:
     """As `detail_of_move`, of whatever is promoted: a version, or a build of the id."""
-    if not is_gated(session, domain_id):
+    gate = session.get(GateRow, domain_id, populate_existing=True)
+    if gate is None:
         return passage.detail() if passage is not None and passage.override else {}
     if passage is None:
         raise GateError(
@@ -230,8 +270,39 @@ def detail_of_promotion(
         )
     if passage.override is None and passage.champion != before:
         raise ConflictError("champion was moved meanwhile", hint="run the same command again")
-    return passage.detail()
+    if passage.override is None and passage.gate != gate.version:
+        raise ConflictError("the gate was changed meanwhile", hint="run the same command again")
+    return passage.detail() | {"gate": gate.version}
+
+
+def detail_of_override(
+    session: Session, domain_id: int, what: str, override: str | None, *, command: str
+) -> dict[str, Any]:
+    """What an event has to say that takes away what a gate let through: an override where there is a gate.
+
+    `what` says in a sentence why the gate forbids it, and `command` is what to type with `--override`. Raises GateError, UsageError.
+    """
+    if override is not None:
+        override = checked_override(override)
+    gate = session.get(GateRow, domain_id, populate_existing=True)
+    if gate is None:
+        return {} if override is None else {"override": override}
+    if override is None:
+        raise GateError(what, hint=f'{command} --override "why"')
+    return {"override": override, "gate": gate.version}
+
+
+def checked_override(text: str) -> str:
+    """Raises UsageError for one without a reason."""
+    if not text.strip():
+        raise UsageError("an override needs a reason", hint='--override "why"')
+    return text.strip()
+
+
+def _times_set(session: Session, domain_id: int) -> int:
+    here = (EventRow.domain_id == domain_id, EventRow.kind == "domain.gated")
+    return session.scalar(select(func.count()).select_from(EventRow).where(*here)) or 0
 
 
 def _gate(row: GateRow, domain: str) -> Gate:
-    return Gate(domain, row.requirement, row.approvals, row.created_at, row.created_by)
+    return Gate(domain, row.version, row.requirement, row.approvals, row.created_at, row.created_by)

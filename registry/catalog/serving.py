@@ -33,7 +33,7 @@ from .build_queries import find_build, find_build_alias, find_build_locked
 from .collecting import result_is_gone
 from .domains import find_domain
 from .events import ALIASINGS, Event, EventIds, event_of
-from .gates import Passage, detail_of_promotion, is_gated
+from .gates import Passage, detail_of_override, detail_of_promotion, is_gated
 from .records import Record
 from .references import Reference, check_name
 
@@ -92,8 +92,13 @@ class Serving:
         with self._database.reading() as session:
             return {name: ServingPolicy(name, row.alias, row.promote) for name, row in session.execute(query)}
 
-    def set_policy(self, domain: str, *, alias: str | None = None, promote: str | None = None) -> ServingPolicy:
-        """Changes what is given. Another alias is served from then on as it is: where no build has it, nothing is served."""
+    def set_policy(
+        self, domain: str, *, alias: str | None = None, promote: str | None = None, override: str | None = None
+    ) -> ServingPolicy:
+        """Changes what is given. Another alias is served from then on as it is: where no build has it, nothing is served.
+
+        Raises GateError where the domain has a gate and that changes which build is served, unless there is an `override`.
+        """
         if alias is not None and check_name("alias", alias) == CANDIDATE:
             raise UsageError("candidate is what is proposed, and cannot be what is served")
         if promote is not None and promote not in PROMOTIONS:
@@ -105,6 +110,11 @@ class Serving:
             if after != before:
                 old, new = before.to_json(), after.to_json()
                 changed = {f"served.{key}": value for key, value in new.items() if old[key] != value}
+                changed |= {"from": {key: value for key, value in old.items() if new[key] != value}}
+                if after.alias != before.alias and _is_on_builds(session, place.id, before.alias, after.alias):
+                    why = f"{domain} has a gate, and would serve its builds {after.alias} instead of {before.alias}"
+                    command = f"reccocktail build policy {domain} --alias {after.alias}"
+                    changed |= detail_of_override(session, place.id, why, override, command=command)
                 events.append(session, "domain.changed", domain, changed, EventIds(domain_id=place.id))
                 row = session.get(ServingPolicyRow, place.id)
                 if row is None:
@@ -181,14 +191,23 @@ class Serving:
             put(session, row, name, why=why, rollback=rollback, passage=passage)
             return _alias(_standing(session, row, name))
 
-    def remove(self, text: str, *, base: str | None = None) -> BuildAlias:
-        """Takes `DOMAIN@ALIAS` away from the build that has it, which is the answer."""
+    def remove(self, text: str, *, base: str | None = None, override: str | None = None) -> BuildAlias:
+        """Takes `DOMAIN@ALIAS` away from the build that has it, which is the answer.
+
+        What a domain with a gate serves goes only with an `override`, the reason in words. Raises GateError.
+        """
         with self._database.writing() as session:
             ref = Reference.parse(text)
             find_domain(session, ref.name, lock=True)
             row = find_build_alias(session, text, base)
-            gone = _alias(row)
-            events.append(session, "build.unaliased", row.build_id, _about(row.build, row.name), _ids(row.build))
+            gone, more = _alias(row), {}
+            if row.name == _policy(session, row.build.domain).alias:
+                why = f"{ref.name} has a gate, and would serve nothing"
+                command = f"reccocktail build alias {text} --remove"
+                more = detail_of_override(session, row.domain_id, why, override, command=command)
+            elif override is not None:
+                raise UsageError(f"{text} is not what {ref.name} serves: it has no gate, and --override is for one")
+            events.append(session, "build.unaliased", row.build_id, _about(row.build, row.name) | more, _ids(row.build))
             return gone
 
     def pin(self, build: str, *, base: str | None = None, undo: bool = False) -> str:
@@ -333,6 +352,11 @@ def _was_served(session: Session, row: BuildRow, name: str, *, build: str | None
     if build is not None:
         query = query.where(EventRow.kind == "build.aliased", EventRow.subject == build)
     return session.scalar(query.limit(1)) is not None
+
+
+def _is_on_builds(session: Session, domain_id: int, *names: str) -> bool:
+    here = (BuildAliasRow.domain_id == domain_id, BuildAliasRow.name.in_(names))
+    return session.scalar(select(BuildAliasRow.build_id).where(*here).limit(1)) is not None
 
 
 def _moves(domain_id: int, alias: str | None) -> Any:

@@ -12,14 +12,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..database.tables import AdapterRow, AdapterWordsRow, AliasRow, DomainRow, EventRow
-from ..errors import ConflictError
+from ..errors import ConflictError, UsageError
 from . import events
 from .annotations import annotation_of, search_words
 from .events import EventIds
-from .gates import Passage, detail_of_move
+from .gates import Passage, detail_of_move, detail_of_override
 from .lookup import preferred, ref_of
 from .records import NOT_IN_JSON, Record
-from .references import SPIRIT, Reference
+from .references import CHAMPION, SPIRIT, Reference
 from .registration import Labels
 from .training import TrainingContext
 
@@ -81,6 +81,29 @@ def set_aliases(session: Session, row: AdapterRow, labels: Labels) -> tuple[str,
     for name in labels.aliases:
         set_alias(session, row, name)
     return tuple(alias.name for alias in row.aliases)
+
+
+def detail_of_removal(session: Session, row: AdapterRow, alias: str, override: str | None) -> dict[str, Any]:
+    """What the event has to say that takes the alias from the version. Raises GateError, UsageError."""
+    name = row.domain.name
+    if alias == CHAMPION:
+        why = f"{name} has a gate, and without a champion its name would mean the newest version, whatever that is"
+        command = f"reccocktail adapter alias {Reference(name, alias=alias)} --remove"
+        return detail_of_override(session, row.domain_id, why, override, command=command)
+    if override is not None:
+        raise UsageError(f"only {CHAMPION} has a gate: --override is for it")
+    return {}
+
+
+def detail_of_archiving(session: Session, row: AdapterRow, override: str | None) -> dict[str, Any]:
+    """As `detail_of_removal`, of the event that archives the version."""
+    if any(alias.name == CHAMPION for alias in row.aliases):
+        why = f"{row.domain.name} has a gate, and without its champion its name would mean the newest version, whatever that is"
+        command = f"reccocktail adapter archive {ref_of(row)} --force"
+        return detail_of_override(session, row.domain_id, why, override, command=command)
+    if override is not None:
+        raise UsageError(f"only {CHAMPION} has a gate: --override is for it")
+    return {}
 
 
 def insert_version(session: Session, row: AdapterRow) -> Adapter:

@@ -515,7 +515,10 @@ class RecipeVersionRow(Table):
 
 
 class GateRow(Table):
-    """What a domain asks for before its champion moves or another build is served; its history is in the events."""
+    """What a domain asks for before its champion moves or another build is served; its history is in the events.
+
+    `version` is how often the domain has set a gate, this time included.
+    """
 
     __tablename__ = "gates"
 
@@ -524,6 +527,7 @@ class GateRow(Table):
     )
     requirement: Mapped[dict[str, Any] | None]
     approvals: Mapped[int]
+    version: Mapped[int]
 
     __table_args__ = (
         CheckConstraint("approvals >= 0", name="approvals"),

@@ -118,6 +118,7 @@ def test_somebody_else_approves(shop: Any) -> None:
     shop(*move)
     # without a champion the name would mean the newest
     refused(shop, "adapter", "alias", "skin-care@champion", "--remove")
+    refused(shop, "adapter", "archive", "skin-care@v2", "--force")
     shop("adapter", "alias", "skin-care@champion", "--remove", "--override", "withdrawn")
 
 
@@ -159,6 +160,9 @@ def test_a_build_passes_the_gate_before_it_is_served(built: Any) -> None:
     error = refused(built, "build", "promote", trial)
     assert f"reccocktail evaluate {trial} {own} --domain skin-care" in error["hint"]
     refused(built, "build", "alias", trial, "production")
+    served = refused(built, "build", "alias", "skin-care@production", "--remove")
+    assert "reccocktail build alias skin-care@production --remove --override" in served["hint"]
+    refused(built, "build", "policy", "skin-care", "--alias", "live")
     built("build", "promote", trial, "--override", "a trial in the open")
     event = built("log", "--kind", "build.aliased", "--limit", "1", "--json").json[0]
     assert event["detail"]["override"] == "a trial in the open"

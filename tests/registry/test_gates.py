@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from reccocktail.registry import Adapter, Base, Registry
 from reccocktail.registry.catalog.evaluations import EvaluationFilter, Measurement, Weights
 from reccocktail.registry.catalog.filters import AdapterFilter, MetricBound
 from reccocktail.registry.catalog.gates import Passage, Requirement
+from reccocktail.registry.database import migrate
 from reccocktail.registry.errors import ConflictError, GateError, UsageError
 
 
@@ -69,17 +71,26 @@ def test_the_database_keeps_evaluations_and_gates(registry: Registry, base: Base
     registry.gates.set("beauty", Requirement("HR@1"), 0)
     with pytest.raises(GateError):
         registry.adapters.alias("beauty@v1", "champion")
-    for passage in (Passage(None, evaluation=other), Passage(None, evaluation=id_ + 99), Passage(None)):
+    for passage in (Passage(None, 1, evaluation=other), Passage(None, 1, evaluation=id_ + 99), Passage(None, 1)):
         with pytest.raises(ConflictError, match="gate"):
             registry.adapters.alias("beauty@v1", "champion", passage=passage)
     with pytest.raises(ConflictError, match="meanwhile"):
-        registry.adapters.alias("beauty@v1", "champion", passage=Passage("beauty@v2", evaluation=id_))
-    registry.adapters.alias("beauty@v1", "champion", passage=Passage(None, evaluation=id_))
-    with pytest.raises(GateError):
-        registry.adapters.remove_alias("beauty@champion")
+        registry.adapters.alias("beauty@v1", "champion", passage=Passage("beauty@v2", 1, evaluation=id_))
+    with pytest.raises(ConflictError, match="gate was changed"):
+        registry.adapters.alias("beauty@v1", "champion", passage=Passage(None, evaluation=id_))
+    registry.adapters.alias("beauty@v1", "champion", passage=Passage(None, 1, evaluation=id_))
+    assert registry.events.list(kind="alias", limit=1)[0].detail["gate"] == 1
+    for away in (registry.adapters.remove_alias, partial(registry.adapters.archive, force=True)):
+        with pytest.raises(GateError):
+            away("beauty@champion")
+        with pytest.raises(UsageError):
+            away("beauty@champion", override=" ")
+    registry.adapters.archive("beauty@v1", force=True, override="it leaks")
+    assert registry.events.list(kind="adapter.archived")[0].detail["override"] == "it leaks"
+    registry.adapters.restore("beauty@v1")
     registry.gates.set("beauty", None, 1)
     with pytest.raises(ConflictError, match="gate"):
-        registry.adapters.alias("beauty@v2", "champion", passage=Passage("beauty@v1"))
+        registry.adapters.alias("beauty@v2", "champion", passage=Passage("beauty@v1", 2))
     with pytest.raises(ConflictError, match="cannot approve"):
         registry.gates.approve_adapter("beauty@v2")
     registry.adapters.alias("beauty@v2", "champion", passage=Passage("beauty@v1", override="must be"))
@@ -89,3 +100,58 @@ def test_the_database_keeps_evaluations_and_gates(registry: Registry, base: Base
     registry.adapters.alias("beauty@v1", "champion")
     kinds = [event.kind for event in registry.events.list(domain="beauty", kind="domain")]
     assert kinds == ["domain.ungated", "domain.gated", "domain.gated", "domain.added"]
+
+
+def test_what_a_gated_domain_serves_is_taken_away_only_with_an_override(
+    registry: Registry, base: Base, two: list[Adapter]
+) -> None:
+    inputs = {"adapters": [{"ref": two[0].ref, "digest": two[0].digest}]}
+    build = registry.builds.request("beauty", base.name, "k", {}, inputs, own_recipe=True).build
+    registry.builds.claim("w", build_id=build.id)
+    registry.builds.succeed(build.id, "w", base.digest, {}, {})
+    registry.gates.set("beauty", None, 1)
+    ways = [
+        partial(registry.serving.set_policy, "beauty", alias="candidate-2"),  # which no build has
+        partial(registry.serving.remove, "beauty@production"),
+    ]
+    for away in ways:
+        with pytest.raises(GateError) as caught:
+            away()
+        assert "--override" in (caught.value.hint or "")
+        assert [each.build for each in registry.serving.served("beauty")] == [build.id]
+    with pytest.raises(UsageError):
+        registry.serving.remove("beauty@candidate", override="it is not served")
+    assert registry.serving.set_policy("beauty", promote="automatic").promote == "automatic"
+    for away in ways[::-1]:
+        away(override="a pause")
+        if away is ways[1]:
+            registry.serving.alias(build.id, "candidate-2")
+    found = [e.detail for e in registry.events.list(domain="beauty", limit=3) if "override" in e.detail]
+    assert [(each["override"], each["gate"]) for each in found] == [("a pause", 1)] * 2
+    assert registry.serving.policy("beauty").alias == "candidate-2"
+
+
+def test_a_gate_is_versioned_and_its_history_says_who_changed_it_from_what_to_what(
+    registry: Registry, two: list[Adapter]
+) -> None:
+    first = registry.gates.set("beauty", Requirement("HR@1"), 0)
+    assert registry.gates.set("beauty", Requirement("HR@1"), 0) == first
+    with Registry.open(registry.settings, actor="bob") as bob:
+        second = bob.gates.set("beauty", None, 2)
+        bob.gates.remove("beauty")
+    third = registry.gates.set("beauty", Requirement("HR@1"), 0)
+    assert [each.version for each in (first, second, third)] == [1, 2, 3]
+    assert (second.created_by, third.created_by) == ("bob", first.created_by)
+    url = registry.settings.database_url
+    migrate.downgrade(url, "0011")
+    migrate.upgrade(url)
+    assert registry.gates.get("beauty") == third
+    kept = {"require": first.require, "approvals": 0}
+    found = [(each.version, each.by, each.approvals, each.before) for each in registry.gates.history("beauty")]
+    assert found == [
+        (3, first.created_by, 0, None),
+        (None, "bob", None, {"require": None, "approvals": 2}),
+        (2, "bob", 2, kept),
+        (1, first.created_by, 0, None),
+    ]
+    registry.gates.set("beauty", None, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from reccocktail.registry import Adapter, Registry, Settings
+from reccocktail.registry.catalog.evaluations import Measurement, Weights
+from reccocktail.registry.catalog.gates import Requirement
 from reccocktail.registry.catalog.registration import Labels
 from reccocktail.registry.database.tables import Table
 from sqlalchemy import make_url
@@ -190,6 +193,8 @@ REFUSED = {
     "a pin without an event": f"INSERT INTO build_pins SELECT id, created_at, created_by FROM builds {DONE}",
     "a result that goes without an event": f"UPDATE builds SET collected_at = created_at {DONE}",
     "a build that begins without its result": copied("builds", OPEN, id="'x'", key="'x'", collected_at="created_at"),
+    "a way to promote without an event": "INSERT INTO serving_policies VALUES (2, 'live', 'manual', '2026-01-01', 'eve')",
+    "a gate without an event": "INSERT INTO gates VALUES (2, NULL, 1, 1, '2026-01-01', 'eve')",
     "an unknown way to promote": "INSERT INTO serving_policies VALUES (2, 'live', 'never', '2026-01-01', 'eve')",
     "an input of no build": "INSERT INTO build_inputs VALUES ('x', 1, '2026-01-01', '')",
     "an input exchanged": "UPDATE build_inputs SET adapter_id = 3 WHERE adapter_id = 4",
@@ -256,7 +261,7 @@ ONLY_POSTGRESQL = {
     f"all {table} at once": f"TRUNCATE {table} CASCADE"
     for table in (
         "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "build_aliases", "build_pins", "publications", "withdrawals",
-        "base_models", "domains", "recipes", "recipe_versions",
+        "base_models", "domains", "recipes", "recipe_versions", "evaluations", "approvals", "gates", "serving_policies",
     )
 }  # fmt: skip
 
@@ -299,6 +304,10 @@ def build_event(kind: str, where: str, detail: str = "{}", moment: str = "max", 
     )
 
 
+POLICY = (
+    "INSERT INTO events (kind, subject, domain_id, detail, created_at, created_by)"
+    " SELECT 'domain.changed', 'beauty', 2, '{}', max(created_at), 'ann' FROM events"
+)
 SHADOW, SERVED = '{"alias": "shadow"}', '{"alias": "production"}'
 MOVED = event("alias.moved", "beauty@champion", "5", "4", "'champion'")
 REMOVED = event("alias.removed", "beauty@champion", "NULL", "4", "'champion'")
@@ -331,7 +340,10 @@ LAWFUL = {
     "a build's alias set by its event": [build_event("build.aliased", DONE, SHADOW)],
     "a build's alias removed by its event": [build_event("build.unaliased", DONE, SERVED)],
     "a pin by its event": [build_event("build.pinned", DONE)],
-    "a way to promote": ["INSERT INTO serving_policies VALUES (2, 'live', 'manual', '2026-01-01', 'eve')"],
+    "a way to promote by its event": [
+        POLICY.replace("{}", '{"served.alias": "live", "served.promote": "automatic"}'),
+        "INSERT INTO serving_policies VALUES (2, 'live', 'automatic', '2026-01-01', 'ann')",
+    ],
     "another publication": [copied("publications", revision="'d'")],
     "a publication of an adapter": [copied("publications", build_id="NULL", adapter_id="4")],
     "another publication withdrawn": [
@@ -467,3 +479,93 @@ def test_an_alias_does_not_go_back_to_an_older_event(registry: Registry, sql: Sq
 def test_the_refusal_says_which_rule(sql: Sql) -> None:
     with pytest.raises(sql.refusals, match="an adapter version never changes"):
         sql("UPDATE adapters SET digest = 'd' WHERE id = 6")
+
+
+# --- gates
+
+SECOND = "WHERE key = 'second'"
+ARCHIVED_CHAMPION = event("adapter.archived", "beauty@v2", "4")
+
+
+def serves(where: str, kind: str = "build.aliased", **detail: Any) -> str:
+    return build_event(kind, where, json.dumps({"alias": "production", **detail}))
+
+
+def moves_champion(**detail: Any) -> str:
+    return MOVED.replace("'{}'", f"'{json.dumps(detail)}'")
+
+
+@pytest.fixture
+def gated(registry: Registry) -> dict[str, int]:
+    """beauty has a gate; evaluations of beauty@v3 and of a second build, which is not served."""
+    base = registry.bases.get("tiny")
+    done = registry.builds.list(limit=9)[-1]
+    second = registry.builds.request("beauty", "tiny", "second", {}, done.inputs).build
+    registry.builds.claim("w", build_id=second.id)
+    registry.builds.succeed(second.id, "w", registry.adapters.resolve("toys").digest, {}, {})
+    registry.gates.set("beauty", Requirement("HR@1"), 0)
+    measured = {
+        "version": Weights(registry.adapters.resolve("beauty@v3").digest, base.digest),
+        "build": Weights(registry.adapters.resolve("toys").digest),
+    }
+    return {name: record(registry, name, weights) for name, weights in measured.items()}
+
+
+def record(registry: Registry, key: str, weights: Weights, split: str = "test") -> int:
+    return registry.evaluations.add(
+        Measurement(
+            key=key, system="s", weights=weights, label=key, domain="beauty", mode="pmi", dtype="float32", task_digest="t",
+            task={"split": split}, questions="q", users=9, metrics={}, detail={}, ranks="r", version="test",
+        )
+    ).id  # fmt: skip
+
+
+def test_a_gate_holds_however_the_statement_came(registry: Registry, sql: Sql, gated: dict[str, int]) -> None:
+    version, build = gated["version"], gated["build"]
+    cold = record(
+        registry,
+        "cold",
+        Weights(registry.adapters.resolve("beauty@v3").digest, registry.bases.get("tiny").digest),
+        "cold",
+    )
+    policy = POLICY.replace("{}", '{"served.alias": "candidate"}')
+    replaced = "INSERT OR REPLACE INTO gates SELECT domain_id, NULL, 1, version, created_at, created_by FROM gates"
+    emptied = "TRUNCATE gates"
+    attempts = [
+        MOVED, REMOVED, ARCHIVED_CHAMPION, policy, policy.replace("candidate", "live"),
+        moves_champion(gate=1), moves_champion(gate=1, evaluation=build), moves_champion(gate=1, evaluation=cold),
+        moves_champion(evaluation=version), moves_champion(gate=2, evaluation=version), moves_champion(gate=1, override=""),
+        serves(SECOND), serves(SECOND, gate=1), serves(SECOND, gate=1, evaluation=version), serves(SECOND, evaluation=build),
+        serves(SECOND, gate=2, evaluation=build), serves(SECOND, rollback=True), serves(DONE, "build.unaliased"),
+        serves(DONE, "build.unaliased", rollback=True), serves(DONE, "build.unaliased", gate=1, evaluation=build),
+        "DELETE FROM gates", "UPDATE gates SET version = 7", "UPDATE gates SET requirement = NULL, approvals = 1",
+        "UPDATE gates SET created_by = 'eve'", "UPDATE gates SET domain_id = 3",
+        replaced if registry.settings.database_url.startswith("sqlite") else emptied,
+    ]  # fmt: skip
+    for attempt in attempts:
+        there = everything(sql)
+        with pytest.raises(sql.refusals):
+            sql(attempt)
+        assert everything(sql) == there, attempt
+    lawful = [
+        serves(SECOND, gate=1, evaluation=build), serves(DONE, rollback=True), serves(DONE, "build.unaliased", override="why"),
+        moves_champion(gate=1, evaluation=version), REMOVED.replace("4, 'champion', '{}'", """5, 'champion', '{"override": "why"}'"""),
+        event("alias.set", "beauty@champion", "4", alias="'champion'").replace("{}", '{"override": "why"}'),
+        ARCHIVED_CHAMPION.replace("{}", '{"override": "why"}'), policy.replace("}", ', "override": "why"}'),
+    ]  # fmt: skip
+    for statement in lawful:
+        sql(statement)
+
+
+def test_a_gate_that_asks_for_approvals_counts_those_of_a_build(
+    registry: Registry, sql: Sql, gated: dict[str, int]
+) -> None:
+    registry.gates.set("beauty", None, 1)
+    with pytest.raises(sql.refusals):
+        sql(serves(SECOND, gate=2))
+    sql(
+        "INSERT INTO approvals (id, build_id, created_at, created_by)"
+        f" SELECT 1, id, created_at, 'someone else' FROM builds {SECOND}"
+    )
+    sql(serves(SECOND, gate=2))
+    assert registry.serving.served("beauty")[0].build == registry.builds.list(limit=1)[0].id

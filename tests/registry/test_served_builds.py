@@ -72,7 +72,10 @@ def test_a_domain_may_promote_by_itself_and_serve_another_alias(registry: Regist
     assert [each.build for each in registry.serving.served("beauty")] == [third.id]
     assert [m.build for m in registry.serving.history("beauty", alias="live")] == [third.id, second.id]
     kinds = [event.detail for event in registry.events.list(kind="domain.changed")]
-    assert kinds == [{"served.promote": "automatic"}, {"served.alias": "live"}]
+    assert kinds == [
+        {"served.promote": "automatic", "from": {"promote": "manual"}},
+        {"served.alias": "live", "from": {"alias": "production"}},
+    ]
     for wrong in ({"alias": "candidate"}, {"alias": "v3"}, {"promote": "never"}):
         with pytest.raises(UsageError):
             registry.serving.set_policy("beauty", **wrong)
