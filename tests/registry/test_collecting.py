@@ -118,7 +118,7 @@ def test_what_is_gone_stays_gone_through_a_downgrade_and_is_told(registry: Regis
     registry.collect(grace=AT_ONCE)
     url, settings = registry.settings.database_url, registry.settings
     registry.close()
-    migrate.downgrade(url, "0010", allow_loss=True)
+    migrate.downgrade(url, "0005", allow_loss=True)
     migrate.upgrade(url)
     migrate.check(url)
     with Registry.open(settings) as again:

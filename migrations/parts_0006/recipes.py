@@ -13,17 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
-from reccocktail.registry.database import triggers as rules
 from reccocktail.registry.database.tables import login_name
 from reccocktail.registry.digests import digest_of_json
 from reccocktail.registry.strict_json import WRITTEN_LIMIT, parse_written, regular_bytes
-
-revision = "0007"
-down_revision = "0006"
-branch_labels = None
-depends_on = None
-
-LOSES = "recipes and templates in the registry; a domain that has one keeps its name, and cannot be built"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
@@ -61,7 +53,7 @@ EVENTS = sa.table(
 )
 
 
-def upgrade() -> None:
+def create() -> None:
     op.create_table(
         "recipes",
         sa.Column("id", ID, nullable=False),
@@ -90,7 +82,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("recipe_id", "digest", name=op.f("uq_recipe_versions_recipe_id_digest")),
     )
     _read_in()
-    rules.install(op.get_bind(), revision)
 
 
 def _read_in() -> None:
@@ -168,7 +159,6 @@ def _tell(kind: str, subject: str, detail: dict[str, Any], domain_id: int | None
     op.get_bind().execute(sa.insert(EVENTS).values(**row, created_at=datetime.now(UTC), created_by=login_name()))
 
 
-def downgrade() -> None:
-    rules.install(op.get_bind(), "0006")
+def drop() -> None:
     op.drop_table("recipe_versions")
     op.drop_table("recipes")

@@ -9,17 +9,6 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry.database import triggers as rules
-
-revision = "0008"
-down_revision = "0007"
-branch_labels = None
-depends_on = None
-
-LOSES = (
-    "what people edited of tags, notes, descriptions, links and metrics: versions have what they were registered with again, and removed"
-    " domains and base models are listed again, under a name that says so"
-)
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
@@ -28,7 +17,7 @@ OWNERS |= {"build_id": ("builds", sa.String())}
 ONE_OWNER = " + ".join(f"(CASE WHEN {owner} IS NULL THEN 0 ELSE 1 END)" for owner in OWNERS) + " = 1"
 
 
-def upgrade() -> None:
+def create() -> None:
     op.create_table(
         "annotations",
         sa.Column("id", ID, nullable=False),
@@ -53,12 +42,10 @@ def upgrade() -> None:
     op.create_index(op.f("ix_adapters_base_id_domain_id_content"), "adapters", ["base_id", "domain_id", "content"])
     op.add_column("domains", sa.Column("removed_at", TIME, nullable=True))
     op.add_column("base_models", sa.Column("removed_at", TIME, nullable=True))
-    rules.install(op.get_bind(), revision)
 
 
-def downgrade() -> None:
+def drop() -> None:
     connection = op.get_bind()
-    rules.remove(connection)
     edited = "SELECT adapter_id FROM annotations WHERE adapter_id IS NOT NULL"
     op.execute(f"DELETE FROM adapter_tags WHERE adapter_id IN ({edited})")  # noqa: S608
     op.execute(f"DELETE FROM adapter_metrics WHERE adapter_id IN ({edited})")  # noqa: S608
@@ -70,7 +57,6 @@ def downgrade() -> None:
     op.drop_column("adapters", "content")
     op.drop_column("domains", "removed_at")
     op.drop_column("base_models", "removed_at")
-    rules.install(connection, "0007")
 
 
 _TAGS = {

@@ -11,14 +11,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry.database import triggers as rules
-
-revision = "0009"
-down_revision = "0008"
-branch_labels = None
-depends_on = None
-
-LOSES = "which builds are served, aliases of builds, pins, and how domains promote; what happened to them stays in the events"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 BIG = sa.BigInteger()
@@ -27,7 +19,7 @@ SERVED = "production"
 WHO = (sa.Column("created_at", TIME, nullable=False), sa.Column("created_by", sa.String(), nullable=False))
 
 
-def upgrade() -> None:
+def create() -> None:
     op.create_index("uq_builds_base_id_domain_id_id", "builds", ["base_id", "domain_id", "id"], unique=True)
     op.create_table(
         "build_aliases",
@@ -63,15 +55,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["domain_id"], ["domains.id"], name=op.f("fk_serving_policies_domain_id_domains")),
         sa.PrimaryKeyConstraint("domain_id", name=op.f("pk_serving_policies")),
     )
-    rules.install(op.get_bind(), revision)
-    _serve_what_was_served()
 
 
 def _who() -> tuple[sa.Column[Any], ...]:
     return tuple(column.copy() for column in WHO)
 
 
-def _serve_what_was_served() -> None:
+def serve_what_was_served() -> None:
     """Puts `production` on the build that stood for its domain, by writing the event that moves it there."""
     current = _current_adapters()
     builds: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
@@ -133,8 +123,7 @@ def _is_current(build: Mapping[str, Any], current: Mapping[tuple[int, str], str]
     return bool(names) and all(current.get((base_id, name)) == digest for base_id, name, digest in names)
 
 
-def downgrade() -> None:
-    rules.install(op.get_bind(), "0008")
+def drop() -> None:
     op.drop_table("serving_policies")
     op.drop_table("build_pins")
     op.drop_table("build_aliases")

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry.database import triggers as rules
-
-revision = "0010"
-down_revision = "0009"
-branch_labels = None
-depends_on = None
-
-LOSES = "the gates of domains, and who approved what"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 
 
-def upgrade() -> None:
+def create() -> None:
     op.create_table(
         "gates",
         sa.Column("domain_id", ID, autoincrement=False, nullable=False),
         sa.Column("requirement", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("approvals", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("created_by", sa.String(), nullable=False),
         sa.CheckConstraint("approvals >= 0", name=op.f("ck_gates_approvals")),
@@ -44,11 +37,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("adapter_id", "created_by", name=op.f("uq_approvals_adapter_id_created_by")),
         sa.UniqueConstraint("build_id", "created_by", name=op.f("uq_approvals_build_id_created_by")),
     )
-    rules.install(op.get_bind(), revision)
 
 
-def downgrade() -> None:
-    # the rules speak of the tables, so they go first
-    rules.install(op.get_bind(), "0009")
+def drop() -> None:
     op.drop_table("approvals")
     op.drop_table("gates")

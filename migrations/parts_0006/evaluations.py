@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from reccocktail.registry.database import triggers as rules
-
-revision = "0006"
-down_revision = "0005"
-branch_labels = None
-depends_on = None
-
-LOSES = "what was measured of adapters, builds and other systems (their ranks stay in the store until it is collected)"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def upgrade() -> None:
+def create() -> None:
     op.create_table(
         "evaluations",
         sa.Column("id", ID, nullable=False),
@@ -63,11 +55,8 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_evaluation_metrics_name_value_evaluation_id"), "evaluation_metrics", ["name", "value", "evaluation_id"]
     )
-    rules.install(op.get_bind(), revision)
 
 
-def downgrade() -> None:
-    # the rules speak of the tables, so they go first
-    rules.install(op.get_bind(), "0005")
+def drop() -> None:
     op.drop_table("evaluation_metrics")
     op.drop_table("evaluations")
