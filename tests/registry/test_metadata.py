@@ -12,6 +12,7 @@ from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.catalog.annotations import Edit
 from reccocktail.registry.catalog.filters import MetricBound
 from reccocktail.registry.catalog.registration import Checks
+from reccocktail.registry.database import migrate
 from reccocktail.registry.database.tables import Table
 from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
 
@@ -233,3 +234,46 @@ def test_versions_from_before_are_compared_when_they_may_be_equal(
     )
     assert registry.adapters.add(third, **place).ref == "beauty@v1"
     assert len({content for (content,) in sql("SELECT content FROM adapters")}) == 1
+
+
+def test_metadata_changes_by_an_event_alone_whoever_asks_the_database(registry: Registry, add: Add, sql: Sql) -> None:
+    registry.domains.add("beauty")
+    add("beauty", 1)
+    add("beauty", 2)
+    registry.edits.adapter("beauty@v1", EDIT)
+    columns = "adapter_id, note, tags, metrics, links, words, event_id"
+    before = sql(f"SELECT {columns} FROM annotations")
+    attacks = (
+        "UPDATE annotations SET note = 'better'",
+        "UPDATE annotations SET tags = '[\"champion\"]'",
+        "UPDATE annotations SET metrics = '{\"HR@1\": 1.0}'",
+        "UPDATE annotations SET adapter_id = 2",
+        "UPDATE annotations SET event_id = 1",
+        "DELETE FROM annotations",
+        f"INSERT INTO annotations ({columns}) SELECT 2, note, tags, metrics, links, words, event_id FROM annotations",
+        f"INSERT INTO annotations ({columns}) SELECT {columns} FROM annotations",
+        "INSERT INTO adapter_tags VALUES ('champion', 2)",
+    )
+    for attack in attacks:
+        with pytest.raises(sql.refusals):
+            sql(attack)
+        assert sql(f"SELECT {columns} FROM annotations") == before, attack
+    assert found(registry, tags=["champion"]) == []
+
+
+def test_going_back_to_a_schema_without_edits_searches_what_was_registered(
+    registry: Registry, add: Add, sql: Sql
+) -> None:
+    registry.domains.add("beauty")
+    add("beauty", 1, tags=["nightly"], metrics={"HR@1": 0.25}, note="Old")
+    registry.edits.adapter("beauty", Edit(tags=["prod"], untag=["nightly"], note="New", metrics={"HR@1": 0.75}))
+    url, settings = registry.settings.database_url, registry.settings
+    registry.close()
+    migrate.downgrade(url, "0005", allow_loss=True)
+    migrate.upgrade(url)
+    assert migrate.check(url)
+    with Registry.open(settings) as again:
+        assert (again.adapters.resolve("beauty").tags, again.adapters.resolve("beauty").note) == (("nightly",), "Old")
+        assert found(again, tags=["nightly"]) == found(again, text="old") == ["beauty@v1"]
+        assert found(again, metrics=[MetricBound.parse("HR@1<0.5")]) == ["beauty@v1"]
+        assert found(again, tags=["prod"]) == found(again, text="new") == []
