@@ -108,19 +108,25 @@ def _ways() -> Ways:
 
         return keep_version(registry, entry, dry_run)
 
-    return Ways(fetch_base, fetch_adapter, _check_domain, settle, move, keep)
+    readable = set[str]()
+
+    def check_domain(name: str, fields: Mapping[str, str]) -> None:
+        _check_domain(name, fields, readable)
+
+    return Ways(fetch_base, fetch_adapter, check_domain, settle, move, keep)
 
 
-def _check_domain(name: str, fields: Mapping[str, str]) -> None:
-    """As `domain add` does: the trainer is installed, and the data can be read."""
+def _check_domain(name: str, fields: Mapping[str, str], readable: set[str]) -> None:
+    """As `domain add` does: the trainer is installed, and the data can be read; domains may share data, which is then read once."""
     if "trainer" in fields:
         from ..trainers.plugin import load
 
         load(fields["trainer"])
-    if "data" in fields:
+    if "data" in fields and fields["data"] not in readable:
         from ..tasks import read_domain
 
         read_domain(Path(fields["data"]), name)
+        readable.add(fields["data"])
 
 
 def _show(outcomes: list[Outcome], dry_run: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,29 @@ from typing import Any
 from ..digests import digest_of_json, file_digest
 from ..strict_json import read_object
 from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_tokenizer
-from .safetensors import read_header
+from .safetensors import Header, read_header
+from .values import read_values
 
 # lists of PEFT's configuration that are sets: https://huggingface.co/docs/peft/package_reference/lora#peft.LoraConfig
 SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "target_parameters")
-PIECE = 1 << 20
 
 
-def content_digest(folder: Path) -> str:
+def content_digest(folder: Path, header: Header | None = None, digests: Mapping[str, str] | None = None) -> str:
     """`sha256:<hex>` of tensors by name, of the configuration, and of a tokenizer if there is one.
 
     The order of tensors in the file, of keys, and of lists that are sets (PEFT shuffles `target_modules`) does not matter, nor do cards,
-    licenses and logs. Raises InvalidArtifactError.
+    licenses and logs. `header` and `digests` of the tensors are read from the weights unless they are known. Raises InvalidArtifactError.
     """
+    if header is None or digests is None:
+        header = read_header(folder / ADAPTER_WEIGHTS)
+        digests = read_values(header, scan=False, digests=True).digests
     config = read_object(folder / ADAPTER_CONFIG)
     tokenizer = {
         str(path.relative_to(folder).as_posix()): file_digest(path)
         for path in _files(folder)
         if is_tokenizer(path.relative_to(folder).as_posix())
     }
-    return digest_of_json(
-        {"config": _canonical(config), "tensors": _tensors(folder / ADAPTER_WEIGHTS), "tokenizer": tokenizer}
-    )
+    return digest_of_json({"config": _canonical(config), "tensors": _tensors(header, digests), "tokenizer": tokenizer})
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -59,16 +59,6 @@ def _number(value: Any) -> Any:
             return value
 
 
-def _tensors(path: Path) -> dict[str, list[Any]]:
+def _tensors(header: Header, digests: Mapping[str, str]) -> dict[str, list[Any]]:
     """By name: type, shape, and the SHA-256 of the bytes."""
-    header = read_header(path)
-    found: dict[str, list[Any]] = {}
-    with path.open("rb") as file:
-        for tensor in sorted(header.tensors.values(), key=lambda each: each.start):
-            file.seek(header.data_start + tensor.start)
-            hashed, left = hashlib.sha256(), tensor.nbytes
-            while left and (piece := file.read(min(PIECE, left))):
-                hashed.update(piece)
-                left -= len(piece)
-            found[tensor.name] = [tensor.dtype, list(tensor.shape), hashed.hexdigest()]
-    return found
+    return {tensor.name: [tensor.dtype, list(tensor.shape), digests[tensor.name]] for tensor in header.tensors.values()}

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..filenames import check_file_name
 from ..store.links import check_link
 from ..strict_json import read_object, shown
 from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, matches
+from .content import content_digest
 from .contents import bad_targets, contents
 from .facts import AdapterFacts, BaseFacts, BaseTensor
 from .lora import Contents, LoraModule, some
@@ -22,6 +22,7 @@ from .lora_config import LoraConfig
 from .placement import _Placing, _vocabulary
 from .safetensors import HEADER_LIMIT, Header, TensorInfo, header_digest, read_header
 from .task_heads import brings_head, without_head
+from .values import read_values
 from .vocabulary import find_embedding, find_head, is_tied
 
 CONFIG = "config.json"
@@ -30,11 +31,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 
 
 _INDEX_LIMIT = HEADER_LIMIT  # it names as many tensors, with the same cost
-
-# IEEE values whose exponent bits are all set are NaN or infinite. Such a value of either sign is the greatest there can be
-# when bits are compared as integers, signed for the positive ones and unsigned for the negative: {dtype: (bytes, exponent)}
-_EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
-_SCAN_BYTES = 1 << 20  # stays in a core's cache
 
 
 def inspect_base(folder: Path | str) -> BaseFacts:
@@ -109,13 +105,10 @@ def inspect_adapter(
             hint="save it again with all shards gathered and without wrappers around the model;"
             " --allow-partial, if these are meant to stay as they are in the base",
         )
-    notes, zero = found.notes, set[str]()
+    notes = found.notes
     if missing:
         notes += (f"the adapter lacks what its configuration names, which stays the base's: {'; '.join(missing)}",)
-    if scan:
-        zero = check_finite(header)
-        notes += _dead(found.modules, zero)
-    return AdapterFacts(
+    facts = AdapterFacts(
         config=config,
         modules=found.modules,
         rank=config.r,
@@ -132,22 +125,27 @@ def inspect_adapter(
         missing=missing,
         notes=notes,
         header=header,
-        zero=frozenset(zero),
     )
+    return _scanned(facts, read_values(header).zero) if scan else facts
 
 
-def is_copy(folder: Path, facts: AdapterFacts, *, scan: bool = True) -> bool:
-    """Whether the adapter in `folder` is the one that was inspected, in a fraction of the time that inspecting it again takes.
+def copied(folder: Path, facts: AdapterFacts, *, scan: bool = True) -> tuple[AdapterFacts, str] | None:
+    """The facts of a copy of an adapter, and its `content_digest`; None if the copy is not of what was inspected.
 
-    `facts` must be of the same `scan`. Its configuration, its header and, with `scan`, its values are read again; everything else
-    in the facts follows from these. Raises InvalidArtifactError.
+    `facts` are the original's, without a scan. The configuration and the header of the copy are read again, and its values for the
+    first time; everything else in the facts follows from these. Raises InvalidArtifactError.
     """
     config_path, weights = _inside(folder, ADAPTER_CONFIG), _inside(folder, ADAPTER_WEIGHTS)
     if LoraConfig.parse(read_object(config_path), config_path) != facts.config:
-        return False
+        return None
     if facts.header is None or header_digest(weights) != facts.header.digest:
-        return False
-    return not scan or check_finite(replace(facts.header, path=weights)) == facts.zero
+        return None
+    values = read_values(facts.header, weights, scan=scan, digests=True)
+    return _scanned(facts, values.zero), content_digest(folder, facts.header, values.digests)
+
+
+def _scanned(facts: AdapterFacts, zero: Collection[str]) -> AdapterFacts:
+    return replace(facts, zero=frozenset(zero), notes=facts.notes + _dead(facts.modules, zero))
 
 
 def _missing(path: Path, base: BaseFacts, config: LoraConfig, found: Contents) -> tuple[str, ...]:
@@ -166,45 +164,6 @@ def _dead(modules: Collection[LoraModule], zero: Collection[str]) -> tuple[str, 
         return ()
     which = "all of them" if len(dead) == len(modules) else some(dead)
     return (f"lora_B is all zero in {len(dead)} of {len(modules)} modules, which change nothing: {which}",)
-
-
-def check_finite(header: Header) -> set[str]:
-    """The tensors that are zero throughout. Raises InvalidArtifactError naming the first that holds NaN or an infinity."""
-    buffer = memoryview(bytearray(_SCAN_BYTES))
-    zero = set[str]()
-    try:
-        with header.path.open("rb") as file:
-            for tensor in header.tensors.values():
-                file.seek(header.data_start + tensor.start)
-                bad, is_zero = _look_through(file, tensor, buffer)
-                if bad:
-                    raise InvalidArtifactError(
-                        f"{header.path}: tensor {tensor.name!r} has {bad} of {tensor.elements} values NaN or infinite"
-                    )
-                if is_zero:
-                    zero.add(tensor.name)
-    except (OSError, EOFError) as error:
-        raise InvalidArtifactError(f"{header.path}: cannot be read to its end: {error}") from error
-    return zero
-
-
-def _look_through(file: BufferedReader, tensor: TensorInfo, buffer: memoryview) -> tuple[int, bool]:
-    """How many values are NaN or infinite, and whether all are zero, of either sign."""
-    import numpy as np
-
-    width, exponent = _EXPONENTS[tensor.dtype]
-    unsigned, signed, sign = f"<u{width}", f"<i{width}", 1 << (8 * width - 1)
-    left, bad, is_zero = tensor.nbytes, 0, True
-    while left:
-        piece = buffer[: min(left, len(buffer))]
-        if file.readinto(piece) < len(piece):
-            raise EOFError(f"it ended within {tensor.name!r}")
-        left -= len(piece)
-        bits = np.frombuffer(piece, unsigned)
-        is_zero = is_zero and not (bits & (sign - 1)).any()
-        if bits.max() >= sign | exponent or bits.view(signed).max() >= exponent:
-            bad += int(np.count_nonzero((bits & exponent) == exponent))
-    return bad, is_zero
 
 
 def _folder(folder: Path | str) -> Path:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import joinedload
 from ..artifacts.allowlist import adapter_files, tokenizer_files
 from ..artifacts.content import content_digest
 from ..artifacts.facts import AdapterFacts
-from ..artifacts.inspect import inspect_adapter, is_copy
+from ..artifacts.inspect import copied, inspect_adapter
 from ..artifacts.tokenizers import brings_own
 from ..database.connection import Database
 from ..database.tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow
@@ -50,9 +50,10 @@ from .versions import (
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """An adapter whose files are in the store; `content` is `content_digest` of it, `skipped` are files that were left out."""
+class StoredAdapter:
+    """An adapter from `folder` whose files are in the store; `content` is `content_digest` of it, `skipped` are files that were left out."""
 
+    folder: Path
     digest: str
     content: str
     facts: AdapterFacts
@@ -67,7 +68,7 @@ class Adapters:
 
     def add(
         self,
-        folder: Path | str,
+        folder: Path | str | StoredAdapter,
         *,
         base: Base,
         role: Literal["spirit", "ingredient"],
@@ -78,7 +79,7 @@ class Adapters:
     ) -> Adapter:
         """Inspects, stores and numbers an adapter; content that is known already answers with the version it has.
 
-        The aliases of `labels` are set in the transaction that writes the version, or finds it.
+        What `store` gave is numbered only. The aliases of `labels` are set in the transaction that writes the version, or finds it.
 
         `created` is which of these it was, `skipped` the files that were left out; `ignored` names what was given of
         `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
@@ -91,7 +92,11 @@ class Adapters:
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
 
-        stored = self._stored(Path(folder), base, checks or Checks(), progress)
+        stored = (
+            folder
+            if isinstance(folder, StoredAdapter)
+            else self.store(folder, base=base, checks=checks, progress=progress)
+        )
         if stored.facts.missing:
             labels = replace(labels, context={**labels.context, PARTIAL: [*stored.facts.missing]})
         older, unread = self._older_contents(stored, base, name)
@@ -114,7 +119,7 @@ class Adapters:
             ).one()
             if known_id is not None:
                 row = session.get_one(AdapterRow, known_id)
-                known = _known(row, labels, folder, must_be_new=not (checks or Checks()).reuse)
+                known = _known(row, labels, stored.folder, must_be_new=not (checks or Checks()).reuse)
                 known = replace(known, aliases=set_aliases(session, row, labels))
                 return replace(known, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
             row = _new_row(stored, labels)
@@ -128,7 +133,7 @@ class Adapters:
         facts = self._inspected(Path(folder), base, checks or Checks())
         return folder_digest(Path(folder), self._files(Path(folder), base, facts)[0])
 
-    def _older_contents(self, stored: _Stored, base: Base, name: str) -> tuple[dict[int, str], tuple[str, ...]]:
+    def _older_contents(self, stored: StoredAdapter, base: Base, name: str) -> tuple[dict[int, str], tuple[str, ...]]:
         """The digests of contents of versions from before they were kept, as far as those may equal this one, by id; and what cannot be read."""
         facts, found, unread = stored.facts, dict[int, str](), list[str]()
         same_size = (
@@ -150,19 +155,37 @@ class Adapters:
                 )
         return found, tuple(unread)
 
-    def _stored(self, folder: Path, base: Base, checks: Checks, progress: Callable[[int], None] | None) -> _Stored:
-        """The adapter's files in the store, inspected there and where they came from. Raises InvalidArtifactError."""
-        facts = self._inspected(folder, base, checks)
+    def store(
+        self,
+        folder: Path | str,
+        *,
+        base: Base,
+        checks: Checks | None = None,
+        accept: Callable[[str], object] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> StoredAdapter:
+        """The adapter's files in the store, inspected, for `add` to number; several may be stored at once, in threads.
+
+        `accept` gets the digest first; what it raises keeps the files out. Raises InvalidArtifactError.
+        """
+        folder, checks = Path(folder), checks or Checks()
+        facts = self._inspected(folder, base, replace(checks, scan=False))
         files, skipped = self._files(folder, base, facts)
+        found: list[tuple[AdapterFacts, str]] = []
+
+        def check(copy: Path, digest: str) -> None:
+            if accept is not None:
+                accept(digest)
+            # a trainer may still have been writing: what counts is what is kept
+            if (read := copied(copy, facts, scan=checks.scan)) is None:
+                raise InvalidArtifactError(
+                    f"{folder} was changed while it was read", hint="add it again once it is written"
+                )
+            found.append(read)
+
         linked = cached_repo(folder) is not None
-        tree = self._store.add_folder(folder, files=files, allow_links=linked, progress=progress)
-        # a trainer may still have been writing: what counts is what was kept
-        kept = self._store.local(tree.digest)
-        if kept is None or not is_copy(kept, facts, scan=checks.scan):
-            raise InvalidArtifactError(
-                f"{folder} was changed while it was read", hint="add it again once it is written"
-            )
-        return _Stored(tree.digest, content_digest(kept), facts, skipped)
+        tree = self._store.add_folder(folder, files=files, allow_links=linked, check=check, progress=progress)
+        return StoredAdapter(folder, tree.digest, found[0][1], found[0][0], skipped)
 
     def _inspected(self, folder: Path, base: Base, checks: Checks) -> AdapterFacts:
         base_stored = self._store.local(base.digest)
@@ -408,7 +431,7 @@ def _known(row: AdapterRow, labels: Labels, folder: Path | str, *, must_be_new: 
     )
 
 
-def _new_row(stored: _Stored, labels: Labels) -> AdapterRow:
+def _new_row(stored: StoredAdapter, labels: Labels) -> AdapterRow:
     """Without its place: base, domain, role and version."""
     return AdapterRow(
         digest=stored.digest,

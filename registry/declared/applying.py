@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,13 +16,15 @@ from ..catalog.bases import Base
 from ..catalog.domains import Domain
 from ..catalog.references import Reference, did_you_mean
 from ..catalog.registration import Checks, Labels
-from ..errors import ConflictError, InvalidArtifactError, NotFoundError, RecCocktailError, UsageError
+from ..errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from ..redaction import redacted
 from ..registry import Registry
+from .ahead import Ahead, Ready
 from .annotating import difference
 from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, RecipeEntry
 from .outcomes import Outcome, failure, new
 from .problems import Place
+from .refusals import check_digest, check_version, nowhere, other_content
 
 
 class FoundBase(Protocol):
@@ -104,10 +106,11 @@ def apply(
         *((entry, applying.adapter) for entry in document.adapters),
         *((entry, applying.alias) for entry in document.aliases),
     ]
-    for done, (entry, bring) in enumerate(entries):
-        if progress is not None:
-            progress(done, len(entries))
-        yield from bring(entry)
+    with closing(applying.ahead):
+        for done, (entry, bring) in enumerate(entries):
+            if progress is not None:
+                progress(done, len(entries))
+            yield from bring(entry)
     if progress is not None:
         progress(len(entries), len(entries))
 
@@ -128,6 +131,8 @@ class _Applying:
             key = row.base, Reference.parse(row.ref).name
             self._versions.setdefault(key, []).append(_Version(row.version, row.digest, row))
             self._on.update({(*key, alias): row.version for alias in row.aliases})
+        self._before = {*self._versions}
+        self.ahead = Ahead(document.adapters, self._may_be_stored, self._stored)
 
     # bases
 
@@ -148,15 +153,15 @@ class _Applying:
         if known is not None and _is_known(known, entry):
             return outcome
         if known is not None and entry.digest is not None:
-            raise _other_content(known, entry.digest)
+            raise other_content(known, entry.digest)
         with self._base_folder(entry) as found:
             if known is not None or entry.digest is not None:
                 digest = self._registry.bases.digest_of(found.folder)
                 if known is not None and digest == known.digest:
                     return outcome
                 if known is not None:
-                    raise _other_content(known, digest)
-                _check_digest(found.folder, digest, entry.digest)
+                    raise other_content(known, digest)
+                check_digest(found.folder, digest, entry.digest)
             if self._dry_run:
                 self._bases[entry.name] = None
                 return replace(outcome, action="created", changes=new(source=found.source, revision=found.revision))
@@ -187,7 +192,7 @@ class _Applying:
         if folder is not None:
             yield _LocalBase(folder, entry.source or str(folder), entry.revision)
         elif entry.source is None:
-            raise _nowhere(entry.files, entry.digest)
+            raise nowhere(entry.files, entry.digest)
         else:
             with self._ways.fetch_base(entry.source, entry.revision) as found:
                 yield found
@@ -307,15 +312,48 @@ class _Applying:
             self._require("domain", entry.domain, self._domains)
         here = self._versions.setdefault((entry.base, entry.domain), [])
         known = _with_digest(here, entry.digest)
+        ready = self.ahead.take(entry)
         if known is None:
-            found = self._adapter_source(entry)
-            digest = self._digest(entry, found, needed=bool(here) or self._dry_run or entry.digest is not None)
-            _check_digest(found.folder, digest, entry.digest)
-            known = _with_digest(here, digest)
+            ready = ready or self._found(entry, needed=bool(here) or self._dry_run or entry.digest is not None)
+            known = _with_digest(here, ready.digest)
             if known is None:
-                return self._added(entry, outcome, found, digest)
-        _check_version(entry, known.number)
+                return self._added(entry, outcome, ready)
+        check_version(entry, known.number)
         return replace(outcome, name=f"{entry.domain}@v{known.number}"), known
+
+    def _may_be_stored(self, entry: AdapterEntry) -> bool:
+        """Whether it is a folder here, of something that the registry can only lack."""
+        place = entry.files or entry.source
+        return (
+            not self._dry_run
+            and (entry.base, entry.domain) not in self._before
+            and self._bases.get(entry.base) is not None
+            and (entry.role == "spirit" or self._domains.get(entry.domain) is not None)
+            and place is not None
+            and Path(place).is_dir()
+        )
+
+    def _stored(self, entry: AdapterEntry) -> Ready:
+        found, base = self._adapter_source(entry), self._bases[entry.base]
+        assert base is not None
+
+        def accept(digest: str) -> None:
+            check_digest(found.folder, digest, entry.digest)
+
+        stored = self._registry.adapters.store(found.folder, base=base, checks=_checks(entry), accept=accept)
+        return Ready(found, stored.digest, stored)
+
+    def _found(self, entry: AdapterEntry, *, needed: bool) -> Ready:
+        """Nothing is stored yet. The digest is None where it need not be known, or cannot be: of an adapter whose base a dry run does not have."""
+        found, base, checks = self._adapter_source(entry), self._bases[entry.base], _checks(entry)
+        if base is None:
+            inspect_adapter(found.folder, None, allow_partial=checks.allow_partial, scan=checks.scan)
+            return Ready(found)
+        if not needed:
+            return Ready(found)
+        digest = self._registry.adapters.digest_of(found.folder, base=base, checks=checks)
+        check_digest(found.folder, digest, entry.digest)
+        return Ready(found, digest)
 
     def _require(self, kind: Literal["base", "domain"], name: str, known: Mapping[str, Any]) -> None:
         if (kind, name) in self._failed:
@@ -330,43 +368,38 @@ class _Applying:
         if folder is not None:
             return AdapterSource(folder)
         if entry.source is None:
-            raise _nowhere(entry.files, entry.digest)
+            raise nowhere(entry.files, entry.digest)
         return self._ways.fetch_adapter(entry.source, entry.revision)
 
-    def _digest(self, entry: AdapterEntry, found: AdapterSource, *, needed: bool) -> str | None:
-        """None where it need not be known, or cannot be: of an adapter whose base a dry run does not have."""
-        base, checks = self._bases[entry.base], _checks(entry)
-        if base is None:
-            inspect_adapter(found.folder, None, allow_partial=checks.allow_partial, scan=checks.scan)
-            return None
-        return self._registry.adapters.digest_of(found.folder, base=base, checks=checks) if needed else None
-
-    def _added(
-        self, entry: AdapterEntry, outcome: Outcome, found: AdapterSource, digest: str | None
-    ) -> tuple[Outcome, _Version]:
+    def _added(self, entry: AdapterEntry, outcome: Outcome, ready: Ready) -> tuple[Outcome, _Version]:
         here = self._versions[entry.base, entry.domain]
         number = max((version.number for version in here), default=0) + 1
-        _check_version(entry, number)
+        check_version(entry, number)
         labels = Labels(
             entry.about.get("metrics", {}),
             entry.about.get("tags", []),
             entry.about.get("note"),
-            context=found.origin if entry.context is None else entry.context,
+            context=ready.found.origin if entry.context is None else entry.context,
         )
         remarks: tuple[str, ...] = ()
         if self._dry_run:
             labels.checked()
-            version = _Version(number, digest)
+            version = _Version(number, ready.digest)
         else:
             base = self._bases[entry.base]
             assert base is not None
             domain = None if entry.role == "spirit" else entry.domain
             row = self._registry.adapters.add(
-                found.folder, base=base, role=entry.role, domain=domain, labels=labels, checks=_checks(entry)
+                ready.stored or ready.found.folder,
+                base=base,
+                role=entry.role,
+                domain=domain,
+                labels=labels,
+                checks=_checks(entry),
             )
             remarks, version = row.notes, _Version(row.version, row.digest, row)
             if not row.created:  # its content is that of a version with another digest, or another process was first
-                _check_version(entry, row.version)
+                check_version(entry, row.version)
                 return replace(outcome, name=row.ref, remarks=remarks), version
         here.append(version)
         shown = {name: entry.about.get(name) for name in ("metrics", "tags")}
@@ -452,33 +485,3 @@ def _with_digest(here: list[_Version], digest: str | None) -> _Version | None:
 
 def _checks(entry: AdapterEntry) -> Checks:
     return Checks(entry.allow_base_mismatch, entry.allow_partial, scan=entry.scan)
-
-
-def _check_digest(folder: Path, digest: str | None, wanted: str | None) -> None:
-    if wanted is not None and digest is not None and digest != wanted:
-        raise InvalidArtifactError(
-            f"{folder}: its digest is {digest}, and the file says {wanted}",
-            hint="these are other files than the ones that were meant; correct the source, or leave the digest out",
-        )
-
-
-def _check_version(entry: AdapterEntry, number: int) -> None:
-    if entry.version is not None and entry.version != number:
-        raise ConflictError(
-            f"it is {entry.domain}@v{number}, and the file says v{entry.version}",
-            hint="versions are numbered as they come: list them all in their order, or leave `version` out",
-        )
-
-
-def _other_content(known: Base, digest: str) -> ConflictError:
-    return ConflictError(
-        f"base model {known.name!r} is already there with other content ({known.digest}, not {digest})",
-        hint="give it another name in the file",
-    )
-
-
-def _nowhere(files: str | None, digest: str | None) -> NotFoundError:
-    where = " and ".join(
-        filter(None, [f"{files} is not a folder" if files else None, digest and f"the store has no {digest}"])
-    )
-    return NotFoundError(f"its files are nowhere: {where}", hint="name a `source`")

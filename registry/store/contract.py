@@ -8,7 +8,7 @@ what lately arrived, once `verify` or `verify_tree` has named the damage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,10 +65,12 @@ class Store(ABC):
         *,
         files: Iterable[str] | None = None,
         allow_links: bool = False,
+        check: Callable[[Path, str], None] | None = None,
         progress: Progress | None = None,
     ) -> StoredTree:
         """Copies `files` (all, if not named) in, reading each once. `progress` receives the bytes of each step.
 
+        `check` gets the folder of the copies, and their digest, before the store takes them over; what it raises keeps them out.
         Raises InvalidArtifactError for names and links that could lead elsewhere, and for files that cannot be read.
         """
 

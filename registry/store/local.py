@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -59,10 +59,13 @@ class LocalStore(CollectableFolder, Store):
         *,
         files: Iterable[str] | None = None,
         allow_links: bool = False,
+        check: Callable[[Path, str], None] | None = None,
         progress: Progress | None = None,
     ) -> StoredTree:
         with self.staging("add") as staged:
             entries = self.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
+            if check is not None:
+                check(staged, write_manifest(entries)[0].digest)
             return self.commit(staged, entries)
 
     def adopt(

@@ -86,10 +86,13 @@ class ObjectStore(Store):
         *,
         files: Iterable[str] | None = None,
         allow_links: bool = False,
+        check: Callable[[Path, str], None] | None = None,
         progress: Progress | None = None,
     ) -> StoredTree:
         with self._made_cache().staging("add") as staged:
             entries = self._cache.copy_in(Path(folder), staged, files, allow_links=allow_links, progress=progress)
+            if check is not None:
+                check(staged, write_manifest(entries)[0].digest)
             return self._publish(staged, entries)
 
     def staging(self, prefix: str, *, work: str | None = None) -> AbstractContextManager[Path]:

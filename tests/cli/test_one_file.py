@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reccocktail.cli.one_file import _ways
 
 from .conftest import Shell
 
@@ -44,6 +45,15 @@ def test_a_file_is_planned_applied_and_applied_again(bare: Any, declared: Path) 
     again = bare("apply", "-f", declared)
     assert again.out == ""
     assert "5 unchanged" in again.err
+
+
+def test_data_that_domains_share_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("reccocktail.tasks.read_domain", lambda folder, _name: read.append(folder))
+    check = _ways().check_domain
+    for name, data in (("beauty", "shop"), ("toys", "shop"), ("games", "arcade")):
+        check(name, {"data": data})
+    assert read == [Path("shop"), Path("arcade")]
 
 
 def test_a_failure_is_reported_with_its_line_and_the_rest_is_applied(bare: Any, declared: Path) -> None:

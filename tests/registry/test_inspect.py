@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from reccocktail.registry.artifacts.content import content_digest
 from reccocktail.registry.artifacts.facts import BaseFacts
-from reccocktail.registry.artifacts.inspect import inspect_adapter, inspect_base, is_copy
+from reccocktail.registry.artifacts.inspect import copied, inspect_adapter, inspect_base
 from reccocktail.registry.artifacts.patterns import NamePatterns
 from reccocktail.registry.errors import BaseMismatchError, InvalidArtifactError, UnsupportedAdapterError
 
@@ -258,7 +259,7 @@ def test_a_value_that_is_not_finite_is_found_in_every_dtype(
 def test_the_largest_finite_values_are_finite_and_the_bits_above_them_are_not(
     tmp_path: Path, make_adapter: Make, lora_tensors: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reccocktail.registry.artifacts.inspect._SCAN_BYTES", 16)  # so that a tensor is read in pieces
+    monkeypatch.setattr("reccocktail.registry.artifacts.values._PIECE", 16)  # so that a tensor is read in pieces
     width, exponent = {
         "float64": (8, 0x7FF << 52),
         "float32": (4, 0x7F8 << 20),
@@ -474,21 +475,26 @@ def test_the_delta_that_the_facts_describe_is_the_one_that_peft_merges(peft_adap
         np.testing.assert_allclose(merged[module.weight], before[module.weight] + delta, atol=1e-6)
 
 
-def test_a_copy_is_known_by_configuration_header_and_values(
+def test_a_copy_is_known_by_configuration_and_header_and_its_own_values_count(
     tmp_path: Path, facts: BaseFacts, make_adapter: Make, lora_tensors: Any, write_safetensors: Make
 ) -> None:
-    found = inspect_adapter(make_adapter(tmp_path / "first"), facts)
-    assert is_copy(make_adapter(tmp_path / "same"), found)
-    assert is_copy(make_adapter(tmp_path / "others", seed=1), found), "as inspecting it again would say the same of it"
-    assert not is_copy(make_adapter(tmp_path / "alpha", config={"lora_alpha": 8}), found)
-    assert not is_copy(make_adapter(tmp_path / "rank", rank=3, config={"r": 2}), found)
-    zero = lora_tensors() | {B0: np.zeros_like(lora_tensors()[B0])}
-    assert not is_copy(make_adapter(tmp_path / "zero", tensors=zero), found)
+    first = make_adapter(tmp_path / "first")
+    found = inspect_adapter(first, facts, scan=False)
+    whole = inspect_adapter(first, facts)
+    assert copied(make_adapter(tmp_path / "same"), found) == (whole, content_digest(first))
+    others = make_adapter(tmp_path / "others", seed=1)
+    assert copied(others, found) == (inspect_adapter(others, facts), content_digest(others))
+    assert copied(make_adapter(tmp_path / "alpha", config={"lora_alpha": 8}), found) is None
+    assert copied(make_adapter(tmp_path / "rank", rank=3, config={"r": 2}), found) is None
+    zero = make_adapter(tmp_path / "zero", tensors=lora_tensors() | {B0: np.zeros_like(lora_tensors()[B0])})
+    assert copied(zero, found) == (inspect_adapter(zero, facts), content_digest(zero))
+    assert inspect_adapter(zero, facts).zero == {B0}
+    assert not whole.zero
     broken = lora_tensors() | {B0: np.full_like(lora_tensors()[B0], np.nan)}
     with pytest.raises(InvalidArtifactError, match="NaN"):
-        is_copy(make_adapter(tmp_path / "nan", tensors=broken), found)
+        copied(make_adapter(tmp_path / "nan", tensors=broken), found)
     renamed = {name.replace("layers.0", "layers.1"): tensor for name, tensor in lora_tensors().items()}
-    assert not is_copy(make_adapter(tmp_path / "renamed", tensors=renamed), found)
+    assert copied(make_adapter(tmp_path / "renamed", tensors=renamed), found) is None
 
 
 def test_an_adapter_that_changes_while_it_is_registered_is_refused(
@@ -504,6 +510,8 @@ def test_an_adapter_that_changes_while_it_is_registered_is_refused(
         return add_folder(store, source, **options)
 
     monkeypatch.setattr(type(registry.store), "add_folder", written_meanwhile)
+    before = registry.store.digests()
     with pytest.raises(InvalidArtifactError, match="changed while"):
         registry.adapters.add(folder, base=base, role="spirit")
     assert registry.adapters.list() == []
+    assert registry.store.digests() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from reccocktail.engine.gates import move_champion
 from reccocktail.engine.recipe_book import foreseen_recipe, settle_recipe
 from reccocktail.registry import Registry, Settings
 from reccocktail.registry.artifacts.sources import find_adapter_source
+from reccocktail.registry.catalog.adapters import Adapters
 from reccocktail.registry.catalog.annotations import Edit
 from reccocktail.registry.declared.applying import Ways
 from reccocktail.registry.declared.applying import apply as apply_document
@@ -213,6 +215,31 @@ def test_a_digest_or_a_version_that_is_another_one_is_refused(bring: Any, regist
     found = bring(f"adapters:\n  - {{source: ./gone, base: tiny, domain: beauty, digest: '{digest}'}}\n")
     assert found["adapter beauty@v1"].action == "unchanged"
     assert len(registry.adapters.list()) == 3
+
+
+def test_adapters_are_stored_in_threads_and_numbered_in_the_files_order(
+    bring: Any, registry: Registry, folder: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    store = Adapters.store
+    monkeypatch.setattr(
+        Adapters, "store", lambda *given, **named: threads.append(threading.current_thread()) or store(*given, **named)
+    )
+    names = [make_adapter(folder / f"n{number}", seed=10 + number).name for number in range(9)]
+    (folder / "n3" / "adapter_model.safetensors").write_bytes(b"no safetensors")
+    entries = [f"  - {{source: ./{name}, base: tiny, domain: beauty}}" for name in names]
+    entries[5] = entries[5].replace("}", f", digest: 'sha256:{'0' * 64}'}}")
+    text = "\n".join(["bases: {tiny: {source: ./tiny}}", "domains: {beauty: {}}", "adapters:", *entries])
+    found = bring(text)
+    failed = [name for name, each in found.items() if each.error]
+    assert failed == [f"adapter beauty from {folder / name}" for name in ("n3", "n5")]
+    kept = [0, 1, 2, 4, 6, 7, 8]
+    base = registry.bases.get("tiny")
+    digests = [registry.adapters.digest_of(folder / f"n{number}", base=base) for number in kept]
+    assert [row.digest for row in registry.adapters.versions()] == digests
+    assert registry.store.digests() == {base.digest, *digests}, "what is refused is not stored"
+    assert len(threads) == 9
+    assert threading.main_thread() not in threads
 
 
 def test_a_base_that_is_there_with_other_content_is_refused(

@@ -301,6 +301,22 @@ def test_adopting_what_is_known_gives_the_known_tree(store: Store, house: House,
     assert list(house.staging().iterdir()) == []
 
 
+def test_what_a_check_refuses_is_not_kept(store: Store, house: House, folder: Path) -> None:
+    seen: list[str] = []
+
+    def check(copy: Path, digest: str) -> None:
+        seen.append(digest)
+        assert contents(copy)["one.txt"] == "one"
+        if len(seen) == 1:
+            raise InvalidArtifactError("not this one")
+
+    with pytest.raises(InvalidArtifactError, match="not this one"):
+        store.add_folder(folder, check=check)
+    assert store.digests() == set()
+    assert list(house.staging().iterdir()) == []
+    assert store.add_folder(folder, check=check).digest == seen[0] == seen[1]
+
+
 def test_only_a_folder_of_its_own_staging_is_adopted(store: Store, folder: Path) -> None:
     with pytest.raises(StoreError, match="staging"):
         store.adopt(folder)
