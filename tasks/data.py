@@ -52,7 +52,7 @@ class Origin:
     `duplicates` further records of items that had one, `unused` records of items nobody took that were passed over.
     `without_user` counts rows without a user, which were left out, `without_rating` interactions without a rating where others have one,
     `respelled_ids` ids such as 12.0 that are 12 elsewhere and were taken as one with it. `time_units` is not empty if times were
-    in several units: how many in each; all became times in the finest of them.
+    in several units: how many in each; all became times in the finest of them. Interactions rated below `min_rating` are among the dropped.
     """
 
     format: str = "in memory"
@@ -64,6 +64,7 @@ class Origin:
     without_rating: int = 0
     respelled_ids: int = 0
     time_units: tuple[tuple[str, int], ...] = ()
+    min_rating: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,3 +21,27 @@ class ChatTemplateError(TaskError):
     """A tokenizer's chat template takes too much time or memory, or makes too much text."""
 
     code = "chat_template"
+
+
+class NoRatingsError(DataError):
+    """Clicks are made of ratings, and the domain has none."""
+
+    code = "no_ratings"
+
+
+class NoNegativesError(DataError):
+    """A rating filter left nothing below the threshold: all clicks would be positive."""
+
+    code = "no_negatives"
+
+
+class OneClassError(DataError):
+    """All labels are the same, where likes are to be told from dislikes."""
+
+    code = "one_class"
+
+
+class AnswerTokenError(TaskError):
+    """An answer whose probability is wanted is not one token of this tokenizer, or both are the same."""
+
+    code = "answer_token"

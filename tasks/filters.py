@@ -50,7 +50,8 @@ def at_least_rated(data: DomainData, least: float) -> DomainData:
                 hint="leave min_rating out of dataset.yaml, or give every history ratings",
             )
     ratings = chain.from_iterable(history.fields["ratings"] for history in data.sequences if history.items)
-    return _kept(data, np.fromiter((rating is not None and rating >= least for rating in ratings), bool))
+    mask = np.fromiter((rating is not None and rating >= least for rating in ratings), bool)
+    return _kept(replace(data, origin=replace(data.origin, min_rating=least)), mask)
 
 
 def _kept(data: DomainData, mask: NDArray[np.bool_]) -> DomainData:

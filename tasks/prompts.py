@@ -19,7 +19,7 @@ from .data import DomainData, Item
 from .documents import read_yaml
 from .errors import TaskError
 from .splits import Example, Split, examples, sample
-from .validation import problems
+from .validation import problems, with_placeholders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,6 @@ SHIPPED = Path(__file__).parent  # template_NAME.yaml
 DEFAULT_TEMPLATE = "next-title"
 ANSWER_MARK = "ANSWER-ENDS-HERE"  # replaces an answer where only the text after it matters
 SHOWN = ("candidates", "history", "titles")  # of a question, what is kept in a file
-NEEDED, ALLOWED = {"history"}, {"history", "candidates"}
 
 
 class Template(BaseModel):
@@ -56,15 +55,7 @@ class Template(BaseModel):
     @field_validator("user")
     @classmethod
     def _has_its_placeholders(cls, user: str) -> str:
-        found = []
-        for _, name, spec, conversion in string.Formatter().parse(user):
-            if name is not None:
-                found.append(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
-        if not NEEDED <= set(found) <= ALLOWED:
-            raise ValueError(
-                f"placeholders are {{history}} and, if wanted, {{candidates}}; found {sorted(found) or 'none'}"
-            )
-        return user
+        return with_placeholders(user, {"history"}, {"candidates"})
 
     @property
     def lists_candidates(self) -> bool:
@@ -300,7 +291,7 @@ def fit(questions: Sequence[AnyQuestion], tokenizer: PreTrainedTokenizerBase) ->
     nor is the newest title. A special token that a title spells, such as `<|im_end|>`, is broken up with a blank: a
     shop's catalogue must not end the conversation. Raises ChatTemplateError where the chat template does not come to an end.
     """
-    special = _special_tokens(tokenizer)
+    special = special_tokens(tokenizer)
     asked = [_cut(_harmless(question, special), tokenizer) for question in questions]
     expect_bounded(tokenizer, (conversation for question in asked for conversation in _conversations(question)))
     return asked
@@ -316,25 +307,25 @@ def _conversations(question: OpenQuestion) -> Iterator[list[dict[str, str]]]:
 
 def shown_titles(titles: Iterable[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Titles of a catalogue as a question with this template shows them once `fit` has made it ready for this tokenizer."""
-    special = _special_tokens(tokenizer)
-    return [_broken_up(template.title(title), special) for title in titles]
+    special = special_tokens(tokenizer)
+    return [broken_up(template.title(title), special) for title in titles]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What no title may spell, the longest first."""
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     return sorted({token.strip() for token in (*tokens, *tokenizer.all_special_tokens)} - {""}, key=len, reverse=True)
 
 
-def _broken_up(title: str, special: Sequence[str]) -> str:
+def broken_up(title: str, special: Sequence[str]) -> str:
     while found := next((token for token in special if token in title), None):
         title = title.replace(found, f"{found[0]} {found[1:]}" if len(found) > 1 else " ")
     return title
 
 
 def _harmless(question: AnyQuestion, special: Sequence[str]) -> AnyQuestion:
-    history = tuple(_broken_up(title, special) for title in question.history)
-    titles = tuple(_broken_up(title, special) for title in question.titles)
+    history = tuple(broken_up(title, special) for title in question.history)
+    titles = tuple(broken_up(title, special) for title in question.titles)
     if (history, titles) == (question.history, question.titles):
         return question
     return replace(question, history=history, titles=titles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import string
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -29,6 +30,18 @@ def problems(error: ValidationError, model: type[BaseModel], *, whole: str) -> s
         else f"{'.'.join(map(str, each['loc'])) or whole}: {each['msg']}"
         for each in error.errors()
     )
+
+
+def with_placeholders(text: str, needed: set[str], optional: set[str]) -> str:
+    """The text, whose placeholders are plain names: all that are needed and no other but the optional. Raises ValueError."""
+    found = set()
+    for _, name, spec, conversion in string.Formatter().parse(text):
+        if name is not None:
+            found.add(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
+    if not needed <= found <= needed | optional:
+        wanted, more = (" and ".join(f"{{{name}}}" for name in sorted(names)) for names in (needed, optional))
+        raise ValueError(f"placeholders are {wanted} and, if wanted, {more}; found {sorted(found) or 'none'}")
+    return text
 
 
 def _fields(model: type[BaseModel], around: list[str]) -> dict[str, Any]:

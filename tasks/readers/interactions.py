@@ -255,6 +255,7 @@ def domain(
         else int(np.count_nonzero(np.isnan(np.asarray(interactions.ratings)))),
         respelled_ids=respelled_ids,
         time_units=interactions.time_units,
+        min_rating=dataset.min_rating,
     )
     return DomainData.of(name, items.values(), _histories(interactions, mask, users), origin=origin)
 
