@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "api": {"registry", "tasks", "engine", "publishing"},
     "registry": set(),
     "tasks": set(),
-    "engine": {"registry", "tasks"},
+    "networks": {"tasks"},
+    "engine": {"registry", "tasks", "networks"},
     "publishing": {"registry", "tasks", "engine"},
     "serving": {"registry", "tasks"},
-    "trainers": {"registry", "tasks"},
-    "cli": {"registry", "tasks", "engine", "publishing", "serving", "trainers", "migrations"},
+    "trainers": {"registry", "tasks", "networks"},
+    "cli": {"registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "migrations"},
     "migrations": {"registry"},
 }
 # Light modules without state, which every package may import.

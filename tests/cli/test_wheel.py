@@ -20,7 +20,7 @@ from reccocktail.tasks import generate, write_domain
 pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[2]
-TYPED = ("api", "registry", "tasks", "engine", "publishing", "serving", "trainers", "cli")
+TYPED = ("api", "registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "cli")
 Run = Callable[..., str]
 
 

@@ -1,0 +1,1 @@
+"""Neural networks that training and serving share: they know tasks, and no registry."""
