@@ -210,7 +210,7 @@ def _read_group(
     cache = None
     if shared:
         beginning = torch.tensor([rows[0].prompt[:shared]]).to(model.device)
-        cache = model(beginning, use_cache=True, **_keep(model, 1)).past_key_values
+        cache = model(beginning, use_cache=True, **logits_to_keep(model, 1)).past_key_values
     most = batch_tokens if model.device.type != "cpu" else min(batch_tokens, CPU_TOKENS + shared)
 
     def read(some: list[_Row]) -> list[list[tuple[float, float]]]:
@@ -291,7 +291,7 @@ def _read_batch(
         ids.to(model.device),
         position_ids=positions.to(model.device),
         use_cache=past is not None,
-        **_keep(model, answers + 1),
+        **logits_to_keep(model, answers + 1),
         **more,
     ).logits[:, -answers - 1 :]
     return _sums(logits, rows, [answers - len(row.tree) if packs else 0 for row in rows])
@@ -381,7 +381,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _keep(model: PreTrainedModel, logits: int) -> dict[str, int]:
+def logits_to_keep(model: PreTrainedModel, logits: int) -> dict[str, int]:
     inner = getattr(model, "get_base_model", lambda: model)()  # the signature of PEFT's wrapper says nothing
     return {"logits_to_keep": logits} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
