@@ -102,8 +102,11 @@ class GatedLora(nn.Module):
 
     def coefficients(self, c: Tensor) -> Tensor:
         """c [users, width] → alpha [users, modules, metas]."""
-        plain = F.layer_norm(c, (self.config.width,))[:, None] * self.norm_weight + self.norm_bias
-        hidden = F.relu(torch.einsum("umw,mhw->umh", plain, self.hidden_weight) + self.hidden_bias)
+        # the norms' own weights go into the next layer's, so that all gates are one product
+        weight = (self.hidden_weight * self.norm_weight[:, None]).flatten(0, 1)
+        bias = self.hidden_bias + torch.einsum("mhw,mw->mh", self.hidden_weight, self.norm_bias)
+        plain = F.layer_norm(c, (self.config.width,))
+        hidden = F.relu((plain @ weight.T).unflatten(1, bias.shape) + bias)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         logits = torch.einsum("umh,mkh->umk", hidden, self.out_weight) + self.out_bias
         alpha = F.softmax(logits / self.config.temperature, dim=-1)

@@ -48,8 +48,8 @@ def test_a_users_lora_and_checkpoint_say_what_the_gated_model_says(base, make_ad
 
     spirit = make_adapter(base, 1)
     personalise(base, net, alpha[0], tmp_path / "mixed", ADAPTER, spirit=SpiritShare(spirit, 0.4))
-    both: Any = PeftModel.from_pretrained(loaded(base), tmp_path / "mixed").merge_and_unload()  # pyright: ignore
-    parts = [PeftModel.from_pretrained(loaded(base), folder).merge_and_unload() for folder in (spirit, tmp_path / "lora")]  # fmt: skip  # pyright: ignore
+    both: Any = PeftModel.from_pretrained(loaded(base), tmp_path / "mixed").merge_and_unload()
+    parts = [PeftModel.from_pretrained(loaded(base), folder).merge_and_unload() for folder in (spirit, tmp_path / "lora")]  # fmt: skip
     for name, old in model.state_dict().items():
         deltas = [part.state_dict()[name] - old for part in parts]
         assert torch.allclose(both.state_dict()[name] - old, 0.4 * deltas[0] + 0.6 * deltas[1], atol=1e-5), name
