@@ -40,7 +40,7 @@ SHORT = 60  # characters of a value in a difference
 def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     """Bring the registry to what a file says.
 
-    The file lists bases, recipes, domains, adapters and aliases (docs/one-file.md). Applying it again changes nothing, and what it does
+    The file lists bases, recipes, domains, adapters, aliases and policies (docs/one-file.md). Applying it again changes nothing, and what it does
     not list stays as it is. An object that fails is reported, the others are applied, and the command exits with 1.
     """
     from ..registry.declared.applying import apply as apply_document
@@ -181,7 +181,7 @@ def _value(value: Any) -> str:
 def export(app: App, as_json: bool) -> None:
     """Print the registry as a file that `apply` reads.
 
-    Applied to an empty registry it gives the same digests, versions and aliases; builds and events are not in it. The files of
+    Applied to an empty registry it gives the same digests, versions, aliases and policies; builds and events are not in it. The files of
     bases and adapters are named by their place in this registry's store.
     """
     from ..registry.declared.exporting import export as export_registry

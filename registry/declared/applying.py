@@ -21,8 +21,9 @@ from ..redaction import redacted
 from ..registry import Registry
 from .ahead import Ahead, Ready
 from .annotating import difference
-from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, RecipeEntry
+from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, PolicyEntry, RecipeEntry
 from .outcomes import Outcome, failure, new
+from .policies import bring_policy
 from .problems import Place
 from .refusals import check_digest, check_version, nowhere, other_content
 
@@ -105,6 +106,7 @@ def apply(
         *((entry, applying.domain) for entry in document.domains),
         *((entry, applying.adapter) for entry in document.adapters),
         *((entry, applying.alias) for entry in document.aliases),
+        *((entry, applying.policy) for entry in document.policies),
     ]
     with closing(applying.ahead):
         for done, (entry, bring) in enumerate(entries):
@@ -464,6 +466,17 @@ class _Applying:
         self._on[key] = version
         changes = {"version": (before and f"v{before}", f"v{version}")}
         return replace(outcome, action="created" if before is None else "changed", changes=changes)
+
+    # policies
+
+    def policy(self, entry: PolicyEntry) -> Iterator[Outcome]:
+        try:
+            self._require("domain", entry.name, self._domains)
+        except RecCocktailError as error:
+            yield failure(Outcome("policy", entry.name, None, "failed", entry.place.line), error)
+            return
+        is_new = self._domains[entry.name] is None
+        yield bring_policy(self._registry, entry, is_new=is_new, dry_run=self._dry_run)
 
 
 def _is_known(known: Base, entry: BaseEntry) -> bool:

@@ -1,4 +1,4 @@
-"""The file that `apply` reads: bases, domains, adapters and aliases, checked whole before anything is written.
+"""The file that `apply` reads: bases, recipes, domains, adapters, aliases and policies, checked whole before anything is written.
 
 Every problem is reported with its line (YAML) or its key (JSON), all of them at once. What the file does not name stays as it is.
 """
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..catalog.gates import Requirement
 from ..catalog.references import SPIRIT, Reference, check_name, did_you_mean
+from ..catalog.serving import PROMOTIONS
 from ..errors import RecCocktailError, UsageError
 from ..strict_json import parse_written, shown
 from ..strict_yaml import parse_with_lines
@@ -99,12 +101,32 @@ class AliasEntry:
 
 
 @dataclass(frozen=True)
+class GateWish:
+    """A gate that asks for nothing is none."""
+
+    require: Requirement | None = None
+    approvals: int = 0
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """Of a domain: its gate, the alias of builds that it serves, and how builds are promoted. What is None stays as it is."""
+
+    name: str
+    place: Place
+    gate: GateWish | None = None
+    serve: str | None = None
+    promote: str | None = None
+
+
+@dataclass(frozen=True)
 class Document:
     bases: tuple[BaseEntry, ...] = ()
     recipes: tuple[RecipeEntry, ...] = ()
     domains: tuple[DomainEntry, ...] = ()
     adapters: tuple[AdapterEntry, ...] = ()
     aliases: tuple[AliasEntry, ...] = ()
+    policies: tuple[PolicyEntry, ...] = ()
 
 
 def parse_document(data: bytes, *, name: str, folder: Path, suffix: str = ".yaml") -> Document:
@@ -169,6 +191,28 @@ def _aliases(value: Any) -> list[str]:
     return [check_name("alias", name) for name in _texts(value)]
 
 
+def _alias(value: Any) -> str:
+    return check_name("alias", _text(value))
+
+
+def _promotion(value: Any) -> str:
+    if value not in PROMOTIONS:
+        raise ValueError(f"must be {' or '.join(PROMOTIONS)}")
+    return value
+
+
+def _gate(value: Any) -> GateWish:
+    if value is False:
+        return GateWish()
+    if not isinstance(value, dict) or not value or value.keys() - {"require", "approvals"}:
+        raise ValueError("must be false, or a mapping with require, approvals or both")
+    approvals = value.get("approvals", 0)
+    if isinstance(approvals, bool) or not isinstance(approvals, int) or not 0 <= approvals < 100:
+        raise ValueError("needs a number of approvals")
+    require = value.get("require")
+    return GateWish(None if require is None else Requirement.read(require), approvals)
+
+
 _ABOUT: dict[str, Callable[[Any], Any]] = {
     "description": _lone_text,
     "note": _lone_text,
@@ -194,10 +238,11 @@ _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "allow_partial": _truth,
         "scan": _truth,
     },
+    "policies": {"gate": _gate, "serve": _alias, "promote": _promotion},
 }
 """What can stand in an entry of each section, and how its value is read."""
 
-SECTIONS = ("bases", "templates", "recipes", "domains", "adapters", "aliases")
+SECTIONS = ("bases", "templates", "recipes", "domains", "adapters", "aliases", "policies")
 
 
 class _Reader:
@@ -218,6 +263,7 @@ class _Reader:
             tuple(self._domains(content)),
             tuple(self._adapters(content)),
             tuple(self._aliases(content)),
+            tuple(self._policies(content)),
         )
         self._each_once(document)
         return document
@@ -293,6 +339,13 @@ class _Reader:
                 self._problems.add(path, "names no alias: write NAME@ALIAS, or BASE:NAME@ALIAS with several bases")
             else:
                 yield AliasEntry(self._problems.place(path), ref.name, ref.alias, version, base or None)
+
+    def _policies(self, content: Mapping[str, Any]) -> Iterator[PolicyEntry]:
+        for name, entry in self._entries(content, "policies", "domain"):
+            given = self._given(("policies", name), entry, "policies")
+            if given is not None:
+                del given["about"]
+                yield PolicyEntry(name, self._problems.place(("policies", name)), **given)
 
     def _named(
         self, content: Mapping[str, Any], section: str, kind: Literal["base", "domain"]

@@ -1,4 +1,4 @@
-"""What a registry holds, as the file that `apply` reads: applied to an empty registry it gives the same digests, versions and aliases."""
+"""What a registry holds, as the file that `apply` reads: applied to an empty registry it gives the same digests, versions, aliases and policies."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..errors import InvalidArtifactError
 from ..registry import Registry
 from ..strict_json import read_object
 from .annotating import about
+from .policies import policies
 
 
 def export(registry: Registry) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def export(registry: Registry) -> dict[str, Any]:
         "recipes": _contents(registry.recipes),
         "domains": {row.name: _domain(row) for row in registry.domains.list()},
         "adapters": [_adapter(registry, row, bases) for row in registry.adapters.versions()],
+        "policies": policies(registry),
     }
     return {section: entries for section, entries in content.items() if entries}
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..catalog.records import Record
 from ..errors import RecCocktailError
 
-Kind = Literal["base", "template", "recipe", "domain", "adapter", "alias"]
+Kind = Literal["base", "template", "recipe", "domain", "adapter", "alias", "policy"]
 Action = Literal["created", "changed", "unchanged", "failed"]
 
 

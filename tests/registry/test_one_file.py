@@ -72,6 +72,8 @@ domains:
     tags: [team-a]
     links: {wiki: "https://wiki.example.org/beauty"}
   toys:
+policies:
+  beauty: {gate: {require: {metric: NDCG@3, margin: -0.02}, approvals: 1}, serve: live, promote: automatic}
 adapters:
   - {source: ./spirit, base: tiny, spirit: true, aliases: [champion]}
   - {source: ./one, base: tiny, domain: beauty, metrics: {HR@1: 0.5}, tags: [trial], note: first, description: The first}
@@ -116,6 +118,10 @@ def _state(registry: Registry) -> dict[str, Any]:
     """All that the file should bring over, read by the registry's own lists."""
     return {
         "bases": [(row.name, row.digest, row.source, row.revision, about(row)) for row in registry.bases.list()],
+        "policies": [
+            *((gate.domain, gate.version, gate.require, gate.approvals) for gate in registry.gates.list()),
+            *registry.serving.policies().values(),
+        ],
         "domains": [
             (row.name, row.title, row.data, row.trainer, row.recipe, about(row)) for row in registry.domains.list()
         ],
@@ -136,10 +142,10 @@ def test_a_file_is_applied_and_applying_it_again_changes_nothing(bring: Any, reg
     assert registry.events.list() == []
     found = bring(FILE)
     assert {name: each.action for name, each in planned.items()} == {name: each.action for name, each in found.items()}
-    assert {each.action for each in found.values()} == {"created"}
+    assert {each.action for name, each in found.items() if name != "policy beauty"} == {"created"}
     assert found.keys() == {
         "base tiny", "recipe halves@v1", "recipe house@v1", "recipe house@v2", "domain beauty", "domain toys", "adapter spirit@v1", "alias spirit@champion", "adapter beauty@v1",
-        "adapter beauty@v2", "alias beauty@champion", "alias beauty@candidate", "alias beauty@fallback",
+        "adapter beauty@v2", "alias beauty@champion", "alias beauty@candidate", "alias beauty@fallback", "policy beauty",
     }  # fmt: skip
     assert registry.domains.get("beauty").recipe == "house@v2" == planned["domain beauty"].changes["recipe"][1]
     assert registry.adapters.resolve("beauty").ref == "beauty@v2"
@@ -160,7 +166,7 @@ def test_what_moved_is_shown_before_and_after(bring: Any, registry: Registry) ->
     assert planned["domain beauty"].changes == {"title": ("Beauty", "All beauty")}
     assert planned["alias beauty@fallback"].changes == {"version": ("v1", "v2")}
     assert planned["alias beauty@oldest"].action == "created"
-    assert sum(each.action == "unchanged" for each in planned.values()) == 11
+    assert sum(each.action == "unchanged" for each in planned.values()) == 12
     assert registry.domains.get("beauty").title == "Beauty"
     assert bring(moved).keys() == planned.keys()
     assert registry.domains.get("beauty").title == "All beauty"
@@ -267,6 +273,30 @@ def test_an_exported_registry_applied_to_an_empty_one_is_the_same(
             assert _state(copy)["adapters"][1][-1], "it is archived there too"
             assert {each.action for each in bring(text, into=copy).values()} == {"unchanged"}
             assert {each.action for each in bring(text).values()} == {"unchanged"}
+
+
+def test_policies_are_set_changed_and_removed_and_each_change_is_an_event(bring: Any, registry: Registry) -> None:
+    dry = bring(FILE, dry_run=True)["policy beauty"]
+    assert {*dry.changes} == {"gate", "serve", "promote"}
+    bring(FILE)
+    gate, served = registry.gates.get("beauty"), registry.serving.policy("beauty")
+    assert gate is not None
+    assert gate.requirement is not None
+    assert (gate.requirement.metric, gate.requirement.margin, gate.approvals) == ("NDCG@3", -0.02, 1)
+    assert (served.alias, served.promote) == ("live", "automatic")
+    again = bring("policies: {beauty: {gate: {approvals: 2}}}")["policy beauty"]
+    assert again.action == "changed"
+    assert [each.approvals for each in registry.gates.history("beauty")] == [2, 1]
+    assert registry.serving.policy("beauty") == served
+    assert bring("policies: {beauty: {gate: {approvals: 2}}}")["policy beauty"].action == "unchanged"
+    bring("policies: {beauty: {gate: false}}")
+    assert registry.gates.get("beauty") is None
+    assert bring("policies: {beauty: {gate: false}}")["policy beauty"].action == "unchanged"
+    refused = bring("policies: {nowhere: {promote: manual}, beauty: {serve: candidate}}")
+    assert {each.error and each.error["code"] for each in refused.values()} == {"not_found", "usage"}
+    for wrong in ("{gate: yes}", "{gate: {require: {metric: F1}}}", "{promote: often}", "{gates: false}"):
+        with pytest.raises(UsageError, match="policies"):
+            bring(f"policies: {{beauty: {wrong}}}")
 
 
 def test_without_its_source_the_bytes_come_from_the_store(
