@@ -1,4 +1,4 @@
-"""How long the registry's questions take on a company's registry: 100,000 versions, 1,000 domains, 1,000,000 events.
+"""How long the registry's questions take on a company's registry: 100,000 versions, each evaluated, 1,000 domains, 1,000,000 events.
 
 Rows are written as the tables take them, past the Python code but not past the database's rules; only on PostgreSQL the events
 are loaded as from a backup, with triggers off, since a million moves of aliases in one transaction are nobody's. Times are
@@ -25,22 +25,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reccocktail.engine.records import FILE, compare
 from reccocktail.publishing.outdated import overview
 from reccocktail.registry import Registry, Settings
 from reccocktail.registry.catalog.adapters import AdapterFilter
+from reccocktail.registry.catalog.evaluations import EvaluationFilter
 from reccocktail.registry.catalog.filters import MetricBound
-from reccocktail.registry.database.tables import AdapterRow, EventRow
+from reccocktail.registry.database.tables import AdapterRow, EvaluationRow, EventRow
 from reccocktail.tasks import generate, write_domain
 from safetensors.numpy import save_file
 from sqlalchemy import event as listening
 from sqlalchemy import insert, select, text
 
 CHUNK = 5_000
+USERS = 2_000  # of an evaluation
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = {
     "resolve domain@champion": 2,
     "adapter list, first page": 20,
     "status, all domains, warm": 1000,
+    "evaluation list, first page": 20,
+    "evaluation list, best first": 20,
+    "evaluation list, of a domain": 20,
+    "evaluation compare, two versions": 300,
+    "build list, first page": 20,
 }  # milliseconds
 COLD = "status, all domains, cold"
 
@@ -173,6 +181,7 @@ def fill(registry: Registry, folder: Path, domains: int, versions: int, events: 
             )
             session.execute(text("SET LOCAL session_replication_role = origin"))
     build_all(registry)
+    evaluate_all(registry, folder, versions)
     with registry._database.writing() as session:
         session.execute(text("ANALYZE"))
 
@@ -188,6 +197,43 @@ def build_all(registry: Registry) -> None:
         registry.builds.claim("bench", build_id=build.id)
         build = registry.builds.succeed(build.id, "bench", digest, {"spirit": 0.5, "ingredient": 0.5}, {})
         registry.publications.add(build, f"acme/{domain.name}-cocktail", build.id.ljust(40, "0"))
+
+
+def evaluate_all(registry: Registry, folder: Path, versions: int) -> None:
+    """An evaluation of every version on 2,000 users; all have one of two files of ranks, which a comparison reads."""
+    ranks = [make_ranks(registry, folder / f"ranks-{seed}", seed) for seed in (0, 1)]
+    on_base = registry.bases.get("tiny").digest
+    common = {"system": "adapter", "on_base": on_base, "split": "test", "mode": "pmi:1", "dtype": "float32"}
+    common |= {"task_digest": "sha256:task", "task": {"split": "test", "n_negatives": 9, "seed": 42, "limit": USERS}}
+    common |= {"questions": "sha256:questions", "users": USERS, "detail": {}, "version": "0.1.0"}
+    with registry._database.writing() as session:
+        names = dict(session.execute(text("SELECT id, name FROM domains")).all())
+        adapters = select(AdapterRow.domain_id, AdapterRow.version, AdapterRow.digest)
+        rows = [
+            common
+            | {
+                "key": f"{domain}-{version}",
+                "weights": digest,
+                "label": f"{names[domain]}@v{version}",
+                "domain_id": domain,
+                "metrics": {
+                    name: {"mean": version / versions / k, "low": 0.0, "high": 1.0, "n": USERS}
+                    for k, name in ((2, "HR@1"), (1, "NDCG@3"))
+                },
+                "ranks": ranks[version % 2],
+                "created_at": BEGAN + timedelta(days=version),
+                "created_by": "bench",
+            }
+            for domain, version, digest in session.execute(adapters.where(AdapterRow.role == "ingredient"))
+        ]
+        for start in range(0, len(rows), CHUNK):
+            session.execute(insert(EvaluationRow), rows[start : start + CHUNK])
+
+
+def make_ranks(registry: Registry, folder: Path, seed: int) -> str:
+    folder.mkdir()
+    save_file({"ranks": np.random.default_rng(seed).integers(0, 10, USERS, dtype=np.int32)}, folder / FILE)
+    return registry.store.add_folder(folder).digest
 
 
 def make_base(folder: Path) -> Path:
@@ -253,6 +299,13 @@ def ask(kind: str, registry: Registry, domains: int, versions: int) -> dict[str,
         "adapter list, by text nobody wrote": (20, lambda: adapters.list(AdapterFilter(text="no such words"))),
         "adapter log, of a domain": (100, lambda: adapters.log(domain())),
         "adapter log, of a version": (100, lambda: adapters.log(version())),
+        "adapter list, best measured first": (100, lambda: adapters.list(sort="NDCG@3")),
+        "adapter list, best of a domain": (100, lambda: adapters.list(AdapterFilter(domain=domain()), sort="NDCG@3")),
+        "evaluation list, first page": (100, lambda: registry.evaluations.list()),
+        "evaluation list, best first": (100, lambda: registry.evaluations.list(sort="NDCG@3")),
+        "evaluation list, of a domain": (100, lambda: registry.evaluations.list(EvaluationFilter(domain=domain()))),
+        "evaluation compare, two versions": (20, lambda: compared(registry, domain())),
+        "build list, first page": (100, lambda: registry.builds.list()),
         "builds that a version reached": (100, lambda: adapters.reached(adapters.resolve(domain()))),
         COLD: (1, lambda: overview(registry)),
         "status, all domains, warm": (5, lambda: overview(registry)),
@@ -274,6 +327,11 @@ def ask(kind: str, registry: Registry, domains: int, versions: int) -> dict[str,
         ratio = middle / found["SELECT 1"]["p50_ms"]
         print(f"{what:38} {middle:9.2f} {worst:9.2f} {ratio:11.1f} {queries or '':>8} {limit or '':>9}", flush=True)
     return found
+
+
+def compared(registry: Registry, domain: str) -> None:
+    one, other = registry.evaluations.list(EvaluationFilter(domain=domain), limit=2)
+    compare(registry, one, other)
 
 
 def timed(question: Callable[[], Any]) -> float:
