@@ -13,9 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
-from reccocktail.registry.database.tables import login_name
-from reccocktail.registry.digests import digest_of_json
-from reccocktail.registry.strict_json import WRITTEN_LIMIT, parse_written, regular_bytes
+from ...registry.database.tables import login_name
+from ...registry.digests import digest_of_json
+from ...registry.strict_json import WRITTEN_LIMIT, parse_written, regular_bytes
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)

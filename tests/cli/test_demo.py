@@ -24,7 +24,7 @@ def test_the_demo_resumes_after_ctrl_c_runs_to_its_last_table_and_a_second_time_
         "hint: run the same command again",
     ]
     shown = on_terminal(*words, **how, lines=60)
-    assert shown.ends(900) == 0
+    assert shown.ends(900) == 0, "\n".join(shown.screen)
     assert "training spirit" in shown.written
     assert "Loading weights" not in shown.written  # the bar of a library would run into ours
     for label in ("base model", "spirit alone", "ingredient alone", "average", "cocktail"):

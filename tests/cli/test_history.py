@@ -153,7 +153,7 @@ def test_an_archived_version_comes_back(moved: Any) -> None:
     assert "archived" in moved("adapter", "list").out
     assert "active again" in moved("adapter", "archive", "skin-care@v2", "--undo").err
     assert moved("adapter", "show", "skin-care", "--json").json["ref"] == "skin-care@v2"
-    assert "--force is for archiving" in moved("adapter", "archive", "skin-care@v2", "--undo", "--force", code=2).err
+    moved("adapter", "archive", "skin-care@v2", "--undo", "--force", code=2)
 
 
 def test_an_adapter_of_the_build_that_is_served_is_in_use(built: Any) -> None:
