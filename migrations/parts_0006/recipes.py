@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
+
 from ...registry.database.tables import login_name
 from ...registry.digests import digest_of_json
 from ...registry.strict_json import WRITTEN_LIMIT, parse_written, regular_bytes
