@@ -75,7 +75,7 @@ def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: b
     def show_rows() -> None:
         columns = ["when (UTC)", "who", "what", "of", "detail"]
         empty = "there is no such event" if after is None else "there are no earlier events"
-        table(columns, rows, empty=empty, spare=("detail",), cut=("detail",))
+        table(columns, rows, empty=empty)
         page([event.id for event in found], limit)
 
     answer(as_json, [event.to_json() for event in found], show_rows)

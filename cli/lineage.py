@@ -111,8 +111,13 @@ def passed(detail: Mapping[str, Any]) -> str:
 
 
 def happened(event: Event) -> str:
+    """What became of an adapter or an alias, what was edited, and by which gate or in spite of it why."""
     noun, _, verb = event.kind.partition(".")
-    if noun != "alias":
-        return f"{event.subject} {verb}"
-    alias = event.subject.partition("@")[2]
-    return f"{alias}: {event.detail.get('from', 'none')} → {event.detail.get('to', 'none')}"
+    detail = event.detail
+    if noun == "alias":
+        alias = event.subject.partition("@")[2]
+        text = f"{alias}: {detail.get('from', 'none')} → {detail.get('to', 'none')}"
+    else:
+        changed = detail.get("changed")
+        text = f"{event.subject} {verb}" + (f": {_pairs(changed)}" if isinstance(changed, Mapping) else "")
+    return "; ".join(filter(None, [text, passed(detail)]))

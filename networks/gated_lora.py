@@ -190,15 +190,6 @@ class GatedLora(nn.Module):
         }
 
 
-def shapes_in(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """(out, in) of each gated module, from the shapes of `GatedLora.tensors`, in the file's order of names.
-
-    What it gives is as wrong as the file; `fill` finds out.
-    """
-    modules = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-    return {name: (tensors.get(f"{name}.lora_B", (0, 0))[1], tensors[f"{name}.lora_A"][-1]) for name in modules}
-
-
 def _uniform(fan_in: int, *shape: int) -> nn.Parameter:
     """As nn.Linear begins."""
     return nn.Parameter(torch.empty(*shape).uniform_(-1, 1) / math.sqrt(fan_in))

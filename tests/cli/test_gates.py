@@ -62,7 +62,7 @@ def hits(share: float) -> np.ndarray:
     return np.where(np.random.default_rng(0).random(USERS) < share, 0, 5)
 
 
-def test_champion_moves_only_to_what_passes_and_the_event_says_why(shop: Any) -> None:
+def test_champion_moves_only_to_what_passes_and_the_event_says_why(shop: Any, on_warm_terminal: Any) -> None:
     move = ("adapter", "alias", "skin-care@v1", "champion")
     shop("domain", "gate", "skin-care", "--require", "metric=HR@1,margin=0.02")
     error = refused(shop, *move)
@@ -88,6 +88,10 @@ def test_champion_moves_only_to_what_passes_and_the_event_says_why(shop: Any) ->
     shop("adapter", "alias", "skin-care@v2", "champion", "--override", "the campaign starts today")
     (event,) = shop("log", "--kind", "alias.moved", "--json").json
     assert event["detail"]["override"] == "the campaign starts today"
+    for words in (("log", "--kind", "alias.moved"), ("adapter", "log", "skin-care@champion")):  # whole at 80 columns
+        shown = on_warm_terminal(*words, environment=shop.environment(), folder=shop.folder)
+        assert shown.ends(120) == 0
+        assert {"campaign", "starts", "today"} <= {*" ".join(shown.screen).split()}
     shop(*move)  # which is better than what is champion now
     event = shop("log", "--kind", "alias.moved", "--limit", "1", "--json").json[0]
     assert [each["evaluation"] for each in event["detail"]["against"]] == [worse]
