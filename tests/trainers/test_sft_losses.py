@@ -17,7 +17,7 @@ from reccocktail.tasks.scores import Score, score_parts
 from reccocktail.trainers.plugin import TrainerError, TrainingJob
 from reccocktail.trainers.sft import objective, tuning, validation
 from reccocktail.trainers.sft import trainer as sft
-from reccocktail.trainers.sft.losses import IGNORED, ChoiceLoss, title_scores
+from reccocktail.trainers.sft.losses import IGNORED, ChoiceLoss, ContrastLoss, title_scores
 from reccocktail.trainers.sft.options import SftOptions
 from reccocktail.trainers.sft.trainer import SftTrainer
 from safetensors.torch import load_file
@@ -178,6 +178,26 @@ def choice_oracle(tuner, batch, titles, barred, temperature):
     return nats / len(titles)
 
 
+def contrast_oracle(tuner, batch, titles, barred, temperature):
+    """Mean over examples; each title scored by itself behind every prompt of the batch whose user neither took nor asks for it."""
+    end, nats = end_of_turn(tuner.processing_class, [{"role": "user", "content": "x"}]), 0
+    prompts = [prompt for prompt, _ in split_rows(batch)]
+    for row, title in enumerate(titles):
+        tokens = tuner.processing_class(title + end, add_special_tokens=False)["input_ids"]
+        scores, place = [], None
+        for other, prompt in enumerate(prompts):
+            if other != row and (wording(titles[other]) == wording(title) or wording(title) in barred[other]):
+                continue
+            place = len(scores) if other == row else place
+            logp = torch.log_softmax(logits_of(tuner, prompt + tokens), 1)
+            scores.append(sum(logp[len(prompt) + n - 1, token] for n, token in enumerate(tokens)))
+        nats = nats - torch.log_softmax(torch.stack(scores) / temperature, 0)[place]
+    return nats / len(titles)
+
+
+ORACLES = {"choice": (ChoiceLoss, choice_oracle), "contrast": (ContrastLoss, contrast_oracle)}
+
+
 def told_by_batch(tuner, batch):
     """Right titles of a batch, and what their users took before and may be asked for in training."""
     shop = generate("skin-care", users=20)
@@ -193,15 +213,20 @@ def told_by_batch(tuner, batch):
 
 @pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float64, 1.0), (torch.float64, 4.0), (torch.float32, 1.0)])
-def test_choice_loss_and_gradients_are_those_of_titles_scored_one_by_one(make_tuner, dtype, temperature, packs):
-    tuner = make_tuner(loss="choice", temperature=temperature, dtype=dtype)
+@pytest.mark.parametrize("loss", ORACLES)
+def test_losses_of_a_batch_and_their_gradients_are_those_of_titles_scored_one_by_one(
+    make_tuner, loss, dtype, temperature, packs
+):
+    tuner = make_tuner(loss=loss, temperature=temperature, dtype=dtype)
+    kind, oracle = ORACLES[loss]
+    assert type(tuner.objective) is kind
     assert tuner.objective.packs
-    tuner.objective = ChoiceLoss(tuner.objective.choices, temperature, packs)
+    tuner.objective = kind(tuner.objective.choices, temperature, packs)
     batch = first_batch(tuner)
     titles, barred = told_by_batch(tuner, batch)
     assert any(wording(t) in b for b in barred for t in titles)  # so that leaving out matters
     ours = tuner.compute_loss(tuner.model, batch)
-    theirs = choice_oracle(tuner, batch, titles, barred, temperature)
+    theirs = oracle(tuner, batch, titles, barred, temperature)
     assert_same(tuner, ours, theirs, 1e-9 if dtype == torch.float64 else 2e-4)
 
 
@@ -259,6 +284,8 @@ def test_a_step_of_the_choice_loss_is_the_mean_over_its_examples(make_tuner, tra
         {"loss": "choice", "micro_batch": 1},
         {"loss": "choice", "template": "pick-one"},
         {"loss": "choice", "template": "top-five"},
+        {"loss": "contrast", "micro_batch": 1},
+        {"loss": "contrast", "template": "pick-one"},
         {"loss": "masked", "template": "top-five"},
     ],
 )

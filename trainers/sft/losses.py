@@ -116,6 +116,11 @@ class ChoiceLoss:
     packs: bool = True
 
     def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        scores, right, other = self._compared(batch, logits)
+        return scores.masked_fill(~(right | other), -torch.inf).logsumexp(dim=1) - scores[right]
+
+    def _compared(self, batch: Batch, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each prompt with each title, [examples, titles]: the score, whether it is the right one, and whether it is a negative."""
         own = [self.choices[number] for number in batch[NUMBER].tolist()]
         titles = list({choice.title: choice for choice in own}.values())
         device = batch["labels"].device
@@ -125,7 +130,23 @@ class ChoiceLoss:
         other = torch.tensor(
             [[title.words not in {choice.words, *choice.taken} for title in titles] for choice in own], device=device
         )
-        return scores.masked_fill(~(right | other), -torch.inf).logsumexp(dim=1) - scores[right]
+        return scores, right, other
+
+
+class ContrastLoss(ChoiceLoss):
+    """Cross-entropy of the right history among the histories of a batch, by log P of its title, divided by `temperature`.
+
+    What a title is worth without a history cancels out, as it does in the score `pmi`: the optimum is log P(title | history) less
+    log P(title), up to what depends on the title alone (InfoNCE, arXiv 1807.03748). Histories whose title says the same, or whose
+    user has taken it, are left out.
+    """
+
+    def nats(self, batch: Batch, logits: Logits) -> torch.Tensor:
+        scores, right, other = self._compared(batch, logits)
+        column = right.int().argmax(dim=1)  # of each example's own title
+        compared = scores[:, column].T  # [examples, histories]
+        allowed = other[:, column].T | torch.eye(len(column), dtype=torch.bool, device=scores.device)
+        return compared.masked_fill(~allowed, -torch.inf).logsumexp(dim=1) - compared.diagonal()
 
 
 def title_scores(

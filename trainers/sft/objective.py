@@ -11,7 +11,7 @@ from ...tasks.candidates import wording
 from ...tasks.prompts import ANSWER_MARK, shown_titles
 from ...tasks.ranking import closing, packs_answers, title_trie, token_ids
 from ..plugin import TrainerError
-from .losses import IGNORED, AnswerLoss, Choice, ChoiceLoss, Loss, MaskedLoss
+from .losses import IGNORED, AnswerLoss, Choice, ChoiceLoss, ContrastLoss, Loss, MaskedLoss
 from .options import SftOptions
 from .pool import Sourced
 
@@ -24,9 +24,10 @@ def make_loss(options: SftOptions, sourced: Sequence[Sourced], tokenizer: Any, m
         case "masked":
             tries = _tries(tokenizer)
             return MaskedLoss([tries(each) for each in sourced], options.temperature)
-        case "choice":
+        case "choice" | "contrast":
             choices = _choices(tokenizer)
-            return ChoiceLoss([choices(each) for each in sourced], options.temperature, packs_answers(model))
+            kind = ChoiceLoss if options.loss == "choice" else ContrastLoss
+            return kind([choices(each) for each in sourced], options.temperature, packs_answers(model))
 
 
 def check_answers(loss: Loss, labels: Sequence[Sequence[int]], first: int = 0) -> None:

@@ -38,16 +38,19 @@ class SftOptions(BaseModel):
         ),
     ] = {}
     loss: Annotated[
-        Literal["answer", "masked", "choice"],
+        Literal["answer", "masked", "choice", "contrast"],
         Field(
             description="answer: every token of the right title, among all tokens; masked: among those alone that continue"
-            " some title of the domain's catalogue; choice: the right title among those of the forward pass"
+            " some title of the domain's catalogue; choice: the right title among those of the forward pass; contrast: the right"
+            " history among those of the forward pass, which is what the score pmi asks"
         ),
     ] = "answer"
     temperature: Annotated[
         float,
         Field(
-            gt=0, allow_inf_nan=False, description="of masked and choice: logits, or titles' scores, are divided by it"
+            gt=0,
+            allow_inf_nan=False,
+            description="of masked, choice and contrast: logits, or titles' scores, are divided by it",
         ),
     ] = 1.0
     epochs: Annotated[int, Field(ge=1, description="passes over the examples")] = 2
@@ -99,5 +102,5 @@ class SftOptions(BaseModel):
     @model_validator(mode="after")
     def _temperature_has_a_use(self) -> SftOptions:
         if self.loss == "answer" and self.temperature != 1:
-            raise ValueError("temperature is for loss=masked and loss=choice; loss=answer has none")
+            raise ValueError("temperature is for the losses masked, choice and contrast; loss=answer has none")
         return self

@@ -38,8 +38,8 @@ def check_template(options: SftOptions, template: Template) -> None:
             f"loss={options.loss} learns one title, and template {template.name!r} answers with {template.answers}",
             hint="-o loss=answer, or a template with one answer such as next-title",
         )
-    if options.loss == "choice" and template.lists_candidates:
+    if options.loss in ("choice", "contrast") and template.lists_candidates:
         raise TrainerError(
-            f"loss=choice takes its negatives from the batch, and template {template.name!r} shows others in the prompt",
+            f"loss={options.loss} takes its negatives from the batch, and template {template.name!r} shows others in the prompt",
             hint="-o loss=answer or masked, or a template without {candidates} such as next-title",
         )

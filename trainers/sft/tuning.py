@@ -26,7 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from ...registry.errors import InvalidArtifactError
 from ...registry.strict_json import OWN_LIMIT, read_object
 from ..plugin import TrainerError, TrainingJob
-from .losses import IGNORED, NUMBER, AnswerLoss, ChoiceLoss, Loss
+from .losses import IGNORED, NUMBER, AnswerLoss, ChoiceLoss, ContrastLoss, Loss
 from .objective import check_answers
 from .validation import CandidateQuestions, batches_of_like_length, figures
 
@@ -129,7 +129,8 @@ class Tuner(SFTTrainer):
         told: Any = self.accelerator, partial(self._logits, model), self._sign_of_life
         if isinstance(self.objective, ChoiceLoss):
             assert self.candidates is not None
-            loss = self.candidates.choice(self.candidates.likelihoods(*told), self.objective.temperature)
+            scored = self.candidates.pmi if isinstance(self.objective, ContrastLoss) else self.candidates.likelihoods
+            loss = self.candidates.choice(scored(*told), self.objective.temperature)
         else:
             batches = batches_of_like_length([len(ids) for ids in rows["input_ids"]])
             loss = figures(self.accelerator, batches, lambda batch: self._validated(rows, batch)).mean().item()
@@ -325,7 +326,7 @@ def learn_by(trainer: Tuner, loss: Loss) -> None:
         )
     if isinstance(loss, ChoiceLoss) and trainer.args.per_device_train_batch_size < 2:
         raise TrainerError(
-            "loss=choice tells a title from the others of a forward pass, and there is one example in each",
+            "loss=choice and loss=contrast compare the examples of a forward pass, and there is one in each",
             hint="-o micro_batch=2 or more; with several processes, a larger batch_size",
         )
     first = 0
