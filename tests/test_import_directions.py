@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "migrations": {"registry"},
 }
 # Light modules without state, which every package may import.
-SHARED = {"registry.errors", "registry.strict_json", "registry.strict_yaml"}
+SHARED = {"registry.errors", "registry.strict_json", "registry.strict_yaml", "registry.artifacts.bundles"}
 # Alembic runs these files by their path, so they are in no package from which an import could be relative.
 RUN_BY_PATH = {ROOT / "migrations" / "env.py", *(ROOT / "migrations" / "versions").glob("[0-9]*.py")}
 

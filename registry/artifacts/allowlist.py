@@ -77,6 +77,11 @@ def is_of_adapter(name: str) -> bool:
     return is_of_base(name) or matches(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *_PAPERS, *_OF_TRAINING))
 
 
+def is_beside_bundle(name: str) -> bool:
+    """May lie in a bundle's folder beside what its manifest lists."""
+    return matches(name, (*_CARD, *_PAPERS, *_OF_TRAINING, *_SIGNATURE)) or _is_legal(name)
+
+
 def is_published(name: str) -> bool:
     """May go to the Hub with a build or an adapter, or be found there."""
     return is_of_adapter(name) or matches(name, ("*.safetensors", INDEX, *_SIGNATURE, *_PLOTS))
