@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..tasks import ClickData, ClickRow, ClickScores, TaskError, roc_auc
+from ..tasks.torch_threads import one_torch_thread
 from .click_fields import UNKNOWN, ClickBatch, ClickEncoder, ClickVocabulary, padded_table
 
 WEIGHTS, MANIFEST = "din.safetensors", "din.json"
@@ -67,12 +68,12 @@ class TargetAttention(nn.Module):
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
         """`target` [rows, width], `history` [rows, places, width], `mask` [rows, places] -> [rows, width]."""
-        of_t, of_h, of_difference, of_product = self.first.weight.chunk(
-            4, dim=1
-        )  # the same as on [t, h, t − h, t · h], in half the work
-        read = F.linear(history, of_h - of_difference) + F.linear(target[:, None] * history, of_product)
-        weights = self.last(F.relu(read + F.linear(target, of_t + of_difference, self.first.bias)[:, None]))
-        return (weights * mask[..., None] * history).sum(dim=1)
+        of_t, of_h, of_difference, of_product = self.first.weight.chunk(4, dim=1)
+        # equal to a product with [t, h, t − h, t · h], for a third of the work: what a target multiplies is the same for all of its history
+        of_row = (of_h - of_difference) + target[:, None] * of_product
+        read = torch.baddbmm(F.linear(target, of_t + of_difference, self.first.bias)[:, None], history, of_row.mT)
+        weights = self.last(F.relu(read)).squeeze(-1) * mask
+        return (weights[:, None] @ history).squeeze(1)
 
 
 class Din(nn.Module):
@@ -124,12 +125,14 @@ class Din(nn.Module):
         """The user's fields [rows, …], the target [rows, 3 · width], the history [rows, places, 3 · width] and its mask."""
         known = [table(batch.profile[:, place]) for place, table in enumerate(self.profile)]
         user = torch.cat([self.users(self._dropped(batch.user)), *known], dim=-1)
-        rows, places = batch.history.shape
-        numbers, at = torch.cat([batch.target, batch.history.flatten()]).unique(return_inverse=True)
+        numbers, at = torch.cat([batch.target[:, None], batch.history], dim=1).unique(return_inverse=True)
         vectors = self._items_of(numbers)
-        target, items = vectors[at[:rows]], vectors[at[rows:]].reshape(rows, places, -1)
-        history = F.relu(self.taken(torch.cat([items, self.ratings(batch.ratings)], dim=-1)))
-        return user, target, history, (batch.ratings > 0).to(history.dtype)
+        of_items, of_ratings = self.taken.weight.split([vectors.shape[1], self.options.embedding], dim=1)
+        # equal to `taken` of [item; rating] in every place, once for each item and each rating
+        items = F.embedding(at[:, 1:], F.linear(vectors, of_items, self.taken.bias))
+        ratings = F.embedding(batch.ratings, F.linear(self.ratings.weight, of_ratings))
+        history = F.relu(items + ratings)
+        return user, F.embedding(at[:, 0], vectors), history, (batch.ratings > 0).to(history.dtype)
 
     def _items_of(self, numbers: Tensor) -> Tensor:
         """[items] -> [items, 3 · width]: the id's embedding, the mean of those of its title's words, and of its categories."""
@@ -193,7 +196,8 @@ class FrozenDin:
         self, rows: Sequence[ClickRow], function: Callable[[ClickBatch], Tensor], empty: tuple[int, ...]
     ) -> Tensor:
         some = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
-        found = [function(self._encoder.encode(each)) for each in some]
+        with one_torch_thread():
+            found = [function(self._encoder.encode(each)) for each in some]
         return torch.cat(found) if found else torch.empty(empty, dtype=torch.float64)
 
     def without_users(self) -> FrozenDin:
@@ -244,7 +248,7 @@ def train_din(
     *,
     progress: Progress = lambda done, total: None,
 ) -> FrozenDin:
-    """Trained on all training rows by AdamW; the weights of the epoch with the best validation ROC AUC are kept.
+    """Trained on all training rows by AdamW, on one thread; the weights of the epoch with the best validation ROC AUC are kept.
 
     `progress` receives (batches done, batches at most). Raises OneClassError where the validation rows are all alike.
     """
@@ -252,7 +256,7 @@ def train_din(
     encoder = ClickEncoder(vocabulary, options.length)
     exam = _Exam(encoder.encode(clicks.validation), _scored(clicks.validation, np.full(len(clicks.validation), 0.5)))
     labels = torch.tensor([float(bool(row.label)) for row in clicks.train])
-    with torch.random.fork_rng(devices=[]):
+    with one_torch_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Din(vocabulary, options)
         _fit(model, encoder.encode(clicks.train), labels, exam, progress)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from ...registry.artifacts.facts import BaseFacts
 from ...registry.artifacts.inspect import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ...tasks.torch_threads import one_torch_thread
 from ..errors import MergeError
 from .adapter_mix import AdapterMix
 from .adapter_plan import AdapterPlan
 from .adapter_tensors import Entry, Made, entries
-from .blocks import one_torch_thread_each
 from .checkpoint import Shard, bytes_of, write_from
 from .plan import Mix
 from .reports import AdapterReport, AdapterTensorReport
@@ -69,7 +69,7 @@ def _made(planned: Sequence[Entry], threads: int) -> Generator[tuple[Entry, Made
     Each is made by one thread alone, since how many share in a factorisation shows in its last bits.
     """
     waiting: deque[tuple[Entry, Future[Made]]] = deque()
-    with one_torch_thread_each(), ThreadPoolExecutor(threads) as pool:
+    with one_torch_thread(), ThreadPoolExecutor(threads) as pool:
         try:
             for entry in planned:
                 waiting.append((entry, pool.submit(entry.make)))

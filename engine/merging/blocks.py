@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -96,14 +95,3 @@ class Countdown:
         with self._lock:
             self._count -= 1
             return self._count == 0
-
-
-@contextmanager
-def one_torch_thread_each() -> Iterator[None]:
-    """Threads work on different tensors; letting each GEMM spawn threads of its own would only make them fight."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -28,8 +28,9 @@ from ...registry.artifacts.facts import BaseFacts
 from ...registry.artifacts.lora import LoraModule
 from ...registry.artifacts.safetensors import read_header
 from ...registry.digests import file_digest
+from ...tasks.torch_threads import one_torch_thread
 from ..errors import InsufficientResourcesError
-from .blocks import BLOCK_BYTES, BufferPool, Countdown, ShardScheduler, one_torch_thread_each
+from .blocks import BLOCK_BYTES, BufferPool, Countdown, ShardScheduler
 from .checkpoint import Shard, StoredFile, copy_range, read_into, torch_dtype
 from .plan import Mix, Target, matrix
 from .reports import MergeReport, TensorReport
@@ -67,7 +68,7 @@ def merge_all(
             result.expect_loadable(base_folder)
         _expect_space(results)
         clock = {"plan": time.perf_counter() - started}
-        with one_torch_thread_each():
+        with one_torch_thread():
             _Run(base_folder, base, results, device, threads or min(8, os.cpu_count() or 1), progress).make(clock)
     reports = []
     for result in results:

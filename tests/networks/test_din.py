@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reccocktail.networks.din import DinOptions, FrozenDin, TargetAttention, train_din
+from reccocktail.networks.click_fields import ClickEncoder, ClickVocabulary
+from reccocktail.networks.din import Din, DinOptions, FrozenDin, TargetAttention, train_din
 from reccocktail.tasks import (
     ClickData,
     ClickOptions,
@@ -42,12 +43,17 @@ def planted() -> ClickData:
 
 @pytest.fixture(scope="module")
 def din(planted: ClickData) -> FrozenDin:
-    with_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Trained on one thread, whatever else there is: two that wait for each other on a busy machine are ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    threads: list[int] = []
     try:
-        return train_din(planted, SMALL)
+        trained = train_din(planted, SMALL, progress=lambda done, total: threads.append(torch.get_num_threads()))
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 2
+        return trained
     finally:
-        torch.set_num_threads(with_threads)
+        torch.set_num_threads(before)
 
 
 def auc(din: FrozenDin, rows: tuple[ClickRow, ...]) -> float:
@@ -105,6 +111,23 @@ def test_user_vectors_depend_on_no_other_row_and_survive_saving_bit_by_bit(
         with pytest.raises(TaskError):
             FrozenDin.load(tmp_path / "b")
         (tmp_path / "b" / name).write_bytes(whole)
+
+
+def test_history_is_relu_of_a_linear_map_of_item_and_rating_in_plain_loops(planted: ClickData):
+    rows = planted.test[:3]
+    vocabulary = ClickVocabulary.of(planted.train, planted.items)
+    torch.manual_seed(0)
+    model = Din(vocabulary, SMALL).double().eval()
+    batch = ClickEncoder(vocabulary, SMALL.length).encode(rows)
+    _, target, history, mask = model._fields(batch)
+    for row in range(len(rows)):
+        for place in range(SMALL.length):
+            item = model._items_of(batch.history[row, place : place + 1])[0]
+            read = torch.cat([item, model.ratings.weight[batch.ratings[row, place]]])
+            expected = (model.taken.weight @ read + model.taken.bias).clamp(min=0)
+            assert torch.allclose(history[row, place], expected, rtol=1e-12, atol=1e-14)
+        assert torch.equal(target[row], model._items_of(batch.target[row : row + 1])[0])
+    assert torch.equal(mask, (batch.ratings > 0).double())
 
 
 def test_attention_equals_the_papers_formula_in_plain_loops():
