@@ -43,9 +43,26 @@ if TYPE_CHECKING:
         click_user,
     )
     from .data import DataFacts, DomainData, History, Item, describe, write_domain
-    from .errors import AnswerTokenError, DataError, NoNegativesError, NoRatingsError, OneClassError, TaskError
+    from .errors import (
+        AnswerTokenError,
+        DataError,
+        EmptyHistoryError,
+        NoNegativesError,
+        NoRatingsError,
+        OneClassError,
+        TaskError,
+        UntitledItemError,
+    )
     from .filters import at_least_rated, k_core
     from .generation import GeneratedRanking, answer_ends, rank_by_generation, read_answer
+    from .history_texts import (
+        DEFAULT_HISTORY_TEMPLATE,
+        HistoryTemplate,
+        HistoryText,
+        HistoryWriter,
+        load_history_template,
+        shipped_history_templates,
+    )
     from .metrics import Interval, auc, hit_rate, mean_interval, mrr, ndcg, paired_difference, summarise
     from .popularity import known, rank_by_popularity
     from .prompts import (
@@ -80,6 +97,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLICK_METRICS",
     "DEFAULT_CLICK_TEMPLATE",
+    "DEFAULT_HISTORY_TEMPLATE",
     "DEFAULT_TEMPLATE",
     "SAMPLE_DOMAINS",
     "SCORES",
@@ -98,9 +116,13 @@ __all__ = [
     "DataError",
     "DataFacts",
     "DomainData",
+    "EmptyHistoryError",
     "Example",
     "GeneratedRanking",
     "History",
+    "HistoryTemplate",
+    "HistoryText",
+    "HistoryWriter",
     "Interval",
     "Item",
     "ItemEmbeddings",
@@ -125,6 +147,7 @@ __all__ = [
     "TaskSpec",
     "Template",
     "TitleTrie",
+    "UntitledItemError",
     "accuracy",
     "answer_ends",
     "answer_tokens",
@@ -145,6 +168,7 @@ __all__ = [
     "known",
     "list_items",
     "load_click_template",
+    "load_history_template",
     "load_template",
     "log_loss",
     "mean_interval",
@@ -173,6 +197,7 @@ __all__ = [
     "sample",
     "score_parts",
     "shipped_click_templates",
+    "shipped_history_templates",
     "shipped_templates",
     "shown_titles",
     "summarise",
@@ -221,9 +246,26 @@ _HOMES = {
         "summarise_clicks",
     ),
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
-    "errors": ("AnswerTokenError", "DataError", "NoNegativesError", "NoRatingsError", "OneClassError", "TaskError"),
+    "errors": (
+        "AnswerTokenError",
+        "DataError",
+        "EmptyHistoryError",
+        "NoNegativesError",
+        "NoRatingsError",
+        "OneClassError",
+        "TaskError",
+        "UntitledItemError",
+    ),
     "filters": ("at_least_rated", "k_core"),
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
+    "history_texts": (
+        "DEFAULT_HISTORY_TEMPLATE",
+        "HistoryTemplate",
+        "HistoryText",
+        "HistoryWriter",
+        "load_history_template",
+        "shipped_history_templates",
+    ),
     "metrics": ("Interval", "auc", "hit_rate", "mean_interval", "mrr", "ndcg", "paired_difference", "summarise"),
     "popularity": ("known", "rank_by_popularity"),
     "tfidf": ("Likeness", "rank_by_tfidf"),

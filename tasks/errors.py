@@ -45,3 +45,15 @@ class AnswerTokenError(TaskError):
     """An answer whose probability is wanted is not one token of this tokenizer, or both are the same."""
 
     code = "answer_token"
+
+
+class UntitledItemError(TaskError):
+    """An item without a title was to be put into words."""
+
+    code = "untitled_item"
+
+
+class EmptyHistoryError(TaskError):
+    """A history without items was to be put into words."""
+
+    code = "empty_history"
