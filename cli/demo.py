@@ -16,7 +16,7 @@ import click
 from .app import App, example, json_option, pass_app
 from .builds import carry_out
 from .console import answer, progress, say, size, table
-from .evaluation import warn_of_unkept
+from .measured import warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation

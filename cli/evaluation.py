@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
-from .console import answer, progress, say, table, warn
+from .click_evaluation import evaluate_clicks
+from .console import answer, say, table, warn
+from .measured import interval, system_bar, warn_of_unkept
 
 if TYPE_CHECKING:
-    from ..engine.evaluation import Comparison, Evaluation
-    from ..tasks import Interval, Split
+    from ..engine.evaluation import Comparison
+    from ..tasks import ClickOptions, Split, SplitBy
+
+SPLITS = {"rank": ("test", "cold", "validation"), "clicks": ("time", "user")}  # of each task; the first is the default
+NEGATIVES = 9
 
 
 @click.command(
@@ -21,11 +27,23 @@ if TYPE_CHECKING:
         "reccocktail evaluate popularity tfidf smollm2 spirit beauty ./merged --domain beauty",
         "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200 --against beauty@v1",
         "reccocktail evaluate smollm2 beauty --domain beauty --score constrained",
+        "reccocktail evaluate item-user-mean din smollm2 movies --domain movies --task clicks --split user --limit 500",
     )
 )
 @click.argument("systems", metavar="REF_OR_BUILD_OR_PATH...", nargs=-1, required=True)
 @click.option("--domain", metavar="D", required=True, help="Domain whose data is used.")
-@click.option("--split", type=click.Choice(["test", "cold", "validation"]), default="test", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(list(SPLITS)),
+    default="rank",
+    show_default=True,
+    help="rank: each user's next item among candidates. clicks: will a user like an item? Of the ratings in the domain's data.",
+)
+@click.option(
+    "--split",
+    type=click.Choice([name for names in SPLITS.values() for name in names]),
+    help="What is measured. rank: test (default), cold or validation. clicks: the last tenth of all rows by time (default), or of each user's.",
+)
 @click.option(
     "--score",
     "--mode",
@@ -37,11 +55,16 @@ if TYPE_CHECKING:
     " generate: parse the titles that the model writes. Default: what a build was tuned with, else pmi."
     " (--mode is the old name.)",
 )
-@click.option("--template", metavar="T", help="Prompt template: a name or a file; default: next-title.")
 @click.option(
-    "--negatives", type=click.IntRange(1), default=9, show_default=True, help="Candidates besides the target."
+    "--template",
+    metavar="T",
+    help="Prompt template: a name or a file; default: next-title, for clicks yes-no.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Use a random sample of this many users.")
+@click.option(
+    "--negatives", type=click.IntRange(1), help=f"rank: candidates besides the target.  [default: {NEGATIVES}]"
+)
+@click.option("--threshold", type=float, help="clicks: the least rating of an item that is liked.  [default: 4]")
+@click.option("--limit", type=click.IntRange(1), help="Use a random sample of this many users; of clicks, rows.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of candidates and sample.")
 @click.option("--against", metavar="SYSTEM", help="Also report each system's difference to this one.")
 @base_option
@@ -51,24 +74,30 @@ def evaluate(
     app: App,
     systems: tuple[str, ...],
     domain: str,
-    split: Split,
+    task: str,
+    split: str | None,
     score: str | None,
     template: str | None,
-    negatives: int,
+    negatives: int | None,
+    threshold: float | None,
     limit: int | None,
     seed: int,
     against: str | None,
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how well systems rank each user's next item.
+    """Measure how well systems recommend, or predict clicks.
 
-    Each target is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals. What was found is
+    Each user's next item, the target, is ranked among candidates. Reports HR@k, NDCG@k, MRR and AUC with 95 % intervals. What was found is
     recorded in the registry (`reccocktail evaluation list`); nothing that any machine has recorded is measured again.
 
     `popularity`, `tfidf` and `sasrec` are baselines from the domain's data: counts; likeness to the titles of the last ten
     items; a sequence model that reads no titles. The names are reserved: write a folder of that name with a slash, and an
     adapter with its version.
+
+    With `--task clicks` ratings are likes and dislikes, and systems give each test row a probability: roc_auc, log_loss and
+    accuracy over all rows, with intervals that draw whole users. Its baselines are `item-mean`, `item-user-mean` and `din`,
+    a network trained on all training rows.
     """
     from dataclasses import asdict
 
@@ -76,17 +105,31 @@ def evaluate(
     from ..engine.score_choice import read_score
     from ..tasks import DEFAULT_TEMPLATE
 
+    _expect_split(task, split)
+    if task == "clicks":
+        from ..engine.click_evaluation import ClickRequest
+        from ..tasks import DEFAULT_CLICK_TEMPLATE
+
+        _expect_none("rank", {"--score": score, "--negatives": negatives})
+        options, wording = _click_options(split, threshold), template or DEFAULT_CLICK_TEMPLATE
+        asked = ClickRequest(domain, systems, options, wording, limit, seed, against, base)
+        evaluate_clicks(app, asked, as_json=as_json)
+        return
+    _expect_none("clicks", {"--threshold": threshold})
     wanted = DomainEvaluation(
-        domain, systems, split, read_score(score), template or DEFAULT_TEMPLATE, negatives, limit, seed, against, base
+        domain,
+        systems,
+        cast("Split", split or "test"),
+        read_score(score),
+        template or DEFAULT_TEMPLATE,
+        negatives or NEGATIVES,
+        limit,
+        seed,
+        against,
+        base,
     )
-
-    @contextmanager
-    def bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        with progress(label, unit=unit) as shown:
-            yield shown.update
-
     with app.registry() as registry:
-        found = evaluate_domain(registry, wanted, device=app.device(), bar=bar)
+        found = evaluate_domain(registry, wanted, device=app.device(), bar=system_bar)
     results, other, chosen = found.results, found.other, found.chosen
     warn_of_unkept(results)
     if chosen is not None and chosen.unkept is not None:
@@ -107,11 +150,26 @@ def evaluate(
     answer(as_json, document, lambda: show_comparison(found))
 
 
-def warn_of_unkept(results: Sequence[Evaluation]) -> None:
-    """What could not be kept will be measured again; the figures are the same."""
-    for result in results:
-        if result.unkept is not None:
-            warn(f"the result of {result.label} was not kept, and would be measured again: {result.unkept}")
+def _expect_split(task: str, split: str | None) -> None:
+    if split is not None and split not in SPLITS[task]:
+        raise UsageError(f"--task {task} has no split {split!r}", hint=f"its splits are {', '.join(SPLITS[task])}")
+
+
+def _expect_none(task: str, given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is an option of --task {task}", hint=f"leave {name} out, or add --task {task}")
+
+
+def _click_options(split: str | None, threshold: float | None) -> ClickOptions:
+    from ..tasks import ClickOptions
+
+    options = ClickOptions(by=cast("SplitBy", split or SPLITS["clicks"][0]))
+    if threshold is None:
+        return options
+    if not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold:g} is no rating", hint="give a number, such as 4")
+    return options.model_copy(update={"threshold": threshold})
 
 
 def show_comparison(found: Comparison) -> None:
@@ -139,9 +197,3 @@ def show_comparison(found: Comparison) -> None:
                 f"{result.label} named {result.lists.entries} titles: {shares[0]:.0%} are no candidate's,"
                 f" {shares[1]:.0%} repeat an earlier one; both count as misses"
             )
-
-
-def interval(found: Interval | None, sign: str = "") -> str:
-    if found is None:
-        return ""
-    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"

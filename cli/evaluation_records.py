@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..registry.catalog.evaluations import EvaluationRecord, Weights
 
 MOST_SHOWN = 10  # evaluations of one system, beside other things
-FIRST = ("NDCG@3", "HR@1")  # of the metrics, in tables
+FIRST = ("NDCG@3", "HR@1", "roc_auc", "log_loss")  # of the metrics, in tables: those that any row has
+LESS_IS_BETTER = ("log_loss",)
 
 
 @click.group(epilog=example("reccocktail evaluation list --domain beauty --sort NDCG@3"))
@@ -34,7 +35,11 @@ def evaluation() -> None:
 )
 @click.option("--domain", metavar="D", help="Only on this domain's data.")
 @click.option("--system", metavar="REF_OR_BUILD", help="Only of this adapter, build, base model or folder.")
-@click.option("--split", type=click.Choice(["test", "cold", "validation"]), help="Only on this split.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "cold", "validation", "clicks-time", "clicks-user"]),
+    help="Only on this split; those of clicks begin with the task.",
+)
 @click.option("--score", metavar="SCORE", help="Only with this score, such as pmi or generate.")
 @click.option(
     "--metric", "metrics", metavar="BOUND", multiple=True, help="Condition such as 'NDCG@3>=0.4'; all must hold."
@@ -84,7 +89,11 @@ def list_(
 
 @evaluation.command(epilog=example("reccocktail evaluation show 12", "reccocktail evaluation show 12 --ranks --json"))
 @click.argument("id_", metavar="ID", type=click.IntRange(1))
-@click.option("--ranks", is_flag=True, help="Also print the rank of each user's item (0 is best), in order.")
+@click.option(
+    "--ranks",
+    is_flag=True,
+    help="Also print the rank of each user's item (0 is best), in order; of clicks each row's probability, and + if it was liked.",
+)
 @json_option
 @pass_app
 def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
@@ -92,13 +101,11 @@ def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
     with app.registry() as registry:
         row = registry.evaluations.get(id_)
         document = row.to_json()
-        if ranks:
-            from ..engine.records import ranks_of
-
-            document["user_ranks"] = list(ranks_of(registry, row))
+        per_row = _per_row(registry, row) if ranks else {}
+        document |= per_row
 
     def show_all() -> None:
-        hidden = ("metrics", "task", "detail", "ranks", "user_ranks")
+        hidden = ("metrics", "task", "detail", "ranks", *per_row)
         details({name: value for name, value in document.items() if name not in hidden})
         details({"task": row.task, "detail": {name: value for name, value in row.detail.items() if value}})
         details({"ranks": row.ranks})
@@ -107,10 +114,25 @@ def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
             [[n, f"{m['mean']:.3f}", _span(m)] for n, m in row.metrics.items()],
             empty="",
         )
-        if ranks:
-            click.echo(" ".join("-" if rank is None else str(rank) for rank in document["user_ranks"]))
+        if "row_scores" in per_row:
+            both = zip(per_row["row_scores"], per_row["row_labels"], strict=True)
+            click.echo(" ".join(f"{score:.3f}{'+' if liked else '-'}" for score, liked in both))
+        elif ranks:
+            click.echo(" ".join("-" if rank is None else str(rank) for rank in per_row["user_ranks"]))
 
     answer(as_json, document, show_all)
+
+
+def _per_row(registry: Registry, row: EvaluationRecord) -> dict[str, list[Any]]:
+    """Each user's rank; of clicks each row's probability, label and user, who is a number."""
+    from ..engine.click_records import is_of_clicks, scores_of
+    from ..engine.records import ranks_of
+
+    if not is_of_clicks(row):
+        return {"user_ranks": list(ranks_of(registry, row))}
+    found = scores_of(registry, row)
+    both = {"row_scores": found.scores.tolist(), "row_labels": found.labels.tolist()}
+    return both | {"row_users": found.users.tolist()}
 
 
 @evaluation.command(
@@ -129,7 +151,7 @@ def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
 def compare(
     app: App, one: str, other: str, domain: str | None, metrics: tuple[str, ...], base: str | None, as_json: bool
 ) -> None:
-    """Compare two evaluations user by user. No model runs.
+    """Compare two evaluations user by user, of clicks row by row. No model runs.
 
     A and B are ids of evaluations, or an adapter, a build or another system: then their newest evaluations on the same
     users are taken. Reports A minus B with paired 95 % intervals (bootstrap). Evaluations of different users or candidates
@@ -158,7 +180,7 @@ def compare(
             say(f"note: they were scored differently: {first.mode} and {second.mode}")
         rows = [
             [name, f"{first.metrics[name]['mean']:.3f}", f"{second.metrics[name]['mean']:.3f}",
-             f"{each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]", _verdict(each.low, each.high)]
+             f"{each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]", _verdict(name, each.low, each.high)]
             for name, each in differences.items()
         ]  # fmt: skip
         table(["metric", "A", "B", "A minus B", ""], rows, empty="they have no metric in common")
@@ -170,7 +192,9 @@ def _called(row: EvaluationRecord) -> str:
     return f"{row.label}, scored by {row.mode} (evaluation {row.id}, {row.created_at:%Y-%m-%d}, {row.created_by})"
 
 
-def _verdict(low: float, high: float) -> str:
+def _verdict(metric: str, low: float, high: float) -> str:
+    if metric in LESS_IS_BETTER:
+        low, high = -high, -low
     return "A is better" if low > 0 else "B is better" if high < 0 else "not settled"
 
 
@@ -186,7 +210,9 @@ def figure(row: EvaluationRecord, metric: str) -> str | None:
 
 def show_records(rows: Sequence[EvaluationRecord], *, empty: str, sort: str | None = None) -> None:
     """Evaluations as a table, with the metric that they are sorted by."""
-    shown: list[str] = [*([sort] if sort and sort not in FIRST else []), *FIRST]
+    measured = {name for row in rows for name in row.metrics}
+    first = [name for name in FIRST if name in measured] or list(FIRST[:2])
+    shown: list[str] = [*([sort] if sort and sort not in FIRST else []), *first]
     cells: list[list[Any]] = [
         [
             row.id,

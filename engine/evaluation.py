@@ -48,7 +48,7 @@ from .score_choice import (
     log_losses,
     losses_by_score,
 )
-from .systems import BaselineName, System, find_system
+from .systems import CLICK_BASELINES, System, find_system, place_among
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,6 @@ class DomainEvaluation:
     seed: int = 42
     against: str | None = None
     base: str | None = None
-
-    def place_of(self, found: Sequence[System]) -> int | None:
-        """Which of the systems `against` names, by its text or its label. Raises UsageError if it is none of them."""
-        names = [(text, system.label) for text, system in zip(self.systems, found, strict=True)]
-        place = next((place for place, both in enumerate(names) if self.against in both), None)
-        if self.against is not None and place is None:
-            raise UsageError(
-                f"--against {self.against} is none of the systems", hint=f"name one of {', '.join(self.systems)}"
-            )
-        return place
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,9 @@ def evaluate_domain(
             f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
         )
     found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
-    place = wanted.place_of(found)
+    place = place_among(wanted.systems, found, wanted.against)
+    if of_clicks := [system.label for system in found if system.baseline in CLICK_BASELINES]:
+        raise UsageError(f"{of_clicks[0]} predicts clicks and ranks nothing", hint="--task clicks")
     template = find_template(registry, wanted.template)
     if wanted.score == "generate" and not template.lists_candidates:
         raise UsageError(
@@ -239,7 +231,7 @@ def evaluate(
     return replace(found, unkept=unkept)
 
 
-def _baseline_measured(name: BaselineName, asked: QuestionSet, device: str, progress: Bar) -> Measured:
+def _baseline_measured(name: str, asked: QuestionSet, device: str, progress: Bar) -> Measured:
     task, questions, data = asked.task, asked.questions, asked.data
     if data is None or data.digest != task.data_digest:
         raise EvaluationError(f"{name} needs the data that the questions are about")

@@ -12,21 +12,30 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from ..registry import Registry
 from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, Measurement
 from ..registry.digests import canonical_json
 from ..registry.errors import NotFoundError, RecCocktailError, StoreError, UsageError
 from ..tasks import Interval, Question, paired_difference
+from .click_records import click_differences, is_of_clicks
 from .figures import RANKING_VERSION, QuestionSet
 from .measured import Evaluation, ListFacts, LogLosses, Measured
+from .record_files import REPAIR, store_tensors, stored_tensors
 from .systems import BASELINES, System, find_system
 
 FILE = "ranks.safetensors"
 UNRANKED = -1
 NEWEST = 200  # evaluations of a system that are looked through
+ASKED = {  # of a task, in words
+    "kind": "task",
+    "data_digest": "data",
+    "n_negatives": "negatives",
+    "threshold": "threshold",
+    "min_history": "least history",
+    "seed": "seed",
+    "limit": "limit",
+}
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,7 @@ def _store(registry: Registry, found: Evaluation) -> str:
     }
     if found.log_losses is not None:
         tensors["losses"] = np.asarray(found.log_losses.losses, dtype=np.float64)
-    with registry.store.staging("ranks") as folder:
-        (folder / FILE).write_bytes(save(tensors))
-        return registry.store.adopt(folder).digest
+    return store_tensors(registry, FILE, tensors)
 
 
 def ranks_of(registry: Registry, row: EvaluationRecord) -> tuple[int | None, ...]:
@@ -119,21 +126,12 @@ def read(registry: Registry, row: EvaluationRecord) -> Measured:
 
 
 def _tensors(registry: Registry, row: EvaluationRecord) -> Mapping[str, np.ndarray]:
-    """Of the stored file, whose bytes are those of its digest. Raises StoreError."""
-    folder = registry.store.folder(row.ranks)
-    entry = registry.store.tree(row.ranks).files.get(FILE)
-    where, hint = f"evaluation {row.id}: its ranks ({row.ranks})", "run `reccocktail store verify`, then evaluate again"
-    try:
-        data = (folder / FILE).read_bytes()
-        if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise StoreError(f"{where} are damaged in the store", hint=hint)
-        tensors = load(data)
-    except OSError as error:
-        raise StoreError(f"{where} cannot be read: {error.strerror}", hint=hint) from error
-    except SafetensorError as error:
-        raise StoreError(f"{where} are no safetensors file: {error}", hint=hint) from error
+    """Of the stored file. Raises StoreError."""
+    tensors = stored_tensors(registry, row, FILE)
     if tensors.get("ranks", np.zeros(0)).shape != (row.users,):
-        raise StoreError(f"{where} are not one for each of {row.users} users", hint=hint)
+        raise StoreError(
+            f"evaluation {row.id}: its ranks ({row.ranks}) are not one for each of {row.users} users", hint=REPAIR
+        )
     return tensors
 
 
@@ -147,13 +145,15 @@ class RecordedComparison:
 
 
 def compare(registry: Registry, one: EvaluationRecord, other: EvaluationRecord) -> RecordedComparison:
-    """Paired by user, from the stored ranks: no model runs. Raises UsageError where they did not rank the same for the same users."""
+    """Paired by user, from what is stored: no model runs. Raises UsageError where they were not asked the same of the same users."""
     if one.questions != other.questions:
         raise UsageError(
             f"evaluations {one.id} and {other.id} were not measured on the same users and candidates:"
             f" {'; '.join(apart(one, other)) or 'the data were split or sampled otherwise'}",
             hint=f"evaluate both in one command: `reccocktail evaluate A B --domain {one.domain}`",
         )
+    if is_of_clicks(one):
+        return RecordedComparison(one, other, click_differences(registry, one, other))
     names = [name for name in one.metrics if name in other.metrics]
     candidates = one.task["n_negatives"] + 1
     ranks = ranks_of(registry, one), ranks_of(registry, other)
@@ -165,8 +165,7 @@ def apart(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
     """What was asked differently, each as `name a / b`."""
     both = [(name, getattr(one, name), getattr(other, name)) for name in ("domain", "split", "users")]
     found = [f"{name} {mine} / {theirs}" for name, mine, theirs in both if mine != theirs]
-    asked = {"data_digest": "data", "n_negatives": "negatives", "seed": "seed", "limit": "limit"}
-    for name, word in asked.items():
+    for name, word in ASKED.items():
         mine, theirs = one.task.get(name), other.task.get(name)
         if mine != theirs:
             found.append(f"{word} {_brief(mine)} / {_brief(theirs)}")
@@ -191,8 +190,8 @@ def find_pair(
 
 
 def are_comparable(one: EvaluationRecord, other: EvaluationRecord) -> bool:
-    """Whether they were asked the same and scored alike; a baseline has a score of its own."""
-    alike = one.mode == other.mode or one.mode in BASELINES or other.mode in BASELINES
+    """Whether they were asked the same and scored alike; a baseline has a score of its own, and all predictions of clicks are probabilities."""
+    alike = is_of_clicks(one) or one.mode == other.mode or one.mode in BASELINES or other.mode in BASELINES
     return one.questions == other.questions and alike
 
 

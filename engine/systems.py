@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from ..networks.din import DinOptions
 from ..registry import Registry
 from ..registry.artifacts.allowlist import published_files
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.catalog.evaluations import Weights
 from ..registry.digests import digest_of_json
-from ..registry.errors import InvalidReferenceError, NotFoundError
+from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
 from ..tasks import SasRecOptions, Score
 from .errors import EvaluationError
 from .merging.plan import Part
@@ -21,11 +23,13 @@ from .score_choice import score_of_report
 
 BaselineName = Literal["popularity", "tfidf", "sasrec"]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+ClickBaselineName = Literal["item-mean", "item-user-mean", "din"]
+CLICK_BASELINES: tuple[ClickBaselineName, ...] = get_args(ClickBaselineName)
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that can rank: a checkpoint, and perhaps an adapter on top of it, or a baseline.
+    """Something that can rank, or predict clicks: a checkpoint, and perhaps an adapter on top of it, or a baseline.
 
     `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with, of whose
     result a folder may be a copy. `own` is the digest of an adapter alone, whose base is `on_base`.
@@ -35,7 +39,7 @@ class System:
     digest: str
     checkpoint: Path | None = None
     adapter: Part | None = None
-    baseline: BaselineName | None = None
+    baseline: BaselineName | ClickBaselineName | None = None
     score: Score | None = None
     own: str | None = None
     on_base: str = ""
@@ -51,7 +55,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
 
     Raises NotFoundError when it is none of them.
     """
-    if text in BASELINES:
+    if text in BASELINES or text in CLICK_BASELINES:
         return _baseline(text)
     if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
         return _folder(registry, Path(text), base)
@@ -63,12 +67,25 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" baselines are {', '.join(BASELINES)}",
+        f" baselines are {', '.join(BASELINES)}; of clicks {', '.join(CLICK_BASELINES)}",
     )
 
 
-def _baseline(name: BaselineName) -> System:
-    made_with = asdict(SasRecOptions()) if name == "sasrec" else {}
+def place_among(texts: Sequence[str], found: Sequence[System], against: str | None) -> int | None:
+    """Which of the systems `against` names, by its text or its label. Raises UsageError if it is none of them."""
+    names = [(text, system.label) for text, system in zip(texts, found, strict=True)]
+    place = next((place for place, both in enumerate(names) if against in both), None)
+    if against is not None and place is None:
+        raise UsageError(f"--against {against} is none of the systems", hint=f"name one of {', '.join(texts)}")
+    return place
+
+
+def _baseline(name: BaselineName | ClickBaselineName) -> System:
+    made_with: dict[str, Any] = {}
+    if name == "sasrec":
+        made_with = asdict(SasRecOptions())
+    elif name == "din":
+        made_with = DinOptions().model_dump()
     return System(name, digest_of_json([name, made_with]), baseline=name)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ..engine.click_records import is_of_clicks
 from ..engine.merging.card import CardEvaluation, CardMetric, CardTask
 from ..registry import Registry
 from ..registry.catalog.evaluations import EvaluationRecord, Weights
+from ..tasks import CLICK_METRICS
 
-METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR")  # of an evaluation's, in a card
+METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR", *CLICK_METRICS)  # of an evaluation's, in a card
 
 
 def evaluations_of(registry: Registry, labels: Mapping[Weights, str], own: Weights) -> tuple[CardEvaluation, ...]:
@@ -33,6 +35,13 @@ def evaluations_of(registry: Registry, labels: Mapping[Weights, str], own: Weigh
 def _evaluation(row: EvaluationRecord, label: str) -> CardEvaluation:
     metrics = {name: CardMetric(m["mean"], m["low"], m["high"]) for name, m in row.metrics.items() if name in METRICS}
     task = row.task
+    if is_of_clicks(row):
+        asked = CardTask("which items are liked", row.mode, row.split, str(task["data_digest"]), row.domain)
+        sentence = (
+            f"Which items are liked, rated {task['threshold']:g} or more: {row.detail['rows']} rows, {row.split} split,"
+            f" data {task['data_digest']}"
+        )
+        return CardEvaluation(sentence, row.users, {label: metrics}, asked=asked)
     how = "lists of titles" if row.mode == "generate" else f"ranking by {row.mode}"
     sentence = (
         f"Next purchase among {task['n_negatives'] + 1} candidates, {row.split} split,"

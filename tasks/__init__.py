@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         recent,
         shipped_click_templates,
     )
+    from .click_tasks import ClickQuestions, ClickTask, click_questions
     from .clicks import (
         ClickData,
         ClickOptions,
@@ -109,8 +110,10 @@ __all__ = [
     "ClickOptions",
     "ClickPart",
     "ClickQuestion",
+    "ClickQuestions",
     "ClickRow",
     "ClickScores",
+    "ClickTask",
     "ClickTemplate",
     "ClickUser",
     "DataError",
@@ -155,6 +158,7 @@ __all__ = [
     "auc",
     "click_data",
     "click_question",
+    "click_questions",
     "click_user",
     "describe",
     "examples",
@@ -245,6 +249,7 @@ _HOMES = {
         "roc_auc",
         "summarise_clicks",
     ),
+    "click_tasks": ("ClickQuestions", "ClickTask", "click_questions"),
     "data": ("DataFacts", "DomainData", "History", "Item", "describe", "write_domain"),
     "errors": (
         "AnswerTokenError",

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from heapq import nsmallest
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from .data import DomainData
 from .errors import TaskError
@@ -25,6 +25,8 @@ class Example:
     """
 
     __slots__ = ("_taken", "position", "user_id")
+    user_id: str
+    position: int
 
     def __init__(self, user_id: str, history: Sequence[str], target: str) -> None:
         self.user_id, self._taken, self.position = user_id, (*history, target), len(history)
@@ -83,14 +85,27 @@ def _positions(split: Split, length: int) -> range:
     raise TaskError(f"no split is called {split!r}", hint="the splits are train, validation, test and cold")
 
 
-def sample(examples: Iterable[Example], limit: int, seed: int) -> list[Example]:
+class Placed(Protocol):
+    """Something about what a user did at a place of their history, from 0."""
+
+    @property
+    def user_id(self) -> str: ...
+
+    @property
+    def position(self) -> int: ...
+
+
+Drawn = TypeVar("Drawn", bound=Placed)
+
+
+def sample(examples: Iterable[Drawn], limit: int, seed: int) -> list[Drawn]:
     """At most `limit` examples in an order that depends on the seed alone; a smaller sample is the head of a larger one."""
 
     @cache
     def beginning(user_id: str) -> str:
         return json.dumps([seed, user_id])[:-1]
 
-    def rank(example: Example) -> bytes:
+    def rank(example: Drawn) -> bytes:
         return hashlib.sha256(f"{beginning(example.user_id)}, {example.position}]".encode()).digest()
 
     return nsmallest(limit, examples, key=rank)

@@ -1,0 +1,46 @@
+"""`evaluate --task clicks`: how well systems predict which items users like."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .app import App
+from .console import answer, table
+from .measured import interval, system_bar, warn_of_unkept
+
+if TYPE_CHECKING:
+    from ..engine.click_evaluation import ClickComparison, ClickRequest
+
+
+def evaluate_clicks(app: App, wanted: ClickRequest, *, as_json: bool) -> None:
+    """Evaluate and answer, as a table or as JSON."""
+    from ..engine.click_evaluation import evaluate_clicks as evaluated
+
+    with app.registry() as registry:
+        found = evaluated(registry, wanted, device=app.device(), bar=system_bar)
+    warn_of_unkept(found.results)
+    rows = []
+    for result in found.results:
+        apart = None if found.other is None or result is found.other else result.minus(found.other)
+        against = apart and {name: asdict(each) for name, each in apart.items()}
+        rows.append(result.to_json() | {"evaluation": result.record, "against": against})
+    document = {"task": rows[0]["task"], "against": found.other and found.other.label, "systems": rows}
+    answer(as_json, document, lambda: _show(found))
+
+
+def _show(found: ClickComparison) -> None:
+    """Systems down, metrics across, each with its interval; then what sets them apart from the `other`."""
+    names = list(found.results[0].metrics)
+    rows = [
+        [result.label, *(interval(each) for each in result.metrics.values()), len(result.found.labels), result.users]
+        for result in found.results
+    ]
+    table(["system", *names, "rows", "users"], rows, empty="", right=("rows", "users"))
+    if (other := found.other) is not None:
+        rows = [
+            [result.label, *(interval(each, "+") for each in result.minus(other).values())]
+            for result in found.results
+            if result is not other
+        ]
+        table([f"minus {other.label}", *names], rows, empty="there is no other system to compare with")

@@ -1,0 +1,94 @@
+"""How well systems predict which items a domain's users like: the same rows for all, and what was recorded before is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..registry import Registry
+from ..registry.errors import UsageError
+from ..tasks import (
+    DEFAULT_CLICK_TEMPLATE,
+    ClickOptions,
+    ClickQuestions,
+    click_data,
+    click_questions,
+    load_click_template,
+    read_domain,
+)
+from .click_measured import ClickEvaluation
+from .click_records import ClickRecords
+from .click_scorers import ClickScorer, click_scorer
+from .evaluation import Bar, Bars
+from .figures import result_key
+from .systems import System, find_system, place_among
+
+
+@dataclass(frozen=True)
+class ClickRequest:
+    """An evaluation of systems on the test rows of a registered domain; `systems` are named as `find_system` reads them.
+
+    `limit` is the size of a random sample of the rows, `seed` is of it. `against` is the system that the others are compared with.
+    """
+
+    domain: str
+    systems: Sequence[str]
+    options: ClickOptions = ClickOptions()  # noqa: RUF009  immutable
+    template: str = DEFAULT_CLICK_TEMPLATE
+    limit: int | None = None
+    seed: int = 42
+    against: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class ClickComparison:
+    """The evaluation of each system in order, and the one that the others are compared with."""
+
+    results: tuple[ClickEvaluation, ...]
+    other: ClickEvaluation | None
+
+
+def evaluate_clicks(
+    registry: Registry,
+    wanted: ClickRequest,
+    *,
+    device: str,
+    bar: Bars = lambda label, unit: nullcontext(lambda done, total: None),
+) -> ClickComparison:
+    """Evaluate every system on the same rows.
+
+    `bar` is entered with (what is done, in which unit) and gives what receives the progress. Raises NotFoundError, UsageError,
+    EvaluationError and TaskError; of these NoRatingsError, NoNegativesError, OneClassError and AnswerTokenError are about clicks.
+    """
+    row = registry.domains.get(wanted.domain)
+    if row.data is None:
+        raise UsageError(
+            f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
+        )
+    systems = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
+    place = place_among(wanted.systems, systems, wanted.against)
+    scorers = [click_scorer(system, device) for system in systems]
+    template = load_click_template(wanted.template)
+    clicks = click_data(read_domain(Path(row.data), wanted.domain), wanted.options)
+    asked = click_questions(clicks, "test", template, limit=wanted.limit, seed=wanted.seed)
+    records = ClickRecords(registry, wanted.domain)
+    results = []
+    for system, scorer in zip(systems, scorers, strict=True):
+        with bar(f"predicting clicks with {system.label}", scorer.unit) as progress:
+            results.append(_evaluated(system, scorer, asked, records, progress))
+    return ClickComparison(tuple(results), None if place is None else results[place])
+
+
+def _evaluated(
+    system: System, scorer: ClickScorer, asked: ClickQuestions, records: ClickRecords, progress: Bar
+) -> ClickEvaluation:
+    """What any machine has recorded of it, or is found now and recorded; where that cannot be done, `unkept` says why."""
+    key = result_key(system, asked.task, scorer.dtype, scorer.mode)
+    known = records.find(key, asked)
+    scores = asked.scored(scorer.scores(asked, progress)) if known is None else known
+    found = ClickEvaluation(system.label, system.digest, asked.task, scorer.mode, scorer.dtype, scores)
+    record, unkept = records.add(key, system, asked, found)
+    return replace(found, record=record, unkept=unkept)

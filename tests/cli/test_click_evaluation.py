@@ -1,0 +1,162 @@
+"""`evaluate --task clicks` on a small shop with ratings, and what is recorded of it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from reccocktail.engine import click_scorers, figures
+from reccocktail.engine.systems import find_system
+from reccocktail.networks import din
+from reccocktail.publishing.measurements import evaluations_of
+from reccocktail.tasks import (
+    ClickOptions,
+    ClickScores,
+    DomainData,
+    History,
+    Item,
+    click_data,
+    click_questions,
+    load_click_template,
+    paired_click_difference,
+    read_domain,
+    roc_auc,
+    write_domain,
+)
+from reccocktail.tasks.click_baselines import score_by_means
+
+CLICKS = ("--domain", "shop", "--task", "clicks", "--split", "user")
+SMALL = din.DinOptions(embedding=4, hidden=8, attention=4, length=5, epochs=1, layers=1)
+
+
+def shop(folder: Path, *, dataset: str = "", rating: float | None = None) -> Path:
+    rng = random.Random(3)
+    items = [Item(f"i{number:02d}", f"Title {number}") for number in range(20)]
+    histories = []
+    for user in range(8):
+        taken = rng.sample(items, 14)
+        ratings = [rng.choice([1.0, 2.0, 4.0, 5.0]) if rating is None else rating for _ in taken]
+        histories.append(
+            History(f"u{user}", tuple(i.item_id for i in taken), {"ratings": ratings, "timestamps": list(range(14))})
+        )
+    write_domain(DomainData.of("shop", items, histories), folder)
+    if dataset:
+        (folder / "dataset.yaml").write_text(dataset)
+    return folder
+
+
+@pytest.fixture
+def words(tiny_base: Path, tmp_path: Path) -> Path:
+    """A template whose answers are one token each of the tiny model's tokenizer."""
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "words", "user": "{history} then {target}", "positive": "Y", "negative": "N"})
+    )
+    return path
+
+
+@pytest.fixture
+def rated(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As `prepared`, with a domain `shop` that has ratings, and a DIN that is quickly trained."""
+    monkeypatch.setattr(
+        click_scorers, "train_din", lambda clicks, progress: din.train_din(clicks, SMALL, progress=progress)
+    )
+    prepared("domain", "add", "shop", "--data", shop(tmp_path / "shop"))
+    return prepared
+
+
+def test_systems_are_compared_on_the_same_rows_and_recorded(
+    rated: Any, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", "item-mean", "din", "tiny", "skin-care", *CLICKS, "--template", words)
+    first = rated(*command, "--against", "item-mean", "--json")
+    found = first.json["systems"]
+    clicks = click_data(read_domain(tmp_path / "shop", "shop"), ClickOptions(by="user"))
+    asked = click_questions(clicks, "test", load_click_template(words))
+    expected = asked.scored(score_by_means(clicks, clicks.test, "item-mean"))
+    assert found[0]["scores"] == expected.scores.tolist()
+    assert found[0]["metrics"]["roc_auc"]["mean"] == roc_auc(expected)
+    assert [each["mode"] for each in found] == ["item-mean", "din", "answers", "answers"]
+    assert found[2]["scores"] != found[3]["scores"]
+    model = ClickScores(expected.labels, np.array(found[2]["scores"]), expected.users)
+    difference = paired_click_difference(model, expected, "log_loss")
+    assert found[2]["against"]["log_loss"] == {
+        "mean": difference.mean, "low": difference.low, "high": difference.high, "n": difference.n
+    }  # fmt: skip
+    assert first.json["task"]["kind"] == "clicks"
+    assert (found[0]["rows"], found[0]["users"]) == (len(clicks.test), 8)
+
+    monkeypatch.setattr(figures, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(click_scorers, "train_din", lambda *_, **__: pytest.fail("DIN was trained"))
+    assert rated(*command, "--against", "item-mean", "--json").json == first.json
+    rows = rated("evaluation", "list", "--split", "clicks-user", "--sort", "roc_auc", "--json").json
+    assert {row["id"] for row in rows} == {each["evaluation"] for each in found}
+    pair = rated("evaluation", "compare", "tiny", "item-mean", "--domain", "shop", "--json").json
+    assert pair["differences"] == found[2]["against"]
+    shown = rated("evaluation", "show", found[3]["evaluation"], "--ranks", "--json").json
+    assert (shown["row_scores"], shown["row_labels"]) == (found[3]["scores"], found[3]["labels"])
+    assert found[3]["label"] in rated("evaluation", "list", columns=120).out
+    with rated.registry() as registry:
+        own = find_system(registry, "skin-care").weights
+        (card,) = evaluations_of(registry, {own: "skin-care"}, own)
+    assert set(card.rows["skin-care"]) == {"roc_auc", "log_loss", "accuracy"}
+    assert card.asked is not None
+    assert (card.asked.split, card.users) == ("clicks-user", 8)
+    table = rated(*command, "--against", "item-mean", columns=160).out
+    assert "minus item-mean" in table
+    assert "roc_auc" in table
+
+
+def test_a_sample_of_rows_is_the_head_of_a_larger_one_and_not_compared_with_another(rated: Any) -> None:
+    small, large = (
+        rated("evaluate", "item-mean", "item-user-mean", *CLICKS, "--limit", limit, "--json").json["systems"]
+        for limit in (6, 8)
+    )
+    assert large[0]["labels"][:6] == small[0]["labels"]
+    refused = rated("evaluation", "compare", small[0]["evaluation"], large[1]["evaluation"], "--json", code=2)
+    assert "limit 6 / 8" in refused.json["error"]["message"]
+    rated("evaluate", "popularity", "--domain", "skin-care", "--limit", "6")
+    newest = rated("evaluation", "list", "--system", "popularity", "--json").json[0]["id"]
+    refused = rated("evaluation", "compare", small[0]["evaluation"], newest, "--json", code=2)
+    assert "task clicks / none" in refused.json["error"]["message"]
+
+
+def test_damaged_clicks_are_measured_again_and_refused_by_name(rated: Any) -> None:
+    (found,) = rated("evaluate", "item-mean", *CLICKS, "--json").json["systems"]
+    row = rated("evaluation", "show", found["evaluation"], "--json").json
+    file = rated.home / "store" / "trees" / row["ranks"].removeprefix("sha256:") / "clicks.safetensors"
+    data = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused = rated("evaluation", "show", found["evaluation"], "--ranks", "--json", code=1)
+    assert refused.json["error"]["code"] == "store"
+    assert rated("evaluate", "item-mean", *CLICKS, "--json").json["systems"][0]["scores"] == found["scores"]
+
+
+def test_what_cannot_be_clicks_is_refused_with_what_to_do(rated: Any, tmp_path: Path, words: Path) -> None:
+    rated("domain", "add", "liked", "--data", shop(tmp_path / "liked", dataset="min_rating: 4\n"))
+    rated("domain", "add", "all-five", "--data", shop(tmp_path / "all-five", rating=5.0))
+    words.write_text(words.read_text().replace("positive: Y", "positive: unheard of"))
+    clicks = ("--task", "clicks", "--split", "user", "--json")
+    for code, exit_code, command in (
+        ("no_ratings", 1, ("item-mean", "--domain", "skin-care", *clicks)),
+        ("no_negatives", 1, ("item-mean", "--domain", "liked", *clicks)),
+        ("one_class", 1, ("item-mean", "--domain", "all-five", *clicks)),
+        ("one_class", 1, ("item-mean", "--domain", "shop", *clicks, "--limit", "1")),
+        ("answer_token", 1, ("tiny", "--domain", "shop", *clicks, "--template", words)),
+        ("usage", 2, ("popularity", "--domain", "shop", *clicks)),
+        ("usage", 2, ("din", "--domain", "shop", "--json")),
+        ("usage", 2, ("item-mean", "--domain", "shop", "--task", "clicks", "--split", "cold", "--json")),
+        ("usage", 2, ("popularity", "--domain", "shop", "--split", "user", "--json")),
+        ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--negatives", "4")),
+        ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--threshold", "nan")),
+        ("usage", 2, ("popularity", "--domain", "shop", "--threshold", "4", "--json")),
+        ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--against", "din")),
+    ):
+        error = rated("evaluate", *command, code=exit_code).json["error"]
+        assert error["code"] == code, command
+        assert error["hint"], command
