@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..tasks import HistoryText, HistoryWriter, Item, TaskError
 from ..tasks.ranking import CHANGING_ROPES, packs_answers
-from .m_former import MFormer, MFormerConfig, RecommenderOutputs, Routing
+from .m_former import MFormer, MFormerConfig, Routing
 
 Prefix = Literal["none", "static", "m-former"]
 Readout = Literal["suffix", "eos", "mean"]
@@ -53,13 +53,23 @@ class LaserConfig(BaseModel):
         return self
 
 
+class ItemStates(Protocol):
+    """`values` [histories, places, width] in float32, `mask` [histories, places], where an item is."""
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
+
+
 class Recommender(Protocol):
-    """A frozen ID recommender as M-Former reads it."""
+    """A frozen ID recommender as M-Former reads it. Items that it has no id for are all read as one that training has seen."""
 
     @property
     def width(self) -> int: ...
 
-    def outputs(self, histories: Sequence[Sequence[str]]) -> RecommenderOutputs:
+    def states(self, histories: Sequence[Sequence[str]]) -> ItemStates:
         """Its last hidden states over histories of item ids, oldest first; none is empty."""
         ...
 
@@ -187,11 +197,8 @@ class Laser:
             [NO_ID if id_dropout and torch.rand(()) < id_dropout else history[place].item_id for place in text.shown]
             for history, text in zip(histories, texts, strict=True)
         ]
-        outputs = self.recommender.outputs(shown)
-        device = self.net.m_former.unknown.device
-        return self.net.m_former(
-            RecommenderOutputs(*(each.to(device) for each in (outputs.vectors, outputs.mask, outputs.known)))
-        )
+        found, device = self.recommender.states(shown), self.net.m_former.experts.device
+        return self.net.m_former(found.values.to(device), found.mask.to(device))
 
     def _read(self, texts: Sequence[HistoryText], before: Tensor | None, beginning: Any) -> Tensor:
         """[histories, width]. Padding stands behind the last row, where a causal model's rows before it do not see it."""

@@ -40,18 +40,6 @@ class MFormerConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class RecommenderOutputs:
-    """A frozen recommender's last hidden states: `vectors` [histories, places, width]; `mask` is True at items and False at padding.
-
-    `known` is True at the items that the recommender has an id for.
-    """
-
-    vectors: Tensor
-    mask: Tensor
-    known: Tensor
-
-
-@dataclass(frozen=True)
 class Routing:
     """`probabilities` [histories, experts] of the router, and the `chosen` expert of each history."""
 
@@ -76,27 +64,25 @@ class MFormer(nn.Module):
         super().__init__()
         self.config = config
         self.experts = nn.Parameter(torch.randn(config.experts, config.queries, config.hidden))
-        self.unknown = nn.Parameter(torch.randn(config.width))
         self.router = nn.Linear(config.width, config.experts)
         self.blocks = Blip2QFormerModel(_blip2(config))
         self.out = nn.Linear(config.hidden, out)
         nn.init.normal_(self.out.weight, std=scale / config.hidden**0.5)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, outputs: RecommenderOutputs) -> tuple[Tensor, Routing]:
-        """[histories, queries, out]. A trained row stands for what the recommender says of an item that it does not know."""
-        vectors = torch.where(outputs.known[..., None], outputs.vectors, self.unknown)
-        routing = self._routed(vectors, outputs.mask)
+    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Routing]:
+        """[histories, queries, out]. `states` [histories, places, width]; `mask` [histories, places] is False at padding."""
+        routing = self._routed(states, mask)
         found = self.blocks(
             query_embeds=self.experts[routing.chosen],
-            encoder_hidden_states=vectors,
-            encoder_attention_mask=outputs.mask.long(),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
         )
         return self.out(found.last_hidden_state), routing
 
-    def _routed(self, vectors: Tensor, mask: Tensor) -> Routing:
+    def _routed(self, states: Tensor, mask: Tensor) -> Routing:
         """A softmax per item, its mean over the items of a history, and the most probable expert."""
-        of_items = F.softmax(self.router(vectors), dim=-1) * mask[..., None]
+        of_items = F.softmax(self.router(states), dim=-1) * mask[..., None]
         probabilities = of_items.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return Routing(probabilities, probabilities.argmax(dim=-1))
 

@@ -8,29 +8,35 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from reccocktail.networks.m_former import RecommenderOutputs
+
+
+@dataclass(frozen=True)
+class States:
+    values: torch.Tensor
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
 class HashedRecommender:
-    """Each known item's vector follows from its id alone, except that it is scaled by `factor`."""
+    """An item's vector follows from its id, or is that of all unknown ones, and is scaled by `factor`; padding stands to the left."""
 
     known: frozenset[str]
     width: int = 8
     factor: float = 1.0
 
-    def outputs(self, histories: Sequence[Sequence[str]]) -> RecommenderOutputs:
+    def states(self, histories: Sequence[Sequence[str]]) -> States:
         places = max(map(len, histories))
-        vectors = torch.zeros(len(histories), places, self.width)
+        values = torch.zeros(len(histories), places, self.width)
         mask = torch.zeros(len(histories), places, dtype=torch.bool)
-        known = torch.zeros_like(mask)
         for row, history in enumerate(histories):
             for place, item_id in enumerate(history, start=places - len(history)):
-                seed = int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:4], "big")
-                drawn = torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
-                vectors[row, place], mask[row, place] = drawn * self.factor, True
-                known[row, place] = item_id in self.known
-        return RecommenderOutputs(vectors, mask, known)
+                values[row, place] = self._vector(item_id if item_id in self.known else "unknown") * self.factor
+                mask[row, place] = True
+        return States(values, mask)
+
+    def _vector(self, name: str) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        return torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from pydantic import ValidationError
-from reccocktail.networks.m_former import MFormer, MFormerConfig, RecommenderOutputs, Routing
+from reccocktail.networks.m_former import MFormer, MFormerConfig, Routing
 from torch.nn import functional as F  # noqa: N812
 
 SMALL = MFormerConfig(experts=4, queries=3, layers=2, hidden=12, heads=3, width=8)
@@ -20,10 +18,10 @@ def m_former() -> MFormer:
 
 
 @pytest.fixture
-def outputs() -> RecommenderOutputs:
-    generator = torch.Generator().manual_seed(7)
-    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
-    return RecommenderOutputs(torch.randn(3, 4, 8, generator=generator) * 3, mask, mask.clone())
+def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """What a recommender says of three histories, and where it speaks of items."""
+    states = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(7)) * 3
+    return states, torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
 
 
 def test_the_balancing_loss_is_1_at_uniform_probabilities_and_k_at_collapse():
@@ -37,10 +35,10 @@ def test_the_balancing_loss_is_1_at_uniform_probabilities_and_k_at_collapse():
 
 
 def test_routing_is_the_mean_of_a_softmax_per_item_and_the_best_expert(m_former, outputs):
-    _, routing = m_former(outputs)
+    _, routing = m_former(*outputs)
     weight, bias = m_former.router.weight, m_former.router.bias
     for row in range(3):
-        items = [outputs.vectors[row, place] for place in range(4) if outputs.mask[row, place]]
+        items = [outputs[0][row, place] for place in range(4) if outputs[1][row, place]]
         by_hand = torch.stack([torch.softmax(weight @ item + bias, dim=0) for item in items]).mean(dim=0)
         assert torch.allclose(routing.probabilities[row], by_hand, atol=1e-6)
         assert routing.chosen[row] == by_hand.argmax()
@@ -49,45 +47,32 @@ def test_routing_is_the_mean_of_a_softmax_per_item_and_the_best_expert(m_former,
 
 @torch.no_grad()
 def test_outputs_change_the_rows_and_padding_does_not(m_former, outputs):
-    rows, _ = m_former(outputs)
+    states, mask = outputs
+    rows, routing = m_former(states, mask)
     assert rows.shape == (3, 3, 16)
-    padded = torch.where(outputs.mask[..., None], outputs.vectors, torch.tensor(1e3))
-    again, routing = m_former(replace(outputs, vectors=padded))
+    padded = torch.where(mask[..., None], states, torch.tensor(1e3))
+    again, routed = m_former(padded, mask)
     assert torch.equal(again, rows)
-    assert torch.equal(routing.probabilities, m_former(outputs)[1].probabilities)
-    more = RecommenderOutputs(*(F.pad(each, pad) for each, pad in ((padded, (0, 0, 2, 0)), (outputs.mask, (2, 0)), (outputs.known, (2, 0)))))  # fmt: skip
-    assert torch.allclose(m_former(more)[0], rows, atol=1e-5)
-    alone = RecommenderOutputs(*(each[1:2, 2:] for each in (outputs.vectors, outputs.mask, outputs.known)))
-    assert torch.allclose(m_former(alone)[0], rows[1:2], atol=1e-5)
-    zeroed, _ = m_former(replace(outputs, vectors=torch.zeros_like(outputs.vectors)))
+    assert torch.equal(routed.probabilities, routing.probabilities)
+    longer, _ = m_former(F.pad(padded, (0, 0, 2, 0)), F.pad(mask, (2, 0)))
+    assert torch.allclose(longer, rows, atol=1e-5)
+    alone, _ = m_former(states[1:2, 2:], mask[1:2, 2:])
+    assert torch.allclose(alone, rows[1:2], atol=1e-5)
+    zeroed, _ = m_former(torch.zeros_like(states), mask)
     assert (zeroed - rows).abs().amax() > 0.01
-
-
-@torch.no_grad()
-def test_one_trained_row_stands_for_all_items_without_an_id(m_former, outputs):
-    known = outputs.known.clone()
-    known[0, 2] = False
-    rows, _ = m_former(replace(outputs, known=known))
-    other = outputs.vectors.clone()
-    other[0, 2] = 55
-    assert torch.equal(m_former(replace(outputs, known=known, vectors=other))[0], rows)
-    other[0, 2] = m_former.unknown
-    assert torch.allclose(m_former(replace(outputs, vectors=other))[0], rows, atol=1e-6)
-    assert not torch.allclose(m_former(outputs)[0][0], rows[0])
 
 
 def test_every_second_block_has_cross_attention_and_rows_are_not_multiplied_by_their_probability(m_former, outputs):
     crossed = {name for name, _ in m_former.named_parameters() if "crossattention" in name}
     assert crossed
     assert all(".layer.0." in name for name in crossed)
-    rows, routing = m_former(outputs)
+    rows, routing = m_former(*outputs)
     rows.square().sum().backward()
     assert m_former.router.weight.grad is None
-    assert m_former.unknown.grad is not None
     assert [bool(grad.any()) for grad in m_former.experts.grad] == [
         expert in routing.chosen.tolist() for expert in range(SMALL.experts)
     ]
-    m_former(outputs)[1].balance().backward()
+    m_former(*outputs)[1].balance().backward()
     assert m_former.router.weight.grad.abs().sum() > 0
 
 
