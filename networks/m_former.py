@@ -97,5 +97,7 @@ def _blip2(config: MFormerConfig) -> Blip2QFormerConfig:
         cross_attention_frequency=2,
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
+        initializer_range=0.02
+        * (768 / config.hidden) ** 0.5,  # as BERT's at its width, and as much of the input in a narrower one
         use_qformer_text_input=False,
     )
