@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         UntitledItemError,
     )
     from .filters import at_least_rated, k_core
+    from .full import FULL_METRICS, CatalogueScorer, FullSpec, FullTask, full_ranks, full_task, summarise_full
+    from .full_baselines import PopularityScorer, TfidfScorer
     from .generation import GeneratedRanking, answer_ends, rank_by_generation, read_answer
     from .history_texts import (
         DEFAULT_HISTORY_TEMPLATE,
@@ -89,7 +91,7 @@ if TYPE_CHECKING:
     from .readers import read_domain
     from .retrieval import Retriever
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
-    from .sasrec import SasRecOptions, rank_by_sasrec
+    from .sasrec import SasRecOptions, rank_by_sasrec, train_sasrec
     from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, fit_weight, rank_candidates, score_parts
     from .splits import Example, Split, examples, sample, user_digest
     from .tfidf import Likeness, rank_by_tfidf
@@ -100,11 +102,13 @@ __all__ = [
     "DEFAULT_CLICK_TEMPLATE",
     "DEFAULT_HISTORY_TEMPLATE",
     "DEFAULT_TEMPLATE",
+    "FULL_METRICS",
     "SAMPLE_DOMAINS",
     "SCORES",
     "AnswerTokenError",
     "AnswerTokens",
     "Catalogue",
+    "CatalogueScorer",
     "ClickData",
     "ClickMetric",
     "ClickOptions",
@@ -121,6 +125,8 @@ __all__ = [
     "DomainData",
     "EmptyHistoryError",
     "Example",
+    "FullSpec",
+    "FullTask",
     "GeneratedRanking",
     "History",
     "HistoryTemplate",
@@ -135,6 +141,7 @@ __all__ = [
     "NoRatingsError",
     "OneClassError",
     "OpenQuestion",
+    "PopularityScorer",
     "Question",
     "Ranking",
     "RatedItem",
@@ -149,6 +156,7 @@ __all__ = [
     "TaskError",
     "TaskSpec",
     "Template",
+    "TfidfScorer",
     "TitleTrie",
     "UntitledItemError",
     "accuracy",
@@ -166,6 +174,8 @@ __all__ = [
     "fit_clicks",
     "fit_temperature",
     "fit_weight",
+    "full_ranks",
+    "full_task",
     "generate",
     "hit_rate",
     "k_core",
@@ -206,7 +216,9 @@ __all__ = [
     "shown_titles",
     "summarise",
     "summarise_clicks",
+    "summarise_full",
     "title_key",
+    "train_sasrec",
     "user_digest",
     "write_domain",
     "write_questions",
@@ -261,6 +273,8 @@ _HOMES = {
         "TaskError",
         "UntitledItemError",
     ),
+    "full": ("FULL_METRICS", "CatalogueScorer", "FullSpec", "FullTask", "full_ranks", "full_task", "summarise_full"),
+    "full_baselines": ("PopularityScorer", "TfidfScorer"),
     "filters": ("at_least_rated", "k_core"),
     "generation": ("GeneratedRanking", "answer_ends", "rank_by_generation", "read_answer"),
     "history_texts": (
@@ -297,7 +311,7 @@ _HOMES = {
     "readers": ("read_domain",),
     "retrieval": ("Retriever",),
     "ranking": ("Ranking",),
-    "sasrec": ("SasRecOptions", "rank_by_sasrec"),
+    "sasrec": ("SasRecOptions", "rank_by_sasrec", "train_sasrec"),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "scores": (
         "SCORES",

@@ -87,7 +87,10 @@ def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
 
 
 def per_question(ranks: Sequence[int | None], metric: str, candidates: int | None = None) -> NDArray[np.float64]:
-    """The metric of every single question, in their order. An unranked target counts as infinitely far down."""
+    """The metric of every single question, in their order. An unranked target counts as infinitely far down.
+
+    Recall@k is HR@k by the name that full rankings use: with one target they are the same.
+    """
     if not len(ranks):
         raise TaskError("there are no ranks to summarise", hint="the split may be empty")
     rank = np.asarray([np.inf if rank is None else rank for rank in ranks], dtype=np.float64)
@@ -97,10 +100,10 @@ def per_question(ranks: Sequence[int | None], metric: str, candidates: int | Non
         if candidates is None or not (rank < candidates).all() or candidates < 2:
             raise TaskError(f"AUC needs two candidates or more and a target ranked among them; got {candidates}")
         return 1 - rank / (candidates - 1)
-    if match := re.fullmatch(r"(HR|NDCG)@([1-9]\d*)", metric):
-        gain = np.ones_like(rank) if match[1] == "HR" else 1 / np.log2(rank + 2)
+    if match := re.fullmatch(r"(HR|Recall|NDCG)@([1-9]\d*)", metric):
+        gain = 1 / np.log2(rank + 2) if match[1] == "NDCG" else np.ones_like(rank)
         return np.where(rank < int(match[2]), gain, 0.0)
-    raise TaskError(f"no metric is called {metric!r}", hint="metrics are HR@k, NDCG@k, MRR and AUC")
+    raise TaskError(f"no metric is called {metric!r}", hint="metrics are HR@k, Recall@k, NDCG@k, MRR and AUC")
 
 
 def _bootstrap(values: NDArray[np.float64], seed: int) -> Interval:

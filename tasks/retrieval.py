@@ -62,15 +62,19 @@ class Retriever:
         """At most `count` items that have a word in common with the last items of the history, most alike first; the rest as `retrieve`."""
         return self._next(self._most_alike(history), count, {title_key(item.title) for item in history})
 
-    def _most_alike(self, history: Sequence[Item]) -> NDArray[np.int64]:
-        """Places of the items that have a word in common with the last of the history, most alike first."""
-        asked = Counter(chain.from_iterable(words(item) for item in history[-LAST_ITEMS:]))
+    def likenesses(self, history: Sequence[Item], *, last_items: int = LAST_ITEMS) -> NDArray[np.float64]:
+        """How alike each titled item, by id, is to the last items of the history: the cosines of `Likeness`, rounded to DECIMALS."""
+        asked = Counter(chain.from_iterable(words(item) for item in history[-last_items:]))
         known = {term: times * self._inverse[term] for term, times in asked.items() if term in self._inverse}
         scores, length = np.zeros(len(self._items)), math.sqrt(sum(weight**2 for weight in known.values()))
         for term, weight in known.items():
             places, weights = self._postings[term]
             scores[places] += weight / length * weights
-        scores = scores.round(DECIMALS)
+        return scores.round(DECIMALS)
+
+    def _most_alike(self, history: Sequence[Item]) -> NDArray[np.int64]:
+        """Places of the items that have a word in common with the last of the history, most alike first."""
+        scores = self.likenesses(history)
         order = np.lexsort((-self._popularity, -scores))
         return order[: np.count_nonzero(scores)]
 

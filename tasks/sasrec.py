@@ -7,22 +7,25 @@ the paper's, which is an option; layer norms stand before the blocks, activation
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .data import DomainData
+from .early_stopping import EarlyStopping
 from .errors import TaskError
 from .metrics import ndcg
 from .popularity import known
 from .prompts import Question
 from .ranking import Ranking
 from .splits import Split
+from .torch_threads import one_torch_thread
 
 PAD = 0  # items are numbered from 1
 SAMPLED = 99  # negatives beside each validation target
@@ -50,12 +53,16 @@ class SasRecOptions:
 
 
 class SasRec(nn.Module):
-    """Item numbers in, what is expected next at every place out: [users, places] -> [users, places, width]."""
+    """Item numbers in, what is expected next at every place out: [users, places] -> [users, places, width].
 
-    def __init__(self, items: int, options: SasRecOptions) -> None:
+    With `unknown` there is one more number, `items + 1`, for items without a number of their own; it is read and never expected.
+    """
+
+    def __init__(self, items: int, options: SasRecOptions, *, unknown: bool = False) -> None:
         super().__init__()
         self.heads = options.heads
-        self.items = nn.Embedding(items + 1, options.width, padding_idx=PAD)
+        self.expectable = items + 1
+        self.items = nn.Embedding(items + 1 + unknown, options.width, padding_idx=PAD)
         self.positions = nn.Embedding(options.length, options.width)
         for table in (self.items, self.positions):
             nn.init.normal_(table.weight, std=0.02)
@@ -85,7 +92,26 @@ class SasRec(nn.Module):
 
     def scores(self, expected: Tensor) -> Tensor:
         """[…, width] -> […, items + 1], a logit per item; the first is of no item."""
-        return expected @ self.items.weight.T
+        return expected @ self.items.weight[: self.expectable].T
+
+
+class SasRecScorer:
+    """A trained SASRec that scores the titled items of its data."""
+
+    def __init__(self, model: SasRec, data: DomainData, options: SasRecOptions, device: str) -> None:
+        self._model, self._options, self._device = model, options, device
+        self._numbers = numbers(data)
+
+    @torch.inference_mode()
+    def scores(self, histories: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """[histories, items], a logit per item."""
+        taken = [[self._numbers[item_id] for item_id in history] for history in histories]
+        some = range(0, len(taken), self._options.batch_size)
+        return torch.cat([self._scored(taken[start : start + self._options.batch_size]) for start in some]).numpy()
+
+    def _scored(self, taken: Sequence[list[int]]) -> Tensor:
+        found = self._model(padded(taken, self._options.length).to(self._device))[:, -1]
+        return self._model.scores(found)[:, 1:].cpu()
 
 
 def rank_by_sasrec(
@@ -104,66 +130,99 @@ def rank_by_sasrec(
     item that occurs in no training sequence has an embedding that was only ever pushed away. Equal scores count against the
     target. `progress` receives (epochs done, epochs at most). Raises TaskError without anything to train on.
     """
-    numbers = {item_id: number for number, item_id in enumerate(data.titled, start=1)}
-    sequences = [[numbers[item_id] for item_id in taken] for taken in known(data, split)]
+    scorer = train_sasrec(data, split, options, device=device, progress=progress)
+    places = {item_id: place for place, item_id in enumerate(data.titled)}
     rankings: list[Ranking] = []
-    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-        torch.manual_seed(options.seed)
-        model = _trained(sequences, len(numbers), options, device, progress)
-    with torch.inference_mode():
-        for start in range(0, len(questions), options.batch_size):
-            some = questions[start : start + options.batch_size]
-            histories = [[numbers[item_id] for item_id in question.example.history] for question in some]
-            offered = [[numbers[item_id] for item_id in question.candidates] for question in some]
-            found = model.scores(model(_padded(histories, options.length).to(device))[:, -1]).cpu()
-            rankings += [
-                Ranking.of(row[of].tolist(), question) for question, row, of in zip(some, found, offered, strict=True)
-            ]
+    for start in range(0, len(questions), options.batch_size):
+        some = questions[start : start + options.batch_size]
+        found = scorer.scores([question.example.history for question in some])
+        offered = [[places[item_id] for item_id in question.candidates] for question in some]
+        rankings += [
+            Ranking.of(row[of].tolist(), question) for question, row, of in zip(some, found, offered, strict=True)
+        ]
     return rankings
+
+
+def train_sasrec(
+    data: DomainData,
+    split: Split,
+    options: SasRecOptions = SasRecOptions(),
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SasRecScorer:
+    """Train as `rank_by_sasrec` does, to score the whole catalogue."""
+    known_numbers = numbers(data)
+    sequences = [[known_numbers[item_id] for item_id in taken] for taken in known(data, split)]
+    model = trained(sequences, len(known_numbers), options, device=device, progress=progress)
+    return SasRecScorer(model, data, options, device)
+
+
+def numbers(data: DomainData) -> dict[str, int]:
+    """Of the titled items by id, from 1."""
+    return {item_id: number for number, item_id in enumerate(data.titled, start=1)}
+
+
+def trained(
+    sequences: Sequence[list[int]],
+    items: int,
+    options: SasRecOptions,
+    *,
+    id_dropout: float = 0.0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SasRec:
+    """The weights of the epoch that found the last item of each sequence best. It computes on one thread, and leaves the caller's random generator alone.
+
+    `id_dropout` is the share of the items read that training takes for unknown; above 0 the model has that number.
+    """
+    with one_torch_thread(), torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(options.seed)
+        return _trained(sequences, items, options, id_dropout, device, progress)
 
 
 def _trained(
     sequences: Sequence[list[int]],
     items: int,
     options: SasRecOptions,
+    id_dropout: float,
     device: str,
     progress: Callable[[int, int], None],
 ) -> SasRec:
-    """The weights of the epoch that found the last item of each sequence best."""
-    lessons = _padded([s[:-1] for s in sequences if len(s) > 2], options.length + 1)
-    exam = [s for s in sequences if len(s) > 1]
+    lessons = padded([s[:-1] for s in sequences if len(s) > 2], options.length + 1)
+    exam = [s for s in sequences if len(s) > 1 and s[-1] <= items]
     if not len(lessons):
         raise TaskError("SASRec has no training data", hint="users need at least 4 interactions")
-    asked = _padded([s[:-1] for s in exam], options.length).to(device)
+    asked = padded([s[:-1] for s in exam], options.length).to(device)
     offered = torch.tensor([[s[-1], *_negatives(set(s), items)] for s in exam], device=device)
-    model = SasRec(items, options).to(device)
+    model = SasRec(items, options, unknown=id_dropout > 0).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    best, kept, since = -1.0, copy.deepcopy(model.state_dict()), 0
-    for epoch in range(options.epochs):
-        model.train()
+
+    def epoch() -> None:
         for batch in torch.randperm(len(lessons)).split(options.batch_size):
             rows = lessons[batch].to(device)
             taken, wanted = rows[:, :-1], rows[:, 1:]
             counts = taken != PAD  # the first item cannot be predicted
-            loss = _loss(model, model(taken)[counts], wanted[counts], options.loss)
+            read = dropped(taken, counts, id_dropout, items + 1) if id_dropout else taken
+            loss = _loss(model, model(read)[counts], wanted[counts], options.loss)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        found = _ndcg(model, asked, offered, options.batch_size)
-        progress(epoch + 1, options.epochs)
-        if found > best:
-            best, kept, since = found, copy.deepcopy(model.state_dict()), 0
-        elif (since := since + 1) >= options.patience:
-            break
-    model.load_state_dict(kept)
-    return model.eval()
+
+    stopping = EarlyStopping(options.epochs, options.patience, progress)
+    return stopping.best(model, epoch, lambda: _ndcg(model, asked, offered, options.batch_size))
+
+
+def dropped(taken: Tensor, real: Tensor, share: float, unknown: int) -> Tensor:
+    """The numbers with a random share of the `real` places replaced by that of unknown items."""
+    return taken.masked_fill(real & (torch.rand(taken.shape, device=taken.device) < share), unknown)
 
 
 def _loss(model: SasRec, expected: Tensor, wanted: Tensor, kind: str) -> Tensor:
     """Mean over places; `expected` [places, width] is what the model expects, `wanted` [places] the items that came."""
     if kind == "softmax":
         return F.cross_entropy(model.scores(expected), wanted)
-    others = torch.randint_like(wanted, 1, model.items.num_embeddings)
+    others = torch.randint_like(wanted, 1, model.expectable)
     right, wrong = ((expected * model.items(items)).sum(dim=-1) for items in (wanted, others))
     return (F.softplus(-right) + F.softplus(wrong)).mean()
 
@@ -180,7 +239,6 @@ def _negatives(taken: set[int], items: int) -> list[int]:
 @torch.inference_mode()
 def _ndcg(model: SasRec, asked: Tensor, offered: Tensor, batch_size: int) -> float:
     """NDCG@10 of the first of those offered; equal scores count against it."""
-    model.eval()
     ranks: list[int] = []
     for taken, candidates in zip(asked.split(batch_size), offered.split(batch_size), strict=True):
         scores = model.scores(model(taken)[:, -1]).gather(1, candidates)
@@ -188,7 +246,7 @@ def _ndcg(model: SasRec, asked: Tensor, offered: Tensor, batch_size: int) -> flo
     return ndcg(ranks, 10)
 
 
-def _padded(histories: Sequence[list[int]], length: int) -> Tensor:
+def padded(histories: Sequence[list[int]], length: int) -> Tensor:
     """The newest `length` items of each, or as many as the longest has, padded on the left: [histories, places]."""
     places = min(length, max(map(len, histories), default=0))
     rows = [[PAD] * (places - len(history)) + history[-places:] for history in histories]
