@@ -226,6 +226,21 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, template: ClickTemplate) -
     return AnswerTokens(positive, negative)
 
 
+def answer_ids(tokenizer: PreTrainedTokenizerBase, template: ClickTemplate) -> tuple[list[int], list[int]]:
+    """All tokens of the positive and of the negative answer, as they stand after the chat template, without what closes them.
+
+    Raises AnswerTokenError as `answer_tokens` does.
+    """
+    answer_tokens(tokenizer, template)
+    positive, negative = (_all_tokens(tokenizer, answer) for answer in (template.positive, template.negative))
+    return positive, negative
+
+
+def _all_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+    before, said, _ = _after_prompt(tokenizer, answer).partition(answer)
+    return list(tokenizer(before + said, add_special_tokens=False)["input_ids"])
+
+
 def _first_token(tokenizer: PreTrainedTokenizerBase, answer: str) -> int:
     ids = tokenizer(_after_prompt(tokenizer, answer), add_special_tokens=False)["input_ids"]
     word = answer.rstrip(string.punctuation)
