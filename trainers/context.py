@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from ..registry import Base
 from ..registry.redaction import redacted
-from ..tasks import DomainData, TaskError, load_template
+from ..tasks import DomainData, TaskError, load_click_template, load_template
 from .plugin import Trainer, package_of
 
 CONFIDENTIAL = re.compile(r"(?i)(^|_)(password|passwd|secret|token|credentials?|(api|access|private|secret)_?key)$")
@@ -50,11 +51,11 @@ def template_of(options: BaseModel) -> dict[str, str] | None:
     name = getattr(options, "template", None)
     if not isinstance(name, str):
         return None
-    try:
-        template = load_template(name)
-    except TaskError:  # the trainer reports it, if it is wrong
-        return None
-    return {"name": template.name, "digest": template.digest}
+    for load in (load_template, load_click_template):
+        with suppress(TaskError):  # the trainer reports it, if it is wrong
+            template = load(name)
+            return {"name": template.name, "digest": template.digest}
+    return None
 
 
 def git_commit(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.artifacts.bundles import PERSONALISED
 from ..registry.catalog.references import check_name, check_text, did_you_mean
 from ..registry.errors import RecCocktailError, UsageError
 from ..registry.redaction import check_no_secret
@@ -26,6 +27,7 @@ from ..tasks import DomainData
 from ..tasks.validation import is_unknown, unknown
 
 GROUP = "reccocktail.trainers"
+LORA = "lora"
 
 
 class TrainerError(RecCocktailError):
@@ -56,7 +58,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained adapter: a PEFT LoRA folder, how well training went, and what would be needed to repeat it."""
+    """A trained adapter: the folder of a PEFT LoRA or of a bundle, how well training went, and what would be needed to repeat it."""
 
     adapter: Path
     metrics: dict[str, float]
@@ -65,7 +67,10 @@ class TrainingResult:
 
 @runtime_checkable
 class Trainer(Protocol):
-    """A way to make adapters. `name` is the entry point's, `summary` one line; `Options` validates and documents `-o key=value`."""
+    """A way to make adapters. `name` is the entry point's, `summary` one line; `Options` validates and documents `-o key=value`.
+
+    One that makes no plain LoRAs has a `kind` as well (`kind_of`).
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -77,6 +82,14 @@ class Trainer(Protocol):
         Under `accelerate launch` every process calls this with the same job, and the first one (RANK 0) writes the adapter.
         """
         ...
+
+
+def kind_of(trainer: Trainer) -> str:
+    """What the trainer makes: `lora`, unless its `kind` says `personalised-lora`. Raises TrainerError for another."""
+    kind = getattr(trainer, "kind", LORA)
+    if kind not in (LORA, PERSONALISED):
+        raise TrainerError(f"trainer {trainer.name!r}: kind is {kind!r}, neither {LORA!r} nor {PERSONALISED!r}")
+    return kind
 
 
 @dataclass(frozen=True)

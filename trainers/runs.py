@@ -19,16 +19,19 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
+from ..registry.artifacts.allowlist import base_files
+from ..registry.artifacts.bundles import check_base, check_files, read_manifest
 from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
 from ..registry.errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError
 from ..registry.store.atomic import write_whole
+from ..registry.store.files import folder_digest
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
 from ..tasks import DomainData, read_domain
 from .context import discreet, known_context, template_of
 from .launch import Launch
-from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, package_of, stdout_kept
+from .plugin import LORA, Trainer, TrainerError, TrainingJob, TrainingResult, kind_of, package_of, stdout_kept
 
 JOB, RESULT = "job.json", "result.json"
 LOCK_SECONDS = 10.0  # how long a run that another process has is waited for
@@ -150,7 +153,7 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
     if adapter == folder:
         raise _broken(f"{who} left its adapter in the run folder itself", "give it a folder of its own there")
     try:
-        inspect_adapter(adapter, inspect_base(job.base_folder))
+        inspect_result(adapter, trainer, job.base_folder)
     except InvalidArtifactError as error:
         raise _broken(f"{who} made an adapter that cannot be registered: {error}", error.hint) from error
     metrics = {}
@@ -165,6 +168,21 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
     except (TypeError, ValueError) as error:
         raise _broken(f"{who} returned a context that is not plain JSON: {error}") from error
     return TrainingResult(adapter, metrics, context)
+
+
+def inspect_result(adapter: Path, trainer: Trainer, base_folder: Path, *, base_names: Sequence[str] = ()) -> None:
+    """Raises InvalidArtifactError for an adapter that is not of the trainer's kind, is broken, or is of another base."""
+    if kind_of(trainer) == LORA:
+        inspect_adapter(adapter, inspect_base(base_folder), base_names=base_names)
+        return
+    manifest = read_manifest(adapter)
+    check_base(adapter, manifest, base_digest(base_folder))
+    check_files(adapter, manifest)
+
+
+def base_digest(folder: Path) -> str:
+    """The digest that the registry knows the base model in a folder by. Raises InvalidArtifactError."""
+    return folder_digest(folder, base_files(folder, inspect_base(folder).files)[0])
 
 
 def _mapping(value: object, what: str) -> Mapping[Any, Any]:

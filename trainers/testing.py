@@ -5,8 +5,8 @@
     def test_the_trainer_keeps_the_contract(tmp_path):
         check_trainer(MyTrainer, tmp_path, options={"epochs": 1})
 
-It trains on a tiny random model and a small sample domain, some seconds each time. What does not keep the contract is an
-AssertionError that says what the contract wants.
+It trains on a tiny random model and a small sample domain, some seconds each time. A trainer of the kind `personalised-lora` gets
+data with ratings, and has to refuse a spirit. What does not keep the contract is an AssertionError that says what the contract wants.
 """
 
 from __future__ import annotations
@@ -23,14 +23,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from ..registry import inspect_adapter, inspect_base
+from ..registry.artifacts.bundles import BUNDLE, GATED_LORA, PERSONALISED, is_bundle
 from ..registry.digests import file_digest
 from ..registry.errors import InvalidArtifactError, RecCocktailError
-from ..tasks import SAMPLE_DOMAINS, generate, load_template, read_domain, write_domain
+from ..tasks import (
+    DEFAULT_CLICK_TEMPLATE,
+    SAMPLE_DOMAINS,
+    DomainData,
+    generate,
+    load_click_template,
+    load_template,
+    read_domain,
+    write_domain,
+)
 from .child import as_json
 from .domains import read_brought, recipe_of
-from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, domains_of, parse_options
-from .runs import checked
+from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, domains_of, kind_of, parse_options
+from .runs import checked, inspect_result
 
 BASE = "tiny"
 TITLES = tuple(domain.name for domain in SAMPLE_DOMAINS)
@@ -61,15 +70,25 @@ def check_trainer(
     _check_options(made)
     given = _parsed(made, options or {})
     _check_domains(made, check_recipe)
-    bench = _Bench(made, folder, tiny_base(folder / "base"), sample_data(folder / "data"), given)
+    personalised = _kind(made) == PERSONALISED
+    data = sample_data(folder / "data", rated=personalised)
+    bench = _Bench(made, folder, tiny_base(folder / "base"), data, given)
     first = bench.train("first")
-    bench.train("spirit", role="spirit", domains=("kitchen", "garden"))
+    spirit = bench.expect_refused if personalised else bench.train
+    spirit("spirit", role="spirit", domains=("kitchen", "garden"))
     resumed = bench.train_interrupted("interrupted")
     if deterministic:
         again = bench.train("again")
         _check_equal(first, again, "with equal options and seed a trainer that claims determinism gives equal weights")
         _check_alike(first, resumed)
     return first
+
+
+def _kind(trainer: Trainer) -> str:
+    try:
+        return kind_of(trainer)
+    except TrainerError as error:
+        raise AssertionError(f"the contract wants a kind that can be registered: {error}") from error
 
 
 def _check_form(trainer: object) -> None:
@@ -160,6 +179,14 @@ class _Bench:
         _check_steps(steps)
         return self._accepted(result, job)
 
+    def expect_refused(self, name: str, *, role: Literal["spirit", "ingredient"], domains: tuple[str, ...]) -> None:
+        """What the trainer's kind cannot be trained as."""
+        try:
+            self.trainer.train(self._job(name, role, domains, False))
+        except RecCocktailError:
+            return
+        raise AssertionError(f"the contract wants a {role} refused by a trainer of the kind {kind_of(self.trainer)}")
+
     def train_interrupted(self, name: str) -> TrainingResult:
         """A training that is interrupted after more than half of its steps, as by Ctrl-C, and then resumed."""
         job = self._job(name, "ingredient", ("skin-care",), False)
@@ -202,7 +229,7 @@ class _Bench:
     def _accepted(self, result: object, job: TrainingJob) -> TrainingResult:
         try:
             accepted = checked(result, self.trainer, job)
-            inspect_adapter(accepted.adapter, inspect_base(self.base), base_names=(BASE, str(self.base)))
+            inspect_result(accepted.adapter, self.trainer, self.base, base_names=(BASE, str(self.base)))
         except (TrainerError, InvalidArtifactError) as error:
             raise AssertionError(f"the contract wants a result that can be registered: {error}") from error
         return accepted
@@ -228,13 +255,18 @@ def _check_steps(steps: list[tuple[int, int]]) -> None:
 
 
 def _check_equal(first: TrainingResult, second: TrainingResult, want: str) -> None:
-    digests = [file_digest(result.adapter / "adapter_model.safetensors") for result in (first, second)]
-    assert digests[0] == digests[1], f"the contract wants this: {want}"
+    # a bundle's manifest has the digests of all its files
+    whole = [result.adapter / BUNDLE if is_bundle(result.adapter) else _weights(result) for result in (first, second)]
+    assert file_digest(whole[0]) == file_digest(whole[1]), f"the contract wants this: {want}"
+
+
+def _weights(result: TrainingResult) -> Path:
+    return result.adapter / (GATED_LORA if is_bundle(result.adapter) else "adapter_model.safetensors")
 
 
 def _check_alike(first: TrainingResult, resumed: TrainingResult) -> None:
     load_file, torch = import_module("safetensors.torch").load_file, import_module("torch")
-    tensors = [load_file(result.adapter / "adapter_model.safetensors") for result in (first, resumed)]
+    tensors = [load_file(_weights(result)) for result in (first, resumed)]
     same = tensors[0].keys() == tensors[1].keys() and all(
         torch.allclose(tensor, tensors[1][name], rtol=1e-3, atol=1e-5) for name, tensor in tensors[0].items()
     )
@@ -263,11 +295,27 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
-def sample_data(folder: Path) -> Path:
-    """Data folders of all sample domains, of a few shoppers each."""
+def sample_data(folder: Path, *, rated: bool = False) -> Path:
+    """Data folders of all sample domains, of a few shoppers each, who rate what they buy with 1 to 5 if that is wanted."""
     for name in TITLES:
-        write_domain(generate(name, users=20), folder / name)
+        data = generate(name, users=20)
+        write_domain(_rated(data) if rated else data, folder / name)
     return folder
+
+
+def _rated(data: DomainData) -> DomainData:
+    histories = [
+        replace(
+            history,
+            fields={
+                **history.fields,
+                "ratings": [float(1 + (user + 2 * place) % 5) for place in range(len(history.items))],
+                "timestamps": list(range(len(history.items))),
+            },
+        )
+        for user, history in enumerate(data.sequences)
+    ]
+    return DomainData.of(data.name, data.items.values(), histories)
 
 
 def tiny_base(folder: Path) -> Path:
@@ -277,6 +325,8 @@ def tiny_base(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     wording = [text for name in TEMPLATES for text in (load_template(name).system, load_template(name).user)]
+    clicks = load_click_template(DEFAULT_CLICK_TEMPLATE)
+    wording += [clicks.system, clicks.user, clicks.positive, clicks.negative]
     titles = [item.title for name in TITLES for item in generate(name, users=0).items.values()]
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, Field
-from reccocktail.tasks import generate, write_domain
+from reccocktail.networks.bundle import BundleOrigin, Retrieval, write_bundle
+from reccocktail.networks.click_fields import ClickVocabulary
+from reccocktail.networks.din import Din, DinOptions, FrozenDin
+from reccocktail.networks.gated_lora import GatedLora, GatedLoraConfig
+from reccocktail.tasks import (
+    ClickOptions,
+    ClickRow,
+    ClickUser,
+    Item,
+    RatedItem,
+    generate,
+    load_click_template,
+    write_domain,
+)
 from reccocktail.trainers import testing
 from reccocktail.trainers.plugin import PluginDomain, TrainerError, TrainingJob, TrainingResult
+from reccocktail.trainers.runs import base_digest
 from reccocktail.trainers.sft.trainer import SftTrainer
 from reccocktail.trainers.testing import check_trainer
 from transformers import AutoModelForCausalLM, set_seed
@@ -207,9 +224,65 @@ class NoRecipe(Good):
         return [PluginDomain(toys.name, toys.title, toys.data, recipe="/nowhere/recipe.yaml")]
 
 
-def _with(job: TrainingJob, progress: Any) -> TrainingJob:
-    from dataclasses import replace
+class NoBundle(Good):
+    kind = "personalised-lora"
 
+
+class Peculiar(Good):
+    kind = "magic"
+
+
+class Bundled(Good):
+    kind = "personalised-lora"
+
+    def train(self, job: TrainingJob) -> TrainingResult:
+        if job.role == "spirit":
+            raise TrainerError("no spirit")
+        assert "ratings" in job.domains[0].sequences[0].fields
+        job.progress(1, 1, {})
+        write_tiny_bundle(job.folder / "adapter", base_digest(job.base_folder))
+        self.spoil(job.folder / "adapter")
+        return TrainingResult(job.folder / "adapter", {})
+
+    def spoil(self, bundle: Path) -> None: ...
+
+
+class BrokenBundle(Bundled):
+    def spoil(self, bundle: Path) -> None:
+        os.truncate(bundle / "gated_lora.safetensors", 100)
+
+
+class ForeignBundle(Bundled):
+    def spoil(self, bundle: Path) -> None:
+        text = (bundle / "bundle.json").read_text()
+        (bundle / "bundle.json").write_text(re.sub(r'"base": "sha256:\w+"', f'"base": "sha256:{"0" * 64}"', text))
+
+
+class SpiritBundle(Bundled):
+    def train(self, job: TrainingJob) -> TrainingResult:
+        return super().train(replace(job, role="ingredient"))
+
+
+class FickleBundle(Bundled):
+    def spoil(self, bundle: Path) -> None:
+        shutil.rmtree(bundle)
+        FickleBundle.seed += 1
+        write_tiny_bundle(bundle, base_digest(bundle.parents[2] / "base"), seed=FickleBundle.seed)
+
+
+def write_tiny_bundle(folder: Path, base: str, seed: int = 0) -> None:
+    users = [ClickUser("u", {}, (RatedItem("i", 5.0),))]
+    rows, items = [ClickRow.candidate(user, "i") for user in users], {"i": Item("i", "Film")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vocabulary = ClickVocabulary.of(rows, items)
+        din = FrozenDin(Din(vocabulary, DinOptions(embedding=4, hidden=8)), vocabulary, "sha256:rows")
+        net = GatedLora(GatedLoraConfig(metas=2, rank=2, width=8), {"a.q_proj": (4, 4), "a.v_proj": (4, 4)})
+    template = load_click_template("yes-no")
+    write_bundle(folder, BundleOrigin(base, template, ClickOptions(), Retrieval(), 1), net, din)
+
+
+def _with(job: TrainingJob, progress: Any) -> TrainingJob:
     return replace(job, progress=progress)
 
 
@@ -239,13 +312,26 @@ def _with(job: TrainingJob, progress: Any) -> TrainingJob:
         (NoData, "wants domains that can be registered"),
         (Random, "wants the same data for domain 'toys' whenever they are made"),
         (NoRecipe, "names the recipe file /nowhere/recipe.yaml, which is not there"),
+        (NoBundle, "wants a result that can be registered: .*bundle.json"),
+        (Peculiar, "kind is 'magic'"),
+        (BrokenBundle, "wants a result that can be registered: .*gated_lora.safetensors"),
+        (
+            ForeignBundle,
+            "wants a result that can be registered: .*beside the base",
+        ),
+        (SpiritBundle, "wants a spirit refused"),
+        (FickleBundle, "a trainer that claims determinism gives equal weights"),
     ],
 )
 def test_a_bad_trainer_is_told_what_the_contract_wants(
     check: Callable[..., Any], trainer: type[Good], wanted: str
 ) -> None:
     with pytest.raises(AssertionError, match=wanted):
-        check(trainer, options={"rank": 2}, deterministic=trainer is Fickle)
+        check(trainer, options={"rank": 2}, deterministic=trainer in (Fickle, FickleBundle))
+
+
+def test_a_good_trainer_of_bundles_passes(check: Callable[..., Any]) -> None:
+    assert (check(Bundled, options={"rank": 2}, deterministic=True).adapter / "bundle.json").is_file()
 
 
 def test_an_option_that_cannot_be_typed_is_told(check: Callable[..., Any]) -> None:

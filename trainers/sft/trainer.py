@@ -31,6 +31,7 @@ from ...tasks import (
     user_digest,
 )
 from ..plugin import TrainerError, TrainingJob, TrainingResult
+from ..precision import precision as _precision
 from .options import SftOptions
 from .pool import Pool, check_template
 
@@ -212,24 +213,6 @@ def _rows(asked: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[di
             hint=f"-o max_tokens={max(lengths)}, or fewer candidates by -o negatives=…",
         )
     return rows
-
-
-def _precision(device: str) -> tuple[torch.dtype, bool]:
-    """(base weights' dtype, autocast): bfloat16 where the device multiplies it natively, else float32.
-
-    The adapter is float32 either way: its updates are small against its weights, and bfloat16 would round most of them away.
-    Raises TrainerError when there is no such device, for which training would silently be on the CPU.
-    """
-    import torch
-
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise TrainerError(f"there is no device {device}", hint="--device cpu, or auto")
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        flags = Path("/proc/cpuinfo")
-        native = flags.exists() and any(f in flags.read_text() for f in ("avx512_bf16", "amx_bf16"))
-    return (torch.bfloat16, True) if native else (torch.float32, False)
 
 
 def _lora_dtype(model: Any) -> torch.dtype:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.logging import disable_progress_bar
@@ -25,6 +23,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from ...registry.errors import InvalidArtifactError
 from ...registry.strict_json import OWN_LIMIT, read_object
+from ..batches import BatchOrder
 from ..plugin import TrainerError, TrainingJob
 from .losses import IGNORED, NUMBER, AnswerLoss, ChoiceLoss, ContrastLoss, Loss
 from .objective import check_answers
@@ -37,47 +36,6 @@ CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"
 RANKING = "eval_ranking"
 CHEAP = 8  # on a CPU, ranking a question takes 1.5 times as long as learning from an example: benchmarks/training.py
-POOLED = 50  # batches that are sorted by length together: more save padding, fewer leave more to chance
-
-
-class BatchOrder(Sampler[int]):
-    """Examples in batches of like length. The order depends on seed and epoch alone, not on how many processes share a batch.
-
-    What does not fill a batch is left out of an epoch; another epoch leaves out others. (transformers' own grouping draws from
-    the global generator, which a resumed run finds in another state, and begins with the longest.)
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths, self.batch_size, self._seed = lengths, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths) // self.batch_size * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        return (index for batch in self._batches(self.epoch) for index in batch)
-
-    def tokens(self, steps: int) -> int:
-        """How many tokens the first `steps` batches have, without padding."""
-        each = len(self) // self.batch_size
-        batches = (batch for epoch in range(math.ceil(steps / each)) for batch in self._batches(epoch))
-        return sum(self._lengths[index] for _, batch in zip(range(steps), batches, strict=False) for index in batch)
-
-    def _batches(self, epoch: int) -> list[list[int]]:
-        rng = random.Random(f"{self._seed}/{epoch}")  # noqa: S311
-        order = rng.sample(range(len(self._lengths)), len(self))
-        pool = POOLED * self.batch_size
-        grouped = [
-            index
-            for start in range(0, len(order), pool)
-            for index in sorted(order[start : start + pool], key=self._lengths.__getitem__)
-        ]
-        batches = [grouped[start : start + self.batch_size] for start in range(0, len(grouped), self.batch_size)]
-        rng.shuffle(batches)
-        return batches
 
 
 class Tuner(SFTTrainer):
