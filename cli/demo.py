@@ -15,11 +15,12 @@ import click
 
 from .app import App, example, json_option, pass_app
 from .builds import carry_out
-from .console import answer, progress, say, size, table
+from .console import answer, progress, say, size, table, tell, typed
 from .measured import warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation
+    from ..engine.recipes import Recipe
     from ..registry import Build, Registry
     from ..tasks import DomainData
 
@@ -79,6 +80,8 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
     settings = replace(
         app.settings, home=home, database_url=f"sqlite:///{home / 'registry.sqlite'}", store_url=str(home / "store")
     )
+    from ..engine.recipes import load_recipe
+
     started = time.monotonic()
     with app.registry(settings, create=True) as registry:
         trip = _Trip(registry, app.device(), QUICK if quick else _Sizes())
@@ -86,8 +89,8 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
         target = trip.make_domains()
         trip.train_spirit()
         trip.train_ingredient(target)
-        average = trip.build(target.name, "average")
-        cocktail = trip.build(target.name, COCKTAIL)
+        average = trip.build(target.name, load_recipe("average"), "average")
+        cocktail = trip.build_by_own(target.name)
         results = trip.compare(target, average, cocktail)
         advice = trip.recommend(target, cocktail)
         files = trip.look_at_publication(cocktail, f"your-org/{target.name}-cocktail")
@@ -194,17 +197,25 @@ class _Trip:
                 carry_out=in_a_child(),
             )
         say(f"      {adapter.ref} is {'registered' if adapter.created else 'there already'}")
+        for note in adapter.notes:
+            say(f"      note: {note}")
 
-    def build(self, domain: str, recipe: str) -> Build:
+    def build_by_own(self, domain: str) -> Build:
+        """By the domain's own recipe, which is `default` with the demo's search."""
+        from ..engine.recipe_book import own_recipe
+
+        ref = self._registry.domains.get(domain).recipe or COCKTAIL
+        return self.build(domain, own_recipe(self._registry, ref), ref, like=COCKTAIL)
+
+    def build(self, domain: str, recipe: Recipe, ref: str, *, like: str | None = None) -> Build:
+        """`like` is the recipe that ships from which this one was made."""
         from ..engine.building.planning import request
         from ..engine.coefficients import mean
-        from ..engine.recipe_book import own_recipe
-        from ..engine.recipes import SHIPPED, load_recipe
+        from ..engine.recipes import SHIPPED
 
-        self._begin(f"build with recipe {recipe}: {SHIPPED[recipe][0]}")
-        own = self._registry.domains.get(domain).recipe
-        wanted = own_recipe(self._registry, own) if own and recipe == COCKTAIL else load_recipe(recipe)
-        asked = request(self._registry, domain, wanted, named=recipe)
+        made_from = f" ({like} with the demo's search)" if like not in (None, ref) else ""
+        self._begin(f"build with recipe {ref}{made_from}: {SHIPPED[like or ref][0]}")
+        asked = request(self._registry, domain, recipe, named=ref)
         build = carry_out(self._registry, asked.build, self._device)
         mix = ", ".join(f"{role} {mean(value):g}" for role, value in (build.coefficients or {}).items())
         say(f"      build {build.id}: {mix}")
@@ -214,6 +225,7 @@ class _Trip:
 
     def compare(self, target: DomainData, average: Build, cocktail: Build) -> list[Evaluation]:
         from ..engine.evaluation import QuestionSet, evaluate, find_system
+        from ..engine.records import Records
         from ..engine.score_choice import common_score
         from ..tasks import DEFAULT_TEMPLATE, load_template, questions
 
@@ -242,6 +254,7 @@ class _Trip:
                     score=chosen.score,
                     device=self._device,
                     kept_in=self._registry.settings.own_folder("evaluations"),
+                    records=Records(self._registry, target.name),
                     progress=bar.update,
                 )
             results.append(replace(result, label=label))
@@ -363,7 +376,7 @@ def _show_advice(advice: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _show_next(home: Path, target: DomainData, cocktail: Build, seconds: float) -> None:
-    click.echo(f"merged checkpoint: {cocktail.path}")
+    tell(f"merged checkpoint: {cocktail.path}")
     click.echo(f"done in {seconds / 60:.1f} minutes. Try next:")
     command = f"reccocktail --home {home}"
     for line in (
@@ -375,4 +388,4 @@ def _show_next(home: Path, target: DomainData, cocktail: Build, seconds: float) 
         f"build request {target.name} --recipe reccocktail --wait",
         f"publish {target.name} --to ORG/NAME --dry-run --offline",
     ):
-        click.echo(f"  {command} {line}")
+        click.echo(typed(f"{command} {line}"))

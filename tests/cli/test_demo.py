@@ -43,4 +43,9 @@ def test_the_demo_resumes_after_ctrl_c_runs_to_its_last_table_and_a_second_time_
     home = bare.folder / "demo"
     (state,) = [each for each in bare("--home", home, "status", "--json").json if each["domain"] == "skin-care"]
     assert state["state"] == "fresh", "what the demo suggests to type next is about the domain's own build"
+    assert "recipe cocktail@v1" in shown.written
+    assert "all zero" not in shown.written, "both adapters were trained"
+    measured = bare("--home", home, "evaluation", "list", "--domain", "skin-care", "--json").json
+    labels = {each["label"].split()[0] for each in measured}  # both builds are the average here, and so one system
+    assert labels == {"smollm2", "spirit@v1", "skin-care@v1", "build"}
     assert bare("--home", home, "resolve", "skin-care", "--merged", "--json").json["build"] == state["build"]

@@ -542,6 +542,12 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(train):
     assert after == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * n / 16)) for n in range(16)])
 
 
+def test_a_single_step_trains(train):
+    result = train(examples=8, batch_size=8, epochs=1, learning_rate=1e-3, validation_examples=0)
+    assert figures(result, "learning_rate") == pytest.approx([1e-3])
+    assert any(tensor.any() for name, tensor in weights(result).items() if "lora_B" in name)
+
+
 def test_training_stops_when_validation_has_not_improved_and_keeps_the_best_checkpoint(stopped):
     result = stopped
     steps, kept = result.context["steps"], result.context["kept_step"]

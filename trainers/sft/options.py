@@ -55,7 +55,9 @@ class SftOptions(BaseModel):
     ] = 1.0
     epochs: Annotated[int, Field(ge=1, description="passes over the examples")] = 2
     learning_rate: Annotated[float, Field(gt=0, description="peak, reached after warm-up, then cosine to zero")] = 5e-4
-    warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps that warm up")] = 0.05
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="share of the steps that warm up; the last step never does")
+    ] = 0.05
     batch_size: Annotated[int, Field(ge=1, description="examples per optimiser step, over all processes")] = 8
     micro_batch: Annotated[
         int | None,

@@ -188,6 +188,14 @@ class Watch(TrainerCallback):
         self._job.progress(state.global_step, state.max_steps, self._figures)  # a sign of life while validating
 
 
+def _warm_up(share: float, steps: int) -> float:
+    """As transformers takes it: a share of the steps, rounded up, or a number of them.
+
+    The first step of a warm-up has the learning rate 0, so it is never the only one, for that would train nothing.
+    """
+    return share if math.ceil(share * steps) < steps else steps - 1
+
+
 def make_trainer(
     job: TrainingJob,
     options: SftOptions,
@@ -215,7 +223,7 @@ def make_trainer(
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=options.warmup,  # below 1 it is a share of all steps
+        warmup_steps=_warm_up(options.warmup, steps),
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=1,  # of the loader, whose batches `evaluation_loop` does not take
         gradient_accumulation_steps=accumulated,
