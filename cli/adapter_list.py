@@ -9,7 +9,7 @@ import click
 from ..registry.errors import UsageError
 from .adapters import adapter
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .console import answer, page, size, table
+from .console import NO_MORE, answer, page, size, table
 from .evaluation_records import FIRST, brief
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def list_(
                 text=text,
             ),
             sort=sort,
-            limit=limit,
+            limit=limit + 1,
             after=after,
         )
+        keys, rows = [(row.base, row.ref) for row in rows], rows[:limit]
         bases = {row.name: row.digest for row in registry.bases.list()}
         measured = registry.evaluations.of_adapters(rows)
     several = base is None and len(bases) > 1
@@ -94,11 +95,19 @@ def list_(
             [a.ref, *([a.base] * mixed), a.rank, size(a.bytes), _labels(a), cell, a.metrics, f"{a.created_at:%Y-%m-%d}"]
             for a, cell in zip(rows, figures, strict=True)
         ]
-        narrowed = domain or spirit or tags or metrics or text or after
-        empty = "no such adapter" if narrowed else f"no adapter has the metric {sort}" if sort else EMPTY
+        narrowed = domain or spirit or tags or metrics or text
+        empty = (
+            NO_MORE
+            if after
+            else "no such adapter"
+            if narrowed
+            else f"no adapter has the metric {sort}"
+            if sort
+            else EMPTY
+        )
         spare = ("size", "rank", "created", "base", *(("registered",) if any(figures) else ("measured", "registered")))
         table(columns, shown, right=("rank", "size"), empty=empty, spare=spare)
-        page([f"{a.base}:{a.ref}" if several else a.ref for a in rows], limit)
+        page([f"{base}:{ref}" if several else ref for base, ref in keys], limit)
 
     found = [(a, measured.get((a.base, a.ref))) for a in rows]
     answer(as_json, [a.to_json() | {"evaluation": each and brief(each)} for a, each in found], show_rows)

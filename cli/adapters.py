@@ -13,7 +13,7 @@ import click
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .bases import say_unchecked
-from .console import answer, details, page, progress, say, short, table, warn
+from .console import NO_MORE, answer, details, page, progress, say, short, table, warn
 from .evaluation_records import MOST_SHOWN, brief, show_measured
 from .lineage import happened
 
@@ -187,14 +187,14 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
         reached = None if at else registry.adapters.reached(row)
         weights = Weights(row.digest, registry.bases.get(row.base).digest)
-        measured = [] if at else registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN)
+        measured = [] if at else registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)
     if at is not None:
         say(f"as of {at.isoformat()}")
         answer(as_json, document | {"at": at.isoformat()}, lambda: details(document))
         return
     assert reached is not None
     lists = {
-        "evaluations": [brief(each) for each in measured],
+        "evaluations": [brief(each) for each in measured[:MOST_SHOWN]],
         "builds": [entry.to_json() for entry in reached.builds],
         "build_count": reached.build_count,
         "publications": [entry.to_json() for entry in reached.publications],
@@ -283,19 +283,19 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
     NAME@vN: that version and its aliases. NAME@ALIAS: every version that had the alias. NAME: all versions.
     """
     with app.registry() as registry:
-        found = registry.adapters.log(ref, base=base, limit=limit, after=after)
+        found = registry.adapters.log(ref, base=base, limit=limit + 1, after=after)
     bases = {event.detail.get("base") for event in found}
     rows = [
         [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, happened(e), *([e.detail.get("base")] * (len(bases) > 1))]
-        for e in found
+        for e in found[:limit]
     ]
 
     def show_rows() -> None:
         columns = ["when (UTC)", "who", "what", *(["base"] * (len(bases) > 1))]
-        table(columns, rows, empty=f"there is no event for {ref}" if after is None else "there are no earlier events")
+        table(columns, rows, empty=f"there is no event for {ref}" if after is None else NO_MORE)
         page([event.id for event in found], limit)
 
-    answer(as_json, [event.to_json() for event in found], show_rows)
+    answer(as_json, [event.to_json() for event in found[:limit]], show_rows)
 
 
 @adapter.command(

@@ -12,6 +12,7 @@ from .adapters import moment
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .build_table import show_builds
 from .builds import build
+from .console import NO_MORE
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 SORTS = ("created", "started", "finished", "domain", "status", "recipe", "requester")
@@ -56,7 +57,9 @@ def list_(app: App, base: str | None, sort: str, limit: int, after: str | None, 
     with app.registry() as registry:
         if wanted["adapter"] is not None:
             wanted["adapter"] = registry.adapters.resolve(wanted["adapter"], base=base)
-        builds = registry.builds.list(BuildFilter(**wanted), sort=sort, limit=limit, after=after)
-    narrowed = after or any(value is not None for value in wanted.values())
-    empty = "no such build" if narrowed else "no build yet; `reccocktail build request DOMAIN --wait`"
+        builds = registry.builds.list(BuildFilter(**wanted), sort=sort, limit=limit + 1, after=after)
+    narrowed = any(value is not None for value in wanted.values())
+    empty = (
+        NO_MORE if after else "no such build" if narrowed else "no build yet; `reccocktail build request DOMAIN --wait`"
+    )
     show_builds(builds, as_json, empty=empty, limit=limit)

@@ -16,7 +16,8 @@ STEPS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=
 
 
 def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | None = None) -> None:
-    """`outcome` is what came of the search or, of a build that failed, why."""
+    """`outcome` is what came of the search or, of a build that failed, why. With a `limit`, one build more shows that there is a next page."""
+    keys, builds = [b.id for b in builds], builds[:limit]
     moment = datetime.now(UTC)
     columns = ["id", "domain", "status", "recipe", "by", "age", "outcome", "coefficients", "digest"]
     rows = [
@@ -38,7 +39,7 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
         spare = ("digest", "coefficients", "by", "age", "recipe", "outcome")
         table(columns, rows, empty=empty, spare=spare, right=("age",))
         if limit:
-            page([b.id for b in builds], limit)
+            page(keys, limit)
 
     answer(as_json, [b.to_json() for b in builds], show_rows)
 

@@ -37,6 +37,9 @@ NAMES = frozenset(
 LONG_WORD = 24
 """Cells up to which a word in another column is not broken either."""
 
+NO_MORE = "there are no more entries"
+"""Of a page after the last one."""
+
 LEAST_CUT = 16
 """The width that is left of a column whose cells may be cut."""
 
@@ -56,6 +59,52 @@ def printable(text: str, *, indent: str | None = None) -> str:
     if indent is not None:
         return f"\n{indent}".join(printable(line) for line in text.split("\n"))
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+_PIECE = re.compile(r"(\s*)([^\s`]*`[^`\n]+`[^\s`]*|\S+)")
+"""A word, or a command in backticks, and the space before it."""
+
+
+def prose(text: str, *, stream: Any, lead: str = "", indent: str = "  ") -> str:
+    """The printable text after its lead; on a terminal long lines are broken between words, and commands in backticks stay whole if they fit.
+
+    `indent` stands before every line but the first.
+    """
+    lines = (lead + printable(text, indent=indent)).split("\n")
+    room = display.room(stream)
+    return "\n".join(lines if room is None else [_broken(line, indent, room) for line in lines])
+
+
+def typed(command: str) -> str:
+    """A command to copy, set in; on a terminal, long ones end their lines in a backslash, as a shell takes them."""
+    room = display.room(sys.stdout)
+    line = f"  {printable(command)}"
+    return line if room is None else _broken(line, "  ", room - 2, end=" \\") if len(line) > room else line
+
+
+def _broken(line: str, indent: str, room: int, *, end: str = "") -> str:
+    """The line as several of so many columns, all but the last with this end."""
+    from rich.cells import cell_len
+
+    if cell_len(line) <= room:
+        return line
+    hanging = line[: len(line) - len(line.lstrip())] + indent
+    text, column = "", 0
+    for space, piece in _pieces(line, room - len(hanging)):
+        width = cell_len(piece)
+        if column and column + len(space) + width > room:
+            text, column = f"{text}{end}\n{hanging}{piece}", len(hanging) + width
+        else:
+            text, column = f"{text}{space}{piece}", column + len(space) + width
+    return text
+
+
+def _pieces(line: str, room: int) -> Iterator[tuple[str, str]]:
+    """What stays whole, each with the space before it: a command that is longer than a line does not."""
+    for space, piece in _PIECE.findall(line):
+        words = [piece] if len(piece) <= room else piece.split(" ")
+        yield space, words[0]
+        yield from ((" ", word) for word in words[1:])
 
 
 def json_text(document: Any, *, indent: int | None = 2) -> str:
@@ -81,12 +130,12 @@ def warn(line: str) -> None:
     if display.manner.json_lines:
         display.write(display.json_line(what="says", detail=line))
     else:
-        display.write(printable(line, indent="  ") + "\n")
+        display.write(prose(line, stream=sys.stderr) + "\n")
 
 
 def alarm(line: str) -> None:
     """A line about what will be lost, to stderr, in red on a terminal that has colours."""
-    text = printable(line, indent="  ")
+    text = prose(line, stream=sys.stderr)
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not display.is_terminal(sys.stderr)
     display.write((text if plain else click.style(text, fg="red")) + "\n")
 
@@ -99,10 +148,15 @@ def answer(as_json: bool, document: Any, show: Callable[[], None]) -> None:
         show()
 
 
-def page(after: Sequence[object], limit: int) -> None:
-    """Report that the page was full, and how to get the next one; `after` has each entry's key."""
-    if len(after) == limit:
-        say(f"({limit} shown; next page: --after {after[-1]})")
+def tell(line: str) -> None:
+    """A line of the answer in words, to stdout."""
+    click.echo(prose(line, stream=sys.stdout))
+
+
+def page(keys: Sequence[object], limit: int) -> None:
+    """Report how to get the next page, if there is one: `keys` are of one entry more than the `limit` that is shown."""
+    if len(keys) > limit:
+        say(f"({limit} shown; next page: --after {keys[limit - 1]})")
 
 
 def table(
@@ -197,8 +251,9 @@ def details(record: Mapping[str, Any]) -> None:
     width = max(map(len, record), default=0)
     for name, value in record.items():
         if value not in (None, "", [], {}, ()):
-            text = printable(value, indent=" " * (width + 2)) if isinstance(value, str) else _cell(value)
-            click.echo(f"{printable(name).replace('_', ' '):<{width}}  {text}")
+            lead = f"{printable(name).replace('_', ' '):<{width}}  "
+            text = value if isinstance(value, str) else _cell(value)
+            click.echo(prose(text, stream=sys.stdout, lead=lead, indent=" " * len(lead)))
 
 
 def _cell(value: Any) -> str:
@@ -213,6 +268,11 @@ def _cell(value: Any) -> str:
             return ", ".join(f"{printable(str(k))}={_cell(v)}" for k, v in value.items())
         case _:
             return printable(str(value))
+
+
+def counted(number: int, what: str) -> str:
+    """As `1 user` or `2,000 users`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def short(digest: str | None) -> str:

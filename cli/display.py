@@ -360,6 +360,17 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def room(stream: Any) -> int | None:
+    """Columns of a terminal, 80 where they are not known; None of what is none."""
+    if not is_terminal(stream):
+        return None
+    told = os.environ.get("COLUMNS", "")
+    try:
+        return int(told) if told.isdecimal() and int(told) else _Sink(stream).width()
+    except (OSError, ValueError):  # it was closed a moment ago
+        return None
+
+
 def _has_cursor(stream: Any) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "") not in NO_CURSOR
 

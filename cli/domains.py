@@ -13,7 +13,7 @@ import click
 
 from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
-from .console import answer, details, say, table, warn
+from .console import answer, counted, details, say, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Domain, Registry
@@ -108,8 +108,8 @@ def _add_from_plugin(
 def facts_lines(found: DataFacts) -> list[str]:
     """What a person should know about data: what is there, what was left out, and what deserves a second thought."""
     lines = [
-        f"found {found.format}: {_count(found.users, 'user')}, {_count(found.items, 'item')},"
-        f" {_count(found.interactions, 'interaction')}{_period(found)}"
+        f"found {found.format}: {counted(found.users, 'user')}, {counted(found.items, 'item')},"
+        f" {counted(found.interactions, 'interaction')}{_period(found)}"
     ]
     passed = {
         "interactions without a user": found.without_user,
@@ -130,13 +130,13 @@ def _remarks(found: DataFacts) -> Iterator[str]:
     if found.without_user > 0.05 * (found.interactions + found.without_user):
         yield f"{_share(found.without_user, found.interactions + found.without_user)} of the interactions have no user"
     if found.respelled_ids:
-        yield f"{_count(found.respelled_ids, 'id')} written like 12.0 read as the id 12"
+        yield f"{counted(found.respelled_ids, 'id')} written like 12.0 read as the id 12"
     if found.without_rating:
         yield f"{_share(found.without_rating, found.interactions)} of the interactions have no rating where others have one"
     if found.missing_titles > 0.05 * found.items:
         yield f"{_share(found.missing_titles, found.items)} of the items have no title; they are never shown or offered"
     if found.unlisted:
-        yield f"{_count(found.unlisted, 'item')} taken but without a record: do both files write ids in the same way?"
+        yield f"{counted(found.unlisted, 'item')} taken but without a record: do both files write ids in the same way?"
     if found.too_short > 0.5 * found.users:
         yield (
             f"{_share(found.too_short, found.users)} of the users have fewer than three titled items,"
@@ -156,10 +156,6 @@ def _remarks(found: DataFacts) -> Iterator[str]:
         )
     if found.first_time is None and found.interactions:
         yield "there are no times: the order of the rows is taken as the order in time"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -242,7 +238,7 @@ def _synced(registry: Registry, plugin: str) -> Iterator[dict[str, Any]]:
 
 
 def _brief(found: dict[str, Any]) -> str:
-    return f"{found['users']:,} users, {found['items']:,} items, {found['interactions']:,} interactions"
+    return ", ".join(counted(found[f"{what}s"], what) for what in ("user", "item", "interaction"))
 
 
 @domain.command(name="list", epilog=example("reccocktail domain list"))

@@ -11,7 +11,7 @@ import click
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .click_evaluation import evaluate_clicks
-from .console import answer, say, table, warn
+from .console import answer, counted, say, table, warn
 from .measured import interval, system_bar, warn_of_unkept
 
 if TYPE_CHECKING:
@@ -194,6 +194,6 @@ def show_comparison(found: Comparison) -> None:
         if result.lists is not None and result.lists.entries:
             shares = (result.lists.unknown / result.lists.entries, result.lists.duplicates / result.lists.entries)
             say(
-                f"{result.label} named {result.lists.entries} titles: {shares[0]:.0%} are no candidate's,"
+                f"{result.label} named {counted(result.lists.entries, 'title')}: {shares[0]:.0%} are no candidate's,"
                 f" {shares[1]:.0%} repeat an earlier one; both count as misses"
             )

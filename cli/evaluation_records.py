@@ -10,7 +10,7 @@ import click
 
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
-from .console import answer, details, page, say, table
+from .console import NO_MORE, answer, counted, details, page, say, table
 
 if TYPE_CHECKING:
     from ..registry import Build, Registry
@@ -76,15 +76,21 @@ def list_(
 
             weights = find_system(registry, system, base=base).weights
         wanted = EvaluationFilter(domain, weights, split, score, [MetricBound.parse(bound) for bound in metrics])
-        rows = registry.evaluations.list(wanted, sort=sort, limit=limit, after=after)
+        rows = registry.evaluations.list(wanted, sort=sort, limit=limit + 1, after=after)
 
     def show_rows() -> None:
-        narrowed = domain or system or split or score or metrics or sort or after
-        empty = "no such evaluation" if narrowed else "no evaluation yet; `reccocktail evaluate SYSTEM... --domain D`"
-        show_records(rows, empty=empty, sort=sort)
+        narrowed = domain or system or split or score or metrics or sort
+        empty = (
+            NO_MORE
+            if after
+            else "no such evaluation"
+            if narrowed
+            else "no evaluation yet; `reccocktail evaluate SYSTEM... --domain D`"
+        )
+        show_records(rows[:limit], empty=empty, sort=sort)
         page([row.id for row in rows], limit)
 
-    answer(as_json, [row.to_json() for row in rows], show_rows)
+    answer(as_json, [row.to_json() for row in rows[:limit]], show_rows)
 
 
 @evaluation.command(epilog=example("reccocktail evaluation show 12", "reccocktail evaluation show 12 --ranks --json"))
@@ -106,7 +112,7 @@ def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
 
     def show_all() -> None:
         hidden = ("metrics", "task", "detail", "ranks", *per_row)
-        details({name: value for name, value in document.items() if name not in hidden})
+        details({"score" if name == "mode" else name: value for name, value in document.items() if name not in hidden})
         details({"task": row.task, "detail": {name: value for name, value in row.detail.items() if value}})
         details({"ranks": row.ranks})
         table(
@@ -175,7 +181,7 @@ def compare(
 
     def show_all() -> None:
         click.echo(f"A: {_called(first)}\nB: {_called(second)}")
-        click.echo(f"{first.users} users of {first.domain}, {first.split} split")
+        click.echo(f"{counted(first.users, 'user')} of {first.domain}, {first.split} split")
         if first.mode != second.mode:
             say(f"note: they were scored differently: {first.mode} and {second.mode}")
         rows = [
@@ -193,6 +199,8 @@ def _called(row: EvaluationRecord) -> str:
 
 
 def _verdict(metric: str, low: float, high: float) -> str:
+    if low == high == 0:
+        return "equal"
     if metric in LESS_IS_BETTER:
         low, high = -high, -low
     return "A is better" if low > 0 else "B is better" if high < 0 else "not settled"
@@ -241,16 +249,16 @@ def brief(row: EvaluationRecord) -> dict[str, Any]:
 def show_measured(rows: Sequence[EvaluationRecord], system: str) -> None:
     """The newest evaluations of one system, after other things that are known of it."""
     click.echo(f"\nevaluations: {'none yet' if not rows else ''}".rstrip())
-    show_records(rows, empty="")
-    if len(rows) == MOST_SHOWN:
+    show_records(rows[:MOST_SHOWN], empty="")
+    if len(rows) > MOST_SHOWN:
         say(f"({MOST_SHOWN} shown; all: reccocktail evaluation list --system {system})")
 
 
 def measured_of(registry: Registry, build: Build) -> list[EvaluationRecord]:
-    """The newest evaluations of what a build made; none before it has succeeded."""
+    """The newest evaluations of what a build made, one more than is shown; none before it has succeeded."""
     from ..registry.catalog.evaluations import EvaluationFilter, weights_of_build
 
     if build.digest is None:
         return []
     weights = weights_of_build(build, registry.bases.get(build.base).digest)
-    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN)
+    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from ..registry.errors import UsageError
 from ..registry.signals import Stopped, exit_code
 from .adapters import moment
 from .app import App, example, json_option, pass_app
-from .console import answer, page, printable, say, table
+from .console import NO_MORE, answer, page, prose, say, table
 from .lineage import brief_pairs
 
 if TYPE_CHECKING:
@@ -69,16 +70,17 @@ def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: b
             except KeyboardInterrupt as error:  # how it ends
                 raise click.exceptions.Exit(exit_code(error)) from None
         limit = limit or LIMIT
-        found = registry.events.list(limit=limit, after=after, **chosen)
-    rows = [[f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, e.kind, e.subject, brief_pairs(e)] for e in found]
+        found = registry.events.list(limit=limit + 1, after=after, **chosen)
+    rows = [
+        [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, e.kind, e.subject, brief_pairs(e)] for e in found[:limit]
+    ]
 
     def show_rows() -> None:
         columns = ["when (UTC)", "who", "what", "of", "detail"]
-        empty = "there is no such event" if after is None else "there are no earlier events"
-        table(columns, rows, empty=empty)
+        table(columns, rows, empty="there is no such event" if after is None else NO_MORE)
         page([event.id for event in found], limit)
 
-    answer(as_json, [event.to_json() for event in found], show_rows)
+    answer(as_json, [event.to_json() for event in found[:limit]], show_rows)
 
 
 def _expect_kind(text: str | None) -> None:
@@ -121,4 +123,4 @@ def _write_json(events: Sequence[Event]) -> None:
 def _write_lines(events: Sequence[Event]) -> None:
     for e in events:
         line = f"{e.created_at:%Y-%m-%d %H:%M:%S}  {e.created_by}  {e.kind}  {e.subject}  {brief_pairs(e)}"
-        click.echo(printable(line.rstrip()))
+        click.echo(prose(line.rstrip(), stream=sys.stdout))

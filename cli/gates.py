@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,7 +12,7 @@ from ..registry.errors import UsageError
 from .adapters import adapter, key_values
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
-from .console import answer, details, say
+from .console import answer, counted, details, say, table
 from .domains import domain
 
 
@@ -19,6 +21,7 @@ from .domains import domain
         "reccocktail domain gate beauty --require metric=NDCG@3,against=champion,margin=0.02,confidence=0.95",
         "reccocktail domain gate beauty gate.yaml",
         "reccocktail domain gate beauty --approvals 1",
+        "reccocktail domain gate beauty --log",
         "reccocktail domain gate beauty --remove",
     )
 )
@@ -34,18 +37,29 @@ from .domains import domain
     "--approvals", type=click.IntRange(0, 20), help="How many others than who registered it have to approve it."
 )
 @click.option("--remove", is_flag=True, help="Remove the gate.")
+@click.option("--log", is_flag=True, help="Show who set or removed it, when, and what it asked for; newest first.")
 @json_option
 @pass_app
 def gate(
-    app: App, name: str, file: Path | None, require: str | None, approvals: int | None, remove: bool, as_json: bool
+    app: App,
+    name: str,
+    file: Path | None,
+    require: str | None,
+    approvals: int | None,
+    remove: bool,
+    log: bool,
+    as_json: bool,
 ) -> None:
     """Show, set or remove the gate of a domain (or of `spirit`).
 
     Through a gate, `champion` moves only to a version whose stored evaluation is good enough, and that others have approved if
     the gate says so. FILE is YAML with `require` and `approvals`. The gate is replaced as a whole.
     """
-    if sum((file is not None, require is not None or approvals is not None, remove)) > 1:
-        raise UsageError("give a file, or --require and --approvals, or --remove")
+    if sum((file is not None, require is not None or approvals is not None, remove, log)) > 1:
+        raise UsageError("give a file, or --require and --approvals, or --remove, or --log")
+    if log:
+        _show_log(app, name, as_json)
+        return
     from ..engine.gates import policy_of
     from ..tasks.documents import read_yaml
 
@@ -74,6 +88,31 @@ def gate(
             details(row.to_json())
 
     answer(as_json, row and row.to_json(), show)
+
+
+def _show_log(app: App, name: str, as_json: bool) -> None:
+    with app.registry() as registry:
+        found = registry.gates.history(name)
+
+    def show() -> None:
+        rows = [
+            [
+                f"{each.at:%Y-%m-%d %H:%M:%S}",
+                each.by,
+                "removed" if each.version is None else f"v{each.version}",
+                "nothing" if each.version is None else asked(each.require, each.approvals or 0),
+            ]
+            for each in found
+        ]
+        table(["when (UTC)", "who", "gate", "what it asks for"], rows, empty=f"{name} has had no gate")
+
+    answer(as_json, [each.to_json() for each in found], show)
+
+
+def asked(require: Mapping[str, Any] | None, approvals: int) -> str:
+    """What a gate asks for, as it is typed: `metric=NDCG@3, against=champion, …; 1 approval`."""
+    required = ", ".join(f"{name}={value}" for name, value in (require or {}).items())
+    return "; ".join(filter(None, [required, counted(approvals, "approval") if approvals else ""]))
 
 
 @adapter.command(name="approve", epilog=example("reccocktail adapter approve beauty@v3"))

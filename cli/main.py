@@ -23,7 +23,7 @@ from ..registry.signals import Stopped, exit_code, raised
 from ..registry.store.room import NO_ROOM, lacks_room
 from . import display
 from .app import CONTEXT, QUIET, App, Interrupted, _empty, example
-from .console import json_text, printable
+from .console import json_text, printable, prose
 
 COMPLETE = "_RECCOCKTAIL_COMPLETE"  # set by the scripts of `completion`, when a person presses Tab
 
@@ -187,9 +187,9 @@ def _fail(code: str, message: str, hint: str | None, number: int, as_json: bool,
     if lines:
         display.write(f"{printable(lines, indent='')}\n")
     if not as_json:
-        display.write(f"error: {printable(message, indent='       ')}\n")
-        if hint:
-            display.write(f"hint: {printable(hint, indent='      ')}\n")
+        for lead, text in (("error: ", message), ("hint: ", hint)):
+            if text:
+                display.write(f"{prose(text, stream=sys.stderr, lead=lead, indent=' ' * len(lead))}\n")
     return number
 
 

@@ -13,7 +13,7 @@ import click
 
 from .app import App, example, json_option, pass_app
 from .bases import checkpoint
-from .console import answer, printable, progress, say
+from .console import answer, progress, say, tell
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -133,7 +133,7 @@ def _show(outcomes: list[Outcome], dry_run: bool) -> None:
     bases = {outcome.base for outcome in outcomes} - {None}
     for outcome in outcomes:
         for line in _lines(outcome, with_base=len(bases) > 1):
-            click.echo(printable(line))
+            tell(line)
     counts = Counter(outcome.action for outcome in outcomes)
     words = [f"{counts[action]} {action}" for action in ("created", "changed", "unchanged", "failed") if counts[action]]
     said = ", ".join(words) or "the file lists nothing"
@@ -162,7 +162,8 @@ def _change(field: str, before: Any, after: Any) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={each}" for key, each in value.items())
+        shown = {key: f"({_value(each)})" if isinstance(each, Mapping) else each for key, each in value.items()}
+        return ", ".join(f"{key}={each}" for key, each in shown.items() if each is not None)
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if text.startswith("sha256:"):
         return text[:19]

@@ -12,7 +12,7 @@ from ..registry.errors import RecCocktailError, UsageError
 from ..registry.store.room import NO_ROOM, lacks_room
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .builds import about_choice, say_chosen
-from .console import alarm, answer, details, page, printable, say, size, table, warn
+from .console import NO_MORE, alarm, answer, counted, details, page, printable, say, size, table, warn
 from .display import begin_line, working
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _send(registry: Registry, release: Release) -> Publication:
     if plan.commit is None:
         uploads = plan.uploads
         say(
-            f"publishing {_title(release.subject)} to {plan.repo}: {len(plan.files)} files, {size(plan.bytes)}; to be sent:"
+            f"publishing {_title(release.subject)} to {plan.repo}: {counted(len(plan.files), 'file')}, {size(plan.bytes)}; to be sent:"
             f" {len(uploads)}, {size(sum(file.bytes for file in uploads))}"
         )
     _say_losses(plan, "removing", "replacing")
@@ -247,7 +247,7 @@ def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:
     elif plan.repo_exists:
         uploads = plan.uploads
         say(
-            f"would send {len(uploads)} of {len(plan.files)} files, {size(sum(f.bytes for f in uploads))}, on top of {plan.parent}"
+            f"would send {len(uploads)} of {counted(len(plan.files), 'file')}, {size(sum(f.bytes for f in uploads))}, on top of {plan.parent}"
         )
     for path in plan.kept:
         say(f"would keep {path}, which RecCocktail did not publish")
@@ -293,19 +293,19 @@ def list_(app: App, domain: str | None, repo: str | None, limit: int, after: str
     if after is not None and not after.isdecimal():
         raise UsageError(f"--after {after!r} is no publication's number")
     with app.registry() as registry:
-        rows = registry.publications.list(domain, repo=repo, limit=limit, after=int(after) if after else None)
+        rows = registry.publications.list(domain, repo=repo, limit=limit + 1, after=int(after) if after else None)
 
     def show_rows() -> None:
         shown = [
             [p.id, p.domain, p.subject, p.repo, p.revision[:12], p.tag, "withdrawn" if p.withdrawn_at else "-",
              f"{p.created_at:%Y-%m-%d}"]
-            for p in rows
+            for p in rows[:limit]
         ]  # fmt: skip
         columns = ["id", "domain", "what", "repository", "commit", "tag", "state", "created"]
-        table(columns, shown, empty="no such publication", spare=("created", "commit", "domain"))
+        table(columns, shown, empty=NO_MORE if after else "no such publication", spare=("created", "commit", "domain"))
         page([p.id for p in rows], limit)
 
-    answer(as_json, [row.to_json() for row in rows], show_rows)
+    answer(as_json, [row.to_json() for row in rows[:limit]], show_rows)
 
 
 @publication.command(epilog=example("reccocktail publication show acme/beauty-cocktail"))
@@ -392,7 +392,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
         if commit is not None:
             say(f"commit {commit}" + (", which is a publication of this registry" if recorded else ""))
         if not found.problems:
-            say(f"sound: {found.files} files")
+            say(f"sound: {counted(found.files, 'file')}")
 
     answer(as_json, document, show_found)
     if found.problems:

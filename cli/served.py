@@ -13,11 +13,12 @@ from ..registry.errors import ConflictError, UsageError
 from .adapters import moment
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
-from .console import answer, details, page, say, table, warn
+from .console import NO_MORE, answer, details, page, say, table, tell, warn
+from .lineage import passed
 
 if TYPE_CHECKING:
     from ..engine.building.rollback import Rollback
-    from ..registry import Registry
+    from ..registry import Build, Registry
     from ..registry.catalog.serving import BuildAlias, Move
 
 why_option = click.option("--why", metavar="TEXT", help="The reason, kept with the event.")
@@ -87,6 +88,7 @@ def promote(
     Where the domain has a gate (`reccocktail domain gate`), the build has to pass it.
     """
     from ..engine.gates import check
+    from ..engine.recipe_book import DEFAULT
 
     with app.registry() as registry:
         rows = {row.id: row for row in (registry.builds.get(_id(registry, each, base)) for each in ids)}
@@ -97,10 +99,18 @@ def promote(
             passage = None if served == [row.id] else check(registry, row, now, override=override)
             moved.append(registry.serving.promote(row.id, why=why, passage=passage))
         for each in moved:
-            if not rows[each.build].own_recipe:
-                warn(f"build {each.build} is not known to be by the own recipe of {each.domain}; it is served now")
+            if not (row := rows[each.build]).own_recipe:
+                warn(_about_trial(row, registry.domains.get(row.domain).recipe or DEFAULT))
     document = [each.to_json() for each in moved]
     answer(as_json, document if len(ids) > 1 else document[0], lambda: _say_served(moved))
+
+
+def _about_trial(row: Build, own: str) -> str:
+    """That a build which is served now was not requested by its domain's own recipe, or before that was recorded."""
+    by = f"by {row.recipe_ref}" if row.recipe_ref else "by a recipe without a name"
+    if row.own_recipe is None:
+        return f"build {row.id} was made {by}; that this was the own recipe of {row.domain} is not recorded (now it is {own})"
+    return f"build {row.id}, which is served now, was made {by}, and the own recipe of {row.domain} is {own}"
 
 
 def _say_served(moved: Sequence[BuildAlias]) -> None:
@@ -189,22 +199,20 @@ def history(app: App, ref: str, base: str | None, limit: int, after: int | None,
     if name.version is not None:
         raise UsageError(f"{ref!r} names an adapter", hint="write DOMAIN, or DOMAIN@ALIAS")
     with app.registry() as registry:
-        found = registry.serving.history(name.name, alias=name.alias, base=base, limit=limit, after=after)
-    empty = f"no build of {ref} has had an alias" if after is None else "there are no earlier moves"
+        found = registry.serving.history(name.name, alias=name.alias, base=base, limit=limit + 1, after=after)
+    empty = f"no build of {ref} has had an alias" if after is None else NO_MORE
 
     def show() -> None:
-        rows = [
-            [f"{m.at:%Y-%m-%d %H:%M:%S}", m.by, m.alias, m.build or "nothing", m.previous, _remark(m)] for m in found
-        ]
-        columns = ["when (UTC)", "who", "alias", "build", "before", "why"]
-        table(columns, rows, empty=empty, spare=("why", "before"), cut=("why",))
+        rows = [[f"{m.at:%Y-%m-%d %H:%M:%S}", m.by, m.alias, m.build or "nothing", _remark(m)] for m in found[:limit]]
+        table(["when (UTC)", "who", "alias", "build", "why"], rows, empty=empty)
         page([move.event for move in found], limit)
 
-    answer(as_json, [move.to_json() for move in found], show)
+    answer(as_json, [move.to_json() for move in found[:limit]], show)
 
 
 def _remark(move: Move) -> str | None:
-    return "; ".join(filter(None, ("rollback" if move.rollback else None, move.why))) or None
+    gate = passed({name: value for name, value in move.to_json().items() if value is not None})
+    return "; ".join(filter(None, ("rollback" if move.rollback else None, move.why, gate))) or None
 
 
 @click.command(
@@ -264,12 +272,12 @@ def _show(planned: Rollback, dry_run: bool) -> None:
     would = "would serve" if dry_run else "serves"
     say(f"{domain} {would} build {planned.to.id}{finished}, and not {planned.now.id}")
     for change in planned.changes:
-        click.echo(f"  {change}")
+        tell(f"  {change}")
     if planned.state != "fresh":
         reasons = f": {', '.join(planned.reasons)}" if planned.reasons else ""
-        click.echo(f"{domain} {'would be' if dry_run else 'is'} {planned.state} then{reasons}")
+        tell(f"{domain} {'would be' if dry_run else 'is'} {planned.state} then{reasons}")
     for repo in planned.publications:
-        click.echo(f"{repo} {'would have' if dry_run else 'has'} another build than the one that is served")
+        tell(f"{repo} {'would have' if dry_run else 'has'} another build than the one that is served")
     if planned.publications and not dry_run:
         say("`reccocktail publish --stale` publishes what is served")
     if dry_run:

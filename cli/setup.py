@@ -14,7 +14,7 @@ from ..registry.errors import DatabaseError, RecCocktailError, StoreError, Usage
 from ..registry.settings import is_remote, redacted_url
 from ..registry.store import open_store
 from .app import App, example, json_option, pass_app
-from .console import answer, progress, say, size, table, warn
+from .console import answer, counted, progress, say, size, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Registry, Store
@@ -313,8 +313,8 @@ def gc(app: App, dry_run: bool, hours: float, days: float | None, force: bool, a
         if rows:
             table(["what", "name", "size"], rows, right=("size",), empty="")
         verb = "would remove" if dry_run else "removed"
-        counts = f"{len(report.trees)} folders, {len(report.blobs)} files, {len(report.staging)} unfinished"
-        results = f"{len(builds)} results of builds, " if builds else ""
+        counts = f"{counted(len(report.trees), 'folder')}, {counted(len(report.blobs), 'file')}, {len(report.staging)} unfinished"
+        results = f"{counted(len(builds), 'result')} of builds, " if builds else ""
         say(f"{verb} {results}{counts}: {size(report.bytes)}")
 
     answer(as_json, document, show)

@@ -10,12 +10,14 @@ import click
 from ..registry.errors import UsageError
 from .adapters import moment
 from .app import App, example, json_option, pass_app
-from .console import answer, printable, say, table
+from .console import answer, say, table, tell
+from .gates import asked
 from .status_screen import fits, grouped, summary, with_names
 
 if TYPE_CHECKING:
     from ..publishing.outdated import Overview
     from ..registry import Build
+    from ..registry.catalog.gates import Gate
 
 STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
 TROUBLED = ("stale", "blocked", "failed")
@@ -57,10 +59,13 @@ def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None
         unsettled: dict[str, list[Build]] = {}
         for build in registry.builds.unsettled(domain):
             unsettled.setdefault(build.domain, []).append(build)
-    document = [_entry(found, name, unsettled.get(name, [])) for name in found.states]
+        gates = {gate.domain: gate for gate in registry.gates.list()}
+    document = [
+        _entry(found, name, unsettled.get(name, [])) | {"gate": _gate(gates.get(name))} for name in found.states
+    ]
     document = [entry for entry in document if not states or _is_in(entry, states)]
     empty = "no domain yet; `reccocktail domain add NAME`" if not states else "no domain is in that state"
-    answer(as_json, document, lambda: _show(document, found, empty))
+    answer(as_json, document, lambda: _show(document, found, empty, of_one=domain is not None))
     if check and any(_is_in(entry, TROUBLED) for entry in document):
         raise click.exceptions.Exit(1)
 
@@ -111,7 +116,11 @@ def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, 
     }
 
 
-def _show(document: Sequence[Mapping[str, Any]], found: Overview, empty: str) -> None:
+def _gate(found: Gate | None) -> dict[str, Any] | None:
+    return found and {"version": found.version, "require": found.require, "approvals": found.approvals}
+
+
+def _show(document: Sequence[Mapping[str, Any]], found: Overview, empty: str, *, of_one: bool) -> None:
     columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
     rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
     for row, entry in zip(rows, document, strict=True):
@@ -125,7 +134,10 @@ def _show(document: Sequence[Mapping[str, Any]], found: Overview, empty: str) ->
         table(columns, summary(document), empty=empty, right=("domains",), cut=("which",))
         say(f"({len(rows)} domains, grouped to fit the screen: `status NAME`, --state or a pipe show each)")
     for line in lines:
-        click.echo(printable(line))
+        tell(line)
+    for entry in document if of_one else ():
+        if gate := entry["gate"]:
+            tell(f"{entry['domain']} has gate v{gate['version']}: {asked(gate['require'], gate['approvals'])}")
 
 
 def _reasons(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .console import prose
+
 MOST_NAMED = 8  # domains of a line
 LEAST = 4  # remarks that are alike before they share a line: fewer are better read one by one
 FRAME = 4  # lines of a table beside its rows, and the next prompt
@@ -61,8 +63,8 @@ def fits(rows: int, lines: Iterable[str]) -> bool:
     """Whether a table of so many rows fits the terminal with these lines below; always where there is no terminal."""
     if not sys.stdout.isatty():
         return True
-    columns, height = shutil.get_terminal_size()
-    return rows + FRAME + sum(-(-max(len(line), 1) // columns) for line in lines) <= height
+    height = shutil.get_terminal_size().lines
+    return rows + FRAME + sum(1 + prose(line, stream=sys.stdout).count("\n") for line in lines) <= height
 
 
 def summary(document: Sequence[Entry]) -> list[list[Any]]:

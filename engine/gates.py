@@ -155,7 +155,9 @@ def _measured(asked: _Asked, passage: Passage, found: _Found) -> Passage | None:
         return None
     compared = _compared(registry, row, others, wanted)
     if compared is not None and compared.users < FEWEST:
-        found.problems.append(f"evaluation {row.id} has {row.users} users, and fewer than {FEWEST} decide nothing")
+        found.problems.append(
+            f"evaluation {row.id} has {row.users} user{'s' * (row.users != 1)}, and fewer than {FEWEST} decide nothing"
+        )
         found.commands.append(_command(asked))
     for bound in () if compared is None else compared.bounds:
         if bound.low <= -wanted.margin:
@@ -223,11 +225,12 @@ def _command(asked: _Asked) -> str:
 
 def _failure(bound: Bound, wanted: Requirement, compared: Comparison | None, row: EvaluationRecord) -> str:
     users = compared.users if compared else row.users
-    limit = f"at most {wanted.margin:g} lower" if wanted.margin >= 0 else f"at least {-wanted.margin:g} higher"
+    limit = f"at most {wanted.margin:g} lower" if wanted.margin > 0 else f"at least {-wanted.margin:g} higher"
+    limit = f"{limit} (above {-wanted.margin:+g})" if wanted.margin else "to be better (above 0)"
     return (
         f"its {wanted.metric} is {bound.mix_mean:.3f} and that of {bound.parent} {bound.parent_mean:.3f} on {users} users:"
         f" with {wanted.confidence:.0%} confidence the difference is only known to be above {bound.low:+.3f}, and the gate wants it"
-        f" {limit} (above {-wanted.margin:+g})"
+        f" {limit}"
     )
 
 

@@ -128,10 +128,10 @@ class Adapters:
             added = replace(added, aliases=set_aliases(session, row, labels))
             return replace(added, created=True, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
 
-    def digest_of(self, folder: Path | str, *, base: Base, checks: Checks | None = None) -> str:
-        """The digest that the adapter in `folder` would have: it is inspected as `add` does, and nothing is stored."""
+    def foresee(self, folder: Path | str, *, base: Base, checks: Checks | None = None) -> tuple[str, tuple[str, ...]]:
+        """The digest and the notes that the adapter in `folder` would have: it is inspected as `add` does, and nothing is stored."""
         facts = self._inspected(Path(folder), base, checks or Checks())
-        return folder_digest(Path(folder), self._files(Path(folder), base, facts)[0])
+        return folder_digest(Path(folder), self._files(Path(folder), base, facts)[0]), facts.notes
 
     def _older_contents(self, stored: StoredAdapter, base: Base, name: str) -> tuple[dict[int, str], tuple[str, ...]]:
         """The digests of contents of versions from before they were kept, as far as those may equal this one, by id; and what cannot be read."""

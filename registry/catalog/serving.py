@@ -64,7 +64,10 @@ class BuildAlias(Record):
 
 @dataclass(frozen=True)
 class Move(Record):
-    """What happened to an alias: `build` has it from `at` on, or nothing; `previous` had it before. `why` is what was said."""
+    """What happened to an alias: `build` has it from `at` on, or nothing; `previous` had it before. `why` is what was said.
+
+    Where the domain had a gate, `gate` is its version, and `evaluation` what passed it, or `override` why it was passed by.
+    """
 
     event: int
     at: datetime
@@ -76,6 +79,9 @@ class Move(Record):
     previous: str | None
     rollback: bool
     why: str | None
+    gate: int | None
+    evaluation: int | None
+    override: str | None
 
 
 class Serving:
@@ -423,4 +429,7 @@ def _move(event: Event, domain: str) -> Move:
         previous=about.get("from") if has_it else event.subject,
         rollback=bool(about.get("rollback")),
         why=about.get("why"),
+        gate=about.get("gate"),
+        evaluation=about.get("evaluation"),
+        override=about.get("override"),
     )

@@ -149,7 +149,7 @@ def _at_head(connection: Connection, url: str) -> str:
     if revision != head:
         raise DatabaseError(
             f"{redacted_url(url)} is at revision {revision}, but this version needs {head}",
-            hint="run `reccocktail db upgrade`",
+            hint="back up the database (docs/operations.md), then run `reccocktail db upgrade`",
         )
     return revision
 

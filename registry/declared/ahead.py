@@ -20,11 +20,12 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Ready:
-    """An adapter's folder, its digest as far as it is known, and what the store has of it."""
+    """An adapter's folder, its digest as far as it is known, what the store has of it, and what is peculiar about it if nothing is stored."""
 
     found: AdapterSource
     digest: str | None = None
     stored: StoredAdapter | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Ahead:

@@ -349,13 +349,13 @@ class _Applying:
         """Nothing is stored yet. The digest is None where it need not be known, or cannot be: of an adapter whose base a dry run does not have."""
         found, base, checks = self._adapter_source(entry), self._bases[entry.base], _checks(entry)
         if base is None:
-            inspect_adapter(found.folder, None, allow_partial=checks.allow_partial, scan=checks.scan)
-            return Ready(found)
+            facts = inspect_adapter(found.folder, None, allow_partial=checks.allow_partial, scan=checks.scan)
+            return Ready(found, notes=facts.notes)
         if not needed:
             return Ready(found)
-        digest = self._registry.adapters.digest_of(found.folder, base=base, checks=checks)
+        digest, notes = self._registry.adapters.foresee(found.folder, base=base, checks=checks)
         check_digest(found.folder, digest, entry.digest)
-        return Ready(found, digest)
+        return Ready(found, digest, notes=notes)
 
     def _require(self, kind: Literal["base", "domain"], name: str, known: Mapping[str, Any]) -> None:
         if (kind, name) in self._failed:
@@ -383,10 +383,9 @@ class _Applying:
             entry.about.get("note"),
             context=ready.found.origin if entry.context is None else entry.context,
         )
-        remarks: tuple[str, ...] = ()
         if self._dry_run:
             labels.checked()
-            version = _Version(number, ready.digest)
+            remarks, version = ready.notes, _Version(number, ready.digest)
         else:
             base = self._bases[entry.base]
             assert base is not None
@@ -404,7 +403,7 @@ class _Applying:
                 check_version(entry, row.version)
                 return replace(outcome, name=row.ref, remarks=remarks), version
         here.append(version)
-        shown = {name: entry.about.get(name) for name in ("metrics", "tags")}
+        shown = {name: entry.about.get(name) for name in ("metrics", "tags", "note")}
         about = new(source=entry.source or entry.files, digest=version.digest, **shown)
         name = f"{entry.domain}@v{version.number}"
         return replace(outcome, name=name, action="created", changes=about, remarks=remarks), version

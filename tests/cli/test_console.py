@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reccocktail.cli.bars import Bar, Stages
-from reccocktail.cli.console import details, json_text, printable, table
+from reccocktail.cli.console import details, json_text, printable, prose, table, typed
 from rich.cells import cell_len
 
 HOSTILE = "x\x1b[2J\u009b31m\nrole    spirit"
@@ -67,6 +69,35 @@ def test_a_message_of_several_lines_cannot_look_like_a_hint(prepared: Any) -> No
     err = prepared("train", "skin-care", "--trainer", "x\nhint: run this\x1b[1m", code=1).err
     assert len([line for line in err.splitlines() if line.startswith("hint: ")]) <= 1
     _assert_harmless(err)
+
+
+class _Narrow(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prose_breaks_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "first words, then `reccocktail status` and 護膚品護膚品護膚品 at the end"
+    assert prose(text, stream=io.StringIO()) == text
+    lines = prose(text, stream=_Narrow(), lead="hint: ", indent="      ").splitlines()
+    assert max(map(cell_len, lines)) <= 30
+    assert " ".join(line.strip() for line in lines) == f"hint: {text}"
+    assert [line for line in lines if "`reccocktail status`" in line], "a command stays whole"
+    assert all(line.startswith("      ") for line in lines[1:])
+    monkeypatch.setattr("sys.stdout", _Narrow())
+    told = typed("reccocktail --home /tmp/a-home build request skin-care --wait").splitlines()
+    assert len(told) > 1
+    assert max(map(len, told)) <= 30
+    assert shlex.split("\n".join(told).replace("\\\n", "")) == [
+        "reccocktail",
+        "--home",
+        "/tmp/a-home",
+        "build",
+        "request",
+        "skin-care",
+        "--wait",
+    ]
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\u009b", "\x07", "\r", "\u2028", "\u202e", "\x00"])

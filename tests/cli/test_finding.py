@@ -42,7 +42,7 @@ def test_what_is_asked_wrongly_is_refused(prepared: Any) -> None:
 
 
 def _pages(shell: Any, *words: str) -> list[str]:
-    """All references, a page of one at a time, by doing what the hint says."""
+    """All references but the last, a page of one at a time, by doing what the hint says."""
     seen: list[str] = []
     after: list[str] = []
     while True:
@@ -54,9 +54,37 @@ def _pages(shell: Any, *words: str) -> list[str]:
         seen.append(after[1])
 
 
+LISTS = [
+    ("adapter", "list"),
+    ("build", "list"),
+    ("build", "list", "--sort", "domain"),
+    ("build", "history", "skin-care"),
+    ("evaluation", "list"),
+    ("log",),
+    ("adapter", "log", "skin-care"),
+]
+
+
+def test_a_next_page_is_offered_only_where_there_is_one_and_an_empty_one_is_no_error(built: Any) -> None:
+    built("evaluate", "popularity", "tfidf", "--domain", "skin-care", "--limit", "5")
+    built("adapter", "alias", "skin-care@v1", "shadow")
+    for words in LISTS:
+        whole = built(*words, "--json").json
+        assert "next page" not in built(*words, "--limit", len(whole)).err
+        less = ("--limit", len(whole) - 1)
+        hint = re.search(r"next page: (--after \S+)\)", built(*words, *less).err)
+        assert hint is not None, words
+        assert len(built(*words, *less, "--json").json) == len(whole) - 1
+        assert built(*words, "--json", *hint[1].split()).json == whole[-1:]
+        last = whole[-1].get("ref") or whole[-1].get("event") or whole[-1]["id"]
+        beyond = built(*words, "--after", last)
+        assert (beyond.out, "no more" in beyond.err) == ("", True)
+        assert built(*words, "--after", last, "--json").json == []
+
+
 def test_the_hint_of_a_full_page_leads_to_the_next(found: object, prepared: Any) -> None:
-    assert _pages(prepared) == ["skin-care@v2", "skin-care@v1", "spirit@v1"]
-    assert _pages(prepared, "--metric", "HR@1") == ["skin-care@v2", "skin-care@v1"]
+    assert _pages(prepared) == ["skin-care@v2", "skin-care@v1"]
+    assert _pages(prepared, "--metric", "HR@1") == ["skin-care@v2"]
 
 
 def test_the_hint_names_the_base_where_there_are_several(
@@ -66,8 +94,8 @@ def test_the_hint_names_the_base_where_there_are_several(
     (other / "generation_config.json").write_text('{"temperature": 0.5}')
     prepared("base", "add", "other", other)
     prepared("adapter", "add", loras["spirit"], "--base", "other", "--spirit", "--allow-base-mismatch")
-    assert _pages(prepared) == ["other:spirit@v1", "tiny:skin-care@v2", "tiny:skin-care@v1", "tiny:spirit@v1"]
-    assert _pages(prepared, "--base", "tiny") == ["skin-care@v2", "skin-care@v1", "spirit@v1"]
+    assert _pages(prepared) == ["other:spirit@v1", "tiny:skin-care@v2", "tiny:skin-care@v1"]
+    assert _pages(prepared, "--base", "tiny") == ["skin-care@v2", "skin-care@v1"]
 
 
 @pytest.mark.parametrize(

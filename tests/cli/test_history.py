@@ -80,7 +80,7 @@ def test_the_log_goes_on_where_the_page_before_ended(moved: Any) -> None:
     assert f"--after {after})" in first.err
     rest = moved("adapter", "log", "skin-care", "--after", after, "--json").json
     assert rest == whole[2:]
-    assert "there are no earlier events" in moved("adapter", "log", "skin-care", "--after", whole[-1]["id"]).err
+    assert "no more" in moved("adapter", "log", "skin-care", "--after", whole[-1]["id"]).err
 
 
 def test_the_log_of_what_is_not_there(moved: Any) -> None:

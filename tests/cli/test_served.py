@@ -36,6 +36,28 @@ def test_a_build_is_served_when_it_is_promoted_and_goes_back(built: Any) -> None
     assert [e["subject"] for e in built("log", "--kind", "build.aliased", "--limit", "1", "--json").json] == [first]
 
 
+def test_the_history_has_the_reason_whole_and_the_gate_at_80_columns(built: Any) -> None:
+    (trial,) = built("build", "request", "skin-care", "--recipe", "spirit-only", "--wait", "--json").json
+    built("domain", "gate", "skin-care", "--approvals", "1")
+    built("domain", "gate", "skin-care", "--approvals", "2")
+    why = "the spirit alone is kept until the complaints about prices of last week are understood"
+    promoted = built("build", "promote", trial["id"], "--override", why)
+    assert "spirit-only" in promoted.err, "by which recipe it was made"
+    assert "small@v1" in promoted.err, "and which is the domain's own"
+    shown = built("build", "history", "skin-care", columns=80)
+    assert {*why.split()} <= {*shown.out.split()}
+    assert "v2" in shown.out
+    assert shown.err == ""
+    log = built("domain", "gate", "skin-care", "--log", "--json").json
+    assert [(each["version"], each["approvals"]) for each in log] == [(2, 2), (1, 1)]
+    assert "2 approvals" in built("domain", "gate", "skin-care", "--log", columns=80).out
+    (entry,) = built("status", "skin-care", "--json").json
+    assert entry["gate"] == {"version": 2, "require": None, "approvals": 2}
+    assert "gate v2" in built("status", "skin-care").out
+    (move, *_) = built("build", "history", "skin-care@production", "--json").json
+    assert (move["override"], move["gate"]) == (why, 2)
+
+
 def test_what_cannot_be_served_is_refused(built: Any) -> None:
     (queued,) = built("build", "request", "skin-care", "--recipe", "average", "--force", "--json").json
     for words in (("build", "promote"), ("build", "pin"), ("rollback", "skin-care", "--to")):

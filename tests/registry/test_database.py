@@ -282,7 +282,7 @@ def opened(url: str, folder: Path) -> Registry:
 def test_a_released_schema_is_refused_until_it_is_upgraded(released: str) -> None:
     with pytest.raises(DatabaseError, match=f"is at revision 0001, but this version needs {HEAD}") as caught:
         migrate.require_head(released)
-    assert caught.value.hint == "run `reccocktail db upgrade`"
+    assert "back up the database" in (caught.value.hint or "")
 
 
 def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Path) -> None:

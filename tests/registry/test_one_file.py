@@ -24,6 +24,7 @@ from reccocktail.registry.declared.document import parse_document
 from reccocktail.registry.declared.exporting import export, to_json, to_yaml
 from reccocktail.registry.declared.outcomes import Outcome
 from reccocktail.registry.errors import UsageError
+from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ def bring(registry: Registry, folder: Path) -> Callable[..., dict[str, Outcome]]
         return found
 
     return run
+
+
+def test_a_dry_run_notes_what_applying_notes(bring: Callable[..., dict[str, Outcome]], folder: Path) -> None:
+    weights = folder / "one" / "adapter_model.safetensors"
+    untrained = {name: tensor * ("lora_B" not in name) for name, tensor in load_file(weights).items()}
+    save_file(untrained, weights)
+    text = "bases: {tiny: {source: ./tiny}}\ndomains: {beauty: }\n"
+    text += "adapters: [{source: ./one, base: tiny, domain: beauty, note: first}]"
+    planned = bring(text, dry_run=True)["adapter beauty@v1"]
+    done = bring(text)["adapter beauty@v1"]
+    assert "lora_B" in "".join(planned.remarks)
+    assert planned.remarks == done.remarks
+    assert planned.changes["note"] == done.changes["note"] == (None, "first")
 
 
 def about(row: Any) -> list[Any]:
@@ -241,7 +255,7 @@ def test_adapters_are_stored_in_threads_and_numbered_in_the_files_order(
     assert failed == [f"adapter beauty from {folder / name}" for name in ("n3", "n5")]
     kept = [0, 1, 2, 4, 6, 7, 8]
     base = registry.bases.get("tiny")
-    digests = [registry.adapters.digest_of(folder / f"n{number}", base=base) for number in kept]
+    digests = [registry.adapters.foresee(folder / f"n{number}", base=base)[0] for number in kept]
     assert [row.digest for row in registry.adapters.versions()] == digests
     assert registry.store.digests() == {base.digest, *digests}, "what is refused is not stored"
     assert len(threads) == 9
