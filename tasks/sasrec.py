@@ -174,7 +174,8 @@ def trained(
 ) -> SasRec:
     """The weights of the epoch that found the last item of each sequence best. It computes on one thread, and leaves the caller's random generator alone.
 
-    `id_dropout` is the share of the items read that training takes for unknown; above 0 the model has that number.
+    `id_dropout` is the share of the items read that training takes for unknown; above 0 the model has that number, which only the last
+    item of a sequence may have: then it is not held out.
     """
     with one_torch_thread(), torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(options.seed)
@@ -190,11 +191,12 @@ def _trained(
     progress: Callable[[int, int], None],
 ) -> SasRec:
     lessons = padded([s[:-1] for s in sequences if len(s) > 2], options.length + 1)
-    exam = [s for s in sequences if len(s) > 1 and s[-1] <= items]
+    exam = [s for s in sequences if len(s) > 1]
     if not len(lessons):
         raise TaskError("SASRec has no training data", hint="users need at least 4 interactions")
     asked = padded([s[:-1] for s in exam], options.length).to(device)
     offered = torch.tensor([[s[-1], *_negatives(set(s), items)] for s in exam], device=device)
+    asked, offered = asked[offered[:, 0] <= items], offered[offered[:, 0] <= items]
     model = SasRec(items, options, unknown=id_dropout > 0).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
 
@@ -238,7 +240,9 @@ def _negatives(taken: set[int], items: int) -> list[int]:
 
 @torch.inference_mode()
 def _ndcg(model: SasRec, asked: Tensor, offered: Tensor, batch_size: int) -> float:
-    """NDCG@10 of the first of those offered; equal scores count against it."""
+    """NDCG@10 of the first of those offered; equal scores count against it. 0 where none could be held out."""
+    if not len(asked):
+        return 0.0
     ranks: list[int] = []
     for taken, candidates in zip(asked.split(batch_size), offered.split(batch_size), strict=True):
         scores = model.scores(model(taken)[:, -1]).gather(1, candidates)
