@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .app import App, example, json_option, pass_app
+from .app import App, Interrupted, example, json_option, pass_app
 from .bases import checkpoint
 from .console import answer, progress, say, tell
 
@@ -49,9 +49,14 @@ def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     data, name, folder, suffix = _read(source)
     document = parse_document(data, name=name, folder=folder, suffix=suffix)
     outcomes: list[Outcome] = []
-    with app.registry() as registry, progress("checking" if dry_run else "applying") as bar:
-        for outcome in apply_document(registry, document, _ways(), dry_run=dry_run, progress=bar.update):
-            outcomes.append(outcome)
+    try:
+        with app.registry() as registry, progress("checking" if dry_run else "applying") as bar:
+            for outcome in apply_document(registry, document, _ways(), dry_run=dry_run, progress=bar.update):
+                outcomes.append(outcome)
+    except KeyboardInterrupt as error:
+        if not as_json:
+            _show(outcomes, dry_run, nothing="nothing was done yet")
+        raise Interrupted("run the same command again: it does what is left", error) from None
     counts = Counter(outcome.action for outcome in outcomes)
     answer(
         as_json,
@@ -129,14 +134,14 @@ def _check_domain(name: str, fields: Mapping[str, str], readable: set[str]) -> N
         readable.add(fields["data"])
 
 
-def _show(outcomes: list[Outcome], dry_run: bool) -> None:
+def _show(outcomes: list[Outcome], dry_run: bool, *, nothing: str = "the file lists nothing") -> None:
     bases = {outcome.base for outcome in outcomes} - {None}
     for outcome in outcomes:
         for line in _lines(outcome, with_base=len(bases) > 1):
             tell(line)
     counts = Counter(outcome.action for outcome in outcomes)
     words = [f"{counts[action]} {action}" for action in ("created", "changed", "unchanged", "failed") if counts[action]]
-    said = ", ".join(words) or "the file lists nothing"
+    said = ", ".join(words) or nothing
     say(f"{said}{'; this was a dry run, and nothing was written' if dry_run else ''}")
 
 

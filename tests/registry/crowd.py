@@ -183,7 +183,7 @@ def die(settings: Settings, places: list[Place]) -> dict[str, Any]:
         if child == 0:
             signal.alarm(LIFETIME)
             with Registry.open(settings) as registry:
-                _count_down(number)
+                count_down(number)
                 add(registry, place)
                 os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -207,7 +207,7 @@ def die_collecting(settings: Settings, waste: list[str], steps: int) -> dict[str
         if child == 0:
             signal.alarm(LIFETIME)
             with Registry.open(settings) as registry:
-                _count_down(number)
+                count_down(number)
                 registry.store.gc(registry.digests(), grace=timedelta(0))
                 os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -218,8 +218,8 @@ def die_collecting(settings: Settings, waste: list[str], steps: int) -> dict[str
     return {"deaths": steps, "ended": None, "broken": broken}
 
 
-def _count_down(steps: int) -> None:
-    """Kills this process before the step after so many."""
+def count_down(steps: int, number: int = signal.SIGKILL) -> None:
+    """Sends this process the signal before the step after so many."""
     left = steps
     lock = threading.RLock()
 
@@ -228,7 +228,7 @@ def _count_down(steps: int) -> None:
         with lock:
             left -= 1
             if left == -1:  # os.kill is heard too
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     def heard(name: str, arguments: tuple[Any, ...]) -> None:
         changes = name.startswith(("os.", "shutil.")) and not name.startswith(("os.listdir", "os.scandir", "os.walk"))
