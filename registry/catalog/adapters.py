@@ -27,9 +27,9 @@ from . import history
 from . import usage as lineage
 from .bases import Base, Bases, find_base
 from .domains import find_domain
-from .evaluation_queries import best_first, figures_of_adapters
+from .evaluation_queries import Order, best_first, narrowed, within
 from .events import Event
-from .filters import AdapterFilter
+from .filters import AdapterFilter, MetricBound
 from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
 from .references import Reference, check_name
@@ -296,7 +296,7 @@ class Adapters:
         if text is not None:
             find = func.strpos if self._database.dialect == "postgresql" else func.instr  # quicker than LIKE
             ids = ids.where(find(AdapterWordsRow.words, text.casefold()) > 0)
-            if (domain, base, role) != (None, None, None):
+            if (domain, base, role, sort) != (None, None, None, None) or wanted.metrics:
                 ids = ids.join(AdapterRow, AdapterRow.id == id_)
         with self._database.reading() as session:
             if domain is not None:
@@ -307,18 +307,17 @@ class Adapters:
                 ids = ids.where(AdapterRow.role == role)
             for tag in dict.fromkeys(wanted.tags):
                 ids = ids.where(id_.in_(select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)))
-            for bound in wanted.metrics:
-                within = figures_of_adapters(bound.name, bound).subquery()
-                ids = ids.where(id_.in_(select(within.c.id)))
+            conditions = within(wanted.metrics)
+            ids = narrowed(session, ids, id_, [*wanted.metrics, *([MetricBound(sort)] if sort else [])])
             last = None
             if after is not None:
                 named, _, ref = str(after).rpartition(":")
                 last = find_adapter(session, ref, named or base).id
             if sort is not None:
-                best = best_first(session, ids.order_by(None), id_, sort, last)
+                best = best_first(session, ids, id_, Order(sort, conditions, last, limit))
                 rows = {row.id: row for row in session.scalars(select(AdapterRow).where(AdapterRow.id.in_(best)))}
                 return [adapter_of(rows[each]) for each in best]
-            ids = ids if last is None else ids.where(id_ < last)
+            ids = ids.where(*conditions, *(() if last is None else [id_ < last]))
             query = select(AdapterRow).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.id.desc())
             return [adapter_of(row) for row in session.scalars(query)]
 

@@ -12,9 +12,6 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
 
 from ..database.connection import Database
 from ..database.tables import (
-    AdapterRow,
-    BaseModelRow,
-    DomainRow,
     EvaluationMetricRow,
     EvaluationRow,
 )
@@ -22,7 +19,7 @@ from ..errors import NotFoundError
 from ..redaction import redacted, redacted_values
 from . import events
 from .domains import find_domain
-from .evaluation_queries import SHOWN_SPLIT, measured_adapters
+from .evaluation_queries import SHOWN_SPLIT, newest_evaluations
 from .events import EventIds
 from .filters import MetricBound
 from .records import Record
@@ -246,17 +243,15 @@ class Evaluations:
 
     def of_adapters(self, adapters: Iterable[Adapter]) -> dict[tuple[str, str], EvaluationRecord]:
         """(base, reference) → the newest evaluation on the test split of the version's own domain, of a spirit on any; in one query."""
-        wanted = [(each.base, each.digest) for each in adapters]
+        wanted = {(each.base, each.digest) for each in adapters}
         if not wanted:
             return {}
-        query, row = measured_adapters()
-        query = query.with_only_columns(BaseModelRow.name, DomainRow.name, AdapterRow.version, row)
-        query = query.join(DomainRow, DomainRow.id == AdapterRow.domain_id)
-        query = query.where(tuple_(BaseModelRow.name, AdapterRow.digest).in_(wanted))
+        query = newest_evaluations(digest for _, digest in wanted)
         with self._database.reading() as session:
             return {
                 (base, str(Reference(name, version=version))): _record(found)
                 for base, name, version, found in session.execute(query)
+                if (base, found.weights) in wanted
             }
 
 

@@ -11,7 +11,7 @@ from reccocktail.registry import Adapter, Base, Registry
 from reccocktail.registry.catalog.evaluations import EvaluationFilter, Measurement, Weights
 from reccocktail.registry.catalog.filters import AdapterFilter, MetricBound
 from reccocktail.registry.catalog.gates import Passage, Requirement
-from reccocktail.registry.errors import ConflictError, GateError, UsageError
+from reccocktail.registry.errors import ConflictError, GateError, NotFoundError, UsageError
 
 
 def record(registry: Registry, base: Base, adapter: Adapter, key: str, mean: float) -> int:
@@ -51,6 +51,48 @@ def test_lists_go_by_the_newest_evaluation_and_else_by_what_was_registered(
     assert [row.id for row in rows] == [first]
     after = registry.evaluations.list(sort="HR@1", after=first)
     assert [row.id for row in after] == [second]
+
+
+def test_a_page_by_a_metric_is_the_same_however_it_is_found(
+    registry: Registry, base: Base, add: Callable[..., Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.domains.add("beauty")
+    rows = [add("beauty", n, metrics={"HR@1": n / 9} if n % 2 else {}, tags=["odd"] if n % 2 else []) for n in range(8)]
+    rows.append(add("spirit", 9))
+    figures = {row.ref: ((n / 9, 0) if n % 2 else None) for n, row in enumerate(rows)}
+    for number, (n, mean) in enumerate([(1, 0.9), (0, 0.3), (2, 3 / 9), (4, 3 / 9), (8, 3 / 9), (1, 0.1), (6, 0.3)]):
+        figures[rows[n].ref] = (mean, record(registry, base, rows[n], str(number), mean))
+    known = {ref: (*figure, ref) for ref, figure in figures.items() if figure is not None}
+    best = sorted(known, key=lambda ref: known[ref], reverse=True)
+    newest = [row.ref for row in rows[::-1]]
+
+    def pages(**wanted: Any) -> list[str]:
+        seen: list[str] = []
+        while found := registry.adapters.list(limit=2, after=seen[-1] if seen else None, **wanted):
+            seen += [row.ref for row in found]
+        return seen
+
+    for few in (2_000, 0):  # looked at one by one, and along the index of figures
+        monkeypatch.setattr("reccocktail.registry.catalog.evaluation_queries.FEW", few)
+        assert pages(sort="HR@1") == best
+        for text, holds in {
+            "HR@1>=0.3": lambda f: f >= 0.3,
+            "HR@1<0.2": lambda f: f < 0.2,
+            "HR@1": lambda _: True,
+        }.items():
+            inside = {ref for ref in known if holds(known[ref][0])}
+            wanted = AdapterFilter(metrics=[MetricBound.parse(text)])
+            assert pages(wanted=wanted) == [ref for ref in newest if ref in inside]
+            assert pages(wanted=wanted, sort="HR@1") == [ref for ref in best if ref in inside]
+        narrow = AdapterFilter(domain="beauty", base="tiny", role="ingredient", tags=["odd"], text="BEAUTY")
+        assert pages(wanted=narrow, sort="HR@1") == [f"beauty@v{n}" for n in (8, 6, 4, 2)]
+        assert pages(sort="MRR") == pages(wanted=AdapterFilter(metrics=[MetricBound("MRR")])) == []
+        with pytest.raises(NotFoundError):
+            registry.adapters.list(sort="MRR", after="beauty@v2")
+    measured = registry.evaluations.of_adapters(rows)
+    assert {ref: row.id for (_, ref), row in measured.items()} == {
+        ref: id_ for ref, (_, id_, _) in known.items() if id_
+    }
 
 
 def test_the_database_keeps_evaluations_and_gates(registry: Registry, base: Base, two: list[Adapter], sql: Any) -> None:
