@@ -177,7 +177,7 @@ def _describe_origin(origin: Mapping[str, Any]) -> str | None:
 def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) -> None:
     """Show a version, its evaluations, builds and publications.
 
-    With --at, what REF resolved to at that time, with the aliases of that time.
+    With --at, what REF resolved to at that time, with the aliases, tags, note, description, links and metrics of that time.
     """
     from ..registry.catalog.evaluations import EvaluationFilter, Weights
 

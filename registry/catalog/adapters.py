@@ -214,7 +214,7 @@ class Adapters:
             if at is None:
                 return adapter_of(find_adapter(session, ref, base))
             past = history.find_at(session, parsed(ref), base, at)
-            return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at)
+            return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at, **vars(past.about))
 
     def current(self) -> builtins.list[Adapter]:
         """What each bare name means now, for every base: at most one version per base and domain, in one query."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, or_, select
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from ..database.tables import AdapterRow, EventRow
 from ..errors import NotFoundError, UsageError
+from .annotations import Annotation, annotation_of
 from .bases import find_base
 from .domains import find_domain
 from .events import Event, event_of
@@ -21,11 +22,12 @@ KINDS = ("adapter.added", "adapter.edited", *ARCHIVINGS, "alias.set", "alias.mov
 
 @dataclass(frozen=True)
 class Past:
-    """A version as it was at a moment: which aliases it had, and since when it was archived, if it was."""
+    """A version as it was at a moment: which aliases it had, since when it was archived, if it was, and what people had written of it."""
 
     row: AdapterRow
     aliases: tuple[str, ...]
     archived_at: datetime | None
+    about: Annotation
 
 
 def of_adapter(session: Session, adapter_id: int, limit: int, after: int | None) -> list[Event]:
@@ -102,4 +104,14 @@ def _find_in(session: Session, ref: Reference, base_id: int, domain_id: int, mom
     if row is None:
         return None
     names = sorted(name for name, adapter_id in aliases.items() if adapter_id == row.id)
-    return Past(row, tuple(names), archived.get(row.id))
+    return Past(row, tuple(names), archived.get(row.id), _about_then(session, row, moment))
+
+
+def _about_then(session: Session, row: AdapterRow, moment: datetime) -> Annotation:
+    """What people have written of it now, without what was edited since."""
+    edited = (EventRow.adapter_id == row.id, EventRow.kind == "adapter.edited", EventRow.created_at > moment)
+    found = annotation_of(row)
+    for detail in session.scalars(select(EventRow.detail).where(*edited).order_by(EventRow.id.desc())):
+        before = {name: each["from"] for name, each in detail["changed"].items()}
+        found = replace(found, **before | ({"tags": tuple(before["tags"])} if "tags" in before else {}))
+    return found

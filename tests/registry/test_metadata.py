@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_an_edit_changes_what_is_shown_and_what_search_finds(registry: Registry,
     assert found(registry, tags=["later"]) == found(registry, metrics=[MetricBound.parse("HR@1>0.7")]) == ["beauty@v1"]
     assert found(registry, tags=["prod"]) == found(registry, text="grüsse") == []
     assert registry.adapters.resolve("beauty").note is None
+
+
+def test_what_a_version_was_said_to_be_at_a_moment_is_known(registry: Registry, add: Add) -> None:
+    registry.domains.add("beauty")
+    known = [add("beauty", 1, tags=["nightly"], metrics={"HR@1": 0.25}, note="Old")]
+    moments = [datetime.now(UTC)]
+    for change in (
+        Edit(note="", tags=["prod"], untag=["nightly"], links={"run": "https://mlflow.example/runs/7"}),
+        Edit(description="For the shop", metrics={"HR@3": 0.5}, unlink=["run"]),
+        Edit(note="New", unmetric=["HR@1"]),
+    ):
+        known.append(registry.edits.adapter("beauty@v1", change))
+        moments.append(datetime.now(UTC))
+    fields = ("note", "description", "tags", "metrics", "links")
+    for then, at in zip(known, moments, strict=True):
+        found = registry.adapters.resolve("beauty", at=at)
+        assert [getattr(found, name) for name in fields] == [getattr(then, name) for name in fields]
+    assert len({str([getattr(then, name) for name in fields]) for then in known}) == 4
 
 
 def test_every_edit_is_an_event_and_one_that_changes_nothing_is_none(registry: Registry, add: Add) -> None:
