@@ -11,12 +11,15 @@ from ..registry.errors import UsageError
 from .adapters import moment
 from .app import App, example, json_option, pass_app
 from .console import answer, say, table, tell
+from .evaluation_records import brief, figure
 from .gates import asked
 from .status_screen import fits, grouped, summary, with_names
 
 if TYPE_CHECKING:
+    from ..engine.standing_figures import StandingFigures
     from ..publishing.outdated import Overview
     from ..registry import Build
+    from ..registry.catalog.evaluations import EvaluationRecord
     from ..registry.catalog.gates import Gate
 
 STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
@@ -52,6 +55,7 @@ def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None
             raise UsageError("--at is about the past, and --state and --check about now: one of them")
         _show_past(app, at, domain, as_json)
         return
+    from ..engine.standing_figures import standing_figures
     from ..publishing.outdated import overview
 
     with app.registry() as registry:
@@ -60,12 +64,16 @@ def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None
         for build in registry.builds.unsettled(domain):
             unsettled.setdefault(build.domain, []).append(build)
         gates = {gate.domain: gate for gate in registry.gates.list()}
+        figures = standing_figures(registry, found.states, gates)
     document = [
-        _entry(found, name, unsettled.get(name, [])) | {"gate": _gate(gates.get(name))} for name in found.states
+        _entry(found, name, unsettled.get(name, []))
+        | {"gate": _gate(gates.get(name)), "measured": _measured(figures[name])}
+        for name in found.states
     ]
     document = [entry for entry in document if not states or _is_in(entry, states)]
     empty = "no domain yet; `reccocktail domain add NAME`" if not states else "no domain is in that state"
-    answer(as_json, document, lambda: _show(document, found, empty, of_one=domain is not None))
+    every = None if domain is None else figures[domain]
+    answer(as_json, document, lambda: _show(document, found, empty, every))
     if check and any(_is_in(entry, TROUBLED) for entry in document):
         raise click.exceptions.Exit(1)
 
@@ -120,24 +128,61 @@ def _gate(found: Gate | None) -> dict[str, Any] | None:
     return found and {"version": found.version, "require": found.require, "approvals": found.approvals}
 
 
-def _show(document: Sequence[Mapping[str, Any]], found: Overview, empty: str, *, of_one: bool) -> None:
-    columns = ["domain", "spirit", "ingredient", "build", "state", "published"]
+def _measured(figures: StandingFigures) -> dict[str, Any]:
+    """The metric that counts, and of the champion and of what is served the evaluation with that metric's interval."""
+
+    def of(row: EvaluationRecord | None) -> dict[str, Any] | None:
+        return None if row is None else brief(row) | {"figure": row.metrics.get(figures.metric)}
+
+    return {"metric": figures.metric, "champion": of(figures.champion), "served": of(figures.served)}
+
+
+def _figure(measured: Mapping[str, Any]) -> str | None:
+    """`NDCG@3=0.412` of what is served, else of the champion."""
+    for each in (measured["served"], measured["champion"]):
+        if each is not None and each["figure"] is not None:
+            return f"{measured['metric']}={each['figure']['mean']:.3f}"
+    return None
+
+
+def _show_every(figures: StandingFigures) -> None:
+    """All metrics of one domain's champion and of what it serves."""
+    rows = [
+        [what, row.label, name, figure(row, name), row.id, f"{row.created_at:%Y-%m-%d}"]
+        for what, row in (("champion", figures.champion), ("served", figures.served))
+        if row is not None
+        for name in sorted(row.metrics, key=lambda name: name != figures.metric)
+    ]
+    if rows:
+        columns = ["", "system", "metric", "mean", "evaluation", "created"]
+        table(columns, rows, empty="", spare=("created", "evaluation", "system"))
+
+
+def _show(
+    document: Sequence[Mapping[str, Any]], found: Overview, empty: str, figures: StandingFigures | None = None
+) -> None:
+    columns = ["domain", "spirit", "ingredient", "build", "state", "measured", "published"]
     rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
     for row, entry in zip(rows, document, strict=True):
+        row[5] = _figure(entry["measured"])
         if entry["publication"] == "stale":
             row[-1] = f"{row[-1]} (stale)"
     lines = [*_reasons(document), *grouped(document, lambda entry: _remarks([entry], found))]
     if fits(len(rows), lines):
-        table(columns, rows, empty=empty, spare=("published", "build", "spirit", "ingredient"))
+        table(columns, rows, empty=empty, spare=("published", "measured", "build", "spirit", "ingredient"))
     else:
         columns = ["domains", "state", "spirit", "builds", "which"]
         table(columns, summary(document), empty=empty, right=("domains",), cut=("which",))
         say(f"({len(rows)} domains, grouped to fit the screen: `status NAME`, --state or a pipe show each)")
     for line in lines:
         tell(line)
-    for entry in document if of_one else ():
+    if figures is None:
+        return
+    for entry in document:
         if gate := entry["gate"]:
             tell(f"{entry['domain']} has gate v{gate['version']}: {asked(gate['require'], gate['approvals'])}")
+    if document:
+        _show_every(figures)
 
 
 def _reasons(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:

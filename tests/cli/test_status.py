@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reccocktail.registry.catalog.evaluations import Measurement, Weights, weights_of_build
 
 from .conftest import Shell
+
+MORE = {"NDCG@3": 0.0, "HR@1": 0.1}
 
 
 def _of(answer: Any, domain: str) -> dict[str, Any]:
@@ -135,3 +138,41 @@ def test_fifty_domains_fit_one_screen_of_eighty_columns(
 def test_what_is_piped_names_every_domain(bare: Any, fifty: Path) -> None:
     shutil.copytree(fifty, bare.home)
     assert len({line.split()[0] for line in bare("status").out.splitlines() if "department" in line[:12]}) == 50
+
+
+def test_what_was_measured_last_of_the_champion_and_of_what_is_served_is_shown(built: Any) -> None:
+    (entry,) = built("status", "skin-care", "--json").json
+    assert entry["measured"] == {"metric": "NDCG@3", "champion": None, "served": None}
+    with built.registry() as registry:
+        base, adapter = registry.bases.get("tiny"), registry.adapters.resolve("skin-care")
+        build = registry.builds.get(entry["build"])
+        systems = {"adapter": Weights(adapter.digest, base.digest), "build": weights_of_build(build, base.digest)}
+
+        def record(system: str, mean: float, *, domain: str = "skin-care", split: str = "test") -> int:
+            metrics = {name: {"mean": mean + more, "low": 0.1, "high": 0.9, "n": 9} for name, more in MORE.items()}
+            return registry.evaluations.add(
+                Measurement(
+                    key=f"{system}-{mean}", system=system, weights=systems[system], label=system, domain=domain,
+                    mode="pmi", dtype="float32", task_digest="t", task={"split": split}, questions="q", users=9,
+                    metrics=metrics, detail={}, ranks=adapter.digest, version="test",
+                )
+            ).id  # fmt: skip
+
+        ids = [record("adapter", 0.2), record("adapter", 0.3)]
+        record("adapter", 0.6, domain="kitchen")
+        record("adapter", 0.7, split="cold")
+        assert "NDCG@3=0.300" in built("status", columns=80).out, "of the champion, for nothing else is known"
+        ids.append(record("build", 0.4))
+    measured = _of(built("status", "--json"), "skin-care")["measured"]
+    assert [measured[each]["id"] for each in ("champion", "served")] == ids[1:]
+    assert measured["served"]["figure"]["mean"] == 0.4
+    out = built("status", columns=80).out
+    assert "NDCG@3=0.400" in out
+    assert "0.500" not in out, "one metric of each domain"
+    built("domain", "gate", "skin-care", "--require", "metric=HR@1,split=cold")
+    assert _of(built("status", "--json"), "skin-care")["measured"]["metric"] == "HR@1"
+    assert "HR@1=0.800" in built("status", columns=80).out
+    whole = built("status", "skin-care", columns=80).out
+    assert "0.800" in whole
+    assert "0.700" in whole, "all metrics of one domain"
+    assert all(len(line) <= 80 for line in whole.splitlines())
