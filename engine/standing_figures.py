@@ -26,15 +26,12 @@ def standing_figures(
     registry: Registry, states: Mapping[str, Freshness], gates: Mapping[str, Gate]
 ) -> dict[str, StandingFigures]:
     """By domain, on the split that its gate asks for, else the test split; in as many queries for many domains as for few."""
-    bases = {base.name: base.digest for base in registry.bases.list()}
-    current = {(row.domain, row.ref): row for row in registry.adapters.current(states)}
-    champions: dict[str, Weights] = {}
-    served: dict[str, Weights] = {}
-    for name, state in states.items():
-        if state.ingredient is not None and (row := current.get((name, state.ingredient))) is not None:
-            champions[name] = Weights(row.digest, bases[row.base])
-        if state.build is not None and state.build.digest is not None:
-            served[name] = weights_of_build(state.build, bases[state.build.base])
+    champions = {name: state.champion for name, state in states.items() if state.champion is not None}
+    served = {
+        name: weights_of_build(state.build, state.build.inputs["base"]["digest"])
+        for name, state in states.items()
+        if state.build is not None and state.build.digest is not None
+    }
     known = registry.evaluations.newest_in_domains([*champions.values(), *served.values()])
 
     def figures(name: str) -> StandingFigures:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from ...registry import Adapter, Build, Domain, Registry
+from ...registry.catalog.evaluations import Weights
 from ...registry.catalog.references import SPIRIT, did_you_mean
 from ...registry.catalog.serving import BuildAlias
 from ...registry.errors import (
@@ -29,7 +30,7 @@ class Freshness:
     `needs_data` is set for an unbuilt domain that has adapters and no data: its own recipe cannot be built, and others can, by name.
     `reasons` say what moved since the build that is served. `served` is the alias that makes it that build, and `why` says so.
     `trial` is the domain's newest build if that is an experiment by another recipe, which stands for nothing.
-    `spirit` and `ingredient` are what the bare names mean now, where that is one version.
+    `spirit` and `ingredient` are what the bare names mean now, where that is one version; `champion` is what the ingredient is measured as.
     """
 
     state: str
@@ -42,6 +43,7 @@ class Freshness:
     needs_data: bool = False
     ready: Build | None = None
     served: BuildAlias | None = None
+    champion: Weights | None = None
 
 
 def freshness_of(registry: Registry, domain: str, *, base: str | None = None) -> Freshness:
@@ -53,6 +55,7 @@ def freshness_of(registry: Registry, domain: str, *, base: str | None = None) ->
     served = _served(registry.serving.served(domain), now, base)
     build = None if served is None else registry.builds.get(served.build)
     found = _judged(look, row, base, now, build, current, registry.store.has)
+    found = replace(found, champion=_champion(look, domain, base))
     return _explained(found, served, registry.builds.newest_succeeded(domain))
 
 
@@ -147,6 +150,7 @@ class FreshnessIndex:
         served, row = _served(self._served.get(name, ()), now, base), self.domains[name]
         build = None if served is None else self._builds[served.build]
         found = _judged(self._look, row, base, now, build, current, lambda d: d in self._stored())
+        found = replace(found, champion=_champion(self._look, name, base))
         return _explained(found, served, self._last.get(name))
 
 
@@ -224,6 +228,11 @@ def _one(look: Lookups, name: str, base: str | None) -> Adapter | None:
         return look.adapter(name, base)
     except (NotFoundError, UsageError):
         return None
+
+
+def _champion(look: Lookups, name: str, base: str | None) -> Weights | None:
+    row = _one(look, name, base)
+    return None if row is None else Weights(row.digest, look.base(row.base).digest)
 
 
 def snapshot_lookups(registry: Registry, domains: Iterable[Domain] = ()) -> Lookups:

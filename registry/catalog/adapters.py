@@ -216,11 +216,10 @@ class Adapters:
             past = history.find_at(session, parsed(ref), base, at)
             return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at, **vars(past.about))
 
-    def current(self, domains: Iterable[str] | None = None) -> builtins.list[Adapter]:
-        """What each bare name, or each of these, means now, for every base: at most one version per base and domain, in one query."""
-        ids = preferred() if domains is None else preferred().where(DomainRow.name.in_({*domains}))
+    def current(self) -> builtins.list[Adapter]:
+        """What each bare name means now, for every base: at most one version per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
-        query = select(AdapterRow).where(AdapterRow.id.in_(ids)).options(joinedload(AdapterRow.aliases))
+        query = select(AdapterRow).where(AdapterRow.id.in_(preferred())).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
             return [adapter_of(row) for row in session.scalars(query).unique()]
 
