@@ -74,6 +74,7 @@ def evaluate_clicks(
     template = load_click_template(wanted.template)
     clicks = click_data(read_domain(Path(row.data), wanted.domain), wanted.options)
     asked = click_questions(clicks, "test", template, limit=wanted.limit, seed=wanted.seed)
+    asked.expect_both_classes()  # before anything is computed
     records = ClickRecords(registry, wanted.domain)
     results = []
     for system, scorer in zip(systems, scorers, strict=True):

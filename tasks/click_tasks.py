@@ -71,6 +71,10 @@ class ClickQuestions:
         """As a language model is asked; `shown` chooses from the histories, else the template's newest items are."""
         return [click_question(row, self.clicks.items, self.template, shown) for row in self.rows]
 
+    def expect_both_classes(self) -> None:
+        """Raises OneClassError where the rows are all alike, which no metric of clicks is for."""
+        self.scored(np.full(len(self.rows), 0.5))
+
     def scored(self, scores: ArrayLike) -> ClickScores:
         """[rows], the probabilities beside what is right. Raises TaskError, OneClassError."""
         return ClickScores.of([row.label is True for row in self.rows], scores, [row.user_id for row in self.rows])
@@ -84,11 +88,9 @@ def click_questions(
     limit: int | None = None,
     seed: int = 42,
 ) -> ClickQuestions:
-    """The part's rows, or a seeded sample of `limit` of them. Raises OneClassError where they are all alike."""
+    """The part's rows, or a seeded sample of `limit` of them."""
     rows: Sequence[ClickRow] = clicks.part(part)
     if limit is not None:
         rows = sample(rows, limit, seed)
     task = ClickTask(clicks.data_digest, clicks.options, part, template.digest, limit, None if limit is None else seed)
-    asked = ClickQuestions(task, clicks, tuple(rows), template)
-    asked.scored(np.full(len(rows), 0.5))  # before anything is computed
-    return asked
+    return ClickQuestions(task, clicks, tuple(rows), template)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ...tasks import TaskError, TitleTrie
+from ...tasks import Question, TaskError, TitleTrie
 from ...tasks.candidates import wording
 from ...tasks.prompts import ANSWER_MARK, shown_titles
 from ...tasks.ranking import closing, packs_answers, title_trie, token_ids
@@ -49,6 +49,7 @@ def _tries(tokenizer: Any) -> Callable[[Sourced], TitleTrie]:
     found: dict[str, TitleTrie] = {}
 
     def trie(each: Sourced) -> TitleTrie:
+        assert isinstance(each.question, Question)
         if each.data.digest not in found:
             messages = [*each.question.messages, {"role": "assistant", "content": ANSWER_MARK}]
             end = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(ANSWER_MARK)[2]
@@ -71,6 +72,7 @@ def _choices(tokenizer: Any) -> Callable[[Sourced], Choice]:
 
     def choice(each: Sourced) -> Choice:
         question, data = each.question, each.data
+        assert isinstance(question, Question)
         user, digest = question.example.user_id, data.digest
         if digest not in ends:
             ends[digest] = closing(tokenizer, question)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ...tasks import (
-    DEFAULT_TEMPLATE,
-)
+from ...tasks import DEFAULT_CLICK_TEMPLATE, DEFAULT_TEMPLATE, ClickOptions, SplitBy
 
 
 def _by_domain(value: object) -> object:
@@ -26,6 +24,20 @@ class SftOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    task: Annotated[
+        Literal["rank", "clicks"],
+        Field(
+            description="rank: name the item that comes next; clicks: say whether the user likes an item, of the ratings in the data"
+        ),
+    ] = "rank"
+    split: Annotated[
+        SplitBy | None,
+        Field(description="of clicks, what is training: the oldest rows by time (when unset), or those of each user"),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Field(allow_inf_nan=False, description="of clicks, the least rating of an item that is liked; 4 when unset"),
+    ] = None
     examples: Annotated[int | None, Field(ge=1, description="training examples drawn per domain; all when unset")] = (
         None
     )
@@ -70,7 +82,9 @@ class SftOptions(BaseModel):
     max_tokens: Annotated[
         int, Field(ge=16, description="longest prompt plus answer; an example that is still longer is refused")
     ] = 1400
-    template: Annotated[str, Field(description="prompt template: a name or a file")] = DEFAULT_TEMPLATE
+    template: Annotated[
+        str, Field(description=f"prompt template: a name or a file; for clicks {DEFAULT_CLICK_TEMPLATE} when unset")
+    ] = DEFAULT_TEMPLATE
     negatives: Annotated[int, Field(ge=1, description="candidates beside the target in a prompt")] = 9
     validation_examples: Annotated[
         int,
@@ -94,6 +108,27 @@ class SftOptions(BaseModel):
         bool | None, Field(description="compute activations twice to save memory; on CUDA when unset")
     ] = None
     seed: Annotated[int, Field(description="of examples, order, dropout and initialisation")] = 42
+
+    @property
+    def clicks(self) -> ClickOptions:
+        """How ratings become clicks."""
+        given = {"by": self.split, "threshold": self.threshold}
+        return ClickOptions.model_validate({name: value for name, value in given.items() if value is not None})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_in_words_of_the_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "clicks":
+            return {"template": DEFAULT_CLICK_TEMPLATE, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _is_of_its_task(self) -> SftOptions:
+        if self.task == "rank" and (self.split or self.threshold is not None):
+            raise ValueError("split and threshold are for task=clicks")
+        if self.task == "clicks" and (self.loss != "answer" or self.validate_by == "ranking"):
+            raise ValueError("task=clicks learns by loss=answer and validates by loss: there are no titles to rank")
+        return self
 
     @model_validator(mode="after")
     def _validates_on_something(self) -> SftOptions:

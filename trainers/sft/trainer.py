@@ -6,7 +6,6 @@ only; validation targets decide nothing but when to stop and which checkpoint to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -20,6 +19,8 @@ from pydantic import BaseModel
 
 from ...registry.strict_json import read_object
 from ...tasks import (
+    ClickQuestion,
+    ClickTemplate,
     DomainData,
     Question,
     Split,
@@ -28,12 +29,12 @@ from ...tasks import (
     examples,
     load_template,
     questions,
-    user_digest,
 )
 from ..plugin import TrainerError, TrainingJob, TrainingResult
 from ..precision import precision as _precision
+from .clicks import click_pools
 from .options import SftOptions
-from .pool import Pool, check_template
+from .pool import Pool, check_template, count_of, validation_spec
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +76,7 @@ class SftTrainer:
                 "the base model's tokenizer has no chat template",
                 hint="use the instruction-tuned checkpoint of this model",
             )
-        template = load_template(options.template)
-        check_template(options, template)
-        pool = _training_pool(job.domains, template, options)
-        validation = _validation_pool(job.domains, template, options)
+        template, pool, validation = _pools(job.domains, options)
         learned, checked = pool.ready(tokenizer), validation.ready(tokenizer)
         set_seed(options.seed)
         dtype, mixed = _precision(job.device)
@@ -90,10 +88,8 @@ class SftTrainer:
         )
         trainer = tuning.make_trainer(job, options, model, tokenizer, rows, checked_rows, mixed=mixed)
         tuning.learn_by(trainer, make_loss(options, [*learned, *checked], tokenizer, model))
-        if checked:
-            trainer.candidates = CandidateQuestions(
-                [each.question for each in checked], tokenizer, packs=packs_answers(model)
-            )
+        if ranked := [each.question for each in checked if isinstance(each.question, Question)]:
+            trainer.candidates = CandidateQuestions(ranked, tokenizer, packs=packs_answers(model))
         started = time.monotonic()
         tuning.run(trainer, job)
         seconds = time.monotonic() - started
@@ -129,13 +125,22 @@ class SftTrainer:
         return TrainingResult(adapter, metrics, context)
 
 
-def _training_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
-    """The training questions of all domains, pooled by weight, and the digests that say exactly which."""
+def _pools(domains: Sequence[DomainData], options: SftOptions) -> tuple[Template | ClickTemplate, Pool, Pool]:
+    """The template, what is learned, and what is validated on."""
     if unknown := sorted(options.weights.keys() - {data.name for data in domains}):
         raise TrainerError(
             f"weights names {', '.join(unknown)}, which is not trained on",
             hint=f"domains of this training: {', '.join(data.name for data in domains)}",
         )
+    if options.task == "clicks":
+        return click_pools(domains, options)
+    template = load_template(options.template)
+    check_template(options, template)
+    return template, _training_pool(domains, template, options), _validation_pool(domains, template, options)
+
+
+def _training_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
+    """The training questions of all domains, pooled by weight, and the digests that say exactly which."""
     picked: list[Question] = []
     sources: list[DomainData] = []
     specs = []
@@ -145,8 +150,7 @@ def _training_pool(domains: Sequence[DomainData], template: Template, options: S
             raise TrainerError(
                 f"domain {data.name!r} has no training examples", hint="users need at least 4 interactions"
             )
-        usual = there if options.examples is None else min(options.examples, there)
-        count = max(1, round(usual * options.weights.get(data.name, 1.0)))
+        count = count_of(data.name, there, options)
         spec, drawn = _draw(data, "train", template, options, count if count < there else None)
         picked += [drawn[number % len(drawn)] for number in range(count)]
         sources += [data] * count
@@ -163,11 +167,7 @@ def _training_pool(domains: Sequence[DomainData], template: Template, options: S
 
 
 def _validation_pool(domains: Sequence[DomainData], template: Template, options: SftOptions) -> Pool:
-    """The validation questions of all domains, and what tells which: the first `examples` of `tasks.sample` with the seed.
-
-    `users` are their digests, so that no mix is chosen or judged by labels that chose a checkpoint. `users_digest` is the SHA-256 of the
-    sorted user ids as JSON, for whoever draws them again to check.
-    """
+    """The validation questions of all domains, and what tells which: the first `examples` of `tasks.sample` with the seed."""
     if not options.validation_examples:
         return Pool((), (), ())
     picked: list[Question] = []
@@ -177,18 +177,7 @@ def _validation_pool(domains: Sequence[DomainData], template: Template, options:
         drawn = _draw(data, "validation", template, options, options.validation_examples)[1]
         picked += drawn
         sources += [data] * len(drawn)
-        users = json.dumps(sorted(question.example.user_id for question in drawn)).encode()
-        specs.append(
-            {
-                "domain": data.name,
-                "data": data.digest,
-                "split": "validation",
-                "users": sorted(user_digest(question.example.user_id) for question in drawn),
-                "users_digest": f"sha256:{hashlib.sha256(users).hexdigest()}",
-                "seed": options.seed,
-                "examples": len(drawn),
-            }
-        )
+        specs.append(validation_spec(data.name, data.digest, [q.example.user_id for q in drawn], options))
     return Pool(tuple(picked), tuple(sources), tuple(specs))
 
 
@@ -198,7 +187,7 @@ def _draw(
     return questions(data, split, template, n_negatives=options.negatives, seed=options.seed, limit=limit)
 
 
-def _rows(asked: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
+def _rows(asked: Sequence[Question | ClickQuestion], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
     """Prompt and completion of every question, with their `length` in tokens. Raises TrainerError for one too long."""
     rows: list[dict[str, Any]] = [
         {"prompt": q.messages, "completion": [{"role": "assistant", "content": q.answer}]} for q in asked
@@ -210,7 +199,7 @@ def _rows(asked: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[di
         raise TrainerError(
             f"{sum(n > max_tokens for n in lengths)} of {len(rows)} examples are longer than"
             f" {max_tokens} tokens, the longest has {max(lengths)}",
-            hint=f"-o max_tokens={max(lengths)}, or fewer candidates by -o negatives=…",
+            hint=f"-o max_tokens={max(lengths)}, or a template that shows less, or fewer candidates by -o negatives=…",
         )
     return rows
 

@@ -323,7 +323,7 @@ def run(trainer: Tuner, job: TrainingJob) -> None:
 
 def _best_by(options: SftOptions, every: int, ranked: int) -> str:
     """The figure that checkpoints are chosen by, where so many questions are ranked after every so many steps."""
-    cheap = every * options.batch_size >= CHEAP * ranked
+    cheap = options.task == "rank" and every * options.batch_size >= CHEAP * ranked
     return {"ranking": RANKING, "loss": "eval_loss"}[options.validate_by or ("ranking" if cheap else "loss")]
 
 
