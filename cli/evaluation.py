@@ -12,13 +12,15 @@ from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .click_evaluation import evaluate_clicks
 from .console import answer, counted, say, table, warn
+from .full_evaluation import evaluate_full
 from .measured import interval, system_bar, warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Comparison
     from ..tasks import ClickOptions, Split, SplitBy
 
-SPLITS = {"rank": ("test", "cold", "validation"), "clicks": ("time", "user")}  # of each task; the first is the default
+RANKED = ("test", "cold", "validation")
+SPLITS = {"rank": RANKED, "full": RANKED, "clicks": ("time", "user")}  # of each task; the first is the default
 NEGATIVES = 9
 
 
@@ -27,6 +29,7 @@ NEGATIVES = 9
         "reccocktail evaluate popularity tfidf smollm2 spirit beauty ./merged --domain beauty",
         "reccocktail evaluate beauty@v1 beauty@v2 --domain beauty --split cold --limit 200 --against beauty@v1",
         "reccocktail evaluate smollm2 beauty --domain beauty --score constrained",
+        "reccocktail evaluate popularity tfidf-last sasrec bert4rec --domain beauty --task full --against tfidf-last",
         "reccocktail evaluate item-user-mean din smollm2 movies --domain movies --task clicks --split user --limit 500",
     )
 )
@@ -37,12 +40,13 @@ NEGATIVES = 9
     type=click.Choice(list(SPLITS)),
     default="rank",
     show_default=True,
-    help="rank: each user's next item among candidates. clicks: will a user like an item? Of the ratings in the domain's data.",
+    help="rank: each user's next item among candidates. full: among all items of the catalogue. clicks: will a user like an item? Of the"
+    " ratings in the domain's data.",
 )
 @click.option(
     "--split",
-    type=click.Choice([name for names in SPLITS.values() for name in names]),
-    help="What is measured. rank: test (default), cold or validation. clicks: the last tenth of all rows by time (default), or of each user's.",
+    type=click.Choice(list(dict.fromkeys(name for names in SPLITS.values() for name in names))),
+    help="What is measured. rank and full: test (default), cold or validation. clicks: the last tenth of all rows by time (default), or of each user's.",
 )
 @click.option(
     "--score",
@@ -95,6 +99,9 @@ def evaluate(
     items; a sequence model that reads no titles. The names are reserved: write a folder of that name with a slash, and an
     adapter with its version.
 
+    With `--task full` the target is ranked among all items of the catalogue, what the user has taken included: Recall@k, NDCG@k and
+    MRR. Its baselines are `popularity`, `tfidf`, `tfidf-last` (likeness to the last item alone), `sasrec` and `bert4rec`.
+
     With `--task clicks` ratings are likes and dislikes, and systems give each test row a probability: roc_auc, log_loss and
     accuracy over all rows, with intervals that draw whole users. Its baselines are `item-mean`, `item-user-mean` and `din`,
     a network trained on all training rows.
@@ -116,10 +123,17 @@ def evaluate(
         evaluate_clicks(app, asked, as_json=as_json)
         return
     _expect_none("clicks", {"--threshold": threshold})
+    part = cast("Split", split or RANKED[0])
+    if task == "full":
+        from ..engine.full_evaluation import FullRequest
+
+        _expect_none("rank", {"--score": score, "--negatives": negatives, "--template": template})
+        evaluate_full(app, FullRequest(domain, systems, part, limit, seed, against, base), as_json=as_json)
+        return
     wanted = DomainEvaluation(
         domain,
         systems,
-        cast("Split", split or "test"),
+        part,
         read_score(score),
         template or DEFAULT_TEMPLATE,
         negatives or NEGATIVES,

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from ..registry.catalog.evaluations import EvaluationRecord, Weights
 
 MOST_SHOWN = 10  # evaluations of one system, beside other things
-FIRST = ("NDCG@3", "HR@1", "roc_auc", "log_loss")  # of the metrics, in tables: those that any row has
+FIRST = (
+    "NDCG@3",
+    "HR@1",
+    "NDCG@10",
+    "Recall@10",
+    "roc_auc",
+    "log_loss",
+)  # of the metrics, in tables: those that any row has
 LESS_IS_BETTER = ("log_loss",)
 
 
@@ -37,8 +44,10 @@ def evaluation() -> None:
 @click.option("--system", metavar="REF_OR_BUILD", help="Only of this adapter, build, base model or folder.")
 @click.option(
     "--split",
-    type=click.Choice(["test", "cold", "validation", "clicks-time", "clicks-user"]),
-    help="Only on this split; those of clicks begin with the task.",
+    type=click.Choice(
+        ["test", "cold", "validation", "full-test", "full-cold", "full-validation", "clicks-time", "clicks-user"]
+    ),
+    help="Only on this split; those of full rankings and of clicks begin with the task.",
 )
 @click.option("--score", metavar="SCORE", help="Only with this score, such as pmi or generate.")
 @click.option(

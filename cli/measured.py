@@ -10,6 +10,7 @@ from .console import progress, warn
 
 if TYPE_CHECKING:
     from ..engine.click_measured import ClickEvaluation
+    from ..engine.full_measured import FullEvaluation
     from ..engine.measured import Evaluation
     from ..tasks import Interval
 
@@ -21,7 +22,7 @@ def system_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield shown.update
 
 
-def warn_of_unkept(results: Sequence[Evaluation] | Sequence[ClickEvaluation]) -> None:
+def warn_of_unkept(results: Sequence[Evaluation | ClickEvaluation | FullEvaluation]) -> None:
     """What could not be kept will be measured again; the figures are the same."""
     for result in results:
         if result.unkept is not None:

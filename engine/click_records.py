@@ -18,7 +18,7 @@ from ..tasks import CLICK_METRICS, ClickQuestions, ClickScores, Interval, paired
 from ..tasks.click_tasks import KIND
 from .click_measured import ClickEvaluation
 from .figures import RANKING_VERSION
-from .record_files import REPAIR, store_tensors, stored_tensors
+from .record_files import REPAIR, add_record, store_tensors, stored_tensors
 from .systems import System
 
 FILE = "clicks.safetensors"
@@ -43,13 +43,7 @@ class ClickRecords:
         self, key: str, system: System, asked: ClickQuestions, found: ClickEvaluation
     ) -> tuple[int | None, str | None]:
         """Stores the probabilities, then the row: its id; else why it could not be recorded, which is nothing to the figures."""
-        try:
-            if (known := self.registry.evaluations.by_key(key)) is not None and self.registry.store.has(known.ranks):
-                return known.id, None
-            row = self.registry.evaluations.add(self._measurement(key, system, asked, found))
-        except (RecCocktailError, OSError) as error:
-            return None, f"it was not recorded in the registry: {error}"
-        return row.id, None
+        return add_record(self.registry, key, lambda: self._measurement(key, system, asked, found))
 
     def _measurement(self, key: str, system: System, asked: ClickQuestions, found: ClickEvaluation) -> Measurement:
         scores = found.found

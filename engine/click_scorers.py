@@ -50,7 +50,7 @@ def click_scorer(system: System, device: str) -> ClickScorer:
         case name:
             raise UsageError(
                 f"{name} ranks items and predicts no clicks",
-                hint=f"baselines of clicks are {', '.join(CLICK_BASELINES)}; {name} is one of `--task rank`",
+                hint=f"baselines of clicks are {', '.join(CLICK_BASELINES)}; {name} is one of --task full",
             )
 
 

@@ -48,7 +48,7 @@ from .score_choice import (
     log_losses,
     losses_by_score,
 )
-from .systems import CLICK_BASELINES, System, find_system, place_among
+from .systems import System, expect_baselines_of, find_system, place_among
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ def evaluate_domain(
         )
     found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = place_among(wanted.systems, found, wanted.against)
-    if of_clicks := [system.label for system in found if system.baseline in CLICK_BASELINES]:
-        raise UsageError(f"{of_clicks[0]} predicts clicks and ranks nothing", hint="--task clicks")
+    expect_baselines_of("rank", found)
     template = find_template(registry, wanted.template)
     if wanted.score == "generate" and not template.lists_candidates:
         raise UsageError(

@@ -15,7 +15,7 @@ from ..registry.errors import InvalidArtifactError
 from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
-from ..tasks import ClickTask, DomainData, Likeness, Question, ScoreMode, ScoreParts, TaskSpec, score_parts
+from ..tasks import ClickTask, DomainData, FullSpec, Likeness, Question, ScoreMode, ScoreParts, TaskSpec, score_parts
 from .adapting.mixture import Mixture
 from .errors import EvaluationError
 from .models import compute_dtype, load_model
@@ -111,7 +111,7 @@ def loaded(system: System, device: str) -> Iterator[tuple[Any, Any]]:
         yield model, tokenizer
 
 
-def result_key(system: System, task: TaskSpec | ClickTask, dtype: str, how: str) -> str:
+def result_key(system: System, task: TaskSpec | ClickTask | FullSpec, dtype: str, how: str) -> str:
     """The name of a kept result, from everything that decides it."""
     content = {
         "system": system.digest,

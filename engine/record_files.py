@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..registry import Registry
-from ..registry.catalog.evaluations import EvaluationRecord
-from ..registry.errors import StoreError
+from ..registry.catalog.evaluations import EvaluationRecord, Measurement
+from ..registry.errors import RecCocktailError, StoreError
 
 REPAIR = "run `reccocktail store verify`, then evaluate again"
+
+
+def add_record(registry: Registry, key: str, measurement: Callable[[], Measurement]) -> tuple[int | None, str | None]:
+    """The id of the row under the key, which is added unless it is there with its files; else why it could not be recorded.
+
+    That is nothing to the figures. `measurement` stores its files, and is called for a new row alone.
+    """
+    try:
+        if (known := registry.evaluations.by_key(key)) is not None and registry.store.has(known.ranks):
+            return known.id, None
+        row = registry.evaluations.add(measurement())
+    except (RecCocktailError, OSError) as error:
+        return None, f"it was not recorded in the registry: {error}"
+    return row.id, None
 
 
 def store_tensors(registry: Registry, file: str, tensors: Mapping[str, np.ndarray]) -> str:

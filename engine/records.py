@@ -18,10 +18,11 @@ from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, M
 from ..registry.digests import canonical_json
 from ..registry.errors import NotFoundError, RecCocktailError, StoreError, UsageError
 from ..tasks import Interval, Question, paired_difference
+from ..tasks.full import KIND as FULL
 from .click_records import click_differences, is_of_clicks
 from .figures import RANKING_VERSION, QuestionSet
 from .measured import Evaluation, ListFacts, LogLosses, Measured
-from .record_files import REPAIR, store_tensors, stored_tensors
+from .record_files import REPAIR, add_record, store_tensors, stored_tensors
 from .systems import BASELINES, System, find_system
 
 FILE = "ranks.safetensors"
@@ -31,11 +32,17 @@ ASKED = {  # of a task, in words
     "kind": "task",
     "data_digest": "data",
     "n_negatives": "negatives",
+    "n_candidates": "candidates",
     "threshold": "threshold",
     "min_history": "least history",
     "seed": "seed",
     "limit": "limit",
 }
+
+
+def is_of_full(row: EvaluationRecord) -> bool:
+    """Whether it is of the task `full`; its ranks are kept as those of `rank`."""
+    return row.task.get("kind") == FULL
 
 
 @dataclass(frozen=True)
@@ -56,39 +63,33 @@ class Records:
 
     def add(self, key: str, system: System, asked: QuestionSet, found: Evaluation) -> tuple[int | None, str | None]:
         """Stores the ranks, then the row: its id; else why it could not be recorded, which is nothing to the figures."""
-        try:
-            if (known := self.registry.evaluations.by_key(key)) is not None and self.registry.store.has(known.ranks):
-                return known.id, None
-            ranks = _store(self.registry, found)
-            detail = {
-                "lists": asdict(found.lists) if found.lists else None,
-                "log-loss": asdict(found.log_losses.mean) | {"temperature": found.log_losses.temperature}
-                if found.log_losses
-                else None,
-                "template": asked.questions[0].template.name,
-            }
-            row = self.registry.evaluations.add(
-                Measurement(
-                    key=key,
-                    system=system.digest,
-                    weights=system.weights,
-                    label=system.label,
-                    domain=self.domain,
-                    mode=found.mode,
-                    dtype=found.dtype,
-                    task_digest=asked.task.digest,
-                    task=asdict(asked.task),
-                    questions=questions_digest(asked.questions),
-                    users=len(found.ranks),
-                    metrics={name: asdict(interval) for name, interval in found.metrics.items()},
-                    detail=detail,
-                    ranks=ranks,
-                    version=f"{version('reccocktail')}/{RANKING_VERSION}",
-                )
-            )
-        except (RecCocktailError, OSError) as error:
-            return None, f"it was not recorded in the registry: {error}"
-        return row.id, None
+        return add_record(self.registry, key, lambda: self._measurement(key, system, asked, found))
+
+    def _measurement(self, key: str, system: System, asked: QuestionSet, found: Evaluation) -> Measurement:
+        detail = {
+            "lists": asdict(found.lists) if found.lists else None,
+            "log-loss": asdict(found.log_losses.mean) | {"temperature": found.log_losses.temperature}
+            if found.log_losses
+            else None,
+            "template": asked.questions[0].template.name,
+        }
+        return Measurement(
+            key=key,
+            system=system.digest,
+            weights=system.weights,
+            label=system.label,
+            domain=self.domain,
+            mode=found.mode,
+            dtype=found.dtype,
+            task_digest=asked.task.digest,
+            task=asdict(asked.task),
+            questions=questions_digest(asked.questions),
+            users=len(found.ranks),
+            metrics={name: asdict(interval) for name, interval in found.metrics.items()},
+            detail=detail,
+            ranks=store_ranks(self.registry, found.ranks, found.log_losses),
+            version=f"{version('reccocktail')}/{RANKING_VERSION}",
+        )
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
@@ -100,12 +101,13 @@ def questions_digest(questions: Sequence[Question]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _store(registry: Registry, found: Evaluation) -> str:
+def store_ranks(registry: Registry, ranks: Sequence[int | None], log_losses: LogLosses | None = None) -> str:
+    """The digest of the tree that holds them."""
     tensors: dict[str, np.ndarray] = {
-        "ranks": np.asarray([UNRANKED if rank is None else rank for rank in found.ranks], dtype=np.int32)
+        "ranks": np.asarray([UNRANKED if rank is None else rank for rank in ranks], dtype=np.int32)
     }
-    if found.log_losses is not None:
-        tensors["losses"] = np.asarray(found.log_losses.losses, dtype=np.float64)
+    if log_losses is not None:
+        tensors["losses"] = np.asarray(log_losses.losses, dtype=np.float64)
     return store_tensors(registry, FILE, tensors)
 
 
@@ -155,7 +157,7 @@ def compare(registry: Registry, one: EvaluationRecord, other: EvaluationRecord) 
     if is_of_clicks(one):
         return RecordedComparison(one, other, click_differences(registry, one, other))
     names = [name for name in one.metrics if name in other.metrics]
-    candidates = one.task["n_negatives"] + 1
+    candidates = None if is_of_full(one) else one.task["n_negatives"] + 1
     ranks = ranks_of(registry, one), ranks_of(registry, other)
     found = {name: paired_difference(*ranks, name, candidates=candidates) for name in names}
     return RecordedComparison(one, other, found)
@@ -190,8 +192,9 @@ def find_pair(
 
 
 def are_comparable(one: EvaluationRecord, other: EvaluationRecord) -> bool:
-    """Whether they were asked the same and scored alike; a baseline has a score of its own, and all predictions of clicks are probabilities."""
-    alike = is_of_clicks(one) or one.mode == other.mode or one.mode in BASELINES or other.mode in BASELINES
+    """Whether they were asked the same and scored alike; a baseline has a score of its own, and outside the task `rank` a system has only one."""
+    of_rank = not (is_of_clicks(one) or is_of_full(one))
+    alike = not of_rank or one.mode == other.mode or one.mode in BASELINES or other.mode in BASELINES
     return one.questions == other.questions and alike
 
 

@@ -25,6 +25,10 @@ BaselineName = Literal["popularity", "tfidf", "sasrec"]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 ClickBaselineName = Literal["item-mean", "item-user-mean", "din"]
 CLICK_BASELINES: tuple[ClickBaselineName, ...] = get_args(ClickBaselineName)
+FullBaselineName = Literal["popularity", "tfidf", "tfidf-last", "sasrec", "bert4rec"]
+FULL_BASELINES: tuple[FullBaselineName, ...] = get_args(FullBaselineName)
+AnyBaseline = BaselineName | ClickBaselineName | FullBaselineName
+TASKS_OF_BASELINES = {"rank": BASELINES, "full": FULL_BASELINES, "clicks": CLICK_BASELINES}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class System:
     digest: str
     checkpoint: Path | None = None
     adapter: Part | None = None
-    baseline: BaselineName | ClickBaselineName | None = None
+    baseline: AnyBaseline | None = None
     score: Score | None = None
     own: str | None = None
     on_base: str = ""
@@ -55,7 +59,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
 
     Raises NotFoundError when it is none of them.
     """
-    if text in BASELINES or text in CLICK_BASELINES:
+    if text in BASELINES or text in CLICK_BASELINES or text in FULL_BASELINES:
         return _baseline(text)
     if Path(text).is_dir() and ("/" in text or os.sep in text or text.startswith(".")):
         return _folder(registry, Path(text), base)
@@ -67,7 +71,7 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     raise NotFoundError(
         f"{text!r} names no base model, adapter, build or folder",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
-        f" baselines are {', '.join(BASELINES)}; of clicks {', '.join(CLICK_BASELINES)}",
+        f" baselines are {', '.join(FULL_BASELINES)}; of clicks {', '.join(CLICK_BASELINES)}",
     )
 
 
@@ -80,12 +84,28 @@ def place_among(texts: Sequence[str], found: Sequence[System], against: str | No
     return place
 
 
-def _baseline(name: BaselineName | ClickBaselineName) -> System:
+def expect_baselines_of(task: str, found: Sequence[System]) -> None:
+    """Raises UsageError for a baseline that another task has and this one has not."""
+    own = TASKS_OF_BASELINES[task]
+    for system in found:
+        if system.baseline is not None and system.baseline not in own:
+            others = [f"--task {name}" for name, names in TASKS_OF_BASELINES.items() if system.baseline in names]
+            raise UsageError(
+                f"{system.label} is no system of --task {task}",
+                hint=f"it is one of {' and of '.join(others)}; baselines of --task {task} are {', '.join(own)}",
+            )
+
+
+def _baseline(name: AnyBaseline) -> System:
     made_with: dict[str, Any] = {}
     if name == "sasrec":
         made_with = asdict(SasRecOptions())
     elif name == "din":
         made_with = DinOptions().model_dump()
+    elif name == "bert4rec":
+        from ..networks.bert4rec import Bert4RecOptions  # which needs transformers
+
+        made_with = Bert4RecOptions().model_dump()
     return System(name, digest_of_json([name, made_with]), baseline=name)
 
 

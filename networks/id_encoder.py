@@ -42,7 +42,7 @@ class ItemStates:
 class IdSequences:
     """What a recommender over ids may learn from: per user items by their numbers, newest last.
 
-    The last of each is held out to stop by; `items` are those of the other places, and the only ones with a number. `digest` names the data and the split.
+    The last of each is held out to stop by; `items` are those of the other places, and the only ones with a number. `digest` names the data and what was left out.
     """
 
     items: tuple[str, ...]
@@ -58,7 +58,8 @@ class IdSequences:
             raise TaskError(f"{data.name} has no histories to train on", hint="users need at least 3 interactions")
         lessons = tuple(each[:-1] for each in taken)
         items = tuple(sorted(set(chain.from_iterable(lessons))))
-        return cls(items, lessons, tuple(each[-1] for each in taken), digest_of([data.digest, split]))
+        part = "validation" if split == "validation" else "test"
+        return cls(items, lessons, tuple(each[-1] for each in taken), digest_of([data.digest, part]))
 
 
 class FrozenIdEncoder(ABC):

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from ..engine.click_records import is_of_clicks
 from ..engine.merging.card import CardEvaluation, CardMetric, CardTask
+from ..engine.records import is_of_full
 from ..registry import Registry
 from ..registry.catalog.evaluations import EvaluationRecord, Weights
 from ..tasks import CLICK_METRICS
 
-METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR", *CLICK_METRICS)  # of an evaluation's, in a card
+METRICS = ("HR@1", "HR@3", "NDCG@3", "MRR", "Recall@10", "NDCG@10", *CLICK_METRICS)  # of an evaluation's, in a card
 
 
 def evaluations_of(registry: Registry, labels: Mapping[Weights, str], own: Weights) -> tuple[CardEvaluation, ...]:
@@ -41,6 +42,11 @@ def _evaluation(row: EvaluationRecord, label: str) -> CardEvaluation:
             f"Which items are liked, rated {task['threshold']:g} or more: {row.detail['rows']} rows, {row.split} split,"
             f" data {task['data_digest']}"
         )
+        return CardEvaluation(sentence, row.users, {label: metrics}, asked=asked)
+    if is_of_full(row):
+        name = f"next purchase among all {task['n_candidates']} items"
+        asked = CardTask(name, row.mode, row.split, str(task["data_digest"]), row.domain)
+        sentence = f"{name.capitalize()}, {row.split} split, data {task['data_digest']}, seed {task['seed']}"
         return CardEvaluation(sentence, row.users, {label: metrics}, asked=asked)
     how = "lists of titles" if row.mode == "generate" else f"ranking by {row.mode}"
     sentence = (

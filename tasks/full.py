@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from .errors import TaskError
 from .metrics import Interval, mean_interval, per_question
 from .splits import Example, Split, examples, sample
 
+KIND = "full"
 FULL_METRICS = ("Recall@10", "NDCG@10", "Recall@50", "NDCG@50", "MRR")
 MOST_SCORES = 4_000_000  # of users times items at a time: 32 MB in float64
 
@@ -42,16 +43,24 @@ class FullSpec:
     """What a metric of a full ranking was measured on. `candidates` is the digest of the ids, `n_candidates` how many they are."""
 
     data_digest: str
-    split: Split
+    part: Split
     seed: int
     limit: int | None
     candidates: str
     n_candidates: int
-    kind: Literal["full"] = "full"
+
+    @property
+    def split(self) -> str:
+        """`full-test`, `full-cold` or `full-validation`: no figure stands beside one of another task."""
+        return f"{KIND}-{self.part}"
 
     @property
     def digest(self) -> str:
-        return digest_of(asdict(self))
+        return digest_of(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is recorded."""
+        return {"kind": KIND, "split": self.split, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,11 @@ class FullTask:
         """Per example the place of its target in the catalogue."""
         places = {item_id: place for place, item_id in enumerate(self.data.titled)}
         return np.array([places[example.target] for example in self.examples], dtype=np.int64)
+
+    @cached_property
+    def questions(self) -> str:
+        """A digest of who is asked to choose among what, in order: figures of equal ones can be compared user by user."""
+        return digest_of([self.spec.candidates, [[each.user_id, each.position] for each in self.examples]])
 
 
 def full_task(data: DomainData, split: Split, *, seed: int = 42, limit: int | None = None) -> FullTask:

@@ -116,8 +116,12 @@ def test_the_digest_has_the_kind_of_task_and_the_candidates(shop):
     task = full_task(shop, "test")
     spec, _ = questions(shop, "test", load_template("next-title"))
     specs = [task.spec, full_task(shop, "cold").spec, full_task(shop, "test", limit=5).spec]
-    specs += [replace(task.spec, kind="other"), replace(task.spec, candidates="fewer"), replace(task.spec, seed=1)]
+    specs += [replace(task.spec, candidates="fewer"), replace(task.spec, seed=1), replace(task.spec, data_digest="")]
     assert len({spec.digest, *(each.digest for each in specs)}) == 7
+    assert (task.spec.to_json()["kind"], task.spec.to_json()["split"]) == ("full", "full-test")
+    other = full_task(shop, "test", limit=len(task.examples), seed=5)  # the same users in another order
+    assert len({task.questions, other.questions, full_task(shop, "validation").questions}) == 3
+    assert full_task(shop, "test").questions == task.questions
     assert full_task(shop, "test").spec.digest == task.spec.digest
     assert task.spec.n_candidates == len(shop.titled) == len(shop.items) - 1
 
