@@ -6,268 +6,39 @@ whose text is in `migrations/rules/`.
 
 from __future__ import annotations
 
-import getpass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
-    MetaData,
-    String,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-# every constraint has a name, so that later migrations can alter it on every database
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
+from .adapter_tables import ROLES as ROLES
+from .adapter_tables import AdapterMetricRow as AdapterMetricRow
+from .adapter_tables import AdapterRow as AdapterRow
+from .adapter_tables import AdapterTagRow as AdapterTagRow
+from .adapter_tables import AdapterWordsRow as AdapterWordsRow
+from .adapter_tables import AliasRow as AliasRow
+from .adapter_tables import AnnotationRow as AnnotationRow
+from .adapter_tables import BaseModelRow as BaseModelRow
+from .adapter_tables import DomainRow as DomainRow
+from .columns import Root, id_column, one_of
+from .columns import Table as Table
+from .columns import UtcDateTime as UtcDateTime
+from .columns import login_name as login_name
+from .columns import now as now
 
-ROLES = ("spirit", "ingredient")
 RECIPE_KINDS = ("recipe", "template")
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 PROMOTIONS = ("manual", "automatic")
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes in and out, always UTC; SQLite itself forgets the zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value and value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user id without a name
-        return "unknown"
-
-
-def _actor(context: DefaultExecutionContext) -> str:
-    return context.execution_options.get("actor") or login_name()
-
-
-class Root(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {  # noqa: RUF012  SQLAlchemy reads it from the class
-        datetime: UtcDateTime(),
-        dict[str, Any]: JSON(none_as_null=True),
-        list[str]: JSON(),
-        int: BigInteger(),
-        str: String(),
-    }
-
-
-class Table(Root):
-    """A table whose rows have the time they were made, and the user."""
-
-    __abstract__ = True
-
-    created_at: Mapped[datetime] = mapped_column(default=now, sort_order=100)
-    created_by: Mapped[str] = mapped_column(default=_actor, sort_order=101)
-
-
-def _id() -> Mapped[int]:
-    # SQLite numbers rows by itself only if the column is INTEGER
-    return mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-
-
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
-
-
-class BaseModelRow(Table):
-    __tablename__ = "base_models"
-
-    id: Mapped[int] = _id()
-    name: Mapped[str] = mapped_column(unique=True)
-    source: Mapped[str]
-    revision: Mapped[str | None]
-    digest: Mapped[str]
-    architecture: Mapped[str]
-    dtype: Mapped[str]
-    parameters: Mapped[int]
-    bytes: Mapped[int]
-    removed_at: Mapped[datetime | None]
-
-    annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
-
-
-class DomainRow(Table):
-    __tablename__ = "domains"
-
-    id: Mapped[int] = _id()
-    name: Mapped[str] = mapped_column(unique=True)
-    role: Mapped[str]
-    title: Mapped[str]
-    data: Mapped[str | None]
-    trainer: Mapped[str | None]
-    recipe: Mapped[str | None]
-    removed_at: Mapped[datetime | None]
-
-    annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
-
-    __table_args__ = (
-        _one_of("role", ROLES),
-        # spirits live under one built-in domain, so that one rule numbers and names all adapters
-        CheckConstraint("(name = 'spirit') = (role = 'spirit')", name="spirit"),
-        UniqueConstraint("id", "role"),
-    )
-
-
-class AdapterRow(Table):
-    __tablename__ = "adapters"
-
-    id: Mapped[int] = _id()
-    base_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
-    domain_id: Mapped[int]
-    role: Mapped[str]
-    version: Mapped[int]
-    digest: Mapped[str]
-    rank: Mapped[int]
-    alpha: Mapped[float]
-    target_modules: Mapped[list[str]]
-    tensors: Mapped[int]
-    bytes: Mapped[int]
-    metrics: Mapped[dict[str, Any]]
-    tags: Mapped[list[str]]
-    note: Mapped[str | None]
-    context: Mapped[dict[str, Any]]
-    is_current: Mapped[bool] = mapped_column(default=False)
-    archived_at: Mapped[datetime | None]
-    content: Mapped[str | None]
-
-    base: Mapped[BaseModelRow] = relationship(lazy="joined", innerjoin=True)
-    domain: Mapped[DomainRow] = relationship(lazy="joined", innerjoin=True)
-    aliases: Mapped[list[AliasRow]] = relationship(lazy="selectin", order_by="AliasRow.name", viewonly=True)
-    annotation: Mapped[AnnotationRow | None] = relationship(lazy="joined", viewonly=True)
-
-    __table_args__ = (
-        ForeignKeyConstraint(["domain_id", "role"], ["domains.id", "domains.role"]),  # the role is the domain's
-        CheckConstraint("version > 0", name="version"),
-        CheckConstraint("NOT is_current OR (role = 'spirit' AND archived_at IS NULL)", name="current"),
-        UniqueConstraint("base_id", "domain_id", "version"),
-        UniqueConstraint("base_id", "domain_id", "digest"),
-        UniqueConstraint("base_id", "domain_id", "id"),  # what aliases point to
-        Index(None, "domain_id", "id"),
-        Index(None, "base_id", "domain_id", "content"),
-        Index(
-            "uq_adapters_current_spirit", "base_id", unique=True,
-            sqlite_where=text("is_current"), postgresql_where=text("is_current"),
-        ),
-    )  # fmt: skip
-
-
-class AdapterTagRow(Root):
-    """What `adapter list --tag` searches by; the database fills it from `adapters.tags`, and from `annotations.tags` once they were edited."""
-
-    __tablename__ = "adapter_tags"
-
-    tag: Mapped[str] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
-
-
-class AdapterMetricRow(Root):
-    """What `adapter list --metric` searches by; the database fills it as it fills `adapter_tags`."""
-
-    __tablename__ = "adapter_metrics"
-
-    name: Mapped[str] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
-    value: Mapped[float]
-
-    __table_args__ = (Index(None, "name", "value", "adapter_id"),)
-
-
-class AdapterWordsRow(Root):
-    """What `adapter list --search` looks in: domain, note and tags, case-folded. A narrow table is read quickly."""
-
-    __tablename__ = "adapter_words"
-
-    adapter_id: Mapped[int] = mapped_column(
-        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("adapters.id"), primary_key=True, autoincrement=False
-    )
-    words: Mapped[str]
-
-
-_OWNERS = ("adapter_id", "domain_id", "base_id", "build_id")
-
-
-class AnnotationRow(Root):
-    """What people edited of an adapter version, a domain, a base model or a build: it stands for what its own row says.
-
-    `words` is what search looks in beside the domain's name; the database takes it over into `adapter_words`.
-    """
-
-    __tablename__ = "annotations"
-
-    id: Mapped[int] = _id()
-    adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"), unique=True)
-    domain_id: Mapped[int | None] = mapped_column(ForeignKey("domains.id"), unique=True)
-    base_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"), unique=True)
-    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"), unique=True)
-    description: Mapped[str | None]
-    note: Mapped[str | None]
-    tags: Mapped[list[str]]
-    metrics: Mapped[dict[str, Any]]
-    links: Mapped[dict[str, Any]]
-    words: Mapped[str]
-    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"))
-
-    __table_args__ = (
-        CheckConstraint(
-            " + ".join(f"(CASE WHEN {owner} IS NULL THEN 0 ELSE 1 END)" for owner in _OWNERS) + " = 1", name="owner"
-        ),
-    )
-
-
-class AliasRow(Table):
-    """An alias is where its newest event says it is."""
-
-    __tablename__ = "aliases"
-
-    base_id: Mapped[int] = mapped_column(primary_key=True)
-    domain_id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int]
-    event_id: Mapped[int]
-
-    __table_args__ = (
-        # an alias cannot leave its base and domain
-        ForeignKeyConstraint(
-            ["base_id", "domain_id", "adapter_id"], ["adapters.base_id", "adapters.domain_id", "adapters.id"]
-        ),
-        # and cannot be where no event has put it
-        ForeignKeyConstraint(
-            ["event_id", "base_id", "domain_id", "name", "adapter_id"],
-            ["events.id", "events.base_id", "events.domain_id", "events.alias", "events.adapter_id"],
-        ),
-        Index(None, "adapter_id"),
-    )
 
 
 class BuildRow(Table):
@@ -307,7 +78,7 @@ class BuildRow(Table):
     annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
 
     __table_args__ = (
-        _one_of("status", STATUSES),
+        one_of("status", STATUSES),
         Index(None, "domain_id", "id"),
         Index(None, "domain_id", "status", "finished_at"),
         Index("uq_builds_base_id_domain_id_id", "base_id", "domain_id", "id", unique=True),  # what aliases point to
@@ -370,7 +141,7 @@ class ServingPolicyRow(Table):
     alias: Mapped[str]
     promote: Mapped[str]
 
-    __table_args__ = (_one_of("promote", PROMOTIONS),)
+    __table_args__ = (one_of("promote", PROMOTIONS),)
 
 
 class BuildLogRow(Table):
@@ -378,7 +149,7 @@ class BuildLogRow(Table):
 
     __tablename__ = "build_logs"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
     worker: Mapped[str | None]
     text: Mapped[str]
@@ -404,7 +175,7 @@ class PublicationRow(Table):
 
     __tablename__ = "publications"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"), index=True)
     adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"), index=True)
     repo: Mapped[str] = mapped_column(index=True)
@@ -441,7 +212,7 @@ class EvaluationRow(Table):
 
     __tablename__ = "evaluations"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     key: Mapped[str] = mapped_column(unique=True)
     system: Mapped[str]
     weights: Mapped[str]
@@ -486,11 +257,11 @@ class RecipeRow(Table):
 
     __tablename__ = "recipes"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     kind: Mapped[str]
     name: Mapped[str]
 
-    __table_args__ = (_one_of("kind", RECIPE_KINDS), UniqueConstraint("kind", "name"))
+    __table_args__ = (one_of("kind", RECIPE_KINDS), UniqueConstraint("kind", "name"))
 
 
 class RecipeVersionRow(Table):
@@ -498,7 +269,7 @@ class RecipeVersionRow(Table):
 
     __tablename__ = "recipe_versions"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     recipe_id: Mapped[int] = mapped_column(ForeignKey("recipes.id"))
     version: Mapped[int]
     digest: Mapped[str]
@@ -540,7 +311,7 @@ class ApprovalRow(Table):
 
     __tablename__ = "approvals"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     adapter_id: Mapped[int | None] = mapped_column(ForeignKey("adapters.id"))
     build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"))
 
@@ -556,7 +327,7 @@ class EventRow(Table):
 
     __tablename__ = "events"
 
-    id: Mapped[int] = _id()
+    id: Mapped[int] = id_column()
     kind: Mapped[str]
     subject: Mapped[str]
     base_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
