@@ -93,6 +93,14 @@ class Shell:
         return Answer(done.returncode, done.stdout, done.stderr)
 
 
+def asked(run: Any, *words: str) -> list[str]:
+    """What bash is offered for the last of the words."""
+    line = " ".join(("reccocktail", *words))
+    answer = run(_RECCOCKTAIL_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words)))
+    assert answer.err == ""
+    return [entry.partition(",")[2] for entry in answer.out.split()]
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with random weights, and a tokenizer with a chat template that knows the sample domains' words."""

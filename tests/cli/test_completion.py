@@ -13,15 +13,9 @@ from typing import Any
 
 import pytest
 
+from .conftest import asked
+
 SCRIPTS = {"bash": "complete ", "zsh": "#compdef", "fish": "complete "}
-
-
-def asked(run: Any, *words: str) -> list[str]:
-    """What bash is offered for the last of the words."""
-    line = " ".join(("reccocktail", *words))
-    answer = run(_RECCOCKTAIL_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words)))
-    assert answer.err == ""
-    return [entry.partition(",")[2] for entry in answer.out.split()]
 
 
 def test_names_of_the_registry_are_completed(built: Any) -> None:

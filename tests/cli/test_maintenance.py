@@ -17,6 +17,8 @@ from reccocktail.registry.digests import RACE_SECONDS
 from reccocktail.registry.errors import StoreError
 from sqlalchemy import Engine, event
 
+from .conftest import asked
+
 Checks = dict[str, dict[str, Any]]
 
 
@@ -239,7 +241,9 @@ def test_doctor_shows_the_cache_of_an_object_store(bare: Any) -> None:
 # PostgreSQL
 
 
-def test_all_of_it_on_postgresql(bare: Any, postgres: Any, tiny_base: Path, loras: dict[str, Path]) -> None:
+def test_all_of_it_on_postgresql(
+    bare: Any, postgres: Any, tiny_base: Path, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = postgres.create()
 
     def run(*words: object, **options: Any) -> Any:
@@ -258,6 +262,19 @@ def test_all_of_it_on_postgresql(bare: Any, postgres: Any, tiny_base: Path, lora
     (moved, added) = run("adapter", "log", "skin-care", "--json").json
     assert (moved["kind"], moved["created_by"], added["kind"]) == ("alias.set", "ann", "adapter.added")
     assert not any(entry["read_only"] for entry in run("doctor", "--json").json)
+    assert not any(entry["read_only"] for entry in run("doctor", "--json").json)
+    (build,) = run("build", "list", "--json").json
+
+    def completing(**environment: str) -> Any:
+        return bare(RECCOCKTAIL_DATABASE_URL=postgres.url(name), **environment)
+
+    monkeypatch.setattr("reccocktail.cli.completion.SECONDS", 60)
+    assert asked(completing, "domain", "show", "") == ["skin-care", "toys"]
+    assert asked(completing, "adapter", "show", "skin-care@") == ["skin-care@champion", "skin-care@v1"]
+    assert asked(completing, "build", "show", build["id"][:4]) == [build["id"]]
+    assert asked(completing, "adapter", "alias", "skin-care@v1", "champ") == ["champion"]
+    assert asked(completing, "adapter", "list", "--base", "") == ["tiny"]
+    assert asked(completing, "build", "request", "toys", "--recipe", "aver") == ["average"]
     assert run("db", "check", "--json").json["drift"] is False
 
     with postgres.connect() as connection:
