@@ -195,4 +195,10 @@ def export(app: App, as_json: bool) -> None:
 
     with app.registry() as registry:
         content = export_registry(registry)
+        left_out = [*registry.serving.aliases(), *registry.serving.pinned()]
     click.echo((to_json if as_json else to_yaml)(content), nl=False)
+    if left_out:
+        say(
+            f"note: aliases and pins of builds, of which there are {len(left_out)}, are not in the file, for builds are not;"
+            " where it is applied, build again and `build promote`"
+        )

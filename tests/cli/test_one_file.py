@@ -85,6 +85,21 @@ def test_an_export_is_applied_to_another_home_through_a_pipe(
     assert json.loads(bare("export", "--json").out)["adapters"]
 
 
+def test_an_export_says_that_aliases_of_builds_are_not_in_it(built: Any) -> None:
+    with built.registry() as registry:
+        (served,) = registry.serving.served("skin-care")
+        left_out = len(registry.serving.aliases())
+    assert f"aliases and pins of builds, of which there are {left_out}," in built("export").err
+    built("build", "pin", served.build)
+    noted = built("export", "--json")
+    assert f"there are {left_out + 1}, are not in the file" in noted.err
+    with built.registry() as registry:
+        registry.serving.pin(served.build, undo=True)
+        for each in registry.serving.aliases():
+            registry.serving.remove(f"{each.domain}@{each.alias}")
+    assert built("export").err == ""
+
+
 def test_a_file_that_is_not_there_is_a_mistake_in_the_command(bare: Any) -> None:
     bare("init")
     assert bare("apply", "-f", "nowhere.yaml", "--json", code=2).json["error"]["code"] == "usage"
