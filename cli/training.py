@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog=example(
         "reccocktail train beauty -o epochs=4 -o learning_rate=2e-4",
+        "reccocktail train beauty -o template=ours@v2 --run https://wandb.ai/team/beauty/runs/1a2b",
         "reccocktail train --spirit --domains pets,kitchen,garden --resume",
     )
 )
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 @click.option("--tag", "tags", metavar="T", multiple=True, help="Tag to store with the version.")
 @click.option("--note", metavar="S", help="Free text to store with the version.")
 @click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Alias to set, or to move to the version.")
+@click.option(
+    "--source", "code", metavar="URL", help="Code that it was made with; default: git's commit and remote here."
+)
+@click.option("--run", "run_url", metavar="URL", help="Run that made it; default: that of MLflow's or W&B's variables.")
 @base_option
 @json_option
 @pass_app
@@ -64,6 +69,8 @@ def train(
     tags: tuple[str, ...],
     note: str | None,
     aliases: tuple[str, ...],
+    code: str | None,
+    run_url: str | None,
     base: str | None,
     as_json: bool,
 ) -> None:
@@ -81,12 +88,13 @@ def train(
         raise UsageError("--resume continues an unfinished run, and --restart discards it: give one of them")
     if not spirit and (domain is None or domains is not None):
         raise UsageError("name one DOMAIN, or --spirit with --domains", hint="reccocktail train beauty")
+    from ..registry.artifacts.provenance import made_by
     from ..registry.catalog.registration import Labels
     from ..trainers.launch import Launch
     from ..trainers.plugin import load, parse_options
     from ..trainers.runs import TrainingRequest
 
-    labels = Labels(tags=tags, note=note, aliases=aliases)
+    labels = Labels(tags=tags, note=note, aliases=aliases, context=made_by(code, run_url))
     labels.checked()  # before hours of training
     launch = Launch.current()
     if launch is not None and launch.rank:
@@ -97,12 +105,14 @@ def train(
             raise UsageError(f"--domains names {', '.join(twice)} more than once")
         rows = [registry.domains.get(name) for name in names]
         trainer = load(trainer_name or (None if spirit else rows[0].trainer) or "sft")
+        given, typed = _with_template(registry, key_values(options, "-o"))
         request = TrainingRequest(
             trainer,
             rows,
             role="spirit" if spirit else "ingredient",
             base=registry.bases.get(base) if base else registry.bases.only(),
-            options=parse_options(trainer, key_values(options, "-o")),
+            options=parse_options(trainer, given),
+            typed=typed,
             resume=resume,
             restart=restart,
             device=app.device(),
@@ -116,6 +126,17 @@ def train(
             ) from None
     if row is not None:
         report_added(row, as_json)
+
+
+def _with_template(registry: Registry, options: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The options, with a file for a template of the registry; and its version, to be recorded instead."""
+    from ..engine.recipe_book import template_file
+
+    kept = template_file(registry, options["template"]) if "template" in options else None
+    if kept is None:
+        return options, {}
+    path, ref = kept
+    return options | {"template": str(path)}, {"template": ref}
 
 
 def _trained(

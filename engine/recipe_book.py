@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..registry import Registry
 from ..registry.catalog.recipes import RecipeVersion
 from ..registry.catalog.references import did_you_mean
 from ..registry.errors import NotFoundError, RecCocktailError, UsageError
+from ..registry.store.atomic import write_whole
 from ..tasks import Template, load_template, parse_template, shipped_templates
 from .errors import RecipeError
 from .recipes import OWN_ROLES, SHIPPED, SUFFIXES, Recipe, load_recipe, parse_recipe, unknown_recipe
@@ -168,6 +171,23 @@ def find_template(registry: Registry, text: str, contents: Mapping[str, Mapping[
     except (NotFoundError, UsageError):
         return load_template(text)  # a file without a suffix, or the error that lists those that ship
     return parse_template(found.content, where=found.ref)
+
+
+def template_file(registry: Registry, text: str) -> tuple[Path, str] | None:
+    """A file in the home with what the registry's `NAME` or `NAME@vN` says, for what reads files alone, and its reference by version.
+
+    None for one that ships, a file, and a name that the registry does not have.
+    """
+    if text in shipped_templates() or is_file_name(text):
+        return None
+    try:
+        found = registry.templates.get(text)
+    except (NotFoundError, UsageError):
+        return None
+    path = registry.settings.own_folder("templates") / f"{found.digest.removeprefix('sha256:')}.yaml"
+    if not path.is_file():
+        write_whole(path, yaml.safe_dump(dict(found.content), sort_keys=False, allow_unicode=True))
+    return path, found.ref
 
 
 def add_template(registry: Registry, name: str, path: Path, *, note: str | None = None) -> RecipeVersion:

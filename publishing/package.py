@@ -179,7 +179,7 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         alpha=adapter.alpha,
         target_modules=adapter.target_modules,
         note=adapter.note,
-        prompt=prompt_of_adapters([adapter]),
+        prompt=prompt_of_adapters(registry, [adapter]),
         evaluations=evaluations_of(
             registry,
             {Weights(base.digest): base.name, Weights(adapter.digest, base.digest): "this adapter"},

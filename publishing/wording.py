@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from ..engine.building.planning import PROMPTS
 from ..engine.merging.card import CardPrompt
+from ..engine.recipe_book import find_template
 from ..registry import Adapter, Build, Registry
 from ..registry.errors import RecCocktailError
-from ..tasks import TaskError, Template, load_template
+from ..tasks import TaskError, Template
 from ..tasks.prompts import SHIPPED as TEMPLATES
 
 
@@ -18,32 +19,32 @@ def prompt_of_build(registry: Registry, build: Build, adapters: list[Adapter]) -
     """The wording of the prompts that the coefficients were found with, else of those that the adapters were trained on."""
     template = build.inputs.get("template")
     if not template:
-        return prompt_of_adapters(adapters)
+        return prompt_of_adapters(registry, adapters)
     adaptive = build.recipe.get("adaptive") or {}
-    found = _wording(template["digest"], (adaptive.get("template"), template.get("name"))) or _kept_wording(
+    found = _wording(registry, template["digest"], (adaptive.get("template"), template.get("name"))) or _kept_wording(
         registry, build
     )
     return found and replace(found, used="its coefficients were found with")
 
 
-def prompt_of_adapters(adapters: list[Adapter]) -> CardPrompt | None:
+def prompt_of_adapters(registry: Registry, adapters: list[Adapter]) -> CardPrompt | None:
     """The wording that the last adapter (of a mixture, its own domain's) was trained with, where it can still be found."""
     for adapter in reversed(adapters):
         training = adapter.training
         places = training.template_name, training.template_option
-        if training.template_digest and (found := _wording(training.template_digest, places)):
+        if training.template_digest and (found := _wording(registry, training.template_digest, places)):
             return found
     return None
 
 
-def _wording(digest: object, places: Iterable[object]) -> CardPrompt | None:
+def _wording(registry: Registry, digest: object, places: Iterable[object]) -> CardPrompt | None:
     """The template of that digest, which may lie at one of these places or be one that ships."""
     shipped = sorted(path.stem.removeprefix("template_") for path in TEMPLATES.glob("template_*.yaml"))
     for place in (*places, *shipped):
         if not isinstance(place, str):
             continue
         try:
-            found = load_template(place)
+            found = find_template(registry, place)
         except (TaskError, OSError, ValueError):  # gone, or never on this machine
             continue
         if found.digest == digest:

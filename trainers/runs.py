@@ -47,7 +47,8 @@ class TrainingRequest:
 
     With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if it had
     finished; without, it starts over, but one that was interrupted only with `restart`. `labels` are the version's tags, note and
-    aliases; its metrics and context are the trainer's.
+    aliases, and the source and run in their context; its metrics and all else in the context are the trainer's. `typed` has options as
+    they were typed, where the trainer gets something else: what they meant at that moment.
     """
 
     trainer: Trainer
@@ -59,6 +60,7 @@ class TrainingRequest:
     restart: bool = False
     device: str = "cpu"
     labels: Labels = field(default_factory=Labels)
+    typed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ def train_and_register(
         base=request.base,
         role=request.role,
         domain=None if request.role == "spirit" else request.domains[0].name,
-        labels=replace(request.labels, metrics=result.metrics, context=result.context),
+        labels=replace(request.labels, metrics=result.metrics, context=_context(result, request)),
     )
+
+
+def _context(result: TrainingResult, request: TrainingRequest) -> dict[str, Any]:
+    """What the trainer reported, with the options as they were typed, and what was said of the source and the run."""
+    context = {**result.context, **request.labels.context}
+    return context | ({"options": {**context.get("options", {}), **request.typed}} if request.typed else {})
 
 
 def take_part(registry: Registry, request: TrainingRequest, *, launch: Launch, wait_seconds: float | None) -> None:

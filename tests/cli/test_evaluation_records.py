@@ -29,6 +29,9 @@ def test_an_evaluation_is_recorded_shown_and_compared_without_a_model(measured: 
         assert by_label[system["label"]]["metrics"] == system["metrics"]
         shown = measured("evaluation", "show", system["evaluation"], "--ranks", "--json").json
         assert shown["user_ranks"] == system["ranks"]
+    one = found[0]["evaluation"]
+    assert measured("evaluation", "compare", one, one).out.count("equal") == len(found[0]["metrics"])
+    assert "mode" not in measured("evaluation", "show", one).out, "what is called score elsewhere"
     pair = measured("evaluation", "compare", "skin-care@v1", "tiny", "--json").json
     against = measured("evaluate", "skin-care", "tiny", *WORDS, "--against", "tiny", "--json").json["systems"][0]
     for metric, interval in against["against"].items():

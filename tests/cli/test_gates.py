@@ -84,6 +84,8 @@ def test_champion_moves_only_to_what_passes_and_the_event_says_why(shop: Any, on
     difference = (hits(0.3) == 0).astype(float) - (hits(0.5) == 0)
     low = difference.mean() - 1.6525 * difference.std(ddof=1) / np.sqrt(USERS)
     assert f"{low:+.2f}" in message
+    shop("domain", "gate", "skin-care", "--require", "metric=HR@1")
+    assert "(above 0)" in refused(shop, *other)["message"]
 
     shop("adapter", "alias", "skin-care@v2", "champion", "--override", "the campaign starts today")
     (event,) = shop("log", "--kind", "alias.moved", "--json").json

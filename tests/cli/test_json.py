@@ -204,13 +204,29 @@ def test_progress_and_remarks_stay_off_stdout_in_a_process_of_its_own(prepared: 
 
 @pytest.mark.usefixtures("warm_children")
 def test_training_answers_with_the_adapter(prepared: Any) -> None:
-    options = ("epochs=1", "examples=4", "batch_size=4", "negatives=2", "target_modules=q_proj", "rank=2")
+    options = (
+        "epochs=1",
+        "examples=4",
+        "batch_size=4",
+        "negatives=2",
+        "target_modules=q_proj",
+        "rank=2",
+        "template=ours",
+    )
+    template = prepared.folder / "ours.yaml"
+    template.write_text(prepared("template", "show", "next-title").out)
+    prepared("template", "add", "ours", template)
+    template.unlink()
     words = [word for option in options for word in ("-o", option)]
-    labels = ("--tag", "nightly", "--note", "a trial", "--alias", "candidate")
+    labels = ("--tag", "nightly", "--note", "a trial", "--alias", "candidate", "--run", "https://wandb.ai/x")
     document = prepared("train", "skin-care", *words, *labels, "--json").json
     assert document.keys() >= ADAPTER
     assert (document["ref"], document["rank"], document["target_modules"]) == ("skin-care@v2", 2, ["q_proj"])
     assert (document["tags"], document["note"], document["aliases"]) == (["nightly"], "a trial", ["candidate"])
+    context = document["context"]
+    assert (context["options"]["template"], context["run"]) == ("ours@v1", {"url": "https://wandb.ai/x"})
+    listed = {each["name"]: each["digest"] for each in prepared("template", "list", "--json").json}
+    assert context["template"]["digest"] == listed["next-title"], "which says the same"
 
 
 @pytest.mark.parametrize(

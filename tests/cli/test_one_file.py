@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.cli.one_file import _ways
+from reccocktail.cli.one_file import _value, _ways
 
 from .conftest import Shell
 
@@ -45,6 +45,11 @@ def test_a_file_is_planned_applied_and_applied_again(bare: Any, declared: Path) 
     again = bare("apply", "-f", declared)
     assert again.out == ""
     assert "5 unchanged" in again.err
+
+
+def test_a_gate_is_shown_as_it_is_typed() -> None:
+    gate = {"require": {"metric": "NDCG@3", "margin": -0.02}, "approvals": 1}
+    assert _value(gate) == "require=(metric=NDCG@3, margin=-0.02), approvals=1"
 
 
 def test_data_that_domains_share_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
