@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -15,7 +14,7 @@ from ..registry.errors import UsageError
 from ..registry.signals import Stopped, exit_code
 from .adapters import moment
 from .app import App, example, json_option, pass_app
-from .console import NO_MORE, answer, page, prose, say, table
+from .console import NO_MORE, answer, page, say, table, tell
 from .lineage import brief_pairs
 
 if TYPE_CHECKING:
@@ -71,16 +70,19 @@ def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: b
                 raise click.exceptions.Exit(exit_code(error)) from None
         limit = limit or LIMIT
         found = registry.events.list(limit=limit + 1, after=after, **chosen)
-    rows = [
-        [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, e.kind, e.subject, brief_pairs(e)] for e in found[:limit]
-    ]
+    rows = [[f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, _what(e)] for e in found[:limit]]
 
     def show_rows() -> None:
-        columns = ["when (UTC)", "who", "what", "of", "detail"]
+        columns = ["when (UTC)", "who", "what"]
         table(columns, rows, empty="there is no such event" if after is None else NO_MORE)
         page([event.id for event in found], limit)
 
     answer(as_json, [event.to_json() for event in found[:limit]], show_rows)
+
+
+def _what(event: Event) -> str:
+    """`alias.moved beauty@champion: beauty@v1 → beauty@v2`, in one column: five of them would have room for few words each."""
+    return ": ".join(filter(None, [f"{event.kind} {event.subject}", brief_pairs(event)]))
 
 
 def _expect_kind(text: str | None) -> None:
@@ -122,5 +124,4 @@ def _write_json(events: Sequence[Event]) -> None:
 
 def _write_lines(events: Sequence[Event]) -> None:
     for e in events:
-        line = f"{e.created_at:%Y-%m-%d %H:%M:%S}  {e.created_by}  {e.kind}  {e.subject}  {brief_pairs(e)}"
-        click.echo(prose(line.rstrip(), stream=sys.stdout))
+        tell(f"{e.created_at:%Y-%m-%d %H:%M:%S}  {e.created_by}  {_what(e)}")

@@ -68,7 +68,9 @@ def check(
     if found.problems:
         raise GateError(
             f"{called(subject)} does not pass the gate of {name}: {'; '.join(found.problems)}",
-            hint="; ".join([*found.commands, 'or --override "why", which is recorded']),
+            hint="; ".join(
+                [*found.commands, '--override "why" lets it through all the same, and the reason is recorded']
+            ),
         )
     return passage
 
