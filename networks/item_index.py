@@ -150,5 +150,5 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         sha.update(name.encode() + b"\0")
-        sha.update(tensors[name].numpy())
+        sha.update(memoryview(tensors[name].numpy()))  # pyright: ignore[reportArgumentType]  a buffer since Python 3.12's stubs
     return f"sha256:{sha.hexdigest()}"

@@ -11,19 +11,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tasks import HistoryText, HistoryWriter, Item, TaskError
 from ..tasks.ranking import CHANGING_ROPES, packs_answers
 from .m_former import MFormer, MFormerConfig, Routing
 
 Prefix = Literal["none", "static", "m-former"]
+Dtype = Literal["float32", "bfloat16"]
 Readout = Literal["suffix", "eos", "mean"]
 History = Sequence[Item]
 NO_ID = ""  # which no recommender knows
@@ -89,7 +91,7 @@ class LaserNet(nn.Module):
 
     @classmethod
     def beside(cls, model: PreTrainedModel, config: LaserConfig) -> LaserNet:
-        return cls(config, float(_embeddings(model).weight.float().std()))
+        return cls(config, float(_embeddings(model).weight.detach().float().std()))
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,14 @@ class Laser:
         *,
         eos: int | None = None,
     ) -> None:
-        """`model` gives hidden states (`AutoModel`) and is frozen here. Raises TaskError for parts that do not fit each other."""
+        """`model` gives hidden states (`load_frozen`) and is frozen here. Raises TaskError for parts that do not fit each other."""
         self.model = model.eval().requires_grad_(False)
         self.writer, self.net, self.recommender = writer, net, recommender
         self._eos = eos
         self._check(net.config)
 
     def _check(self, config: LaserConfig) -> None:
-        width = _embeddings(self.model).weight.shape[1]
+        width = hidden_width(self.model)
         if config.width != width:
             raise TaskError(f"the trained rows have a width of {config.width}, and the language model of {width}")
         if config.readout == "eos" and self._eos is None:
@@ -198,7 +200,8 @@ class Laser:
             for history, text in zip(histories, texts, strict=True)
         ]
         found, device = self.recommender.states(shown), self.net.m_former.experts.device
-        return self.net.m_former(found.values.to(device), found.mask.to(device))
+        # copies, for what was computed in inference mode has no part in gradients
+        return self.net.m_former(found.values.to(device, copy=True), found.mask.to(device, copy=True))
 
     def _read(self, texts: Sequence[HistoryText], before: Tensor | None, beginning: Any) -> Tensor:
         """[histories, width]. Padding stands behind the last row, where a causal model's rows before it do not see it."""
@@ -238,6 +241,19 @@ class Laser:
 
     def _embedded(self, tokens: Sequence[int]) -> Tensor:
         return _embeddings(self.model)(torch.tensor(tokens, device=self.model.device))
+
+
+def load_frozen(folder: Path, device: str, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model of a folder without its head, so that it gives hidden states, and its tokenizer; never with remote code."""
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **local).base_model
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def hidden_width(model: PreTrainedModel) -> int:
+    """Of what the model reads and gives."""
+    return _embeddings(model).weight.shape[1]
 
 
 def info_nce(users: Tensor, items: Tensor, targets: Tensor, temperature: float = TEMPERATURE) -> Tensor:

@@ -28,7 +28,13 @@ MAY_IMPORT = {
     "migrations": {"registry"},
 }
 # Light modules without state, which every package may import.
-SHARED = {"registry.errors", "registry.strict_json", "registry.strict_yaml", "registry.artifacts.bundles"}
+SHARED = {
+    "registry.errors",
+    "registry.strict_json",
+    "registry.strict_yaml",
+    "registry.artifacts.bi_tunings",
+    "registry.artifacts.bundles",
+}
 # Alembic runs these files by their path, so they are in no package from which an import could be relative.
 RUN_BY_PATH = {ROOT / "migrations" / "env.py", *(ROOT / "migrations" / "versions").glob("[0-9]*.py")}
 

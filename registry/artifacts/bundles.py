@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ PERSONALISED = "personalised-lora"
 FORMAT = 1
 AGAIN = "take it again from where it was made, or train again"
 
-_DIGEST = r"^sha256:[0-9a-f]{64}$"
+DIGEST = r"^sha256:[0-9a-f]{64}$"
 
 
 class Part(BaseModel):
@@ -56,18 +56,26 @@ class Retrieval(Part):
     count: int = Field(default=10, ge=1)
 
 
-class BundleManifest(Part):
-    """What a bundle says of itself.
-
-    `base` is the digest of its base model; `files` has the SHA-256 of each file. `template` and `clicks` are a click template and click
-    options, whole. `users` is how many users the recommender knows by id, 0 once they are stripped. `trained_on` is the digest of what
-    the recommender was trained on, `data` those of the domains' data.
-    """
+class Manifest(Part):
+    """What bundles of all kinds say: `base` is the digest of the base model; `files` has the SHA-256 of each file."""
 
     format: Literal[1] = FORMAT
-    kind: Literal["personalised-lora"] = PERSONALISED
-    base: str = Field(pattern=_DIGEST)
+    kind: str
+    base: str = Field(pattern=DIGEST)
     files: dict[str, str]
+
+
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
+
+
+class BundleManifest(Manifest):
+    """What the bundle of a personalised LoRA says of itself.
+
+    `template` and `clicks` are a click template and click options, whole. `users` is how many users the recommender knows by id, 0 once
+    they are stripped. `trained_on` is the digest of what the recommender was trained on, `data` those of the domains' data.
+    """
+
+    kind: Literal["personalised-lora"] = PERSONALISED  # pyright: ignore[reportIncompatibleVariableOverride]
     target_dependent: bool
     gates: Gates
     template: dict[str, Any]
@@ -84,25 +92,30 @@ def is_bundle(folder: Path) -> bool:
     return (folder / BUNDLE).is_file()
 
 
-def manifest_text(manifest: BundleManifest) -> str:
+def manifest_text(manifest: Manifest) -> str:
     """As the file has it; equal manifests have equal bytes."""
     return json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_manifest(folder: Path) -> BundleManifest:
     """The manifest alone; no other file is looked at. Raises InvalidArtifactError."""
+    return read_manifest_of(folder, BundleManifest)
+
+
+def read_manifest_of(folder: Path, model: type[AnyManifest]) -> AnyManifest:
+    """As `read_manifest`, of a bundle of the model's kind."""
     path = _inside(folder, BUNDLE)
     content = read_object(path)
-    _check_readable(path, content)
+    _check_readable(path, content, model.model_fields["kind"].default)
     try:
-        return BundleManifest.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the whole"
         raise InvalidArtifactError(f"{path}: {where}: {problem['msg']}", hint=AGAIN) from error
 
 
-def check_base(folder: Path, manifest: BundleManifest, base_digest: str) -> None:
+def check_base(folder: Path, manifest: Manifest, base_digest: str) -> None:
     """Raises BaseMismatchError for a bundle of another base."""
     if manifest.base != base_digest:
         raise BaseMismatchError(
@@ -119,6 +132,11 @@ def check_files(folder: Path, manifest: BundleManifest) -> None:
             f"{folder / BUNDLE}: lists {sorted(manifest.files)} where a bundle has {sorted(expected | {*ITEMS})}",
             hint=AGAIN,
         )
+    check_listed(folder, manifest)
+
+
+def check_listed(folder: Path, manifest: Manifest) -> None:
+    """That each file of the manifest is whole, and that there is no other but papers. Raises InvalidArtifactError naming the file."""
     for name, digest in manifest.files.items():
         if (found := _digest(_inside(folder, name))) != digest:
             raise InvalidArtifactError(
@@ -127,7 +145,7 @@ def check_files(folder: Path, manifest: BundleManifest) -> None:
     check_no_more(folder, manifest)
 
 
-def check_no_more(folder: Path, manifest: BundleManifest) -> None:
+def check_no_more(folder: Path, manifest: Manifest) -> None:
     """Raises InvalidArtifactError for a file that is neither the bundle's nor a paper (a card, a license, a training log)."""
     for path in sorted(folder.iterdir()):
         if path.name not in {BUNDLE, *manifest.files} and not is_beside_bundle(path.name):
@@ -141,11 +159,11 @@ def bundle_files(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     return {name: _digest(folder / name) for name in sorted(names)}
 
 
-def _check_readable(path: Path, content: Mapping[str, Any]) -> None:
+def _check_readable(path: Path, content: Mapping[str, Any], wanted: str) -> None:
     kind, version = content.get("kind"), content.get("format")
-    if kind != PERSONALISED:
+    if kind != wanted:
         raise InvalidArtifactError(
-            f"{path}: is of kind {shown(kind)}, and known here is {PERSONALISED!r}",
+            f"{path}: is of kind {shown(kind)}, and read here is {wanted!r}",
             hint="upgrade reccocktail, if it comes from a newer version",
         )
     if version != FORMAT:

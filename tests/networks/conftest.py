@@ -24,6 +24,7 @@ class HashedRecommender:
     width: int = 8
     factor: float = 1.0
 
+    @torch.inference_mode()
     def states(self, histories: Sequence[Sequence[str]]) -> States:
         places = max(map(len, histories))
         values = torch.zeros(len(histories), places, self.width)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from reccocktail.networks.laser import Laser, LaserConfig, LaserNet, info_nce
+from reccocktail.networks.laser import Laser, LaserConfig, LaserNet, info_nce, load_frozen
 from reccocktail.networks.m_former import MFormerConfig
 from reccocktail.tasks import (
     DomainData,
@@ -22,7 +22,6 @@ from reccocktail.tasks import (
     load_history_template,
 )
 from torch.nn import functional as F  # noqa: N812
-from transformers import AutoModel
 
 WIDTH = 64
 M_FORMER = MFormerConfig(experts=4, queries=3, layers=2, hidden=12, heads=3, width=8)
@@ -37,7 +36,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def model(base: Path) -> Any:
-    return AutoModel.from_pretrained(base, dtype=torch.float32)
+    return load_frozen(base, "cpu", "float32")[0]
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def one_by_one(laser: Laser, tokenizer: Any, history: list[Item], *, left: int) 
     if net.m_former is not None:
         assert laser.recommender is not None
         states = laser.recommender.states([[item.item_id for item in history]])
-        rows.insert(0, net.m_former(states.values, states.mask)[0][0])
+        rows.insert(0, net.m_former(states.values.clone(), states.mask.clone())[0][0])
     if net.suffix is not None:
         rows.append(net.suffix)
     if net.config.readout == "eos":
