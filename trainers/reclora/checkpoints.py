@@ -17,6 +17,7 @@ from ...registry.errors import InvalidArtifactError
 from ...registry.store.atomic import write_whole
 from ...registry.store.files import sync_all
 from ...registry.strict_json import OWN_LIMIT, read_object
+from ..optimiser_state import fill_state, flat_state
 
 NET, OPTIMISER, STATE = "net.safetensors", "optimiser.safetensors", "state.json"
 
@@ -66,7 +67,7 @@ class Checkpoints:
             return Course()
         course, folder = max(found, key=lambda each: each[0].step)
         net.fill(load_file(folder / NET))
-        _fill(optimiser, load_file(folder / OPTIMISER))
+        fill_state(optimiser, load_file(folder / OPTIMISER))
         return course
 
     def write(self, course: Course, net: GatedLora, optimiser: torch.optim.Optimizer) -> None:
@@ -75,7 +76,7 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         save_file({name: value.clone() for name, value in net.tensors().items()}, folder / NET)
-        save_file(_flat(optimiser), folder / OPTIMISER)
+        save_file(flat_state(optimiser), folder / OPTIMISER)
         sync_all([folder / NET, folder / OPTIMISER])
         write_whole(folder / STATE, json.dumps(asdict(course)), durable=True)
         for other in self._folder.glob("step-*"):
@@ -96,17 +97,3 @@ def _course(folder: Path) -> Course | None:
         return None
     content["log"] = tuple(content["log"])
     return Course(**content)
-
-
-def _flat(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What the optimiser remembers of each parameter: `NUMBER.exp_avg` and so on."""
-    state: dict[int, dict[str, torch.Tensor]] = optimiser.state_dict()["state"]
-    return {f"{number}.{name}": value for number, own in state.items() for name, value in own.items()}
-
-
-def _fill(optimiser: torch.optim.Optimizer, flat: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in flat.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})

@@ -7,8 +7,7 @@ that resumes from a checkpoint ends in the same bits as one that was not disturb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +24,7 @@ from ...tasks import ClickQuestion, ClickRow, ClickScores, log_loss, roc_auc
 from ...tasks.click_scores import last_logits
 from ..batches import BatchOrder
 from ..plugin import TrainerError
+from ..seeding import seeded
 from .checkpoints import Checkpoints, Course
 from .options import RecloraOptions
 from .rows import Examples, Wording, scored
@@ -170,14 +170,6 @@ def answer_nats(model: Any, examples: Examples, places: Sequence[int]) -> torch.
     wanted = torch.tensor([[IGNORED] * (longest - len(answer)) + answer for answer in answers], device=model.device)
     logits = last_logits(model, texts, longest).float()
     return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Meanwhile torch draws by the seed; then it goes on as if nothing had been."""
-    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _expect_finite(name: str, value: float, step: int) -> None:

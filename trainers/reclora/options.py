@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ...tasks import DEFAULT_CLICK_TEMPLATE, ClickOptions
+from ..option_pairs import pairs
 
 if TYPE_CHECKING:  # these import torch, which listing options needs not
     from ...networks.din import DinOptions
     from ...networks.gated_lora import GatedLoraConfig
 
 OWN = {"target": "target_dependent", "seed": "seed"}  # of DIN's options, those that are options of the trainer
-
-
-def _pairs(value: object) -> object:
-    """`epochs=5,hidden=64`, as it comes from `-o recommender=…`."""
-    if not isinstance(value, str):
-        return value
-    pairs = [part.partition("=") for part in value.split(",")]
-    if len({name.strip() for name, _, _ in pairs}) < len(pairs):
-        raise ValueError("an option of the recommender is named twice")
-    return {name.strip(): given for name, _, given in pairs}
 
 
 class RecloraOptions(BaseModel):
@@ -108,7 +99,7 @@ class RecloraOptions(BaseModel):
     ] = 3
     recommender: Annotated[
         dict[str, int | float],
-        BeforeValidator(_pairs),
+        BeforeValidator(pairs),
         Field(
             description="sizes and training of DIN, the recommender that the gates read, as epochs=5,hidden=64; also attention,"
             " batch_size, dropout, embedding, id_dropout, layers, learning_rate, length, patience, weight_decay"

@@ -33,9 +33,10 @@ from ...tasks.click_prompts import answer_ids
 from ..plugin import TrainingJob, TrainingResult
 from ..precision import precision
 from ..runs import base_digest
+from ..seeding import seeded
 from .checkpoints import Checkpoints, Course
 from .item_embeddings import embed_items, titled
-from .learning import Exam, Learner, Plan, seeded
+from .learning import Exam, Learner, Plan
 from .meter import Meter
 from .options import RecloraOptions
 from .rows import Drawn, Examples, Wording, draw, scored
