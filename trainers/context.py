@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ..registry import Base
 from ..registry.redaction import redacted
-from ..tasks import DomainData, TaskError, load_click_template, load_template
+from ..tasks import DomainData, TaskError, load_click_template, load_history_template, load_template
 from .plugin import Trainer, package_of
 
 CONFIDENTIAL = re.compile(r"(?i)(^|_)(password|passwd|secret|token|credentials?|(api|access|private|secret)_?key)$")
@@ -51,7 +51,7 @@ def template_of(options: BaseModel) -> dict[str, str] | None:
     name = getattr(options, "template", None)
     if not isinstance(name, str):
         return None
-    for load in (load_template, load_click_template):
+    for load in (load_template, load_click_template, load_history_template):
         with suppress(TaskError):  # the trainer reports it, if it is wrong
             template = load(name)
             return {"name": template.name, "digest": template.digest}

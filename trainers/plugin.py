@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.artifacts.bi_tunings import BI_TUNING
 from ..registry.artifacts.bundles import PERSONALISED
 from ..registry.catalog.references import check_name, check_text, did_you_mean
 from ..registry.errors import RecCocktailError, UsageError
@@ -28,6 +29,7 @@ from ..tasks.validation import is_unknown, unknown
 
 GROUP = "reccocktail.trainers"
 LORA = "lora"
+KINDS = (LORA, PERSONALISED, BI_TUNING)
 
 
 class TrainerError(RecCocktailError):
@@ -85,10 +87,10 @@ class Trainer(Protocol):
 
 
 def kind_of(trainer: Trainer) -> str:
-    """What the trainer makes: `lora`, unless its `kind` says `personalised-lora`. Raises TrainerError for another."""
+    """What the trainer makes: `lora`, unless its `kind` is `personalised-lora` or `bi-tuning`. Raises TrainerError for another."""
     kind = getattr(trainer, "kind", LORA)
-    if kind not in (LORA, PERSONALISED):
-        raise TrainerError(f"trainer {trainer.name!r}: kind is {kind!r}, neither {LORA!r} nor {PERSONALISED!r}")
+    if kind not in KINDS:
+        raise TrainerError(f"trainer {trainer.name!r}: kind is {kind!r}, none of {', '.join(KINDS)}")
     return kind
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
 from ..registry.artifacts.allowlist import base_files
+from ..registry.artifacts.bi_tunings import BI_TUNING, check_bi_tuning_files, read_bi_tuning_manifest
 from ..registry.artifacts.bundles import check_base, check_files, read_manifest
 from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
@@ -183,9 +184,13 @@ def inspect_result(adapter: Path, trainer: Trainer, base_folder: Path, *, base_n
     if kind_of(trainer) == LORA:
         inspect_adapter(adapter, inspect_base(base_folder), base_names=base_names)
         return
-    manifest = read_manifest(adapter)
+    if kind_of(trainer) == BI_TUNING:
+        manifest = read_bi_tuning_manifest(adapter)
+        check_bi_tuning_files(adapter, manifest)
+    else:
+        manifest = read_manifest(adapter)
+        check_files(adapter, manifest)
     check_base(adapter, manifest, base_digest(base_folder))
-    check_files(adapter, manifest)
 
 
 def base_digest(folder: Path) -> str:

@@ -6,7 +6,8 @@
         check_trainer(MyTrainer, tmp_path, options={"epochs": 1})
 
 It trains on a tiny random model and a small sample domain, some seconds each time. A trainer of the kind `personalised-lora` gets
-data with ratings, and has to refuse a spirit. What does not keep the contract is an AssertionError that says what the contract wants.
+data with ratings; it, and one of the kind `bi-tuning`, has to refuse a spirit. What does not keep the contract is an AssertionError
+that says what the contract wants.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.artifacts.bi_tunings import USER_SIDE
 from ..registry.artifacts.bundles import BUNDLE, GATED_LORA, PERSONALISED, is_bundle
 from ..registry.digests import file_digest
 from ..registry.errors import InvalidArtifactError, RecCocktailError
@@ -38,7 +40,7 @@ from ..tasks import (
 )
 from .child import as_json
 from .domains import read_brought, recipe_of
-from .plugin import Trainer, TrainerError, TrainingJob, TrainingResult, domains_of, kind_of, parse_options
+from .plugin import LORA, Trainer, TrainerError, TrainingJob, TrainingResult, domains_of, kind_of, parse_options
 from .runs import checked, inspect_result
 
 BASE = "tiny"
@@ -70,11 +72,11 @@ def check_trainer(
     _check_options(made)
     given = _parsed(made, options or {})
     _check_domains(made, check_recipe)
-    personalised = _kind(made) == PERSONALISED
-    data = sample_data(folder / "data", rated=personalised)
+    kind = _kind(made)
+    data = sample_data(folder / "data", rated=kind == PERSONALISED)
     bench = _Bench(made, folder, tiny_base(folder / "base"), data, given)
     first = bench.train("first")
-    spirit = bench.expect_refused if personalised else bench.train
+    spirit = bench.train if kind == LORA else bench.expect_refused
     spirit("spirit", role="spirit", domains=("kitchen", "garden"))
     resumed = bench.train_interrupted("interrupted")
     if deterministic:
@@ -261,7 +263,8 @@ def _check_equal(first: TrainingResult, second: TrainingResult, want: str) -> No
 
 
 def _weights(result: TrainingResult) -> Path:
-    return result.adapter / (GATED_LORA if is_bundle(result.adapter) else "adapter_model.safetensors")
+    names = ("adapter_model.safetensors", GATED_LORA, USER_SIDE)
+    return next(result.adapter / name for name in names if (result.adapter / name).is_file())
 
 
 def _check_alike(first: TrainingResult, resumed: TrainingResult) -> None:
