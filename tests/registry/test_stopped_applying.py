@@ -48,6 +48,7 @@ def exported(registry: Registry) -> str:
     return to_yaml(export(registry)).replace(str(registry.settings.home), "HOME")
 
 
+@pytest.mark.slow
 def test_what_was_stopped_is_finished_by_the_same_command(
     dialect: str, open_settings: Any, source: Path, tmp_path: Path
 ) -> None:
