@@ -116,9 +116,12 @@ class Client:
             labels=Labels(metrics or {}, tags, note),
         )
 
-    def resolve(self, reference: str, *, base: str | None = None) -> Adapter:
-        """The adapter version that `NAME`, `NAME@vN` or `NAME@ALIAS` means. Raises NotFoundError, InvalidReferenceError."""
-        return self._registry.adapters.resolve(reference, base=base)
+    def resolve(self, reference: str, *, base: str | None = None, kind: str = "lora") -> Adapter:
+        """The adapter version that `NAME`, `NAME@vN` or `NAME@ALIAS` means.
+
+        Raises NotFoundError, with the code `wrong_kind` where it means one of another kind (`personalised-lora`), and InvalidReferenceError.
+        """
+        return self._registry.adapters.resolve(reference, base=base, kind=kind)
 
     def set_alias(self, reference: str, alias: str) -> None:
         """Sets or moves an alias to the version that `reference` means, `champion` through its domain's gate.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..registry import Adapter
     from ..registry.catalog.evaluations import EvaluationRecord
 
+KINDS = ("lora", "personalised-lora", "bi-tuning")
 EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
 
 
@@ -28,6 +29,7 @@ EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
 )
 @click.option("--domain", metavar="D", help="Only this domain's ingredients.")
 @click.option("--spirit", is_flag=True, help="Only base spirits.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only of this kind; a plain `lora` is what mixes are made of.")
 @click.option(
     "--tag", "tags", metavar="T", multiple=True, help="Only with this tag; repeat it for several, all must match."
 )
@@ -50,6 +52,7 @@ def list_(
     app: App,
     domain: str | None,
     spirit: bool,
+    kind: str | None,
     tags: tuple[str, ...],
     metrics: tuple[str, ...],
     sort: str | None,
@@ -74,6 +77,7 @@ def list_(
                 domain=domain,
                 base=base,
                 role="spirit" if spirit else None,
+                kind=kind,
                 tags=tags,
                 metrics=[MetricBound.parse(bound) for bound in metrics],
                 text=text,
@@ -90,12 +94,33 @@ def list_(
 
     def show_rows() -> None:
         figures = [_figures(measured.get((row.base, row.ref)), sort) for row in rows]
-        columns = ["ref", *(["base"] * mixed), "rank", "size", "labels", "measured", "registered", "created"]
+        kinds = any(row.kind != "lora" for row in rows)
+        columns = [
+            "ref",
+            *(["kind"] * kinds),
+            *(["base"] * mixed),
+            "rank",
+            "size",
+            "labels",
+            "measured",
+            "registered",
+            "created",
+        ]
         shown = [
-            [a.ref, *([a.base] * mixed), a.rank, size(a.bytes), _labels(a), cell, a.metrics, f"{a.created_at:%Y-%m-%d}"]
+            [
+                a.ref,
+                *([a.kind] * kinds),
+                *([a.base] * mixed),
+                a.rank,
+                size(a.bytes),
+                _labels(a),
+                cell,
+                a.metrics,
+                f"{a.created_at:%Y-%m-%d}",
+            ]
             for a, cell in zip(rows, figures, strict=True)
         ]
-        narrowed = domain or spirit or tags or metrics or text
+        narrowed = domain or spirit or kind or tags or metrics or text
         empty = (
             NO_MORE
             if after

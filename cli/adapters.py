@@ -91,9 +91,9 @@ def add(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Check a PEFT LoRA and register it as the next version.
+    """Check a PEFT LoRA or a personalised LoRA and register it as the next version.
 
-    PATH_OR_REPO is a PEFT folder, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
+    PATH_OR_REPO is a PEFT folder or that of a personalised LoRA, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
     """
     from ..registry.artifacts.sources import find_adapter_source
     from ..registry.catalog.registration import Checks, Labels
@@ -183,7 +183,7 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
 
     at = None if when is None else moment(when)
     with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base, at=at)
+        row = registry.adapters.resolve(ref, base=base, at=at, kind=None)
         document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
         reached = None if at else registry.adapters.reached(row)
         weights = Weights(row.digest, registry.bases.get(row.base).digest)
@@ -361,7 +361,7 @@ def archive(app: App, ref: str, force: bool, override: str | None, undo: bool, b
         if undo:
             row, uses = registry.adapters.restore(ref, base=base), []
         else:
-            row = registry.adapters.resolve(ref, base=base)
+            row = registry.adapters.resolve(ref, base=base, kind=None)
             uses = registry.adapters.uses(row) if force and row.archived_at is None else []
             row = registry.adapters.archive(row.ref, base=row.base, force=force, override=override)
     for use in uses:
@@ -377,17 +377,11 @@ def archive(app: App, ref: str, force: bool, override: str | None, undo: bool, b
 @pass_app
 def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
     """Check a registered version again, digests included."""
-    from ..registry.artifacts.inspect import inspect_adapter
-
     with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base)
+        row = registry.adapters.resolve(ref, base=base, kind=None)
         registry.store.verify_tree(row.digest)
-        facts = inspect_adapter(
-            registry.adapters.folder(row),
-            registry.bases.facts(registry.bases.get(row.base)),
-            allow_partial=bool(row.training.lacking),
-        )
-    for note in facts.notes:
+        notes = registry.adapters.inspected(row).notes
+    for note in notes:
         say(f"note: {note}")
-    document = {"ref": row.ref, "digest": row.digest, "ok": True, "notes": list(facts.notes)}
+    document = {"ref": row.ref, "digest": row.digest, "ok": True, "notes": list(notes)}
     answer(as_json, document, lambda: say(f"{row.ref} is sound: {short(row.digest)}"))

@@ -14,6 +14,7 @@ from .evaluation_records import evaluation
 from .event_log import log
 from .merging import merge
 from .one_file import apply, export
+from .personalising import personalise
 from .publishing import publication, publish, unpublish, verify
 from .recipes import recipe
 from .recommending import recommend
@@ -29,7 +30,7 @@ GROUPS = {
     "Set up": (init, doctor, demo, completion),
     "Data and training": (domain, base, train, trainers, adapter, evaluate, evaluation),
     "Mixing": (recipe, template, build, merge, status),
-    "Publishing and serving": (publish, unpublish, publication, verify, resolve, rollback, recommend),
+    "Publishing and serving": (publish, unpublish, publication, verify, resolve, rollback, recommend, personalise),
     "Operations": (worker, log, apply, export, store, db),
 }
 """The headings of `reccocktail --help`, and the commands under each."""

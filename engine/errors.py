@@ -30,6 +30,12 @@ class InsufficientResourcesError(MergeError):
         self.retryable = retryable
 
 
+class TargetDependentError(MergeError):
+    """A personalised LoRA whose coefficients depend on the item asked about: there is no one LoRA of a user."""
+
+    code = "target_dependent"
+
+
 class AdaptationError(RecCocktailError):
     """Coefficients could not be found from the domain's prompts."""
 

@@ -148,6 +148,17 @@ def open_bundle(folder: Path, *, base_digest: str | None = None) -> Personalised
     return bundle
 
 
+def write_without_users(source: Path, folder: Path) -> BundleManifest:
+    """Write the bundle of `source` into the new folder, without the ids and embeddings of users: it answers all as it does unknown ones.
+
+    Raises what `open_bundle` and `write_bundle` do.
+    """
+    bundle = open_bundle(source)
+    told = bundle.manifest
+    origin = BundleOrigin(told.base, bundle.template, bundle.clicks, told.retrieval, told.seed, told.data)
+    return write_bundle(folder, origin, bundle.net, bundle.recommender.without_users(), bundle.embeddings)
+
+
 def _check_agreement(bundle: PersonalisedBundle) -> None:
     """Raises ValueError where the manifest says other than the files, TaskError for a template that is none."""
     manifest, recommender = bundle.manifest, bundle.recommender

@@ -32,10 +32,22 @@ class NotFoundError(RecCocktailError):
     code = "not_found"
 
 
+class WrongKindError(NotFoundError):
+    """The name means an adapter of another kind than is asked for: a personalised LoRA is never mixed, nor served whole."""
+
+    code = "wrong_kind"
+
+
 class ConflictError(RecCocktailError):
     """The name is taken by something else, or the state does not allow the change."""
 
     code = "conflict"
+
+
+class UserDataError(ConflictError):
+    """What is to be published holds the ids of users and what was learned of each."""
+
+    code = "user_data"
 
 
 class GateError(ConflictError):

@@ -40,6 +40,7 @@ _one_thread = _tiny._one_thread
 shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
 make_base, base, make_adapter = _tiny.make_base, _tiny.base, _tiny.make_adapter
 postgres = _postgres.postgres
+make_bundle = _tiny.make_bundle
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 

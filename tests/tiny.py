@@ -10,10 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reccocktail.registry import Registry, Settings
-from reccocktail.tasks import SAMPLE_DOMAINS, DomainData, Question, generate, load_template, questions, write_domain
+from reccocktail.tasks import (
+    SAMPLE_DOMAINS,
+    ClickOptions,
+    ClickRow,
+    ClickUser,
+    DomainData,
+    Item,
+    ItemEmbeddings,
+    Question,
+    RatedItem,
+    generate,
+    load_click_template,
+    load_template,
+    questions,
+    write_domain,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -150,6 +166,41 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         return made[key]
 
     return make
+
+
+# --- a personalised LoRA
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    """(registry, folder, seed=1, target=False, form="sum"): a personalised LoRA for its base `tiny`, of the users `user-a` and `user-b`."""
+    return _make_bundle
+
+
+def _make_bundle(registry: Registry, folder: Path, *, seed: int = 1, target: bool = False, form: Any = "sum") -> Path:
+    from reccocktail.networks.bundle import BundleOrigin, Retrieval, write_bundle
+    from reccocktail.networks.click_fields import ClickVocabulary
+    from reccocktail.networks.din import Din, DinOptions, FrozenDin
+    from reccocktail.networks.gated_lora import GatedLora, GatedLoraConfig
+
+    base = registry.bases.get("tiny")
+    shapes: dict[str, Any] = {
+        name.removesuffix(".weight"): tensor.info.shape
+        for name, tensor in registry.bases.facts(base).tensors.items()
+        if name.endswith(("q_proj.weight", "v_proj.weight"))
+    }
+    torch.manual_seed(seed)
+    items = {f"item-{number}": Item(f"item-{number}", f"Thing {number}") for number in range(6)}
+    users = [ClickUser(f"user-{name}", {}, tuple(RatedItem(item, 5.0) for item in items)) for name in "ab"]
+    vocabulary = ClickVocabulary.of([ClickRow.candidate(user, "item-0") for user in users], items)
+    din = FrozenDin(Din(vocabulary, DinOptions(target=target, embedding=4, hidden=8)), vocabulary, "sha256:rows")
+    net = GatedLora(GatedLoraConfig(metas=3, rank=2, width=8, form=form, temperature=0.5), shapes)
+    for each in net.b:
+        torch.nn.init.normal_(each, std=0.1)
+    vectors = ItemEmbeddings(tuple(items), np.eye(6, 3, dtype=np.float32))
+    origin = BundleOrigin(base.digest, load_click_template("yes-no"), ClickOptions(by="user"), Retrieval(by="similar", count=3), seed)  # fmt: skip
+    write_bundle(folder, origin, net, din, vectors)
+    return folder
 
 
 # --- a registry with something in it --------------------------------------------------------------------------------

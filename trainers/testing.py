@@ -24,8 +24,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from ..registry.artifacts.allowlist import is_bundle
 from ..registry.artifacts.bi_tunings import USER_SIDE
-from ..registry.artifacts.bundles import BUNDLE, GATED_LORA, PERSONALISED, is_bundle
+from ..registry.artifacts.bundles import BUNDLE, GATED_LORA, PERSONALISED
 from ..registry.digests import file_digest
 from ..registry.errors import InvalidArtifactError, RecCocktailError
 from ..tasks import (

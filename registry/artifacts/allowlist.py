@@ -18,6 +18,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BUNDLE = "bundle.json"  # of a personalised LoRA, which lists its other files:
+GATED_LORA = "gated_lora.safetensors"
+RECOMMENDER = ("din.json", "din.safetensors")
+ITEMS = ("items.json", "items.safetensors")
 TEMPLATES = "additional_chat_templates"
 """The one folder that is entered: https://huggingface.co/docs/transformers/chat_templating_writing, templates by name."""
 
@@ -69,7 +73,7 @@ def is_paper(name: str) -> bool:
 
 def is_of_base(name: str) -> bool:
     """Kept with a base model beside its weights, and with what is merged from it."""
-    return matches(name, (*_CONFIGS, *_CARD, *TOKENIZER_FILES)) or _is_legal(name)
+    return matches(name, (*_CONFIGS, *_CARD, *TOKENIZER_FILES)) or is_legal(name)
 
 
 def is_of_adapter(name: str) -> bool:
@@ -77,17 +81,28 @@ def is_of_adapter(name: str) -> bool:
     return is_of_base(name) or matches(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *_PAPERS, *_OF_TRAINING))
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether the folder has the manifest of a personalised LoRA."""
+    return (folder / BUNDLE).is_file()
+
+
+def is_of_bundle(name: str) -> bool:
+    """What the manifest of a personalised LoRA lists, and itself."""
+    return matches(name, (BUNDLE, GATED_LORA, *RECOMMENDER, *ITEMS))
+
+
 def is_beside_bundle(name: str) -> bool:
     """May lie in a bundle's folder beside what its manifest lists."""
-    return matches(name, (*_CARD, *_PAPERS, *_OF_TRAINING, *_SIGNATURE)) or _is_legal(name)
+    return matches(name, (*_CARD, *_PAPERS, *_OF_TRAINING, *_SIGNATURE)) or is_legal(name)
 
 
 def is_published(name: str) -> bool:
     """May go to the Hub with a build or an adapter, or be found there."""
-    return is_of_adapter(name) or matches(name, ("*.safetensors", INDEX, *_SIGNATURE, *_PLOTS))
+    return is_of_adapter(name) or is_of_bundle(name) or matches(name, ("*.safetensors", INDEX, *_SIGNATURE, *_PLOTS))
 
 
-def _is_legal(name: str) -> bool:
+def is_legal(name: str) -> bool:
+    """A license, notice or use policy."""
     return "/" not in name and _LEGAL.fullmatch(name) is not None
 
 
@@ -103,6 +118,11 @@ def base_files(folder: Path, weights: Collection[str]) -> tuple[list[str], tuple
 def adapter_files(folder: Path, *, with_tokenizer: bool) -> tuple[list[str], tuple[str, ...]]:
     """As `base_files`, of an adapter."""
     return _divided(folder, lambda name: is_of_adapter(name) and (with_tokenizer or not is_tokenizer(name)))
+
+
+def files_of_bundle(folder: Path, listed: Collection[str]) -> tuple[list[str], tuple[str, ...]]:
+    """As `base_files`, of a bundle whose manifest lists these files, the manifest among them."""
+    return _divided(folder, lambda name: name in listed or is_beside_bundle(name))
 
 
 def published_files(folder: Path) -> tuple[list[str], tuple[str, ...]]:

@@ -16,12 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import BaseMismatchError, InvalidArtifactError
 from ..store.links import check_link
 from ..strict_json import read_object, shown
-from .allowlist import is_beside_bundle
+from .allowlist import BUNDLE, GATED_LORA, ITEMS, RECOMMENDER, is_beside_bundle
 
-BUNDLE = "bundle.json"
-GATED_LORA = "gated_lora.safetensors"
-RECOMMENDER = ("din.json", "din.safetensors")
-ITEMS = ("items.json", "items.safetensors")
 PERSONALISED = "personalised-lora"
 FORMAT = 1
 AGAIN = "take it again from where it was made, or train again"
@@ -85,11 +81,6 @@ class BundleManifest(Manifest):
     trained_on: str
     seed: int
     data: tuple[str, ...] = ()
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether the folder has a bundle's manifest."""
-    return (folder / BUNDLE).is_file()
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -34,7 +34,7 @@ from ..errors import HubError, InvalidArtifactError, RecCocktailError, UsageErro
 from ..redaction import redacted
 from ..snapshots import cached_snapshot, check_bytes, check_commit, expected, named_by_blobs, remember
 from ..store.links import COMMIT
-from .allowlist import INDEX, is_of_adapter, is_of_base, is_paper, matches
+from .allowlist import INDEX, is_of_adapter, is_of_base, is_of_bundle, is_paper, matches
 from .inspect import PICKLES
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
@@ -122,7 +122,7 @@ def listing(repo_id: str, commit: str) -> dict[str, RepoFile]:
 def _wanted(names: Iterable[str], kind: Literal["base", "adapter"]) -> list[str]:
     """Weights in subfolders and `consolidated*` are copies of the same model for other programs, or training checkpoints."""
     if kind == "adapter":
-        return [name for name in names if is_of_adapter(name)]
+        return [name for name in names if is_of_adapter(name) or is_of_bundle(name)]
     weights = ("*.safetensors", INDEX)
     return [
         name

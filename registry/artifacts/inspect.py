@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BaseMismatchError, InvalidArtifactError
+from ..errors import BaseMismatchError, InvalidArtifactError, WrongKindError
 from ..filenames import check_file_name
 from ..store.links import check_link
 from ..strict_json import read_object, shown
-from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, matches
+from .allowlist import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, is_bundle, matches
 from .content import content_digest
 from .contents import bad_targets, contents
 from .facts import AdapterFacts, BaseFacts, BaseTensor
@@ -83,9 +83,15 @@ def inspect_adapter(
 
     `base_names` are the names under which the base is known; without them the adapter's own word is not questioned. With
     `allow_partial` an adapter that lacks some of what its configuration names is taken, and its facts say what.
-    Raises InvalidArtifactError, or UnsupportedAdapterError and BaseMismatchError of that family.
+    Raises InvalidArtifactError, or UnsupportedAdapterError and BaseMismatchError of that family, and WrongKindError for a bundle.
     """
     folder = _folder(folder)
+    if is_bundle(folder):
+        raise WrongKindError(
+            f"{folder}: holds a bundle such as a personalised LoRA, and a plain LoRA is needed here",
+            hint="register it with `reccocktail adapter add`; `reccocktail personalise DOMAIN USER -o DIR` then writes the plain LoRA of a"
+            " user, and `reccocktail recommend DOMAIN --user USER` asks it",
+        )
     _refuse_pickled_adapter(folder)
     config_path = _inside(folder, ADAPTER_CONFIG)
     config = LoraConfig.parse(read_object(config_path), config_path)
@@ -127,6 +133,15 @@ def inspect_adapter(
         header=header,
     )
     return _scanned(facts, read_values(header).zero) if scan else facts
+
+
+def expect_sound(folder: Path, *, allow_partial: bool, scan: bool) -> tuple[str, ...]:
+    """The notes on an adapter of whatever kind, as far as it can be judged without its base. Raises InvalidArtifactError."""
+    if is_bundle(folder):
+        from .bundle_inspect import inspect_bundle  # pydantic is slow to import, and most are no bundles
+
+        return inspect_bundle(folder, scan=scan).notes
+    return inspect_adapter(folder, None, allow_partial=allow_partial, scan=scan).notes
 
 
 def copied(folder: Path, facts: AdapterFacts, *, scan: bool = True) -> tuple[AdapterFacts, str] | None:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import InvalidArtifactError, UsageError
 from ..strict_json import WRITTEN_LIMIT, parse_mapping, read_bytes
-from .allowlist import ADAPTER_CONFIG
+from .allowlist import ADAPTER_CONFIG, BUNDLE, is_bundle
 
 MLMODEL = "MLmodel"
 REGISTERED = "registered_model_meta"  # MLflow adds it to what it downloads from a `models:/` URI
@@ -115,7 +115,7 @@ def _in_folder(folder: Path) -> AdapterSource:
         raise InvalidArtifactError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if not found:
         raise InvalidArtifactError(
-            f"{folder}: has no {ADAPTER_CONFIG} and no {MLMODEL} file that describes a PEFT adapter,"
+            f"{folder}: has no {ADAPTER_CONFIG}, no {BUNDLE} and no {MLMODEL} file that describes a PEFT adapter,"
             f" and neither have the folders up to {_LEVELS} levels below",
             hint="give the folder of a PEFT adapter, or of an MLflow model or run with one",
         )
@@ -192,7 +192,7 @@ def _origin_by_path(folder: Path) -> dict[str, str]:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
+    return (folder / ADAPTER_CONFIG).is_file() or is_bundle(folder)
 
 
 def _inside(manifest: Path, name: str) -> Path:

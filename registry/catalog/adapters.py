@@ -12,7 +12,8 @@ from typing import Any, Literal
 from sqlalchemy import Integer, Select, String, cast, func, or_, select, true, tuple_, union_all, update
 from sqlalchemy.orm import joinedload
 
-from ..artifacts.allowlist import adapter_files, tokenizer_files
+from ..artifacts.allowlist import BUNDLE, adapter_files, files_of_bundle, is_bundle, tokenizer_files
+from ..artifacts.bundle_facts import BundleFacts
 from ..artifacts.content import content_digest
 from ..artifacts.facts import AdapterFacts
 from ..artifacts.inspect import copied, inspect_adapter
@@ -32,9 +33,9 @@ from .events import Event
 from .filters import AdapterFilter, MetricBound
 from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
-from .references import Reference, check_name
+from .references import LORA, PERSONALISED_LORA, Reference, check_name
 from .registration import Checks, Labels, owner_name
-from .training import PARTIAL
+from .training import PARTIAL, PERSONALISED
 from .usage import Reached
 from .versions import (
     Adapter,
@@ -56,8 +57,12 @@ class StoredAdapter:
     folder: Path
     digest: str
     content: str
-    facts: AdapterFacts
+    facts: AdapterFacts | BundleFacts
     skipped: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return PERSONALISED_LORA if isinstance(self.facts, BundleFacts) else LORA
 
 
 class Adapters:
@@ -83,7 +88,7 @@ class Adapters:
 
         `created` is which of these it was, `skipped` the files that were left out; `ignored` names what was given of
         `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
-        What one that is taken with `allow_partial` lacks is kept in its context, under `partial`.
+        What one that is taken with `allow_partial` lacks is kept in its context, under `partial`; what a bundle says of itself under `bundle`.
         Raises InvalidArtifactError, NotFoundError for the domain, UsageError, and ConflictError for an archived version, or a known one where
         `checks` wants a new one.
         """
@@ -99,6 +104,10 @@ class Adapters:
         )
         if stored.facts.missing:
             labels = replace(labels, context={**labels.context, PARTIAL: [*stored.facts.missing]})
+        if isinstance(stored.facts, BundleFacts):
+            if role == "spirit":
+                raise UsageError(f"{stored.folder}: a personalised LoRA belongs to a domain", hint="give --domain NAME")
+            labels = replace(labels, context={**labels.context, PERSONALISED: stored.facts.lineage})
         older, unread = self._older_contents(stored, base, name)
         remarks = (*remarks, *unread)
         with self._database.writing() as session:
@@ -171,13 +180,13 @@ class Adapters:
         folder, checks = Path(folder), checks or Checks()
         facts = self._inspected(folder, base, replace(checks, scan=False))
         files, skipped = self._files(folder, base, facts)
-        found: list[tuple[AdapterFacts, str]] = []
+        found: list[tuple[AdapterFacts | BundleFacts, str]] = []
 
         def check(copy: Path, digest: str) -> None:
             if accept is not None:
                 accept(digest)
             # a trainer may still have been writing: what counts is what is kept
-            if (read := copied(copy, facts, scan=checks.scan)) is None:
+            if (read := _copied(copy, facts, checks)) is None:
                 raise InvalidArtifactError(
                     f"{folder} was changed while it was read", hint="add it again once it is written"
                 )
@@ -187,7 +196,11 @@ class Adapters:
         tree = self._store.add_folder(folder, files=files, allow_links=linked, check=check, progress=progress)
         return StoredAdapter(folder, tree.digest, found[0][1], found[0][0], skipped)
 
-    def _inspected(self, folder: Path, base: Base, checks: Checks) -> AdapterFacts:
+    def _inspected(self, folder: Path, base: Base, checks: Checks) -> AdapterFacts | BundleFacts:
+        if is_bundle(folder):
+            from ..artifacts.bundle_inspect import inspect_bundle  # pydantic is slow to import, and most are no bundles
+
+            return inspect_bundle(folder, self._bases.facts(base), base_digest=base.digest, scan=checks.scan)
         base_stored = self._store.local(base.digest)
         return inspect_adapter(
             folder,
@@ -198,26 +211,38 @@ class Adapters:
             scan=checks.scan,
         )
 
-    def _files(self, folder: Path, base: Base, facts: AdapterFacts) -> tuple[Sequence[str], tuple[str, ...]]:
+    def _files(
+        self, folder: Path, base: Base, facts: AdapterFacts | BundleFacts
+    ) -> tuple[Sequence[str], tuple[str, ...]]:
         """The files to keep, and those to leave out."""
+        if isinstance(facts, BundleFacts):
+            return files_of_bundle(folder, {BUNDLE, *facts.manifest.files})
         own = facts.vocabulary is not None or (
             bool(tokenizer_files(folder)) and brings_own(folder, self._bases.folder(base))
         )
         return adapter_files(folder, with_tokenizer=own)  # else the base's says the same
 
-    def resolve(self, ref: str | Reference, *, base: str | None = None, at: datetime | None = None) -> Adapter:
+    def resolve(
+        self,
+        ref: str | Reference,
+        *,
+        base: str | None = None,
+        at: datetime | None = None,
+        kind: str | None = LORA,
+    ) -> Adapter:
         """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
 
-        Raises NotFoundError; UsageError where it means versions for several bases and none is given.
+        Only a plain LoRA is an ingredient of anything, so others are for those who ask for their `kind`, or with None for any.
+        Raises NotFoundError; WrongKindError of that family; UsageError where it means versions for several bases and none is given.
         """
         with self._database.reading() as session:
             if at is None:
-                return adapter_of(find_adapter(session, ref, base))
-            past = history.find_at(session, parsed(ref), base, at)
+                return adapter_of(find_adapter(session, ref, base, kind))
+            past = history.find_at(session, parsed(ref), base, at, kind)
             return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at, **vars(past.about))
 
     def current(self) -> builtins.list[Adapter]:
-        """What each bare name means now, for every base: at most one version per base and domain, in one query."""
+        """What each bare name means now, for every base: at most one plain LoRA per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
         query = select(AdapterRow).where(AdapterRow.id.in_(preferred())).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
@@ -234,7 +259,7 @@ class Adapters:
     def digests(self, refs: Iterable[Reference], *, base: str) -> dict[Reference, str]:
         """The digests of what the references mean now for one base, in one query.
 
-        What means no version, or an archived one, is left out.
+        What means no version, an archived one, or one that is no plain LoRA, is left out.
         """
         refs = {*refs}
         if not refs:
@@ -246,7 +271,7 @@ class Adapters:
         def active(version: Any = None, alias: Any = None) -> Select[str, int, str, str]:
             suffix = cast(version, Integer), cast(alias, String)  # without types PostgreSQL takes all columns for text
             query = select(DomainRow.name, *suffix, AdapterRow.digest).join(AdapterRow.domain).join(AdapterRow.base)
-            return query.where(BaseModelRow.name == base, AdapterRow.archived_at.is_(None))
+            return query.where(BaseModelRow.name == base, AdapterRow.archived_at.is_(None), AdapterRow.kind == LORA)
 
         by_name = AdapterRow.id.in_(preferred().where(DomainRow.name.in_(bare)))
         by_version = tuple_(DomainRow.name, AdapterRow.version).in_(versions)
@@ -296,7 +321,7 @@ class Adapters:
         if text is not None:
             find = func.strpos if self._database.dialect == "postgresql" else func.instr  # quicker than LIKE
             ids = ids.where(find(AdapterWordsRow.words, text.casefold()) > 0)
-            if (domain, base, role, sort) != (None, None, None, None) or wanted.metrics:
+            if (domain, base, role, wanted.kind, sort) != (None, None, None, None, None) or wanted.metrics:
                 ids = ids.join(AdapterRow, AdapterRow.id == id_)
         with self._database.reading() as session:
             if domain is not None:
@@ -305,6 +330,8 @@ class Adapters:
                 ids = ids.where(AdapterRow.base_id == find_base(session, base).id)
             if role is not None:
                 ids = ids.where(AdapterRow.role == role)
+            if wanted.kind is not None:
+                ids = ids.where(AdapterRow.kind == wanted.kind)
             for tag in dict.fromkeys(wanted.tags):
                 ids = ids.where(id_.in_(select(AdapterTagRow.adapter_id).where(AdapterTagRow.tag == tag)))
             conditions = within(wanted.metrics)
@@ -406,10 +433,30 @@ class Adapters:
     def folder(self, adapter: Adapter) -> Path:
         return self._store.folder(adapter.digest)
 
+    def inspected(self, adapter: Adapter) -> AdapterFacts | BundleFacts:
+        """Of whatever kind, its files read and its values scanned again. Raises StoreError, InvalidArtifactError."""
+        base, folder = self._bases.get(adapter.base), self.folder(adapter)
+        if adapter.kind == PERSONALISED_LORA:
+            from ..artifacts.bundle_inspect import inspect_bundle
+
+            return inspect_bundle(folder, self._bases.facts(base), base_digest=base.digest)
+        return inspect_adapter(folder, self._bases.facts(base), allow_partial=bool(adapter.training.lacking))
+
     def facts(self, adapter: Adapter) -> AdapterFacts:
-        """Read from the stored headers; what the adapter may lack was decided, and its values scanned, when it was added."""
+        """Of a plain LoRA, read from the stored headers; what it may lack was decided, and its values scanned, when it was added."""
         base = self._bases.facts(self._bases.get(adapter.base))
         return inspect_adapter(self.folder(adapter), base, allow_partial=True, scan=False)
+
+
+def _copied(
+    copy: Path, facts: AdapterFacts | BundleFacts, checks: Checks
+) -> tuple[AdapterFacts | BundleFacts, str] | None:
+    """The facts of the copy and the digest of its content; None if it is not of what was inspected."""
+    if isinstance(facts, BundleFacts):
+        from ..artifacts.bundle_inspect import copied_bundle
+
+        return (facts, facts.content) if copied_bundle(copy, facts, scan=checks.scan) else None
+    return copied(copy, facts, scan=checks.scan)
 
 
 def _known(row: AdapterRow, labels: Labels, folder: Path | str, *, must_be_new: bool) -> Adapter:
@@ -433,6 +480,7 @@ def _known(row: AdapterRow, labels: Labels, folder: Path | str, *, must_be_new: 
 def _new_row(stored: StoredAdapter, labels: Labels) -> AdapterRow:
     """Without its place: base, domain, role and version."""
     return AdapterRow(
+        kind=stored.kind,
         digest=stored.digest,
         content=stored.content,
         rank=stored.facts.rank,

@@ -66,6 +66,7 @@ class AdapterFilter:
     domain: str | None = None
     base: str | None = None
     role: str | None = None
+    kind: str | None = None
     tags: Sequence[str] = ()
     metrics: Sequence[MetricBound] = ()
     text: str | None = None

@@ -14,7 +14,8 @@ from .annotations import Annotation, annotation_of
 from .bases import find_base
 from .domains import find_domain
 from .events import Event, event_of
-from .references import CHAMPION, Reference
+from .lookup import check_kind
+from .references import CHAMPION, LORA, Reference
 
 ARCHIVINGS = ("adapter.archived", "adapter.restored")
 KINDS = ("adapter.added", "adapter.edited", *ARCHIVINGS, "alias.set", "alias.moved", "alias.removed")
@@ -57,14 +58,16 @@ def _page(session: Session, here: ColumnElement[bool], limit: int, after: int | 
     return [event_of(row) for row in session.scalars(query)]
 
 
-def find_at(session: Session, ref: Reference, base: str | None, moment: datetime) -> Past:
-    """What the reference meant then. Raises NotFoundError, and UsageError for versions of several bases."""
+def find_at(session: Session, ref: Reference, base: str | None, moment: datetime, kind: str | None = None) -> Past:
+    """What the reference meant then. Raises NotFoundError, WrongKindError, and UsageError for versions of several bases."""
     domain = find_domain(session, ref.name)
     if base is not None:
         bases = [find_base(session, base).id]
     else:
         bases = [*session.scalars(select(AdapterRow.base_id).where(AdapterRow.domain_id == domain.id).distinct())]
-    found = [past for base_id in bases if (past := _find_in(session, ref, base_id, domain.id, moment)) is not None]
+    found = [
+        past for base_id in bases if (past := _find_in(session, ref, (base_id, domain.id), moment, kind)) is not None
+    ]
     if not found:
         raise NotFoundError(
             f"there was no {str(ref)!r} at {moment.isoformat()}", hint=f"reccocktail adapter log {ref.name}"
@@ -72,10 +75,14 @@ def find_at(session: Session, ref: Reference, base: str | None, moment: datetime
     if len(found) > 1:
         names = " and ".join(sorted(past.row.base.name for past in found))
         raise UsageError(f"{str(ref)!r} meant versions for several base models: {names}", hint="say --base NAME")
+    check_kind(found[0].row, kind)
     return found[0]
 
 
-def _find_in(session: Session, ref: Reference, base_id: int, domain_id: int, moment: datetime) -> Past | None:
+def _find_in(
+    session: Session, ref: Reference, place: tuple[int, int], moment: datetime, kind: str | None
+) -> Past | None:
+    base_id, domain_id = place
     here = (EventRow.base_id == base_id, EventRow.domain_id == domain_id, EventRow.created_at <= moment)
     by_alias = select(func.max(EventRow.id)).where(*here, EventRow.alias.is_not(None)).group_by(EventRow.alias)
     by_version = select(func.max(EventRow.id)).where(*here, EventRow.kind.in_(ARCHIVINGS)).group_by(EventRow.adapter_id)
@@ -99,7 +106,8 @@ def _find_in(session: Session, ref: Reference, base_id: int, domain_id: int, mom
     elif (champion := aliases.get(CHAMPION)) is not None and champion not in archived:
         row = session.get(AdapterRow, champion)
     else:
-        newest = versions.where(AdapterRow.id.not_in(archived)).order_by(AdapterRow.version.desc())
+        active = versions.where(AdapterRow.id.not_in(archived))
+        newest = active.order_by(AdapterRow.kind != (kind or LORA), AdapterRow.version.desc())
         row = session.scalar(newest.limit(1))
     if row is None:
         return None

@@ -9,28 +9,50 @@ from sqlalchemy import Select, bindparam, func, select, true
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
 from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow
-from ..errors import NotFoundError, UsageError
+from ..errors import NotFoundError, UsageError, WrongKindError
 from .bases import find_base
 from .domains import find_domain
-from .references import CHAMPION, SPIRIT, Reference, did_you_mean
+from .references import CHAMPION, LORA, SPIRIT, Reference, did_you_mean
+
+CALLED = {"lora": "a plain LoRA", "personalised-lora": "a personalised LoRA", "bi-tuning": "a bi-tuning"}
 
 
-def find_adapter(session: Session, ref: str | Reference, base: str | None) -> AdapterRow:
-    """One query where all is well. Raises NotFoundError, and UsageError for versions of several bases."""
+def find_adapter(session: Session, ref: str | Reference, base: str | None, kind: str | None = None) -> AdapterRow:
+    """One query where all is well; without a `kind`, of whatever kind it is.
+
+    Raises NotFoundError, WrongKindError where it means a version of another kind, and UsageError for versions of several bases.
+    """
     ref = parsed(ref)
     suffix = "version" if ref.version is not None else "alias" if ref.alias is not None else None
     given = {"domain": ref.name, "version": ref.version, "alias": ref.alias, "base": base}
-    rows = session.scalars(_finding(suffix, base is not None), given).unique().all()
+    rows = session.scalars(_finding(suffix, base is not None, kind), given).unique().all()
+    rows = [row for row in rows if kind in (None, row.kind)] or rows
     if not rows:
+        if kind is not None and suffix is None:
+            check_kind(find_adapter(session, ref, base), kind)
         raise _not_found(session, ref, base)
     if len(rows) > 1:
         found = " and ".join(sorted(row.base.name for row in rows))
         raise UsageError(f"{str(ref)!r} means versions for several base models: {found}", hint="say --base NAME")
+    check_kind(rows[0], kind)
     return rows[0]
 
 
+def check_kind(row: AdapterRow, kind: str | None) -> None:
+    """Raises WrongKindError where the version is not of the kind that is asked for; None means any."""
+    if kind not in (None, row.kind):
+        name = row.domain.name
+        raise WrongKindError(
+            f"{ref_of(row)} is {CALLED[row.kind]}, and {CALLED[kind]} is needed here",
+            hint=f"`reccocktail adapter list --domain {name} --kind {kind}` shows those that there are"
+            if row.kind == LORA
+            else f"it is another LoRA for each user: `reccocktail personalise {ref_of(row)} USER -o DIR` writes that of one as a plain"
+            f" LoRA or a checkpoint, and `reccocktail recommend {name} --user USER` asks it",
+        )
+
+
 @cache
-def _finding(suffix: Literal["version", "alias"] | None, with_base: bool) -> Select[AdapterRow]:
+def _finding(suffix: Literal["version", "alias"] | None, with_base: bool, kind: str | None) -> Select[AdapterRow]:
     """The query behind a reference, put together once, which takes longer than to run it."""
     domain = DomainRow.name == bindparam("domain")
     query = select(AdapterRow).join(AdapterRow.domain).join(AdapterRow.base).where(domain)
@@ -41,7 +63,7 @@ def _finding(suffix: Literal["version", "alias"] | None, with_base: bool) -> Sel
         query = query.join(AliasRow, here & (AliasRow.adapter_id == AdapterRow.id))
         query = query.where(AliasRow.name == bindparam("alias"))
     else:
-        query = query.where(AdapterRow.id.in_(preferred().where(domain)))
+        query = query.where(AdapterRow.id.in_(preferred(kind).where(domain)))
     if with_base:
         query = query.where(BaseModelRow.name == bindparam("base"))
     return query.options(
@@ -49,8 +71,11 @@ def _finding(suffix: Literal["version", "alias"] | None, with_base: bool) -> Sel
     )
 
 
-def preferred() -> Select[int]:
-    """The ids that bare names mean: per base and domain the champion, otherwise the newest, of those not archived."""
+def preferred(kind: str | None = LORA) -> Select[int]:
+    """The ids that bare names mean: per base and domain the champion, otherwise the newest, of those of the kind that are not archived.
+
+    Without a kind a plain LoRA comes first, and only where there is none the newest of whatever kind. The champion is always a plain LoRA.
+    """
     version, alias = aliased(AdapterRow), aliased(AliasRow)
     active = (
         version.base_id == BaseModelRow.id,
@@ -60,8 +85,15 @@ def preferred() -> Select[int]:
     on_champion = (alias.base_id == BaseModelRow.id, alias.domain_id == DomainRow.id, alias.name == CHAMPION)
     champion = select(version.id).join(alias, alias.adapter_id == version.id).where(*active, *on_champion)
     newest = select(version.id).where(*active).order_by(version.version.desc()).limit(1)
-    found = (query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in (champion, newest))
-    return select(func.coalesce(*found)).select_from(DomainRow).join(BaseModelRow, true()).correlate(None)
+    of_kind = newest.where(version.kind == (kind or LORA))
+    chosen = [*([champion] if kind in (None, LORA) else []), of_kind, *([newest] if kind is None else [])]
+    found = [query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in chosen]
+    return (
+        select(func.coalesce(*found) if found[1:] else found[0])
+        .select_from(DomainRow)
+        .join(BaseModelRow, true())
+        .correlate(None)
+    )
 
 
 def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundError:

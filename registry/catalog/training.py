@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PARTIAL = "partial"
+PERSONALISED = "bundle"  # what a personalised LoRA says of itself
 ORIGINS = ("hub_repo", "hub_commit", "mlflow_registered", "mlflow_model", "mlflow_run")
 
 

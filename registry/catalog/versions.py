@@ -17,16 +17,17 @@ from . import events
 from .annotations import annotation_of, search_words
 from .events import EventIds
 from .gates import Passage, detail_of_move, detail_of_override
-from .lookup import preferred, ref_of
+from .lookup import check_kind, preferred, ref_of
 from .records import NOT_IN_JSON, Record
-from .references import CHAMPION, SPIRIT, Reference
+from .references import CHAMPION, LORA, SPIRIT, Reference
 from .registration import Labels
 from .training import TrainingContext
 
 
 @dataclass(frozen=True)
 class Adapter(Record):
-    """One version. `ref` is its reference by version; `domain` is None for a spirit; `bytes` counts its tensors.
+    """One version. `ref` is its reference by version; `domain` is None for a spirit; `bytes` counts its tensors; `kind` is `lora` for all
+    that may be mixed.
 
     `description`, `note`, `tags`, `metrics` and `links` are what holds now: people edit them (see `Edits`). All else never changes.
     """
@@ -52,6 +53,7 @@ class Adapter(Record):
     created_by: str
     description: str | None = None
     links: Mapping[str, str] = field(default_factory=dict)
+    kind: str = LORA
     created: bool = field(default=False, metadata=NOT_IN_JSON)
     skipped: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
     ignored: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
@@ -64,9 +66,13 @@ class Adapter(Record):
 
 
 def set_alias(session: Session, row: AdapterRow, name: str, passage: Passage | None = None) -> None:
-    """In a transaction that has the domain locked. Raises ConflictError for an archived version, GateError without what the gate asks for."""
+    """In a transaction that has the domain locked. Raises ConflictError for an archived version, WrongKindError for a champion
+    that is no plain LoRA, GateError without what the gate asks for.
+    """
     if row.archived_at is not None:
         raise ConflictError(f"{ref_of(row)} is archived and takes no alias")
+    if name == CHAMPION:
+        check_kind(row, LORA)  # it names what is mixed
     alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
     if alias is None or alias.adapter_id != row.id:
         before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
@@ -194,4 +200,5 @@ def adapter_of(row: AdapterRow) -> Adapter:
         created_by=row.created_by,
         description=now.description,
         links=now.links,
+        kind=row.kind,
     )

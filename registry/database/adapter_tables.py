@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from .columns import Root, Table, id_column, one_of
 
 ROLES = ("spirit", "ingredient")
+ADAPTER_KINDS = ("lora", "personalised-lora", "bi-tuning")  # only the first is ever mixed
 
 
 class BaseModelRow(Table):
@@ -68,6 +69,7 @@ class AdapterRow(Table):
     base_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
     domain_id: Mapped[int]
     role: Mapped[str]
+    kind: Mapped[str] = mapped_column(default=ADAPTER_KINDS[0], server_default=ADAPTER_KINDS[0])
     version: Mapped[int]
     digest: Mapped[str]
     rank: Mapped[int]
@@ -90,12 +92,14 @@ class AdapterRow(Table):
 
     __table_args__ = (
         ForeignKeyConstraint(["domain_id", "role"], ["domains.id", "domains.role"]),  # the role is the domain's
+        one_of("kind", ADAPTER_KINDS),
         CheckConstraint("version > 0", name="version"),
         CheckConstraint("NOT is_current OR (role = 'spirit' AND archived_at IS NULL)", name="current"),
         UniqueConstraint("base_id", "domain_id", "version"),
         UniqueConstraint("base_id", "domain_id", "digest"),
         UniqueConstraint("base_id", "domain_id", "id"),  # what aliases point to
         Index(None, "domain_id", "id"),
+        Index(None, "kind", "id"),
         Index(None, "base_id", "domain_id", "content"),
         Index(
             "uq_adapters_current_spirit", "base_id", unique=True,

@@ -115,7 +115,8 @@ def _additions(connection: Connection) -> list[str]:
         WHERE t.tgisinternal AND t.tgenabled <> 'O' AND c.relnamespace = current_schema()::regnamespace"""
     filling = """
         SELECT table_name, column_name FROM information_schema.columns
-        WHERE table_schema = current_schema() AND column_default IS NOT NULL AND column_default NOT LIKE 'nextval(%'"""
+        WHERE table_schema = current_schema() AND column_default IS NOT NULL AND column_default NOT LIKE 'nextval(%'
+            AND (table_name, column_name, column_default) <> ('adapters', 'kind', $$'lora'::character varying$$)"""
     return [
         f"{table}: {text} {name}"
         for query, text in (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..artifacts.inspect import inspect_adapter
+from ..artifacts.inspect import expect_sound
 from ..artifacts.sources import AdapterSource
 from ..catalog.adapters import Adapter
 from ..catalog.annotations import Edit
@@ -349,8 +349,8 @@ class _Applying:
         """Nothing is stored yet. The digest is None where it need not be known, or cannot be: of an adapter whose base a dry run does not have."""
         found, base, checks = self._adapter_source(entry), self._bases[entry.base], _checks(entry)
         if base is None:
-            facts = inspect_adapter(found.folder, None, allow_partial=checks.allow_partial, scan=checks.scan)
-            return Ready(found, notes=facts.notes)
+            notes = expect_sound(found.folder, allow_partial=checks.allow_partial, scan=checks.scan)
+            return Ready(found, notes=notes)
         if not needed:
             return Ready(found)
         digest, notes = self._registry.adapters.foresee(found.folder, base=base, checks=checks)

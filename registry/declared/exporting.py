@@ -13,6 +13,7 @@ from ..catalog.adapters import Adapter
 from ..catalog.bases import Base
 from ..catalog.domains import Domain
 from ..catalog.recipes import Recipes
+from ..catalog.references import LORA
 from ..errors import InvalidArtifactError
 from ..registry import Registry
 from ..strict_json import read_object
@@ -95,7 +96,7 @@ def _files(registry: Registry, digest: str) -> str | None:
 def _names_another(registry: Registry, row: Adapter, base: Base) -> bool:
     """Whether it was registered although it names another base model."""
     folder = registry.store.local(row.digest)
-    if folder is None:
+    if folder is None or row.kind != LORA:
         return False
     with suppress(InvalidArtifactError):
         name = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")

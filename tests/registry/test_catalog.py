@@ -277,7 +277,7 @@ def test_an_adapter_answers_with_what_it_was_given_and_what_it_is(registry: Regi
         "ref": "beauty@v1", "role": "ingredient", "domain": "beauty", "base": "tiny", "version": 1, "digest": 0, "rank": 2,
         "alpha": 4, "target_modules": ["q_proj", "v_proj"], "tensors": 8, "bytes": 448, "metrics": {"hr@5": 0.5},
         "tags": ["a", "b"], "note": "first", "context": {"run": {"id": 7}}, "aliases": [], "archived_at": None,
-        "created_at": 0, "created_by": 0, "description": None, "links": {},
+        "created_at": 0, "created_by": 0, "description": None, "links": {}, "kind": "lora",
     }  # fmt: skip
     facts = registry.adapters.facts(adapter)
     assert len(facts.modules) == 4

@@ -26,7 +26,7 @@ from reccocktail.registry.errors import ConflictError, DatabaseError, Unavailabl
 from sqlalchemy import create_engine, inspect, make_url
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0006"
+HEAD = "0007"
 
 
 @pytest.fixture
@@ -489,7 +489,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         migrate.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:

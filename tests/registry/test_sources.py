@@ -130,7 +130,9 @@ def test_a_revision_belongs_to_the_hub(make_adapter, tmp_path):
 
 def test_a_folder_without_an_adapter_says_what_was_looked_for(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(InvalidArtifactError, match=r"has no adapter_config\.json and no MLmodel .* 2 levels below"):
+    with pytest.raises(
+        InvalidArtifactError, match=r"has no adapter_config\.json, no bundle\.json and no MLmodel .* 2 levels below"
+    ):
         find_adapter_source(str(tmp_path))
 
 
