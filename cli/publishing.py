@@ -47,6 +47,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--card-template", metavar="FILE", type=FILE, help="Jinja template of the model card; it may extend card.jinja."
 )
+@click.option("--strip-users", is_flag=True, help="Leave the ids and embeddings of users out of a personalised LoRA.")
 @click.option("--sign", "key", metavar="KEY", type=FILE, help="Sign all files with this private key (PEM), offline.")
 @click.option(
     "--dry-run", is_flag=True, help="Show files, changes and the card, check all that publishing checks; send nothing."
@@ -66,6 +67,7 @@ def publish(
     replaces: bool,
     license_id: str | None,
     card_template: Path | None,
+    strip_users: bool,
     key: Path | None,
     dry_run: bool,
     offline: bool,
@@ -105,6 +107,7 @@ def publish(
         rebase=rebase,
         replaces=replaces,
         offline=offline,
+        strip_users=strip_users,
     )
     with app.registry() as registry:
         if stale:

@@ -201,10 +201,14 @@ class FrozenDin:
         return torch.cat(found) if found else torch.empty(empty, dtype=torch.float64)
 
     def without_users(self) -> FrozenDin:
-        """The same without any user's id or embedding: every user is unknown to it."""
-        model, vocabulary = copy.deepcopy(self._model), self.vocabulary.model_copy(update={"users": ()})
-        model.users = nn.Embedding.from_pretrained(model.users.weight[:1].clone())
-        return FrozenDin(model, vocabulary, self.trained_on)
+        """The same without any user's id or embedding, and without profile fields that tell users apart: every user is unknown to it."""
+        model, profile = copy.deepcopy(self._model), dict(self.vocabulary.profile)
+        model.users = _unknown_alone(model.users)
+        for place, (name, values) in enumerate(self.vocabulary.profile.items()):
+            if len(values) > max(1, len(self.vocabulary.users) // 2):  # postal codes, names: as many as there are users
+                profile[name] = ()
+                model.profile[place] = _unknown_alone(model.profile[place])
+        return FrozenDin(model, self.vocabulary.model_copy(update={"users": (), "profile": profile}), self.trained_on)
 
     def save(self, folder: Path) -> None:
         """Weights in float32 in `din.safetensors`, everything else in `din.json`; equal ones have equal bytes."""
@@ -240,6 +244,12 @@ class FrozenDin:
                 f"{folder} holds no DIN that can be read: {error}",
                 hint=f"it needs {WEIGHTS} and {MANIFEST} as they were written",
             ) from error
+
+
+def _unknown_alone(table: nn.Module) -> nn.Embedding:
+    """An embedding of the unknown value, and of no other."""
+    assert isinstance(table, nn.Embedding)
+    return nn.Embedding.from_pretrained(table.weight[:1].clone())
 
 
 def train_din(

@@ -25,15 +25,17 @@ from ..engine.merging.card import (
 from ..engine.merging.provenance import adapter_statement
 from ..engine.recipes import SHIPPED
 from ..registry import Adapter, Base, Build, Publication, Registry
-from ..registry.artifacts.allowlist import is_published, published_files
+from ..registry.artifacts.allowlist import is_legal, is_of_bundle, is_published, published_files
 from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.evaluations import Weights, weights_of_build
 from ..registry.catalog.publications import SIGNATURE
+from ..registry.catalog.references import PERSONALISED_LORA
 from ..registry.digests import file_digest
-from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError
+from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError, UserDataError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
+from .bundle_card import BundleCard, render_bundle_card
 from .licenses import License, known_license, metadata, parse, strictest, texts
 from .measurements import evaluations_of
 from .wording import prompt_of_adapters, prompt_of_build
@@ -45,7 +47,7 @@ CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
 class PublishOptions:
     """The publisher's choices: repository, license, card template, signing key (PEM).
 
-    `rebase` goes on top of what others have committed, `replaces` has everything that is there make room, `offline`
+    `strip_users` leaves out of a personalised LoRA what it has of single users. `rebase` goes on top of what others have committed, `replaces` has everything that is there make room, `offline`
     plans without the Hub. A license that was
     named for the last publication, and not anew, is `named_for` the licenses that its parts had then.
     """
@@ -58,6 +60,7 @@ class PublishOptions:
     rebase: bool = False
     replaces: bool = False
     offline: bool = False
+    strip_users: bool = False
 
     def inherit(self, last: Publication) -> PublishOptions:
         """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
@@ -106,6 +109,8 @@ def _packed(registry: Registry, subject: Build | Adapter, staged: Path, options:
     folder.mkdir()
     if isinstance(subject, Build):
         package = _build_package(registry, subject, folder, options)
+    elif subject.kind == PERSONALISED_LORA:
+        package = _personalised_package(registry, subject, folder, options)
     else:
         package = _adapter_package(registry, subject, folder, options)
     if options.key is not None:
@@ -188,6 +193,40 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         **_common(registry, base, [adapter], [adapter.role], terms, options),
     )
     (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), options.template), encoding="utf-8")
+    return _stated(adapter, base, Package(folder, "", "", known, terms, parts, (*notes, *left)))
+
+
+def _personalised_package(registry: Registry, adapter: Adapter, folder: Path, options: PublishOptions) -> Package:
+    """Of a personalised LoRA: what its manifest lists and licenses. Logs and other papers may name users, and stay here."""
+    if options.template is not None:
+        raise UsageError(
+            f"{adapter.ref} is a personalised LoRA, which has a card of its own: leave out --card-template"
+        )
+    users = adapter.context["bundle"]["users"]
+    if users and not options.strip_users:
+        raise UserDataError(
+            f"{adapter.ref} holds the ids of {users} users and what was learned of each of them",
+            hint="--strip-users publishes it without: all are unknown users to it then, told by their histories alone",
+        )
+    source = registry.adapters.folder(adapter)
+    names = registry.store.tree(adapter.digest).files
+    left = [name for name in names if not is_legal(name) and (users or not is_of_bundle(name))]
+    if users:
+        from ..engine.personal import write_without_users
+
+        folder.rmdir()
+        write_without_users(source, folder)
+    known = _linked(registry, adapter.digest, source, folder, left)
+    base = registry.bases.get(adapter.base)
+    terms, parts, notes = _license(registry, base, [adapter], options)
+    card = BundleCard(adapter, base, _hub_base(registry, base), options.repo, terms, stripped=bool(users))
+    (folder / CARD).write_text(render_bundle_card(card), encoding="utf-8")
+    return _stated(adapter, base, Package(folder, "", "", known, terms, parts, notes))
+
+
+def _stated(adapter: Adapter, base: Base, package: Package) -> Package:
+    """The package of an adapter, its provenance written beside it, with what its commit says."""
+    folder, known = package.folder, package.known
     names = [name for name in published_files(folder)[0] if name != CARD]
     subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
     data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
@@ -195,10 +234,11 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         adapter.ref, adapter.digest, subjects=subjects, dependencies={"base": base.digest} | data
     )
     (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return Package(
-        folder, f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}", f"RecCocktail adapter {adapter.ref} for {base.name}",
-        known, terms, parts, (*notes, *left),
-    )  # fmt: skip
+    trailer, message = (
+        f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}",
+        f"RecCocktail adapter {adapter.ref} for {base.name}",
+    )
+    return replace(package, trailer=trailer, message=message)
 
 
 def _linked(

@@ -45,7 +45,7 @@ def find_subject(registry: Registry, text: str, *, base: str | None = None) -> t
         return found.build, found
     if text == SPIRIT or "@" in text:
         try:
-            return registry.adapters.resolve(text, base=base), None
+            return registry.adapters.resolve(text, base=base, kind=None), None
         except NotFoundError as error:
             try:
                 return registry.builds.get(registry.serving.resolve(text, base=base).build), None

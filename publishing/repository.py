@@ -17,7 +17,7 @@ from ..registry.digests import git_blob_id
 Kind = Literal["adapter", "model", "dataset"]
 Change = Literal["new", "changed", "same"]
 OF_THE_HUB = (".gitattributes", ".gitignore")
-ADAPTER = ("adapter_config.json", "adapter_model.*")  # in the repository's own folder
+ADAPTER = ("adapter_config.json", "adapter_model.*", "bundle.json")  # in the repository's own folder
 _MODEL = (
     "model*.safetensors",
     "model.safetensors.index.json",

@@ -100,7 +100,7 @@ def known_as(registry: Registry, statement: Mapping[str, Any]) -> str | None:
     if isinstance(about := given.get("adapter"), dict):
         for base in registry.bases.list():
             try:
-                adapter = registry.adapters.resolve(str(about.get("ref")), base=base.name)
+                adapter = registry.adapters.resolve(str(about.get("ref")), base=base.name, kind=None)
             except RecCocktailError:
                 continue
             same = adapter.digest == about.get("digest") and base.digest == made_of.get("base")

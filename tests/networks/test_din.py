@@ -17,6 +17,7 @@ from reccocktail.tasks import (
     DomainData,
     History,
     Item,
+    RatedItem,
     TaskError,
     click_data,
     roc_auc,
@@ -155,3 +156,17 @@ def test_attention_equals_the_papers_formula_in_plain_loops():
                 ]
                 expected[row] += (sum(w * x for w, x in zip(w2, hidden, strict=True)) + b2) * np.array(h)
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_without_users_a_profile_field_that_tells_them_apart_is_gone_too(tmp_path: Path):
+    people = [
+        ClickUser(f"u{number}", {"age": "young", "zip": f"zip-{number}"}, (RatedItem("i", 5.0),)) for number in range(4)
+    ]
+    rows = [ClickRow.candidate(person, "i") for person in people]
+    vocabulary = ClickVocabulary.of(rows, {"i": Item("i", "Film")})
+    din = FrozenDin(Din(vocabulary, SMALL), vocabulary, "sha256:rows")
+    din.without_users().save(tmp_path / "stripped")
+    stripped = FrozenDin.load(tmp_path / "stripped")
+    assert stripped.vocabulary.profile == {"age": ("young",), "zip": ()}
+    assert len(stripped.user_vectors(rows).unique(dim=0)) == 1
+    assert len(din.user_vectors(rows).unique(dim=0)) == 4
