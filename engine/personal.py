@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,15 +176,19 @@ def _write(
     target: tuple[Person, torch.Tensor],
     folder: Path,
 ) -> None:
-    from dataclasses import replace
-
     from .personalising import personalise
 
     (row, bundle), (person, alpha) = source, target
     base = registry.bases.get(row.base)
     options = replace(request.options, base_names=(base.name, base.source))
     personalise(
-        registry.bases.folder(base), bundle.net, alpha, folder, options, spirit=_spirit(registry, row, request.spirit)
+        registry.bases.folder(base),
+        bundle.net,
+        alpha,
+        folder,
+        options,
+        spirit=_spirit(registry, row, request.spirit),
+        workplace=folder.parent,  # which goes if this process is killed
     )
     (folder / COEFFICIENTS).write_text(
         json.dumps(_coefficients(row, bundle, person, alpha), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

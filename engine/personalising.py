@@ -36,15 +36,17 @@ def personalise(
     options: MergeOptions = DEFAULTS,
     *,
     spirit: SpiritShare | None = None,
+    workplace: Path | None = None,
 ) -> MergeReport | AdapterReport:
     """Write the LoRA of one user, alpha [modules, metas], into the new folder `out`: as `options.output` says, an adapter or a checkpoint.
 
+    `workplace` is where what is merged lies meanwhile, by default the system's folder for that.
     The adapter's rank is metas · rank in the form `sum` and rank in `factor`, and the spirit's is added to it.
     Raises what `merge_folders` raises, and MergeError for a spirit's weight outside 0 to 1.
     """
     if spirit is not None and not 0 <= spirit.weight <= 1:
         raise MergeError(f"the spirit's weight is {spirit.weight:g}", hint="give a number from 0 to 1")
-    with TemporaryDirectory(prefix="reccocktail-") as staging:
+    with TemporaryDirectory(prefix="reccocktail-", dir=workplace) as staging:
         person = Path(staging) / "person"
         write_lora(person, net.factors(alpha), base_folder)
         parts = [WeightedFolder(person, 1 - spirit.weight if spirit else 1.0)]

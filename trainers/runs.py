@@ -24,7 +24,7 @@ from ..registry.artifacts.bi_tunings import BI_TUNING, check_bi_tuning_files, re
 from ..registry.artifacts.bundles import check_base, check_files, read_manifest
 from ..registry.catalog.registration import Labels
 from ..registry.digests import canonical_json, digest_of_json
-from ..registry.errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError
+from ..registry.errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError, WrongKindError
 from ..registry.store.atomic import write_whole
 from ..registry.store.files import folder_digest
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
@@ -163,7 +163,7 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
         raise _broken(f"{who} left its adapter in the run folder itself", "give it a folder of its own there")
     try:
         inspect_result(adapter, trainer, job.base_folder)
-    except InvalidArtifactError as error:
+    except (InvalidArtifactError, WrongKindError) as error:
         raise _broken(f"{who} made an adapter that cannot be registered: {error}", error.hint) from error
     metrics = {}
     for name, value in _mapping(result.metrics, f"{who} returned metrics").items():
@@ -180,7 +180,7 @@ def checked(result: object, trainer: Trainer, job: TrainingJob) -> TrainingResul
 
 
 def inspect_result(adapter: Path, trainer: Trainer, base_folder: Path, *, base_names: Sequence[str] = ()) -> None:
-    """Raises InvalidArtifactError for an adapter that is not of the trainer's kind, is broken, or is of another base."""
+    """Raises InvalidArtifactError, WrongKindError for an adapter that is not of the trainer's kind, is broken, or is of another base."""
     if kind_of(trainer) == LORA:
         inspect_adapter(adapter, inspect_base(base_folder), base_names=base_names)
         return

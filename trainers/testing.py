@@ -28,7 +28,7 @@ from ..registry.artifacts.allowlist import is_bundle
 from ..registry.artifacts.bi_tunings import USER_SIDE
 from ..registry.artifacts.bundles import BUNDLE, GATED_LORA, PERSONALISED
 from ..registry.digests import file_digest
-from ..registry.errors import InvalidArtifactError, RecCocktailError
+from ..registry.errors import InvalidArtifactError, RecCocktailError, WrongKindError
 from ..tasks import (
     DEFAULT_CLICK_TEMPLATE,
     SAMPLE_DOMAINS,
@@ -233,7 +233,7 @@ class _Bench:
         try:
             accepted = checked(result, self.trainer, job)
             inspect_result(accepted.adapter, self.trainer, self.base, base_names=(BASE, str(self.base)))
-        except (TrainerError, InvalidArtifactError) as error:
+        except (TrainerError, InvalidArtifactError, WrongKindError) as error:
             raise AssertionError(f"the contract wants a result that can be registered: {error}") from error
         return accepted
 

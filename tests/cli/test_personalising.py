@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from reccocktail.engine import personal
+from reccocktail.engine import personal, personalising
 from reccocktail.networks.bundle import open_bundle
 from reccocktail.tasks import ClickRow, ClickUser, DomainData, History, Item, RatedItem, write_domain
 from safetensors.torch import load_file
@@ -52,6 +53,12 @@ def test_a_bundle_is_listed_shown_and_verified_as_what_it_is(films: Any, tmp_pat
     }
     assert films("adapter", "verify", "films@v1", "--json").json["ok"] is True
     films("store", "verify")
+    (tmp_path / "all.yaml").write_text(films("export").out)
+    other = type(films)(tmp_path / "other", tmp_path / "elsewhere")
+    other("init")
+    other("apply", "-f", tmp_path / "all.yaml")
+    (there,) = other("adapter", "list", "--kind", "personalised-lora", "--json").json
+    assert (there["digest"], there["context"]) == (row["digest"], row["context"])
     (domain,) = [row for row in films("status", "--json").json if row["domain"] == "films"]
     assert domain["state"] == "cold"  # as any domain without an ingredient
 
@@ -140,16 +147,22 @@ def test_what_cannot_be_written_for_a_user_is_refused_before_anything_is(films: 
     assert not (films.folder / "mine").exists()
 
 
-def test_a_kill_leaves_no_folder_and_the_next_run_clears_up(films: Any) -> None:
+@pytest.mark.parametrize(("module", "name"), [(personal, "_lift"), (personalising, "merge_folders")])
+def test_a_kill_leaves_no_folder_and_the_next_run_clears_up(films: Any, tmp_path: Path, module: Any, name: str) -> None:
+    (tmp_path / "temporary").mkdir()
     child = os.fork()
     if not child:
-        with patch.object(personal, "_lift", lambda folder: os.kill(os.getpid(), signal.SIGKILL)):
+        with (
+            patch.object(module, name, lambda *words: os.kill(os.getpid(), signal.SIGKILL)),
+            patch.object(tempfile, "tempdir", str(tmp_path / "temporary")),
+        ):
             films("personalise", "films", "user-a", "-o", "mine", code=None)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     left = [path.name for path in films.folder.iterdir()]
     assert "mine" not in left
     assert any(name.endswith(".part") for name in left)
+    assert not [*(tmp_path / "temporary").iterdir()]
     films("personalise", "films", "user-a", "-o", "mine")
     assert [path.name for path in films.folder.iterdir()] == ["mine"]
     assert {path.name for path in (films.folder / "mine").iterdir()} >= {*OWN}
