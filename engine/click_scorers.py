@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..networks.bundle import open_bundle
 from ..networks.din import train_din
+from ..networks.personalised_scores import score_clicks_personalised
 from ..registry.errors import UsageError
 from ..tasks import ClickQuestions
 from ..tasks.click_baselines import MeanBaseline, score_by_means
@@ -46,7 +48,7 @@ def click_scorer(system: System, device: str) -> ClickScorer:
         case "din":
             return DinScorer()
         case None:
-            return AnswerScorer(system, device)
+            return BundleScorer(system, device) if system.bundle else AnswerScorer(system, device)
         case name:
             raise UsageError(
                 f"{name} ranks items and predicts no clicks",
@@ -97,4 +99,37 @@ class AnswerScorer:
         with loaded(self.system, self.device) as (model, tokenizer):
             return score_clicks(
                 model, tokenizer, asked.in_words(), progress=lambda done: progress(done, len(asked.rows))
+            )
+
+
+@dataclass(frozen=True)
+class BundleScorer:
+    """A language model with a personalised LoRA: each row is read with its own user's, and asked as the bundle was trained to be."""
+
+    system: System
+    device: str
+    mode: str = "personalised"
+    unit: str = "rows"
+
+    @property
+    def dtype(self) -> str:
+        return str(compute_dtype(self.device)).removeprefix("torch.")
+
+    def scores(self, asked: ClickQuestions, progress: Progress) -> NDArray[np.float64]:
+        assert self.system.bundle is not None
+        bundle = open_bundle(self.system.bundle)
+        if bundle.clicks != asked.clicks.options:
+            raise UsageError(
+                f"{self.system.label} learned from rows that are made by {bundle.clicks}, and may have seen those asked about,"
+                f" which are made by {asked.clicks.options}",
+                hint=f"--split {bundle.clicks.by} --threshold {bundle.clicks.threshold:g}",
+            )
+        with loaded(self.system, self.device) as (model, tokenizer):
+            return score_clicks_personalised(
+                model,
+                tokenizer,
+                bundle,
+                asked.rows,
+                asked.clicks.items,
+                progress=lambda done: progress(done, len(asked.rows)),
             )

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 
 from ..networks.din import DinOptions
 from ..registry import Registry
-from ..registry.artifacts.allowlist import published_files
+from ..registry.artifacts.allowlist import is_bundle, published_files
+from ..registry.artifacts.bundles import BUNDLE, check_base, read_manifest
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.catalog.evaluations import Weights
+from ..registry.catalog.references import PERSONALISED_LORA
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
 from ..tasks import SasRecOptions, Score
@@ -36,7 +38,8 @@ class System:
     """Something that can rank, or predict clicks: a checkpoint, and perhaps an adapter on top of it, or a baseline.
 
     `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with, of whose
-    result a folder may be a copy. `own` is the digest of an adapter alone, whose base is `on_base`.
+    result a folder may be a copy. `own` is the digest of an adapter alone, whose base is `on_base`. With a `bundle` each user has a
+    LoRA of their own on the checkpoint.
     """
 
     label: str
@@ -44,6 +47,7 @@ class System:
     checkpoint: Path | None = None
     adapter: Part | None = None
     baseline: AnyBaseline | None = None
+    bundle: Path | None = None
     score: Score | None = None
     own: str | None = None
     on_base: str = ""
@@ -85,9 +89,11 @@ def place_among(texts: Sequence[str], found: Sequence[System], against: str | No
 
 
 def expect_baselines_of(task: str, found: Sequence[System]) -> None:
-    """Raises UsageError for a baseline that another task has and this one has not."""
+    """Raises UsageError for a baseline that another task has and this one has not, and for a bundle that is to rank."""
     own = TASKS_OF_BASELINES[task]
     for system in found:
+        if system.bundle is not None and task != "clicks":
+            raise UsageError(f"{system.label} predicts clicks and ranks nothing", hint="--task clicks")
         if system.baseline is not None and system.baseline not in own:
             others = [f"--task {name}" for name, names in TASKS_OF_BASELINES.items() if system.baseline in names]
             raise UsageError(
@@ -115,10 +121,13 @@ def _base(registry: Registry, text: str, _: str | None) -> System:
 
 
 def _reference(registry: Registry, text: str, base: str | None) -> System:
-    adapter = registry.adapters.resolve(text, base=base)
+    adapter = registry.adapters.resolve(text, base=base, kind=None)
     row = registry.bases.get(adapter.base)
-    part = Part(registry.adapters.folder(adapter), registry.adapters.facts(adapter), 1.0)
+    own = registry.adapters.folder(adapter)
     digest, folder = digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row)
+    if adapter.kind == PERSONALISED_LORA:
+        return System(adapter.ref, digest, folder, bundle=own, own=adapter.digest, on_base=row.digest)
+    part = Part(own, registry.adapters.facts(adapter), 1.0)
     return System(adapter.ref, digest, folder, part, own=adapter.digest, on_base=row.digest)
 
 
@@ -138,6 +147,8 @@ def _build(registry: Registry, text: str, _: str | None) -> System:
 
 
 def _folder(registry: Registry, folder: Path, base: str | None) -> System:
+    if is_bundle(folder):
+        return _bundle_folder(registry, folder, base)
     digest = folder_digest(folder, published_files(folder)[0])
     if not (folder / "adapter_config.json").exists():
         inspect_base(folder)
@@ -148,6 +159,15 @@ def _folder(registry: Registry, folder: Path, base: str | None) -> System:
     score = _score_of(registry, digest)
     both = digest_of_json([row.digest, digest])
     return System(str(folder), both, stored, part, score=score, own=digest, on_base=row.digest)
+
+
+def _bundle_folder(registry: Registry, folder: Path, base: str | None) -> System:
+    row = registry.bases.get(base) if base else registry.bases.only()
+    manifest = read_manifest(folder)
+    check_base(folder, manifest, row.digest)
+    digest = folder_digest(folder, {BUNDLE, *manifest.files})
+    both = digest_of_json([row.digest, digest])
+    return System(str(folder), both, registry.bases.folder(row), bundle=folder, own=digest, on_base=row.digest)
 
 
 def _score_of(registry: Registry, digest: str) -> Score | None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from reccocktail.engine import click_scorers, figures
+from reccocktail.engine import click_scorers, figures, models
 from reccocktail.engine.systems import find_system
 from reccocktail.networks import din
+from reccocktail.networks.bundle import BundleOrigin, Retrieval, open_bundle, write_bundle
+from reccocktail.networks.click_fields import ClickVocabulary
+from reccocktail.networks.gated_lora import GatedLora, GatedLoraConfig
 from reccocktail.publishing.measurements import evaluations_of
 from reccocktail.tasks import (
     ClickOptions,
@@ -20,14 +24,18 @@ from reccocktail.tasks import (
     History,
     Item,
     click_data,
+    click_question,
     click_questions,
     load_click_template,
     paired_click_difference,
     read_domain,
+    recent,
     roc_auc,
     write_domain,
 )
 from reccocktail.tasks.click_baselines import score_by_means
+from reccocktail.tasks.click_scores import score_clicks
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CLICKS = ("--domain", "shop", "--task", "clicks", "--split", "user")
 SMALL = din.DinOptions(embedding=4, hidden=8, attention=4, length=5, epochs=1, layers=1)
@@ -109,6 +117,51 @@ def test_systems_are_compared_on_the_same_rows_and_recorded(
     table = rated(*command, "--against", "item-mean", columns=160).out
     assert "minus item-mean" in table
     assert "roc_auc" in table
+
+
+def test_a_bundle_reads_each_row_with_its_users_own_lora_and_only_rows_it_has_not_learned_from(
+    rated: Any, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_cpu_has_bf16", lambda: False)
+    clicks = click_data(read_domain(tmp_path / "shop", "shop"), ClickOptions(by="user"))
+    bundle = tmp_path / "bundle"
+    with rated.registry() as registry:
+        base = registry.bases.get("tiny")
+        checkpoint = registry.bases.folder(base)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    vocabulary = ClickVocabulary.of(clicks.train, clicks.items)
+    net = gated(model, SMALL.hidden)
+    origin = BundleOrigin(base.digest, load_click_template(words), clicks.options, Retrieval(count=2), 1)
+    write_bundle(bundle, origin, net, din.FrozenDin(din.Din(vocabulary, SMALL), vocabulary, clicks.digest))
+    told, plain = rated("evaluate", f"{bundle}/", "tiny", *CLICKS, "--template", words, "--json").json["systems"]
+    assert told["mode"] == "personalised"
+    c = open_bundle(bundle).recommender.user_vectors(clicks.test)
+    for place in (0, len(clicks.test) - 1):
+        asked = [click_question(clicks.test[place], clicks.items, load_click_template(words), recent(2))]
+        with net.applied(model, net.coefficients(c[place : place + 1])):
+            alone = score_clicks(model, tokenizer, asked)[0]
+        assert told["scores"][place] == pytest.approx(alone, abs=1e-4)
+        assert told["scores"][place] != pytest.approx(plain["scores"][place], abs=1e-3)
+    rated("adapter", "add", bundle, "--base", "tiny", "--domain", "shop")
+    (again,) = rated("evaluate", "shop@v1", *CLICKS, "--template", words, "--json").json["systems"]
+    assert (again["mode"], again["scores"]) == ("personalised", told["scores"])
+    for command in (
+        ("--domain", "shop", "--task", "clicks", "--split", "time"),
+        ("--domain", "shop", "--task", "clicks", "--split", "user", "--threshold", "3"),
+        ("--domain", "shop"),
+    ):
+        refused = rated("evaluate", f"{bundle}/", *command, "--json", code=2).json["error"]
+        assert (refused["code"], bool(refused["hint"])) == ("usage", True)
+
+
+def gated(model: Any, width: int) -> GatedLora:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = GatedLora.beside(model, GatedLoraConfig(metas=3, rank=2, width=width, temperature=0.1)).eval()
+        for b in net.b:
+            b.data.normal_(std=0.5)
+    return net.requires_grad_(False)
 
 
 def test_a_sample_of_rows_is_the_head_of_a_larger_one_and_not_compared_with_another(rated: Any) -> None:
