@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ...networks.din import FrozenDin
-from ...tasks import ClickData, ClickQuestion, ClickRow, ClickScores, ClickTemplate, Item, click_question
+from ...tasks import ClickData, ClickQuestion, ClickRow, ClickScores, ClickTemplate, Item, click_question, sample
 from ...tasks.click_prompts import Shown, answer_ids
 from ...tasks.click_scores import click_prompt_ids
 from ..plugin import TrainerError
@@ -21,26 +20,21 @@ from .options import RecloraOptions
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is drawn of the training and of the validation rows, in their order."""
+    """What is drawn of the training and of the validation rows."""
 
     train: tuple[ClickRow, ...]
     validation: tuple[ClickRow, ...]
 
 
 def draw(clicks: ClickData, options: RecloraOptions) -> Drawn:
-    """Uniformly, without replacement, by the seed. Raises TrainerError where the drawn rows do not fill a batch."""
-    train = _some(clicks.train, options.count(len(clicks.train)), options.seed)
+    """Uniformly, without replacement, by the seed: the rows that `sft` draws of as many. Raises TrainerError where they fill no batch."""
+    train = tuple(sample(clicks.train, options.count(len(clicks.train)), options.seed))
     if len(train) < options.batch_size:
         raise TrainerError(
             f"{len(train)} training rows do not fill a batch of {options.batch_size}",
             hint=f"-o batch_size={len(train)}, or more -o samples=… of the {len(clicks.train)} rows that there are",
         )
-    return Drawn(train, _some(clicks.validation, options.validation_rows, options.seed))
-
-
-def _some(rows: Sequence[ClickRow], count: int, seed: int) -> tuple[ClickRow, ...]:
-    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))  # noqa: S311
-    return tuple(rows[place] for place in sorted(chosen))
+    return Drawn(train, tuple(sample(clicks.validation, options.validation_rows, options.seed)))
 
 
 def scored(rows: Sequence[ClickRow], scores: NDArray[np.float64]) -> ClickScores:
