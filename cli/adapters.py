@@ -91,7 +91,7 @@ def add(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Check a PEFT LoRA or a personalised LoRA and register it as the next version.
+    """Check an adapter and register it as the next version.
 
     PATH_OR_REPO is a PEFT folder or that of a personalised LoRA, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
     """

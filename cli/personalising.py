@@ -54,7 +54,7 @@ def personalise(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Write a user's own LoRA, from a personalised LoRA of the domain.
+    """Write a user's own LoRA, of a personalised one.
 
     DOMAIN means its newest personalised LoRA, DOMAIN@vN or DOMAIN@ALIAS that one. Histories are read from the domain's data. With
     several users each gets a folder of its own in DIR. The coefficients are beside the result, in coefficients.json.
