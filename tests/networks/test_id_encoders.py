@@ -30,6 +30,8 @@ from reccocktail.tasks import (
     full_task,
     hit_rate,
 )
+from reccocktail.tasks.sasrec import dropped
+from safetensors.torch import load_file
 
 ITEMS = 20
 EPOCHS = 45
@@ -94,7 +96,7 @@ def test_it_learns_what_follows_what_and_never_offers_what_it_does_not_know(enco
 
 
 def test_a_history_with_an_unknown_item_is_still_read(encoder, shop):
-    """The unknown item was trained: what the others say is not lost to it, and all unknown items are the same."""
+    """What the others say is not lost to it, and all unknown items are the same."""
     task = full_task(shop, "test")
     strange = [(example.history[0], NEW, *example.history[2:]) for example in task.examples]
     scores = encoder.over(shop.titled).scores(strange)
@@ -103,6 +105,19 @@ def test_a_history_with_an_unknown_item_is_still_read(encoder, shop):
     one, other = (encoder.states([("i00", name)]).values for name in (NEW, "of another shop"))
     assert torch.equal(one, other)
     assert not torch.equal(one, encoder.states([("i00", "i01")]).values)
+
+
+def test_the_unknown_item_is_trained(encoder, tmp_path: Path):
+    """Its vector is far from where it began, which is a norm of .02 · √width; without id dropout it never leaves that."""
+    row, name = (
+        (2, "bert.bert.embeddings.word_embeddings.weight") if encoder.KIND == "bert4rec" else (-1, "items.weight")
+    )
+    encoder.save(tmp_path)
+    table = load_file(tmp_path / f"{encoder.KIND}.safetensors")[name]
+    assert table[row].norm() > 1.5 * 0.02 * table.shape[1] ** 0.5
+    real = torch.tensor([[False, True, True]])
+    assert dropped(torch.tensor([[0, 5, 6]]), real, 1.0, 9).tolist() == [[0, 9, 9]]
+    assert dropped(torch.tensor([[0, 5, 6]]), real, 0.0, 9).tolist() == [[0, 5, 6]]
 
 
 def test_vectors_and_scores_depend_on_no_other_history(encoder, shop):
