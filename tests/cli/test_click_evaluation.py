@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from reccocktail.cli import evaluation_records
 from reccocktail.engine import click_scorers, figures, models
 from reccocktail.engine.systems import find_system
 from reccocktail.networks import din
@@ -213,3 +214,9 @@ def test_what_cannot_be_clicks_is_refused_with_what_to_do(rated: Any, tmp_path: 
         error = rated("evaluate", *command, code=exit_code).json["error"]
         assert error["code"] == code, command
         assert error["hint"], command
+
+
+@pytest.mark.parametrize(("metric", "low", "high"), [("log_loss", -0.2, -0.1), ("roc_auc", 0.1, 0.2)])
+def test_of_log_loss_less_is_better(metric: str, low: float, high: float) -> None:
+    assert evaluation_records._verdict(metric, low, high) == "A is better"
+    assert evaluation_records._verdict(metric, -high, -low) == "B is better"
