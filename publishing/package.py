@@ -30,7 +30,7 @@ from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.evaluations import Weights, weights_of_build
 from ..registry.catalog.publications import SIGNATURE
-from ..registry.catalog.references import PERSONALISED_LORA
+from ..registry.catalog.references import LORA, PERSONALISED_LORA
 from ..registry.digests import file_digest
 from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError, UserDataError
 from ..registry.store.room import room_in
@@ -111,6 +111,10 @@ def _packed(registry: Registry, subject: Build | Adapter, staged: Path, options:
         package = _build_package(registry, subject, folder, options)
     elif subject.kind == PERSONALISED_LORA:
         package = _personalised_package(registry, subject, folder, options)
+    elif subject.kind != LORA:
+        raise UsageError(
+            f"{subject.ref} is a {subject.kind}, which cannot be published yet", hint="publish a build or a LoRA"
+        )
     else:
         package = _adapter_package(registry, subject, folder, options)
     if options.key is not None:

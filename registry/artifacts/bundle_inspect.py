@@ -1,18 +1,28 @@
-"""Looking at a personalised LoRA from outside: its manifest, the digests of its files, and headers; no tensor is loaded."""
+"""Looking at a bundle from outside: its manifest, the digests of its files, and headers; no tensor is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InvalidArtifactError
-from .allowlist import GATED_LORA, ITEMS, RECOMMENDER
+from ..strict_json import read_object
+from .allowlist import BUNDLE, GATED_LORA, RECOMMENDER
+from .bi_tunings import (
+    BI_TUNING,
+    INDEX,
+    ITEM_SIDE,
+    USER_SIDE,
+    BiTuningManifest,
+    check_bi_tuning_files,
+    read_bi_tuning_manifest,
+)
 from .bundle_facts import BundleFacts
 from .bundles import AGAIN, BundleManifest, check_base, check_files, read_manifest
 from .facts import BaseFacts
 from .safetensors import Header, read_header
 from .values import read_values
 
-WEIGHTS = (GATED_LORA, RECOMMENDER[1], ITEMS[1])
 USERS = "users.weight"  # of the recommender
 
 
@@ -23,13 +33,19 @@ def inspect_bundle(
 
     Raises InvalidArtifactError, and BaseMismatchError for a bundle of another base.
     """
-    manifest = read_manifest(folder)
+    manifest = _manifest(folder)
     if base_digest is not None:
         check_base(folder, manifest, base_digest)
-    check_files(folder, manifest)
-    headers = {name: read_header(folder / name) for name in WEIGHTS if name in manifest.files}
-    _check_meta_loras(headers[GATED_LORA], manifest, base)
-    _check_users(headers[RECOMMENDER[1]], manifest)
+    weights = [name for name in manifest.files if name.endswith(".safetensors")]
+    if isinstance(manifest, BiTuningManifest):
+        check_bi_tuning_files(folder, manifest)
+        headers = {name: read_header(folder / name) for name in weights}
+        _check_sides(headers, manifest)
+    else:
+        check_files(folder, manifest)
+        headers = {name: read_header(folder / name) for name in weights}
+        _check_meta_loras(headers[GATED_LORA], manifest, base)
+        _check_users(headers[RECOMMENDER[1]], manifest)
     if scan:
         for header in headers.values():
             read_values(header)
@@ -42,7 +58,30 @@ def inspect_bundle(
 
 def copied_bundle(folder: Path, facts: BundleFacts, *, scan: bool = True) -> bool:
     """Whether the copy in `folder` is of what was inspected, each file whole. Raises InvalidArtifactError."""
-    return read_manifest(folder) == facts.manifest and inspect_bundle(folder, scan=scan) == facts
+    return _manifest(folder) == facts.manifest and inspect_bundle(folder, scan=scan) == facts
+
+
+def _manifest(folder: Path) -> BundleManifest | BiTuningManifest:
+    if read_object(folder / BUNDLE).get("kind") == BI_TUNING:
+        return read_bi_tuning_manifest(folder)
+    return read_manifest(folder)
+
+
+def _check_sides(headers: Mapping[str, Header], manifest: BiTuningManifest) -> None:
+    """That items and users are embedded by the same tensors, and that rows and index have the manifest's width."""
+    sides = [{name: each.shape for name, each in headers[side].tensors.items()} for side in (ITEM_SIDE, USER_SIDE)]
+    if sides[0] != sides[1]:
+        raise InvalidArtifactError(
+            f"{headers[USER_SIDE].path}: has other tensors or shapes than {ITEM_SIDE}", hint=AGAIN
+        )
+    index = headers[INDEX].tensors.get("matrix")
+    rows = [sides[0][name] for name in ("suffix", "prefix", "m_former.out.bias") if name in sides[0]]
+    wrong = [shape for shape in [*rows, index.shape if index else ()] if shape[-1:] != (manifest.width,)]
+    if wrong:
+        raise InvalidArtifactError(
+            f"{headers[ITEM_SIDE].path.parent}: has rows of {list(wrong[0])}, and its manifest says {manifest.width}",
+            hint=AGAIN,
+        )
 
 
 def _check_meta_loras(header: Header, manifest: BundleManifest, base: BaseFacts | None) -> None:

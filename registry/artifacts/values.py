@@ -14,6 +14,7 @@ from .safetensors import Header, TensorInfo
 # IEEE values whose exponent bits are all set are NaN or infinite. Such a value of either sign is the greatest there can be
 # when bits are compared as integers, signed for the positive ones and unsigned for the negative: {dtype: (bytes, exponent)}
 _EXPONENTS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
+_BYTES = ("U8",)  # of text, which is never NaN
 _PIECE = 1 << 20  # stays in a core's cache
 
 
@@ -37,8 +38,9 @@ def read_values(header: Header, path: Path | None = None, *, scan: bool = True, 
             file.seek(header.data_start)
             for tensor in sorted(header.tensors.values(), key=lambda each: (each.start, each.end)):  # without holes
                 hasher, looked = hashlib.sha256(), list[tuple[int, bool]]()
+                has_floats = tensor.dtype not in _BYTES
                 for piece in _pieces(file, tensor, buffer):
-                    if scan:
+                    if scan and has_floats:
                         looked.append(_look(piece, tensor.dtype))
                     if digests:
                         hasher.update(piece)
@@ -46,7 +48,7 @@ def read_values(header: Header, path: Path | None = None, *, scan: bool = True, 
                     raise InvalidArtifactError(
                         f"{header.path}: tensor {tensor.name!r} has {bad} of {tensor.elements} values NaN or infinite"
                     )
-                if scan and all(is_zero for _, is_zero in looked):
+                if scan and has_floats and all(is_zero for _, is_zero in looked):
                     found.zero.add(tensor.name)
                 if digests:
                     found.digests[tensor.name] = hasher.hexdigest()

@@ -33,7 +33,7 @@ from .events import Event
 from .filters import AdapterFilter, MetricBound
 from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
-from .references import LORA, PERSONALISED_LORA, Reference, check_name
+from .references import LORA, Reference, check_name
 from .registration import Checks, Labels, owner_name
 from .training import PARTIAL, PERSONALISED
 from .usage import Reached
@@ -62,7 +62,7 @@ class StoredAdapter:
 
     @property
     def kind(self) -> str:
-        return PERSONALISED_LORA if isinstance(self.facts, BundleFacts) else LORA
+        return self.facts.kind if isinstance(self.facts, BundleFacts) else LORA
 
 
 class Adapters:
@@ -106,7 +106,7 @@ class Adapters:
             labels = replace(labels, context={**labels.context, PARTIAL: [*stored.facts.missing]})
         if isinstance(stored.facts, BundleFacts):
             if role == "spirit":
-                raise UsageError(f"{stored.folder}: a personalised LoRA belongs to a domain", hint="give --domain NAME")
+                raise UsageError(f"{stored.folder}: a bundle belongs to a domain", hint="give --domain NAME")
             labels = replace(labels, context={**labels.context, PERSONALISED: stored.facts.lineage})
         older, unread = self._older_contents(stored, base, name)
         remarks = (*remarks, *unread)
@@ -436,7 +436,7 @@ class Adapters:
     def inspected(self, adapter: Adapter) -> AdapterFacts | BundleFacts:
         """Of whatever kind, its files read and its values scanned again. Raises StoreError, InvalidArtifactError."""
         base, folder = self._bases.get(adapter.base), self.folder(adapter)
-        if adapter.kind == PERSONALISED_LORA:
+        if adapter.kind != LORA:
             from ..artifacts.bundle_inspect import inspect_bundle
 
             return inspect_bundle(folder, self._bases.facts(base), base_digest=base.digest)

@@ -19,7 +19,9 @@ import torch
 from pydantic import ValidationError
 from reccocktail.networks.bi_tuning import BiTuning, open_bi_tuning
 from reccocktail.networks.laser import LaserNet, load_frozen
+from reccocktail.registry import Registry
 from reccocktail.registry.digests import file_digest
+from reccocktail.registry.errors import InvalidArtifactError, UsageError, WrongKindError
 from reccocktail.tasks import DomainData, History, TaskError, examples, generate, hit_rate, write_domain
 from reccocktail.trainers import testing
 from reccocktail.trainers.laser.learning import ranks, seeded
@@ -38,7 +40,7 @@ TOY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return testing.tiny_base(tmp_path_factory.mktemp("toy") / "base")
 
 
@@ -82,8 +84,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(base: Path, toy: DomainData) -> Bench:
-    return Bench(base, toy)
+def bench(tiny_base: Path, toy: DomainData) -> Bench:
+    return Bench(tiny_base, toy)
 
 
 @dataclass(frozen=True)
@@ -268,3 +270,25 @@ def test_the_trainer_keeps_the_contract(tmp_path: Path):
         "checkpoint_every": 2,
     }
     testing.check_trainer(LaserTrainer, tmp_path, options=options, deterministic=True)
+
+
+def test_a_bi_tuning_is_registered_as_a_kind_of_its_own_and_refused_elsewhere(
+    bench: Bench, registry: Registry, tmp_path: Path
+):
+    base = registry.bases.add("toy-base", bench.base, source="generated")
+    registry.domains.add("toy")
+    job = replace(bench.job(tmp_path, stage1_epochs=1, stage2_epochs=0), base_folder=registry.bases.folder(base))
+    folder = LaserTrainer().train(job).adapter
+    added = registry.adapters.add(folder, base=base, role="ingredient", domain="toy")
+    assert (added.ref, added.kind, added.rank) == ("toy@v1", "bi-tuning", 0)
+    told = added.context["bundle"]
+    assert (told["prefix"], told["base"], told["recommender"]) == ("static", base.digest, None)
+    assert open_bi_tuning(registry.adapters.folder(added), base_digest=base.digest).manifest.encoder == told["encoder"]
+    assert registry.adapters.inspected(added).tensors == 7
+    with pytest.raises(WrongKindError):
+        registry.adapters.resolve("toy")
+    with pytest.raises(UsageError):
+        registry.adapters.add(folder, base=base, role="spirit")
+    (folder / "user_side.safetensors").write_bytes((folder / "item_side.safetensors").read_bytes()[:-1])
+    with pytest.raises(InvalidArtifactError):
+        registry.adapters.add(folder, base=base, role="ingredient", domain="toy")
