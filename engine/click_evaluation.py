@@ -20,7 +20,7 @@ from ..tasks import (
 )
 from .click_measured import ClickEvaluation
 from .click_records import ClickRecords
-from .click_scorers import ClickScorer, click_scorer
+from .click_scorers import ClickScorer, click_scorer, expect_questions_of
 from .evaluation import Bar, Bars
 from .figures import result_key
 from .systems import System, find_system, place_among
@@ -74,7 +74,9 @@ def evaluate_clicks(
     template = load_click_template(wanted.template)
     clicks = click_data(read_domain(Path(row.data), wanted.domain), wanted.options)
     asked = click_questions(clicks, "test", template, limit=wanted.limit, seed=wanted.seed)
-    asked.expect_both_classes()  # before anything is computed
+    asked.expect_both_classes()  # before anything is computed, as is the next
+    for scorer in scorers:
+        expect_questions_of(scorer, asked)
     records = ClickRecords(registry, wanted.domain)
     results = []
     for system, scorer in zip(systems, scorers, strict=True):

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..networks.bundle import open_bundle
+from ..networks.bundle import click_options_of, click_template_of, open_bundle
 from ..networks.din import train_din
 from ..networks.personalised_scores import score_clicks_personalised
+from ..registry.artifacts.bundles import read_manifest
 from ..registry.errors import UsageError
-from ..tasks import ClickQuestions
+from ..tasks import ClickQuestions, shipped_click_templates
 from ..tasks.click_baselines import MeanBaseline, score_by_means
 from ..tasks.click_scores import score_clicks
 from .figures import loaded
@@ -54,6 +55,12 @@ def click_scorer(system: System, device: str) -> ClickScorer:
                 f"{name} ranks items and predicts no clicks",
                 hint=f"baselines of clicks are {', '.join(CLICK_BASELINES)}; {name} is one of --task full",
             )
+
+
+def expect_questions_of(scorer: ClickScorer, asked: ClickQuestions) -> None:
+    """Raises UsageError where a bundle may have learned from the rows, or was trained to be asked in other words."""
+    if isinstance(scorer, BundleScorer):
+        scorer.expect(asked)
 
 
 @dataclass(frozen=True)
@@ -115,15 +122,29 @@ class BundleScorer:
     def dtype(self) -> str:
         return str(compute_dtype(self.device)).removeprefix("torch.")
 
+    def expect(self, asked: ClickQuestions) -> None:
+        """Raises UsageError; reads the manifest alone."""
+        assert self.system.bundle is not None
+        manifest = read_manifest(self.system.bundle)
+        learned, trained = click_options_of(manifest), click_template_of(manifest)
+        if learned != asked.clicks.options:
+            raise UsageError(
+                f"{self.system.label} learned from rows that are made by {learned}, and may have seen those asked about,"
+                f" which are made by {asked.clicks.options}",
+                hint=f"--split {learned.by} --threshold {learned.threshold:g}",
+            )
+        if trained.digest != asked.template.digest:
+            raise UsageError(
+                f"{self.system.label} was trained with the click template {trained.name!r}, whose words are others than those of"
+                f" {asked.template.name!r}",
+                hint=f"--template {trained.name}"
+                if trained.name in shipped_click_templates()
+                else f"--template FILE, with the template {trained.name!r} that it was trained with",
+            )
+
     def scores(self, asked: ClickQuestions, progress: Progress) -> NDArray[np.float64]:
         assert self.system.bundle is not None
         bundle = open_bundle(self.system.bundle)
-        if bundle.clicks != asked.clicks.options:
-            raise UsageError(
-                f"{self.system.label} learned from rows that are made by {bundle.clicks}, and may have seen those asked about,"
-                f" which are made by {asked.clicks.options}",
-                hint=f"--split {bundle.clicks.by} --threshold {bundle.clicks.threshold:g}",
-            )
         with loaded(self.system, self.device) as (model, tokenizer):
             return score_clicks_personalised(
                 model,

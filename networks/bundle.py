@@ -67,11 +67,11 @@ class PersonalisedBundle:
 
     @property
     def template(self) -> ClickTemplate:
-        return ClickTemplate.model_validate_json(json.dumps(self.manifest.template))
+        return click_template_of(self.manifest)
 
     @property
     def clicks(self) -> ClickOptions:
-        return ClickOptions.model_validate(self.manifest.clicks)
+        return click_options_of(self.manifest)
 
     @property
     def shown(self) -> Shown:
@@ -82,6 +82,16 @@ class PersonalisedBundle:
     def coefficients(self, rows: Sequence[ClickRow]) -> Tensor:
         """alpha [rows, modules, metas]; the same for every target of a user unless the manifest says `target_dependent`."""
         return self.net.coefficients(self.recommender.user_vectors(rows))
+
+
+def click_template_of(manifest: BundleManifest) -> ClickTemplate:
+    """The wording that the bundle was trained with."""
+    return ClickTemplate.model_validate_json(json.dumps(manifest.template))
+
+
+def click_options_of(manifest: BundleManifest) -> ClickOptions:
+    """How the rows that the bundle learned from were made."""
+    return ClickOptions.model_validate(manifest.clicks)
 
 
 def shown_by(retrieval: Retrieval, embeddings: ItemEmbeddings | None) -> Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,22 @@ def test_a_bundle_reads_each_row_with_its_users_own_lora_and_only_rows_it_has_no
     rated("adapter", "add", bundle, "--base", "tiny", "--domain", "shop")
     (again,) = rated("evaluate", "shop@v1", *CLICKS, "--template", words, "--json").json["systems"]
     assert (again["mode"], again["scores"]) == ("personalised", told["scores"])
+    (row,) = rated("evaluation", "list", "--system", "shop@v1", "--json").json
+    assert (row["id"], row["split"]) == (again["evaluation"], "clicks-user")
+    words.write_text(words.read_text().replace("name: words", "name: renamed"))  # which changes no word of a question
+    assert rated("evaluate", "shop@v1", *CLICKS, "--template", words, "--json").json["systems"] == [again]
+    monkeypatch.setattr(click_scorers, "train_din", lambda *_, **__: pytest.fail("DIN was trained"))
     for command in (
-        ("--domain", "shop", "--task", "clicks", "--split", "time"),
-        ("--domain", "shop", "--task", "clicks", "--split", "user", "--threshold", "3"),
+        ("--domain", "shop", "--task", "clicks", "--split", "time", "--template", words),
+        ("--domain", "shop", "--task", "clicks", "--split", "user", "--threshold", "3", "--template", words),
+        ("--domain", "shop", "--task", "clicks", "--split", "user"),
         ("--domain", "shop"),
     ):
-        refused = rated("evaluate", f"{bundle}/", *command, "--json", code=2).json["error"]
+        refused = rated("evaluate", "din", "shop@v1", *command, "--json", code=2).json["error"]
         assert (refused["code"], bool(refused["hint"])) == ("usage", True)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps(manifest | {"base": f"sha256:{'0' * 64}"}))
+    assert rated("evaluate", f"{bundle}/", *CLICKS, "--json", code=1).json["error"]["code"] == "base_mismatch"
 
 
 def gated(model: Any, width: int) -> GatedLora:
