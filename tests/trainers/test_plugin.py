@@ -81,7 +81,7 @@ def test_a_wrong_option_is_refused_by_name_and_value(pairs, named):
 
 
 def test_options_that_do_not_go_together_are_refused_without_a_list_of_all():
-    with pytest.raises(TrainerError, match=r"^trainer 'sft': temperature is for loss=masked"):
+    with pytest.raises(TrainerError, match=r"^trainer 'sft': temperature is for the losses masked"):
         parse_options(SftTrainer(), {"epochs": "7", "temperature": "2"})
 
 
