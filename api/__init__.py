@@ -203,18 +203,25 @@ class Client:
         candidates: Sequence[str] | None = None,
         k: int = 10,
         build: str | None = None,
+        adapter: str | None = None,
     ) -> list[Recommendation]:
         """The `k` best items for a user of the domain's data, or after a history of titles, by the build that is served.
 
-        `candidates` are ids or titles; without them as in `reccocktail recommend`. Raises NotFoundError, UsageError, EvaluationError.
+        `candidates` are ids or titles; without them as in `reccocktail recommend`. `adapter` is a personalised LoRA, asked instead of
+        a build. Raises NotFoundError, UsageError, EvaluationError.
         """
         from ..engine.models import pick_device
+        from ..engine.personal_recommending import bundle_asked, recommend_personally
         from ..engine.recommending import RecommendationRequest
         from ..engine.recommending import recommend as ask
 
-        wanted = RecommendationRequest(domain, user=user, history=history, candidates=candidates, build=build)
-        found = ask(self._registry, wanted, device=pick_device(self._registry.settings.device))
-        return list(found.best[:k])
+        device = pick_device(self._registry.settings.device)
+        wanted = RecommendationRequest(
+            domain, user=user, history=history, candidates=candidates, build=build, adapter=adapter
+        )
+        if (bundle := bundle_asked(self._registry, wanted)) is not None:
+            return list(recommend_personally(self._registry, bundle, wanted, device=device).items[:k])
+        return list(ask(self._registry, wanted, device=device).best[:k])
 
     def publish(
         self, subject: str, repo: str, *, private: bool = True, tag: str | None = None, license_id: str | None = None

@@ -66,7 +66,9 @@ def personalise(
     target = new_folder(out)
     options = MergeOptions(output=Output(format=format_), device=app.settings.device)
     with app.registry() as registry:
-        done = personalise_users(registry, PersonalRequest(ref, users, base, options, spirit), target, notify=_say_who)
+        done = personalise_users(
+            registry, PersonalRequest(ref, users, base, options, spirit), target, notify=say_fallback
+        )
     document = {"adapter": done.adapter.ref, "base": done.adapter.base, "format": format_, "spirit": spirit}
     document |= {"users": [_about(each.person) | {"path": str(each.folder)} for each in done.written]}
     answer(as_json, document, lambda: _show(done))
@@ -81,7 +83,8 @@ def _about(person: Person) -> dict[str, Any]:
     }
 
 
-def _say_who(person: Person) -> None:
+def say_fallback(person: Person) -> None:
+    """What is done for a user without a rated history."""
     if person.fallback:
         whose = "what its id says" if person.known else "what it does for an unknown user"
         say(f"user {person.user} has no rated history in the domain's data: the recommender falls back on {whose}")

@@ -12,7 +12,9 @@ import click
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .builds import about_choice, say_chosen
+from .candidates import about_candidates, say_of_list, where_from
 from .console import answer, progress, say, table
+from .personal_recommending import tell_personally
 
 if TYPE_CHECKING:
     from ..engine.recommending import Recommendations
@@ -27,6 +29,7 @@ UNKNOWN_SHOWN = 5
         "reccocktail recommend beauty --user A2X91",
         'reccocktail recommend beauty --history "Rose Cream || Green Tea Toner" -k 5 --compare',
         "reccocktail recommend beauty --user A2X91 --candidates in-stock.txt --json",
+        "reccocktail recommend movies --user 42 --adapter movies@v2",
     )
 )
 @click.argument("domain")
@@ -43,13 +46,18 @@ UNKNOWN_SHOWN = 5
     "--retrieve",
     metavar="N",
     type=click.IntRange(1),
-    help="Rank the N items of the catalogue most like the history, and most popular ones.  [default: all items up to 200, else 100]",
+    help="Rank the N items of the catalogue most like the history, and most popular ones.  [default: all items up to 200, else 100; 30 of a personalised LoRA]",
 )
 @click.option(
     "--build",
     "build_id",
     metavar="ID",
     help="Another build of the domain than the one that is served: its id, or the beginning of it; `build list` shows them.",
+)
+@click.option(
+    "--adapter",
+    metavar="REF",
+    help="A personalised LoRA instead of a build.  [default: the newest, of a domain with no build and no plain LoRA]",
 )
 @click.option("--compare", is_flag=True, help="Also rank with each adapter of the build alone.")
 @click.option(
@@ -71,6 +79,7 @@ def recommend(
     candidates: Path | None,
     retrieve: int | None,
     build_id: str | None,
+    adapter: str | None,
     compare: bool,
     score_text: str | None,
     template: str | None,
@@ -80,8 +89,10 @@ def recommend(
     """Show what a domain's build would recommend.
 
     To a user of the domain's data, or after a history of titles. The build is the one that `resolve --merged` serves. Items that
-    the history has are not recommended.
+    the history has are not recommended. Of a personalised LoRA the recommender picks 30 items, or as many as --retrieve says, and
+    the language model ranks them by whether the user would like each.
     """
+    from ..engine.personal_recommending import bundle_asked, recommend_personally
     from ..engine.recommending import SEPARATOR, RecommendationRequest
     from ..engine.recommending import recommend as ask
 
@@ -96,6 +107,7 @@ def recommend(
         score=_score(score_text),
         template=template,
         compare=compare,
+        adapter=adapter,
     )
 
     @contextmanager
@@ -104,6 +116,10 @@ def recommend(
             yield shown.update
 
     with app.registry() as registry:
+        if (bundle := bundle_asked(registry, wanted)) is not None:
+            personal = recommend_personally(registry, bundle, wanted, device=app.device(), bar=bar)
+            tell_personally(personal, count, as_json=as_json)
+            return
         found = ask(registry, wanted, device=app.device(), bar=bar)
     _say_about(found)
     answer(as_json, _document(found, count), lambda: _show(found, count))
@@ -140,14 +156,7 @@ def _document(found: Recommendations, count: int) -> dict[str, Any]:
         "template": found.template.name,
         "user": found.user,
         "history": [{"item_id": item.item_id or None, "title": item.title} for item in found.history],
-        "candidates": {
-            "count": len(candidates.items),
-            "source": candidates.source,
-            "catalogue": candidates.catalogue,
-            "known": candidates.known,
-            "repeats": candidates.repeats,
-            "retitled": candidates.retitled,
-        },
+        "candidates": about_candidates(candidates),
         "lists": [
             {
                 "system": each.label,
@@ -184,19 +193,9 @@ def _say_about(found: Recommendations) -> None:
         more = f" and {len(unknown) - UNKNOWN_SHOWN} more" if len(unknown) > UNKNOWN_SHOWN else ""
         named = ", ".join(map(repr, unknown[:UNKNOWN_SHOWN]))
         say(f"not in the catalogue, used as text: {named}{more}")
-    if candidates.known:
-        say(f"left out of the candidates, because the history has them: {candidates.known}")
-    if candidates.repeats:
-        say(f"candidates that are listed again, and count once: {candidates.repeats}")
-    if candidates.retitled:
-        say(f"candidates whose title is not the catalogue's, which is used: {candidates.retitled}")
-    of = {
-        "list": "as listed",
-        "catalogue": f"all that the catalogue of {candidates.catalogue} has beside the history",
-        "retriever": f"retrieved from a catalogue of {candidates.catalogue}",
-    }[candidates.source]
+    say_of_list(candidates)
     origin = {"request": "as asked", "build": "as the build was tuned", "default": "the default"}[found.score_origin]
-    say(f"build {build.id}, score {found.score} ({origin}), candidates: {len(candidates.items)}, {of}")
+    say(f"build {build.id}, score {found.score} ({origin}), {where_from(candidates)}")
 
 
 def _show(found: Recommendations, count: int) -> None:

@@ -54,6 +54,10 @@ class Person:
     known: bool
     history: int
 
+    @classmethod
+    def of(cls, user: ClickUser, bundle: PersonalisedBundle) -> Person:
+        return cls(user.user_id, bundle.recommender.knows(user.user_id), len(user.rated))
+
     @property
     def fallback(self) -> bool:
         return self.history == 0
@@ -90,7 +94,7 @@ def personalise_users(
     users = tuple(dict.fromkeys(request.users))
     row = registry.adapters.resolve(request.ref, base=request.base, kind=PERSONALISED_LORA)
     refuse_target_dependent(row)
-    data = _data(registry, row)
+    data = data_of(registry, row)
     from ..networks.bundle import open_bundle
 
     bundle = open_bundle(registry.adapters.folder(row), base_digest=registry.bases.get(row.base).digest)
@@ -114,7 +118,7 @@ def refuse_target_dependent(row: Adapter) -> None:
     if row.context.get("bundle", {}).get("target_dependent"):
         raise TargetDependentError(
             f"{row.ref} gives a user another LoRA for each item that is asked about, so there is none to write for a user",
-            hint=f"`reccocktail recommend {row.domain} --user USER` asks it as it is; to write LoRAs, train one whose recommender does not"
+            hint=f"`reccocktail recommend {row.domain} --user USER --adapter {row.ref}` asks it as it is; to write LoRAs, train one whose recommender does not"
             " read the target",
         )
 
@@ -125,8 +129,8 @@ def of_users(
     """Each user, and alpha [modules, metas] of each; of a bundle that does not depend on the target."""
     from ..tasks import ClickRow
 
-    found = [_click_user(data, user) for user in users]
-    people = [Person(each.user_id, bundle.recommender.knows(each.user_id), len(each.rated)) for each in found]
+    found = [rated_by(data, user) for user in users]
+    people = [Person.of(each, bundle) for each in found]
     return people, [*bundle.coefficients([ClickRow.candidate(each, "") for each in found])]
 
 
@@ -149,7 +153,8 @@ def folder_names(users: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _data(registry: Registry, row: Adapter) -> DomainData:
+def data_of(registry: Registry, row: Adapter) -> DomainData:
+    """Raises UsageError where the adapter's domain has none."""
     from ..tasks import read_domain
 
     assert row.domain is not None
@@ -162,7 +167,8 @@ def _data(registry: Registry, row: Adapter) -> DomainData:
     return read_domain(Path(folder), row.domain)
 
 
-def _click_user(data: DomainData, user_id: str) -> ClickUser:
+def rated_by(data: DomainData, user_id: str) -> ClickUser:
+    """The user with all that they rated, which is nothing where the data does not have them."""
     from ..tasks import ClickUser, click_user
 
     history = next((each for each in data.sequences if each.user_id == user_id), None)

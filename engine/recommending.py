@@ -44,7 +44,7 @@ SMALL_CATALOGUE = 200  # items up to which all of a catalogue is ranked
 RETRIEVED = 100
 TITLES_AT_ONCE = 25  # how many titles are scored between two reports of progress
 
-Source = Literal["list", "catalogue", "retriever"]
+Source = Literal["list", "catalogue", "retriever", "recommender"]  # the last picks for a personalised LoRA
 ScoreOrigin = Literal["request", "build", "default"]
 Bar = Callable[[int, int], None]
 
@@ -55,7 +55,8 @@ class RecommendationRequest:
 
     Either `user` is one of the domain's data, or `history` has titles, newest last. `candidates` is a file or names ids and titles;
     None takes all of a small catalogue, else what `retrieve` items of it are retrieved. None as `build` means the one that
-    is served for the domain, as `template` and `score` those that the build was tuned with, else the defaults.
+    is served for the domain, as `template` and `score` those that the build was tuned with, else the defaults. `adapter` is a
+    personalised LoRA, which is asked instead of a build.
     """
 
     domain: str
@@ -68,8 +69,11 @@ class RecommendationRequest:
     score: Score | None = None
     template: str | None = None
     compare: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.build is not None:
+            raise UsageError("one system recommends, and two are named", hint="leave out --build or --adapter")
         if (self.user is None) == (self.history is None):
             raise UsageError(
                 "recommendations are for a user of the data or for a history, one of the two",
@@ -83,7 +87,10 @@ class RecommendationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A candidate's place among all, from 1, and its score in nats: comparable within one list, not between two."""
+    """A candidate's place among all, from 1, and its score: in nats, comparable within one list, not between two.
+
+    A personalised LoRA's is the probability of a like.
+    """
 
     rank: int
     item_id: str
@@ -170,7 +177,7 @@ def recommend(
     titles = [item.title for item in catalogue.items] if score.mode == "constrained" else []
     scored = score_open([s for _, s in systems], [asked], score, catalogue=titles, device=device, bar=bar)
     lists = [
-        RankedList(system.label, role, _ranked(candidates.items, scores))
+        RankedList(system.label, role, ranked(candidates.items, scores))
         for (role, system), (scores,) in zip(systems, scored, strict=True)
     ]
     return Recommendations(
@@ -201,7 +208,7 @@ def recommend_to(
     (scored,) = score_open(
         [system], asked, score, catalogue=retriever.titles, device=device, bar=lambda label: nullcontext(progress)
     )
-    return [_ranked(items, scores) for items, scores in zip(offered, scored, strict=True)]
+    return [ranked(items, scores) for items, scores in zip(offered, scored, strict=True)]
 
 
 def score_open(
@@ -294,7 +301,7 @@ def _expect_room(model: Any, tokenizer: Any, question: OpenQuestion) -> None:
         )
 
 
-def _ranked(items: Sequence[Item], scores: Sequence[float]) -> tuple[Recommendation, ...]:
+def ranked(items: Sequence[Item], scores: Sequence[float]) -> tuple[Recommendation, ...]:
     """Best first; equal scores in the order of the candidates."""
     order = sorted(range(len(items)), key=lambda place: -scores[place])
     return tuple(
@@ -362,23 +369,31 @@ def _candidates(
     """Raises DataError where nothing is left that the history does not have."""
     size = len(catalogue.items)
     if wanted.candidates is not None:
-        given = wanted.candidates
-        listed = read_listed(given, catalogue) if isinstance(given, Path) else list_items(given, catalogue)
-        left = _without(history, listed.items)
-        found = Candidates(
-            left, "list", size, len(listed.items) - len(left), repeats=listed.repeats, retitled=listed.retitled
-        )
+        found = listed_candidates(wanted.candidates, catalogue, history)
     elif size <= (SMALL_CATALOGUE if wanted.retrieve is None else wanted.retrieve):
-        found = Candidates(_without(history, catalogue.items), "catalogue", size)
+        found = Candidates(without(history, catalogue.items), "catalogue", size)
     else:
         items = Retriever(data).retrieve(history, wanted.retrieve or RETRIEVED)
         found = Candidates(tuple(items), "retriever", size)
+    return expect_some(found)
+
+
+def listed_candidates(given: Path | Sequence[str], catalogue: Catalogue, history: Sequence[Item]) -> Candidates:
+    """Those of a file, or by ids and titles, without what the history has. Raises DataError for what the catalogue lacks."""
+    listed = read_listed(given, catalogue) if isinstance(given, Path) else list_items(given, catalogue)
+    left = without(history, listed.items)
+    known = len(listed.items) - len(left)
+    return Candidates(left, "list", len(catalogue.items), known, repeats=listed.repeats, retitled=listed.retitled)
+
+
+def expect_some(found: Candidates) -> Candidates:
+    """Raises DataError where nothing is left that the history does not have."""
     if not found.items:
         raise DataError("there is nothing to recommend: the history has every candidate", hint="give other candidates")
     return found
 
 
-def _without(history: Sequence[Item], items: Iterable[Item]) -> tuple[Item, ...]:
+def without(history: Sequence[Item], items: Iterable[Item]) -> tuple[Item, ...]:
     """The items whose titles say something else than the history's, and of several that say the same the first."""
     seen = {title_key(item.title) for item in history}
     found: list[Item] = []

@@ -64,7 +64,7 @@ def _what(card: BundleCard) -> str:
 
 def _use(card: BundleCard) -> str:
     source, domain = card.repo or "ORG/NAME", card.adapter.domain
-    asked = [f"reccocktail recommend {domain} --user USER"]
+    asked = [f"reccocktail recommend {domain} --user USER --adapter {domain}"]
     written = [] if card.adapter.context["bundle"]["target_dependent"] else [f"reccocktail personalise {domain} USER -o DIR"]  # fmt: skip
     lines = [f"reccocktail adapter add {source} --base {card.base.name} --domain {domain}", *written, *asked]
     return "## Use\n\n```\n" + "\n".join(lines) + f"\n```\n\nMade with RecCocktail {version('reccocktail')}.\n"

@@ -173,11 +173,22 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
-    """(registry, folder, seed=1, target=False, form="sum"): a personalised LoRA for its base `tiny`, of the users `user-a` and `user-b`."""
+    """(registry, folder, seed=1, target=False, form="sum", template="yes-no"): a personalised LoRA for its base `tiny`.
+
+    It knows the users `user-a` and `user-b`, and six items.
+    """
     return _make_bundle
 
 
-def _make_bundle(registry: Registry, folder: Path, *, seed: int = 1, target: bool = False, form: Any = "sum") -> Path:
+def _make_bundle(
+    registry: Registry,
+    folder: Path,
+    *,
+    seed: int = 1,
+    target: bool = False,
+    form: Any = "sum",
+    template: Any = "yes-no",
+) -> Path:
     from reccocktail.networks.bundle import BundleOrigin, Retrieval, write_bundle
     from reccocktail.networks.click_fields import ClickVocabulary
     from reccocktail.networks.din import Din, DinOptions, FrozenDin
@@ -198,7 +209,7 @@ def _make_bundle(registry: Registry, folder: Path, *, seed: int = 1, target: boo
     for each in net.b:
         torch.nn.init.normal_(each, std=0.1)
     vectors = ItemEmbeddings(tuple(items), np.eye(6, 3, dtype=np.float32))
-    origin = BundleOrigin(base.digest, load_click_template("yes-no"), ClickOptions(by="user"), Retrieval(by="similar", count=3), seed)  # fmt: skip
+    origin = BundleOrigin(base.digest, load_click_template(template), ClickOptions(by="user"), Retrieval(by="similar", count=3), seed)  # fmt: skip
     write_bundle(folder, origin, net, din, vectors)
     return folder
 

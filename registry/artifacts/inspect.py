@@ -90,7 +90,7 @@ def inspect_adapter(
         raise WrongKindError(
             f"{folder}: holds a bundle such as a personalised LoRA, and a plain LoRA is needed here",
             hint="register it with `reccocktail adapter add`; `reccocktail personalise DOMAIN USER -o DIR` then writes the plain LoRA of a"
-            " user, and `reccocktail recommend DOMAIN --user USER` asks it",
+            " user, and `reccocktail recommend DOMAIN --user USER --adapter DOMAIN@vN` asks it",
         )
     _refuse_pickled_adapter(folder)
     config_path = _inside(folder, ADAPTER_CONFIG)

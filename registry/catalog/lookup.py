@@ -12,7 +12,7 @@ from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow
 from ..errors import NotFoundError, UsageError, WrongKindError
 from .bases import find_base
 from .domains import find_domain
-from .references import CHAMPION, LORA, SPIRIT, Reference, did_you_mean
+from .references import CHAMPION, LORA, PERSONALISED_LORA, SPIRIT, Reference, did_you_mean
 
 CALLED = {"lora": "a plain LoRA", "personalised-lora": "a personalised LoRA", "bi-tuning": "a bi-tuning"}
 
@@ -40,15 +40,21 @@ def find_adapter(session: Session, ref: str | Reference, base: str | None, kind:
 
 def check_kind(row: AdapterRow, kind: str | None) -> None:
     """Raises WrongKindError where the version is not of the kind that is asked for; None means any."""
-    if kind not in (None, row.kind):
-        name = row.domain.name
+    if kind is not None and kind != row.kind:
         raise WrongKindError(
-            f"{ref_of(row)} is {CALLED[row.kind]}, and {CALLED[kind]} is needed here",
-            hint=f"`reccocktail adapter list --domain {name} --kind {kind}` shows those that there are"
-            if row.kind == LORA
-            else f"it is another LoRA for each user: `reccocktail personalise {ref_of(row)} USER -o DIR` writes that of one as a plain"
-            f" LoRA or a checkpoint, and `reccocktail recommend {name} --user USER` asks it",
+            f"{ref_of(row)} is {CALLED[row.kind]}, and {CALLED[kind]} is needed here", hint=_instead(row, kind)
         )
+
+
+def _instead(row: AdapterRow, kind: str) -> str:
+    """What to do where the version is not of this kind."""
+    name, ref = row.domain.name, ref_of(row)
+    if row.kind != PERSONALISED_LORA:
+        return f"`reccocktail adapter list --domain {name} --kind {kind}` shows those that there are"
+    return (
+        f"it is another LoRA for each user: `reccocktail personalise {ref} USER -o DIR` writes that of one as a plain"
+        f" LoRA or a checkpoint, and `reccocktail recommend {name} --user USER --adapter {ref}` asks it"
+    )
 
 
 @cache
