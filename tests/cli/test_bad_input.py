@@ -309,7 +309,7 @@ def test_training_with_an_unknown_option(refused: Refused) -> None:
 
 def test_training_with_an_unknown_trainer(refused: Refused) -> None:
     message = refused("train", "skin-care", "--trainer", "absent")
-    assert "there is no trainer 'absent'; installed: sft" in message
+    assert "there is no trainer 'absent'; installed: laser, reclora, sft" in message
 
 
 def test_a_build_that_needs_an_ingredient_where_there_is_none(refused: Refused) -> None:

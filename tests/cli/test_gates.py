@@ -45,7 +45,7 @@ def measure(shop: Any, ref: str, ranks: np.ndarray, *, questions: str = "sha256:
                 users=len(ranks),
                 metrics={"HR@1": {"mean": float((ranks == 0).mean()), "low": 0.0, "high": 1.0, "n": len(ranks)}},
                 detail={},
-                ranks=records._store(registry, found),
+                ranks=records.store_ranks(registry, found.ranks),
                 version="test",
             )
         ).id

@@ -111,7 +111,10 @@ LONG = {
     ("demo",),
     ("train",),
     ("completion",),
-}  # `train` in test_training_answers_with_the_adapter; `demo` is the README's; a script is no JSON
+    ("personalise",),
+}
+# `train` in test_training_answers_with_the_adapter; `demo` is the README's; a script is no JSON; `personalise` wants a bundle:
+# tests/cli/test_personalising.py
 
 
 @pytest.fixture

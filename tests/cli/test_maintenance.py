@@ -108,7 +108,7 @@ def test_gc_lists_what_it_removes(prepared: Any, tiny_base: Path, tmp_path: Path
     text = prepared("store", "gc", "--grace", "0", "--dry-run")
     assert tree["digest"] in text.out
     assert f"build-{'0' * 32}" in text.out
-    assert "would remove 1 folders, 2 files, 1 unfinished" in text.err
+    assert "would remove 1 folder, 2 files, 1 unfinished" in text.err
 
     done = prepared(*words).json
     assert done == planned | {"dry_run": False}

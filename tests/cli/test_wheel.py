@@ -102,7 +102,7 @@ def test_the_commands_work_outside_the_checkout(run: Run, tmp_path: Path) -> Non
     run("reccocktail", "init")
     assert json.loads(run("reccocktail", "db", "check", "--json"))["drift"] is False
     assert "default" in run("reccocktail", "recipe", "list")
-    assert [t["error"] for t in json.loads(run("reccocktail", "trainers", "list", "--json"))] == [None]
+    assert [t["error"] for t in json.loads(run("reccocktail", "trainers", "list", "--json"))] == [None] * 3
     added = json.loads(run("reccocktail", "domain", "add", "kitchen", "--data", tmp_path / "data", "--json"))
     assert added["found"]["users"] == 5
     assert "pick-one" in run(
