@@ -83,6 +83,7 @@ def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: 
     from ..engine.recipes import load_recipe
 
     started = time.monotonic()
+    say(f"everything is kept in {home}")
     with app.registry(settings, create=True) as registry:
         trip = _Trip(registry, app.device(), QUICK if quick else _Sizes())
         trip.fetch_base(base_source)

@@ -29,8 +29,9 @@ def find_adapter(session: Session, ref: str | Reference, base: str | None, kind:
     rows = [row for row in rows if kind in (None, row.kind)] or rows
     if not rows:
         if kind is not None and suffix is None:
-            check_kind(find_adapter(session, ref, base), kind)
-        raise _not_found(session, ref, base)
+            for other in session.scalars(_finding(None, base is not None, None), given).unique():
+                check_kind(other, kind)
+        raise _not_found(session, ref, base, kind)
     if len(rows) > 1:
         found = " and ".join(sorted(row.base.name for row in rows))
         raise UsageError(f"{str(ref)!r} means versions for several base models: {found}", hint="say --base NAME")
@@ -102,13 +103,18 @@ def preferred(kind: str | None = LORA) -> Select[int]:
     )
 
 
-def _not_found(session: Session, ref: Reference, base: str | None) -> NotFoundError:
+def _not_found(session: Session, ref: Reference, base: str | None, kind: str | None = None) -> NotFoundError:
     domain = find_domain(session, ref.name)
     query = select(AdapterRow.id).where(AdapterRow.domain_id == domain.id)
     if base is not None:
         query = query.where(AdapterRow.base_id == find_base(session, base).id)
     where = "" if base is None else f" for base model {base!r}"
     if session.scalar(query.limit(1)) is None:
+        if kind == PERSONALISED_LORA:
+            return NotFoundError(
+                f"{domain.name!r} has no adapter yet{where}, and {CALLED[kind]} is needed here",
+                hint=f"`reccocktail train {domain.name} --trainer reclora -o target_dependent=false` trains one",
+            )
         option = "--spirit" if domain.role == SPIRIT else f"--domain {domain.name}"
         return NotFoundError(
             f"{domain.name!r} has no adapter yet{where}",

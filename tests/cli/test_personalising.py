@@ -144,6 +144,10 @@ def test_what_cannot_be_written_for_a_user_is_refused_before_anything_is(films: 
     ):
         answer = films("personalise", ref, "user-a", "-o", "mine", "--json", code=exit_code)
         assert answer.json["error"]["code"] == code, ref
+    films("domain", "add", "still-empty")
+    answer = films("personalise", "still-empty", "user-a", "-o", "mine", "--json", code=1)
+    assert answer.json["error"]["code"] == "not_found"
+    assert "--trainer reclora" in answer.json["error"]["hint"]
     assert not (films.folder / "mine").exists()
 
 
