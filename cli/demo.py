@@ -74,7 +74,7 @@ QUICK = _Sizes(
 def demo(app: App, folder: Path | None, quick: bool, base_source: str, as_json: bool) -> None:
     """Run all steps on sample data: train, mix, measure, publish.
 
-    About 14 minutes on two CPU cores. You can interrupt it: run it again, and it resumes where it stopped.
+    About 7 minutes on two CPU cores. You can interrupt it: run it again, and it resumes where it stopped.
     """
     home = (folder or app.settings.home / ("demo-quick" if quick else "demo")).expanduser().absolute()
     settings = replace(
