@@ -138,10 +138,10 @@ def _measured(figures: StandingFigures) -> dict[str, Any]:
 
 
 def _figure(measured: Mapping[str, Any]) -> str | None:
-    """`NDCG@3=0.412` of what is served, else of the champion."""
-    for each in (measured["served"], measured["champion"]):
+    """`NDCG@3=0.412` of what is served, else `NDCG@3=0.412 (LoRA)` of the champion alone."""
+    for each, mark in ((measured["served"], ""), (measured["champion"], " (LoRA)")):
         if each is not None and each["figure"] is not None:
-            return f"{measured['metric']}={each['figure']['mean']:.3f}"
+            return f"{measured['metric']}={each['figure']['mean']:.3f}{mark}"
     return None
 
 

@@ -161,13 +161,14 @@ def test_what_was_measured_last_of_the_champion_and_of_what_is_served_is_shown(b
         ids = [record("adapter", 0.2), record("adapter", 0.3)]
         record("adapter", 0.6, domain="kitchen")
         record("adapter", 0.7, split="cold")
-        assert "NDCG@3=0.300" in built("status", columns=80).out, "of the champion, for nothing else is known"
+        assert "NDCG@3=0.300 (LoRA)" in built("status", columns=80).out, "of the champion, for nothing else is known"
         ids.append(record("build", 0.4))
     measured = _of(built("status", "--json"), "skin-care")["measured"]
     assert [measured[each]["id"] for each in ("champion", "served")] == ids[1:]
     assert measured["served"]["figure"]["mean"] == 0.4
     out = built("status", columns=80).out
     assert "NDCG@3=0.400" in out
+    assert "(LoRA)" not in out
     assert "0.500" not in out, "one metric of each domain"
     built("domain", "gate", "skin-care", "--require", "metric=HR@1,split=cold")
     assert _of(built("status", "--json"), "skin-care")["measured"]["metric"] == "HR@1"
