@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from .app import App
 from .console import answer, table
-from .measured import interval, system_bar, warn_of_unkept
+from .measured import comparison_document, interval, system_bar, warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.click_evaluation import ClickComparison, ClickRequest
@@ -20,13 +19,7 @@ def evaluate_clicks(app: App, wanted: ClickRequest, *, as_json: bool) -> None:
     with app.registry() as registry:
         found = evaluated(registry, wanted, device=app.device(), bar=system_bar)
     warn_of_unkept(found.results)
-    rows = []
-    for result in found.results:
-        apart = None if found.other is None or result is found.other else result.minus(found.other)
-        against = apart and {name: asdict(each) for name, each in apart.items()}
-        rows.append(result.to_json() | {"evaluation": result.record, "against": against})
-    document = {"task": rows[0]["task"], "against": found.other and found.other.label, "systems": rows}
-    answer(as_json, document, lambda: _show(found))
+    answer(as_json, comparison_document(found), lambda: _show(found))
 
 
 def _show(found: ClickComparison) -> None:

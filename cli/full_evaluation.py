@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from .app import App
 from .console import answer, table
-from .measured import interval, system_bar, warn_of_unkept
+from .measured import comparison_document, interval, system_bar, warn_of_unkept
 
 if TYPE_CHECKING:
     from ..engine.full_evaluation import FullComparison, FullRequest
@@ -22,13 +21,7 @@ def evaluate_full(app: App, wanted: FullRequest, *, as_json: bool) -> None:
     with app.registry() as registry:
         found = evaluated(registry, wanted, device=app.device(), bar=system_bar)
     warn_of_unkept(found.results)
-    rows = []
-    for result in found.results:
-        apart = None if found.other is None or result is found.other else result.minus(found.other)
-        against = apart and {name: asdict(each) for name, each in apart.items()}
-        rows.append(result.to_json() | {"evaluation": result.record, "against": against})
-    document = {"task": rows[0]["task"], "against": found.other and found.other.label, "systems": rows}
-    answer(as_json, document, lambda: _show(found))
+    answer(as_json, comparison_document(found), lambda: _show(found))
 
 
 def _show(found: FullComparison) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..registry import Registry
-from ..registry.errors import UsageError
 from ..tasks import (
     DEFAULT_CLICK_TEMPLATE,
     ClickOptions,
@@ -23,7 +21,7 @@ from .click_records import ClickRecords
 from .click_scorers import ClickScorer, click_scorer, expect_questions_of
 from .evaluation import Bar, Bars
 from .figures import result_key
-from .systems import System, find_system, place_among
+from .systems import System, data_folder, find_system, place_among
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,12 @@ def evaluate_clicks(
     `bar` is entered with (what is done, in which unit) and gives what receives the progress. Raises NotFoundError, UsageError,
     EvaluationError and TaskError; of these NoRatingsError, NoNegativesError, OneClassError and AnswerTokenError are about clicks.
     """
-    row = registry.domains.get(wanted.domain)
-    if row.data is None:
-        raise UsageError(
-            f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
-        )
+    data = data_folder(registry, wanted.domain)
     systems = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = place_among(wanted.systems, systems, wanted.against)
     scorers = [click_scorer(system, device) for system in systems]
     template = load_click_template(wanted.template)
-    clicks = click_data(read_domain(Path(row.data), wanted.domain), wanted.options)
+    clicks = click_data(read_domain(data, wanted.domain), wanted.options)
     asked = click_questions(clicks, "test", template, limit=wanted.limit, seed=wanted.seed)
     asked.expect_both_classes()  # before anything is computed, as is the next
     for scorer in scorers:

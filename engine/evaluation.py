@@ -48,7 +48,7 @@ from .score_choice import (
     log_losses,
     losses_by_score,
 )
-from .systems import System, expect_baselines_of, find_system, place_among
+from .systems import System, data_folder, expect_baselines_of, find_system, place_among
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,7 @@ def evaluate_domain(
     `bar` is entered with (what is done, in which unit) and gives what receives the progress. Raises NotFoundError, UsageError,
     EvaluationError, TaskError and DataError.
     """
-    row = registry.domains.get(wanted.domain)
-    if row.data is None:
-        raise UsageError(
-            f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
-        )
+    data = data_folder(registry, wanted.domain)
     found = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = place_among(wanted.systems, found, wanted.against)
     expect_baselines_of("rank", found)
@@ -114,7 +110,7 @@ def evaluate_domain(
             f"template {template.name!r} does not show the candidates, so no answer could name them",
             hint="--template top-five, or another with {candidates}",
         )
-    data = read_domain(Path(row.data), wanted.domain)
+    data = read_domain(data, wanted.domain)
     task, asked = questions(
         data, wanted.split, template, n_negatives=wanted.negatives, seed=wanted.seed, limit=wanted.limit
     )

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 from ..registry import Registry
 from ..registry.catalog.evaluations import Measurement
-from ..registry.errors import UsageError
 from ..tasks import FullTask, Split, full_ranks, full_task, read_domain
 from .errors import EvaluationError
 from .evaluation import Bar, Bars
@@ -19,7 +17,7 @@ from .full_measured import FullEvaluation
 from .full_scorers import TRAINED, expect_scorable, full_scorer
 from .record_files import add_record
 from .records import Records, store_ranks
-from .systems import System, find_system, place_among
+from .systems import System, data_folder, find_system, place_among
 
 DTYPE = "float32"  # of what is trained
 
@@ -60,16 +58,12 @@ def evaluate_full(
     `bar` is entered with (what is done, in which unit) and gives what receives the progress. Raises NotFoundError, UsageError,
     EvaluationError without users, TaskError and DataError.
     """
-    row = registry.domains.get(wanted.domain)
-    if row.data is None:
-        raise UsageError(
-            f"domain {wanted.domain!r} has no data", hint=f"reccocktail domain add {wanted.domain} --data DIR"
-        )
+    data = data_folder(registry, wanted.domain)
     systems = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = place_among(wanted.systems, systems, wanted.against)
     for system in systems:
         expect_scorable(system)
-    task = full_task(read_domain(Path(row.data), wanted.domain), wanted.split, seed=wanted.seed, limit=wanted.limit)
+    task = full_task(read_domain(data, wanted.domain), wanted.split, seed=wanted.seed, limit=wanted.limit)
     if not task.examples:
         raise EvaluationError(f"the {wanted.split} split has no users", hint="another --split, or more data")
     results = []

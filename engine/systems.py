@@ -14,7 +14,7 @@ from ..registry.artifacts.allowlist import is_bundle, published_files
 from ..registry.artifacts.bundles import BUNDLE, check_base, read_manifest
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.catalog.evaluations import Weights
-from ..registry.catalog.references import PERSONALISED_LORA
+from ..registry.catalog.references import LORA, PERSONALISED_LORA
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
 from ..tasks import SasRecOptions, Score
@@ -79,6 +79,14 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     )
 
 
+def data_folder(registry: Registry, domain: str) -> Path:
+    """Where the domain's data lie. Raises NotFoundError, and UsageError where it has none."""
+    data = registry.domains.get(domain).data
+    if data is None:
+        raise UsageError(f"domain {domain!r} has no data", hint=f"reccocktail domain add {domain} --data DIR")
+    return Path(data)
+
+
 def place_among(texts: Sequence[str], found: Sequence[System], against: str | None) -> int | None:
     """Which of the systems `against` names, by its text or its label. Raises UsageError if it is none of them."""
     names = [(text, system.label) for text, system in zip(texts, found, strict=True)]
@@ -127,6 +135,11 @@ def _reference(registry: Registry, text: str, base: str | None) -> System:
     digest, folder = digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row)
     if adapter.kind == PERSONALISED_LORA:
         return System(adapter.ref, digest, folder, bundle=own, own=adapter.digest, on_base=row.digest)
+    if adapter.kind != LORA:
+        raise EvaluationError(
+            f"{adapter.ref} is of the kind {adapter.kind}, which no evaluation reads",
+            hint=f"`reccocktail adapter list --domain {adapter.domain} --kind {LORA}` shows those that can be evaluated",
+        )
     part = Part(own, registry.adapters.facts(adapter), 1.0)
     return System(adapter.ref, digest, folder, part, own=adapter.digest, on_base=row.digest)
 

@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..tasks import ClickData, ClickRow, ClickScores, TaskError, roc_auc
+from ..tasks.early_stopping import EarlyStopping
 from ..tasks.torch_threads import one_torch_thread
 from .click_fields import UNKNOWN, ClickBatch, ClickEncoder, ClickVocabulary, padded_table
 
@@ -295,18 +297,15 @@ def _scored(rows: Sequence[ClickRow], scores: NDArray[np.float64]) -> ClickScore
 def _fit(model: Din, rows: ClickBatch, labels: Tensor, exam: _Exam, progress: Progress) -> None:
     options = model.options
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    best, kept, since = -1.0, copy.deepcopy(model.state_dict()), 0
     batches = -(-len(rows) // options.batch_size)
-    for epoch in range(options.epochs):
-        model.train()
-        for number, batch in enumerate(torch.randperm(len(rows)).split(options.batch_size), start=1):
+    done = count(1)
+
+    def epoch() -> None:
+        for batch in torch.randperm(len(rows)).split(options.batch_size):
             loss = F.binary_cross_entropy_with_logits(model(rows.rows(batch)), labels[batch])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            progress(epoch * batches + number, options.epochs * batches)
-        if (found := exam.auc(model)) > best:
-            best, kept, since = found, copy.deepcopy(model.state_dict()), 0
-        elif (since := since + 1) >= options.patience:
-            break
-    model.load_state_dict(kept)
+            progress(next(done), options.epochs * batches)
+
+    EarlyStopping(options.epochs, options.patience).best(model, epoch, lambda: exam.auc(model))
