@@ -68,6 +68,11 @@ NEGATIVES = 9
     "--negatives", type=click.IntRange(1), help=f"rank: candidates besides the target.  [default: {NEGATIVES}]"
 )
 @click.option("--threshold", type=float, help="clicks: the least rating of an item that is liked.  [default: 4]")
+@click.option(
+    "--min-history",
+    type=click.IntRange(1),
+    help="clicks: leave out rows with fewer rated items before them.  [default: 5]",
+)
 @click.option("--limit", type=click.IntRange(1), help="Use a random sample of this many users; of clicks, rows.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of candidates and sample.")
 @click.option("--against", metavar="SYSTEM", help="Also report each system's difference to this one.")
@@ -84,6 +89,7 @@ def evaluate(
     template: str | None,
     negatives: int | None,
     threshold: float | None,
+    min_history: int | None,
     limit: int | None,
     seed: int,
     against: str | None,
@@ -118,11 +124,11 @@ def evaluate(
         from ..tasks import DEFAULT_CLICK_TEMPLATE
 
         _expect_none("rank", {"--score": score, "--negatives": negatives})
-        options, wording = _click_options(split, threshold), template or DEFAULT_CLICK_TEMPLATE
+        options, wording = _click_options(split, threshold, min_history), template or DEFAULT_CLICK_TEMPLATE
         asked = ClickRequest(domain, systems, options, wording, limit, seed, against, base)
         evaluate_clicks(app, asked, as_json=as_json)
         return
-    _expect_none("clicks", {"--threshold": threshold})
+    _expect_none("clicks", {"--threshold": threshold, "--min-history": min_history})
     part = cast("Split", split or RANKED[0])
     if task == "full":
         from ..engine.full_evaluation import FullRequest
@@ -175,15 +181,14 @@ def _expect_none(task: str, given: Mapping[str, object]) -> None:
             raise UsageError(f"{name} is an option of --task {task}", hint=f"leave {name} out, or add --task {task}")
 
 
-def _click_options(split: str | None, threshold: float | None) -> ClickOptions:
+def _click_options(split: str | None, threshold: float | None, min_history: int | None) -> ClickOptions:
     from ..tasks import ClickOptions
 
-    options = ClickOptions(by=cast("SplitBy", split or SPLITS["clicks"][0]))
-    if threshold is None:
-        return options
-    if not math.isfinite(threshold):
+    if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold:g} is no rating", hint="give a number, such as 4")
-    return options.model_copy(update={"threshold": threshold})
+    given = {"threshold": threshold, "min_history": min_history}
+    options = ClickOptions(by=cast("SplitBy", split or SPLITS["clicks"][0]))
+    return options.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def show_comparison(found: Comparison) -> None:

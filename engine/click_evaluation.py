@@ -21,7 +21,7 @@ from .click_records import ClickRecords
 from .click_scorers import ClickScorer, click_scorer, expect_questions_of
 from .evaluation import Bar, Bars
 from .figures import result_key
-from .systems import System, data_folder, find_system, place_among
+from .systems import System, data_folder, expect_baselines_of, find_system, place_among
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def evaluate_clicks(
     data = data_folder(registry, wanted.domain)
     systems = [find_system(registry, text, base=wanted.base) for text in wanted.systems]
     place = place_among(wanted.systems, systems, wanted.against)
+    expect_baselines_of("clicks", systems)
     scorers = [click_scorer(system, device) for system in systems]
     template = load_click_template(wanted.template)
     clicks = click_data(read_domain(data, wanted.domain), wanted.options)

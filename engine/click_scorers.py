@@ -51,10 +51,7 @@ def click_scorer(system: System, device: str) -> ClickScorer:
         case None:
             return BundleScorer(system, device) if system.bundle else AnswerScorer(system, device)
         case name:
-            raise UsageError(
-                f"{name} ranks items and predicts no clicks",
-                hint=f"baselines of clicks are {', '.join(CLICK_BASELINES)}; {name} is one of --task full",
-            )
+            raise UsageError(f"{name} ranks items and predicts no clicks", hint=f"name {' or '.join(CLICK_BASELINES)}")
 
 
 def expect_questions_of(scorer: ClickScorer, asked: ClickQuestions) -> None:
@@ -131,7 +128,7 @@ class BundleScorer:
             raise UsageError(
                 f"{self.system.label} learned from rows that are made by {learned}, and may have seen those asked about,"
                 f" which are made by {asked.clicks.options}",
-                hint=f"--split {learned.by} --threshold {learned.threshold:g}",
+                hint=f"--split {learned.by} --threshold {learned.threshold:g} --min-history {learned.min_history}",
             )
         if trained.digest != asked.template.digest:
             raise UsageError(

@@ -157,6 +157,7 @@ def test_a_bundle_reads_each_row_with_its_users_own_lora_and_only_rows_it_has_no
         ("--domain", "shop", "--task", "clicks", "--split", "time", "--template", words),
         ("--domain", "shop", "--task", "clicks", "--split", "user", "--threshold", "3", "--template", words),
         ("--domain", "shop", "--task", "clicks", "--split", "user"),
+        (*CLICKS, "--min-history", "9", "--template", words),
         ("--domain", "shop"),
     ):
         refused = rated("evaluate", "din", "shop@v1", *command, "--json", code=2).json["error"]
@@ -189,6 +190,13 @@ def test_a_sample_of_rows_is_the_head_of_a_larger_one_and_not_compared_with_anot
     assert "task clicks / none" in refused.json["error"]["message"]
 
 
+def test_rows_with_a_shorter_history_than_wanted_are_left_out(rated: Any) -> None:
+    clicks = ("--domain", "shop", "--task", "clicks", "--split", "time", "--json")
+    many, few = (rated("evaluate", "item-mean", *clicks, "--min-history", least).json["systems"][0] for least in (1, 6))
+    assert many["rows"] > few["rows"] > 0
+    assert many["task"]["digest"] != few["task"]["digest"]
+
+
 def test_damaged_clicks_are_measured_again_and_refused_by_name(rated: Any) -> None:
     (found,) = rated("evaluate", "item-mean", *CLICKS, "--json").json["systems"]
     row = rated("evaluation", "show", found["evaluation"], "--json").json
@@ -219,6 +227,7 @@ def test_what_cannot_be_clicks_is_refused_with_what_to_do(rated: Any, tmp_path: 
         ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--negatives", "4")),
         ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--threshold", "nan")),
         ("usage", 2, ("popularity", "--domain", "shop", "--threshold", "4", "--json")),
+        ("usage", 2, ("popularity", "--domain", "shop", "--min-history", "4", "--json")),
         ("usage", 2, ("item-mean", "--domain", "shop", *clicks, "--against", "din")),
     ):
         error = rated("evaluate", *command, code=exit_code).json["error"]

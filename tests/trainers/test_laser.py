@@ -176,11 +176,17 @@ def test_a_training_that_was_stopped_anywhere_ends_in_the_same_bits(
 @pytest.mark.slow
 def test_kill_9_in_either_stage_loses_no_more_than_the_steps_since_the_checkpoint(bench: Bench, whole: Path, tmp_path: Path, warm: Any):  # fmt: skip
     write_domain(bench.toy, tmp_path / "data")
-    told = {"base": str(bench.base), "data": str(tmp_path / "data"), "folder": str(tmp_path / "run"), "options": TOY}
+    told = {
+        "trainer": "laser",
+        "base": str(bench.base),
+        "data": str(tmp_path / "data"),
+        "folder": str(tmp_path / "run"),
+        "options": TOY,
+    }
     (tmp_path / "run").mkdir()
     for kill_at in (7, 19):
         (tmp_path / "job.json").write_text(json.dumps(told | {"kill_at": kill_at, "resume": kill_at > 7}))
-        script = Path(__file__).with_name("laser_process.py")
+        script = Path(__file__).with_name("killed_training.py")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         killed = warm.run([sys.executable, script, tmp_path / "job.json"], env=environment)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
 import shutil
+import signal
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ from reccocktail.tasks import (
     TaskError,
     click_data,
     generate,
+    write_domain,
 )
 from reccocktail.trainers import testing
 from reccocktail.trainers.plugin import TrainerError, TrainingJob, TrainingResult
@@ -378,6 +383,23 @@ def test_a_training_that_was_killed_ends_where_an_undisturbed_one_does(
     assert (resumed.adapter / "training_log.jsonl").read_bytes() == (
         undisturbed.adapter / "training_log.jsonl"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_9_in_any_stage_loses_nothing(bench: Bench, undisturbed: TrainingResult, tmp_path: Path, warm: Any):
+    write_domain(bench.toy, tmp_path / "data")
+    run, told = tmp_path / "run", tmp_path / "job.json"
+    run.mkdir()
+    about = {"trainer": "reclora", "base": str(bench.base), "data": str(tmp_path / "data"), "folder": str(run)}
+    options = {"template": bench.template} | TOY | SHORT
+    for resume, kill_at in enumerate([1, 3, 7 + 12, 7 + 60]):  # recommender, items' embeddings, first rows, last rows
+        told.write_text(json.dumps(about | {"options": options, "kill_at": kill_at, "resume": bool(resume)}))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        killed = warm.run([sys.executable, Path(__file__).with_name("killed_training.py"), told], env=environment)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+        assert not (run / "adapter").exists()
+    resumed = RecloraTrainer().train(bench.job(run, resume=True, **SHORT))
+    assert file_digest(resumed.adapter / "bundle.json") == file_digest(undisturbed.adapter / "bundle.json")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_trained(bench: Bench, tmp_path: Path):
