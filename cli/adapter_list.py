@@ -10,7 +10,7 @@ from ..registry.errors import UsageError
 from .adapters import adapter
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .console import NO_MORE, answer, page, size, table
-from .evaluation_records import FIRST, brief
+from .evaluation_records import FIRST
 
 if TYPE_CHECKING:
     from ..registry import Adapter
@@ -135,7 +135,7 @@ def list_(
         page([f"{base}:{ref}" if several else ref for base, ref in keys], limit)
 
     found = [(a, measured.get((a.base, a.ref))) for a in rows]
-    answer(as_json, [a.to_json() | {"evaluation": each and brief(each)} for a, each in found], show_rows)
+    answer(as_json, [a.to_json() | {"evaluation": each and each.brief()} for a, each in found], show_rows)
 
 
 def _figures(measured: EvaluationRecord | None, sort: str | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .bases import say_unchecked
 from .console import NO_MORE, answer, details, page, progress, say, short, table, warn
-from .evaluation_records import MOST_SHOWN, brief, show_measured
+from .evaluation_records import MOST_SHOWN, show_measured
 from .lineage import happened
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         return
     assert reached is not None
     lists = {
-        "evaluations": [brief(each) for each in measured[:MOST_SHOWN]],
+        "evaluations": [each.brief() for each in measured[:MOST_SHOWN]],
         "builds": [entry.to_json() for entry in reached.builds],
         "build_count": reached.build_count,
         "publications": [entry.to_json() for entry in reached.publications],

@@ -14,7 +14,7 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, Us
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
 from .console import answer, details, printable, say, stages, warn
-from .evaluation_records import MOST_SHOWN, brief, measured_of, show_measured
+from .evaluation_records import MOST_SHOWN, measured_of, show_measured
 from .lineage import lineage_lines, trace
 from .searches import show_search
 
@@ -187,7 +187,7 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
         _show_one(row, lineage, written)
         show_measured(measured, row.id)
 
-    found = {"lineage": lineage, "evaluations": [brief(each) for each in measured[:MOST_SHOWN]]}
+    found = {"lineage": lineage, "evaluations": [each.brief() for each in measured[:MOST_SHOWN]]}
     answer(as_json, row.to_json() | written | found, show_all)
 
 

@@ -249,12 +249,6 @@ def show_records(rows: Sequence[EvaluationRecord], *, empty: str, sort: str | No
     table(columns, cells, empty=empty, right=("users",), spare=spare)
 
 
-def brief(row: EvaluationRecord) -> dict[str, Any]:
-    """An evaluation inside another document; `evaluation show` has the rest."""
-    names = ("id", "domain", "split", "mode", "users", "metrics", "created_at", "created_by")
-    return {name: value for name, value in row.to_json().items() if name in names}
-
-
 def show_measured(rows: Sequence[EvaluationRecord], system: str) -> None:
     """The newest evaluations of one system, after other things that are known of it."""
     click.echo(f"\nevaluations: {'none yet' if not rows else ''}".rstrip())

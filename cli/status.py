@@ -11,16 +11,13 @@ from ..registry.errors import UsageError
 from .adapters import moment
 from .app import App, example, json_option, pass_app
 from .console import answer, say, table, tell
-from .evaluation_records import brief, figure
+from .evaluation_records import figure
 from .gates import asked
 from .status_screen import fits, grouped, summary, with_names
 
 if TYPE_CHECKING:
     from ..engine.standing_figures import StandingFigures
     from ..publishing.outdated import Overview
-    from ..registry import Build
-    from ..registry.catalog.evaluations import EvaluationRecord
-    from ..registry.catalog.gates import Gate
 
 STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
 TROUBLED = ("stale", "blocked", "failed")
@@ -55,26 +52,15 @@ def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None
             raise UsageError("--at is about the past, and --state and --check about now: one of them")
         _show_past(app, at, domain, as_json)
         return
-    from ..engine.standing_figures import standing_figures
-    from ..publishing.outdated import overview
+    from ..publishing.status import is_in, status_of
 
     with app.registry() as registry:
-        found = overview(registry, domain)
-        unsettled: dict[str, list[Build]] = {}
-        for build in registry.builds.unsettled(domain):
-            unsettled.setdefault(build.domain, []).append(build)
-        gates = {gate.domain: gate for gate in registry.gates.list()}
-        figures = standing_figures(registry, found.states, gates)
-    document = [
-        _entry(found, name, unsettled.get(name, []))
-        | {"gate": _gate(gates.get(name)), "measured": _measured(figures[name])}
-        for name in found.states
-    ]
-    document = [entry for entry in document if not states or _is_in(entry, states)]
+        found = status_of(registry, domain)
+    document = [entry for entry in found.entries if not states or is_in(entry, states)]
     empty = "no domain yet; `reccocktail domain add NAME`" if not states else "no domain is in that state"
-    every = None if domain is None else figures[domain]
-    answer(as_json, document, lambda: _show(document, found, empty, every))
-    if check and any(_is_in(entry, TROUBLED) for entry in document):
+    every = None if domain is None else found.figures[domain]
+    answer(as_json, document, lambda: _show(document, found.overview, empty, every))
+    if check and any(is_in(entry, TROUBLED) for entry in document):
         raise click.exceptions.Exit(1)
 
 
@@ -90,51 +76,6 @@ def _show_past(app: App, at: str, domain: str | None, as_json: bool) -> None:
         table(columns, rows, empty=f"no build was served at {when:%Y-%m-%d %H:%M:%S} UTC", spare=("alias", "base"))
 
     answer(as_json, [move.to_json() for move in found], show)
-
-
-def _is_in(entry: Mapping[str, Any], states: Sequence[str]) -> bool:
-    return entry["state"] in states or ("failed" in states and entry["failed"] is not None)
-
-
-def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, Any]:
-    state, last = found.states[name], found.published.get(name)
-    failed = next((build for build in unsettled if build.status == "failed"), None)
-    return {
-        "domain": name,
-        "spirit": state.spirit,
-        "ingredient": state.ingredient,
-        "build": state.build.id if state.build else None,
-        "outcome": ((state.build.report or {}).get("outcome") if state.build else None),
-        "state": state.state,
-        "reasons": list(state.reasons),
-        "why": state.why,
-        "served": state.served and state.served.to_json(),
-        "ready": state.ready.id if state.ready else None,
-        "trial": state.trial.id if state.trial else None,
-        "pending": [
-            {"id": build.id, "status": build.status, "stage": build.stage, "done": build.done, "total": build.total}
-            for build in unsettled
-            if build is not failed
-        ],
-        # the newest build of the domain, if it failed
-        "failed": failed and {"id": failed.id, "error": dict(failed.error or {})},
-        "published": f"{last.repo}@{last.revision[:12]}" if last else None,
-        # of all repositories that the domain was published to
-        "publication": None if last is None else "stale" if name in found.behind else "fresh",
-    }
-
-
-def _gate(found: Gate | None) -> dict[str, Any] | None:
-    return found and {"version": found.version, "require": found.require, "approvals": found.approvals}
-
-
-def _measured(figures: StandingFigures) -> dict[str, Any]:
-    """The metric that counts, and of the champion and of what is served the evaluation with that metric's interval."""
-
-    def of(row: EvaluationRecord | None) -> dict[str, Any] | None:
-        return None if row is None else brief(row) | {"figure": row.metrics.get(figures.metric)}
-
-    return {"metric": figures.metric, "champion": of(figures.champion), "served": of(figures.served)}
 
 
 def _figure(measured: Mapping[str, Any]) -> str | None:

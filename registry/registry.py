@@ -105,6 +105,15 @@ class Registry:
             opened.close()
             raise
 
+    @property
+    def actor(self) -> str:
+        """In whose name rows are created."""
+        return self._database.actor
+
+    def acting_as(self, actor: str) -> Registry:
+        """The same registry, with the same connections, for somebody else: a server's caller. It is closed by closing this one."""
+        return Registry(self.settings, self._database.acting_as(actor), self.store)
+
     def digests(self, *, without: Collection[str] = ()) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep. `without` the results of these builds."""
         return {digest for _, digest in self._references(without)}

@@ -9,7 +9,19 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("api", "registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "cli", "migrations")
+ROOMS = (
+    "api",
+    "registry",
+    "tasks",
+    "networks",
+    "engine",
+    "publishing",
+    "serving",
+    "server",
+    "trainers",
+    "cli",
+    "migrations",
+)
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

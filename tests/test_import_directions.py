@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "publishing": {"registry", "tasks", "engine"},
     "serving": {"registry", "tasks"},
     "trainers": {"registry", "tasks", "networks"},
-    "cli": {"registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "migrations"},
+    "cli": {"registry", "tasks", "networks", "engine", "publishing", "serving", "server", "trainers", "migrations"},
+    "server": {"registry", "tasks", "networks", "engine", "publishing", "serving", "trainers"},
     "migrations": {"registry"},
 }
 # Light modules without state, which every package may import.

@@ -100,6 +100,11 @@ class EvaluationRecord(Record):
         found = self.metrics.get(metric)
         return None if found is None else found["mean"]
 
+    def brief(self) -> dict[str, Any]:
+        """As it stands inside another document; `to_json` has the rest."""
+        names = ("id", "domain", "split", "mode", "users", "metrics", "created_at", "created_by")
+        return {name: value for name, value in self.to_json().items() if name in names}
+
 
 @dataclass(frozen=True)
 class EvaluationFilter:

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,9 +57,15 @@ class Database:
         # one it takes half the trips to the server. SQLite's readers keep one snapshot.
         self._engine = _engine(url, postgresql_isolation="AUTOCOMMIT")
         in_transaction = {"isolation_level": "READ COMMITTED"} if self.dialect == "postgresql" else {}
-        self._writer = self._engine.execution_options(
-            begin=_TO_WRITE, actor=check_no_secret("actor", actor or login_name()), **in_transaction
-        )
+        self.actor = check_no_secret("actor", actor or login_name())
+        self._writer = self._engine.execution_options(begin=_TO_WRITE, actor=self.actor, **in_transaction)
+
+    def acting_as(self, actor: str) -> Database:
+        """The same database and its connections, for rows in the name of another."""
+        other = copy(self)
+        other.actor = check_no_secret("actor", actor)
+        other._writer = self._writer.execution_options(actor=other.actor)
+        return other
 
     @property
     def dialect(self) -> str:

@@ -1,0 +1,86 @@
+"""Where every domain stands, as one document: what is built, served, published, under way and out of date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine.standing_figures import StandingFigures, standing_figures
+from ..registry import Build, Registry
+from ..registry.catalog.evaluations import EvaluationRecord
+from ..registry.catalog.gates import Gate
+from .outdated import Overview, overview
+
+STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
+
+
+@dataclass(frozen=True)
+class Status:
+    """`entries` is plain JSON, one object for each domain; `overview` and `figures` are what it was made of."""
+
+    entries: Sequence[Mapping[str, Any]]
+    overview: Overview
+    figures: Mapping[str, StandingFigures]
+
+
+def status_of(registry: Registry, domain: str | None = None) -> Status:
+    """Of all domains, in as many queries for many as for few, or of one. Raises NotFoundError."""
+    found = overview(registry, domain)
+    unsettled: dict[str, list[Build]] = {}
+    for build in registry.builds.unsettled(domain):
+        unsettled.setdefault(build.domain, []).append(build)
+    gates = {gate.domain: gate for gate in registry.gates.list()}
+    figures = standing_figures(registry, found.states, gates)
+    entries = [
+        _entry(found, name, unsettled.get(name, []))
+        | {"gate": _gate(gates.get(name)), "measured": _measured(figures[name])}
+        for name in found.states
+    ]
+    return Status(entries, found, figures)
+
+
+def is_in(entry: Mapping[str, Any], states: Sequence[str]) -> bool:
+    """Whether a domain is in one of the STATES; `failed` means that its newest build failed, whatever its state."""
+    return entry["state"] in states or ("failed" in states and entry["failed"] is not None)
+
+
+def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, Any]:
+    state, last = found.states[name], found.published.get(name)
+    failed = next((build for build in unsettled if build.status == "failed"), None)
+    return {
+        "domain": name,
+        "spirit": state.spirit,
+        "ingredient": state.ingredient,
+        "build": state.build.id if state.build else None,
+        "outcome": ((state.build.report or {}).get("outcome") if state.build else None),
+        "state": state.state,
+        "reasons": list(state.reasons),
+        "why": state.why,
+        "served": state.served and state.served.to_json(),
+        "ready": state.ready.id if state.ready else None,
+        "trial": state.trial.id if state.trial else None,
+        "pending": [
+            {"id": build.id, "status": build.status, "stage": build.stage, "done": build.done, "total": build.total}
+            for build in unsettled
+            if build is not failed
+        ],
+        # the newest build of the domain, if it failed
+        "failed": failed and {"id": failed.id, "error": dict(failed.error or {})},
+        "published": f"{last.repo}@{last.revision[:12]}" if last else None,
+        # of all repositories that the domain was published to
+        "publication": None if last is None else "stale" if name in found.behind else "fresh",
+    }
+
+
+def _gate(found: Gate | None) -> dict[str, Any] | None:
+    return found and {"version": found.version, "require": found.require, "approvals": found.approvals}
+
+
+def _measured(figures: StandingFigures) -> dict[str, Any]:
+    """The metric that counts, and of the champion and of what is served the evaluation with that metric's interval."""
+
+    def of(row: EvaluationRecord | None) -> dict[str, Any] | None:
+        return None if row is None else row.brief() | {"figure": row.metrics.get(figures.metric)}
+
+    return {"metric": figures.metric, "champion": of(figures.champion), "served": of(figures.served)}

@@ -1,0 +1,59 @@
+"""The application: the pages, the API and what surrounds them, on one open registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.staticfiles import StaticFiles
+
+from ..registry import Registry
+from . import answers, health
+from .identity import scope_of
+from .pages import overview
+from .security import LOOPBACK, Guard
+
+API = "/api/v1"
+STATIC = Path(__file__).with_name("static")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """`hosts` are the names that the server answers to; none: to any."""
+
+    hosts: tuple[str, ...] = LOOPBACK
+
+
+PAGES = (overview.router,)
+"""The routers of all pages."""
+
+
+def create_app(registry: Registry, options: ServerOptions | None = None) -> FastAPI:
+    """The application on an open registry, which the caller closes."""
+    options = options or ServerOptions()
+    app = FastAPI(
+        title="RecCocktail",
+        version=version("reccocktail"),
+        openapi_url=f"{API}/openapi.json",
+        docs_url=None,  # both load their scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.registry, app.state.options = registry, options
+    answers.install(app)
+    app.add_middleware(Guard, hosts=options.hosts)
+    app.include_router(health.router)
+    for router in PAGES:
+        app.include_router(router, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    _tell_scopes(app)
+    return app
+
+
+def _tell_scopes(app: FastAPI) -> None:
+    """Puts into the OpenAPI document which scope each route needs."""
+    for route in app.routes:
+        if isinstance(route, APIRoute) and (scope := scope_of(route)) is not None:
+            route.openapi_extra = {**(route.openapi_extra or {}), "x-scope": scope}

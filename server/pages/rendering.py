@@ -1,0 +1,87 @@
+"""Templates to pages: what every page has, and the page of an error. Text is escaped wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+FOLDER = Path(__file__).parents[1]
+LOGIN = "/login"
+UNITS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=1), "h"), (timedelta(minutes=1), "min"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """An entry of the navigation."""
+
+    path: str
+    label: str
+
+
+NAVIGATION = (Place("/", "Overview"),)
+"""The pages that the navigation leads to, in its order."""
+
+
+@cache
+def _templates() -> Environment:
+    found = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+    found.filters |= {"age": age, "moment": moment, "short": short}
+    found.trim_blocks = found.lstrip_blocks = True
+    found.globals |= {"navigation": NAVIGATION, "version": version("reccocktail")}
+    return found
+
+
+def render(
+    request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+) -> HTMLResponse:
+    """The page that a file of `templates/` makes of the values; `caller` and `path` are there for each."""
+    values |= {"path": request.url.path, "caller": getattr(request.state, "caller", None)}
+    values.setdefault("csrf", getattr(request.state, "csrf", ""))
+    return HTMLResponse(_templates().get_template(template).render(values), status, headers=dict(headers or {}))
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person looks at the answer."""
+    if request.url.path.startswith("/api/"):
+        return False
+    return "text/html" in request.headers.get("accept", "")
+
+
+def error_page(
+    request: Request, status: int, error: Mapping[str, Any], headers: Mapping[str, str]
+) -> HTMLResponse | RedirectResponse:
+    """Of somebody who is not known yet, the way to the login."""
+    if status == 401 and request.url.path != LOGIN:
+        return RedirectResponse(LOGIN, 303)
+    return render(request, "error.html", status=status, headers=headers, number=status, error=error)
+
+
+def age(since: datetime | str | None) -> str:
+    """How long ago, in the largest unit of which there is one, rounded down; `now` below a minute."""
+    if since is None:
+        return ""
+    passed = datetime.now(UTC) - (datetime.fromisoformat(since) if isinstance(since, str) else since)
+    unit = next(((length, name) for length, name in UNITS if passed >= length), None)
+    return "now" if unit is None else f"{passed // unit[0]} {unit[1]}"
+
+
+def moment(at: datetime | str | None) -> str:
+    """A moment in UTC, to the minute."""
+    if at is None:
+        return ""
+    found = datetime.fromisoformat(at) if isinstance(at, str) else at
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def short(digest: str | None) -> str:
+    """The beginning of a digest, enough to tell it from others."""
+    return (digest or "").removeprefix("sha256:")[:12]

@@ -1,0 +1,31 @@
+"""The pages in a browser: they show what is there, by keyboard, on a phone, in the dark, and accessibly."""
+
+from __future__ import annotations
+
+import re
+
+
+def test_the_overview_shows_every_domain_with_its_state(client, stocked):
+    stocked.domains.add("garden", title="<b>Garden</b>")
+    text = client.get("/", headers={"Accept": "text/html"}).text
+    assert re.search(r'<th scope="row">skin-care</th>\s*<td><span class="state unbuilt">', text)
+    assert 'href="/?state=unbuilt"' in text
+    only = client.get("/?state=blocked&state=cold").text
+    assert "skin-care</th>" not in only
+    assert client.get("/?state=purple").status_code == 422
+
+
+def test_the_overview_in_a_browser(site, page, inaccessible):
+    page.goto(site)
+    assert page.get_by_role("rowheader").all_text_contents() == ["skin-care"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert inaccessible(page) == [], scheme
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("link", name="unbuilt").click()
+    assert page.url.endswith("/?state=unbuilt")
