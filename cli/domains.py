@@ -266,7 +266,21 @@ def list_(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """Show a domain."""
+    """Show a domain, and what is in its data."""
+    from ..tasks import TaskError, describe, read_domain
+
     with app.registry() as registry:
         row = registry.domains.get(name)
-    answer(as_json, row.to_json(), lambda: details(row.to_json()))
+    found = None
+    if row.data is not None:
+        try:
+            found = describe(read_domain(row.data, name))
+        except TaskError as error:
+            warn(f"the data of {name} cannot be read here: {error}")
+
+    def show_row() -> None:
+        details(row.to_json())
+        for line in facts_lines(found) if found else ():
+            click.echo(line)
+
+    answer(as_json, row.to_json() | {"found": found and asdict(found)}, show_row)

@@ -88,10 +88,12 @@ def list_(
         rows = registry.evaluations.list(wanted, sort=sort, limit=limit + 1, after=after)
 
     def show_rows() -> None:
-        narrowed = domain or system or split or score or metrics or sort
+        narrowed = domain or system or split or score or metrics
         empty = (
             NO_MORE
             if after
+            else f"no such evaluation has the metric {sort}"
+            if sort
             else "no such evaluation"
             if narrowed
             else "no evaluation yet; `reccocktail evaluate SYSTEM... --domain D`"

@@ -89,14 +89,14 @@ def _figure(measured: Mapping[str, Any]) -> str | None:
 def _show_every(figures: StandingFigures) -> None:
     """All metrics of one domain's champion and of what it serves."""
     rows = [
-        [what, row.label, name, figure(row, name), row.id, f"{row.created_at:%Y-%m-%d}"]
+        [what, row.label, name, figure(row, name), row.users, row.id, f"{row.created_at:%Y-%m-%d}"]
         for what, row in (("champion", figures.champion), ("served", figures.served))
         if row is not None
         for name in sorted(row.metrics, key=lambda name: name != figures.metric)
     ]
     if rows:
-        columns = ["", "system", "metric", "mean", "evaluation", "created"]
-        table(columns, rows, empty="", spare=("created", "evaluation", "system"))
+        columns = ["", "system", "metric", "mean", "users", "evaluation", "created"]
+        table(columns, rows, empty="", right=("users",), spare=("created", "evaluation", "system"))
 
 
 def _show(

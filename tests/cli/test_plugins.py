@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +79,11 @@ def test_syncing_tells_of_every_domain_and_stops_for_none(plugins: Any) -> None:
     assert "'kitchen' is there already" in told["shop", "kitchen"][1]
     assert "absent.yaml cannot be read" in told["shop", "books"][1]
     assert "SystemExit: no licence" in told["wreck", None][1]
-    assert plugins("domain", "show", "toys", "--json").json["trainer"] == "shop"
+    shown = plugins("domain", "show", "toys", "--json").json
+    assert (shown["trainer"], shown["found"]["users"]) == ("shop", 5)
+    shutil.rmtree(shown["data"])
+    unread = plugins("domain", "show", "toys", "--json")
+    assert (unread.json["found"], "cannot be read here" in unread.err) == (None, True)
     again = plugins.process("domain", "sync", "shop", code=1)
     assert "unchanged" in again.out
     assert "the network is gone" in again.out
