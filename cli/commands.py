@@ -19,10 +19,12 @@ from .publishing import publication, publish, unpublish, verify
 from .recipes import recipe
 from .recommending import recommend
 from .served import rollback
+from .server import server
 from .serving import resolve
 from .setup import db, doctor, init, store
 from .status import status
 from .templates import template
+from .tokens import token
 from .training import train, trainers
 from .workers import worker
 
@@ -31,7 +33,7 @@ GROUPS = {
     "Data and training": (domain, base, train, trainers, adapter, evaluate, evaluation),
     "Mixing": (recipe, template, build, merge, status),
     "Publishing and serving": (publish, unpublish, publication, verify, resolve, rollback, recommend, personalise),
-    "Operations": (worker, log, apply, export, store, db),
+    "Operations": (worker, server, token, log, apply, export, store, db),
 }
 """The headings of `reccocktail --help`, and the commands under each."""
 

@@ -16,10 +16,11 @@ SECRET = "[secret]"  # noqa: S105  what stands in the place of one
 # hf_hub_download have neither capitals nor digits, or fewer letters in a row.
 _TOKEN = re.compile(
     r"\b(?:hf_|api_org_)(?:[A-Za-z0-9]{24,}|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{10,})"
+    r"|\brct_[\w-]{43}"  # a token of a server of ours
     r"|eyJ[\w.-]{20,}|\bbearer\s+(?!token)[^\s'\"]{4,}['\"]?",
     re.IGNORECASE,
 )
-_WHOLE_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}")
+_WHOLE_TOKEN = re.compile(r"\b(?:(?:hf_|api_org_)[A-Za-z0-9]{30,}|rct_[\w-]{43})")
 # a path that was made of a URL has lost one of its slashes
 # and no scheme is long: without a limit, a text in one piece took time that grew with its square
 _PASSWORD = re.compile(r"([a-z][a-z0-9+.-]{1,60}:/{1,2}[^\s/@:'\"]*):(?!\d+(?:/|\s|$))[^\s'\"]*@", re.IGNORECASE)

@@ -23,6 +23,7 @@ from .catalog.publications import Publications
 from .catalog.recipes import Recipes
 from .catalog.references import Reference
 from .catalog.serving import Serving
+from .catalog.tokens import Tokens
 from .database.connection import Database, make_private
 from .database.migrate import require_head, upgrade
 from .database.tables import AdapterRow, BaseModelRow, BuildRow, DomainRow, EvaluationRow
@@ -60,6 +61,7 @@ class Registry:
         self.recipes = Recipes(database, "recipe")
         self.templates = Recipes(database, "template")
         self.edits = Edits(database)
+        self.tokens = Tokens(database)
 
     @classmethod
     def create(cls, settings: Settings, *, actor: str | None = None, notes: list[str] | None = None) -> Registry:

@@ -13,8 +13,10 @@ from starlette.staticfiles import StaticFiles
 from ..registry import Registry
 from . import answers, health
 from .identity import scope_of
-from .pages import overview
+from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
+from .pages import login, overview
 from .security import LOOPBACK, Guard
+from .sessions import Sessions, session_key
 
 API = "/api/v1"
 STATIC = Path(__file__).with_name("static")
@@ -22,12 +24,14 @@ STATIC = Path(__file__).with_name("static")
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """`hosts` are the names that the server answers to; none: to any."""
+    """`hosts` are the names that the server answers to; none: to any. With `login` everybody needs a token."""
 
     hosts: tuple[str, ...] = LOOPBACK
+    login: bool = False
+    requests_per_minute: int = REQUESTS_PER_MINUTE
 
 
-PAGES = (overview.router,)
+PAGES = (overview.router, login.router)
 """The routers of all pages."""
 
 
@@ -42,6 +46,8 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
         redoc_url=None,
     )
     app.state.registry, app.state.options = registry, options
+    app.state.sessions = Sessions(session_key(registry.settings))
+    app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)

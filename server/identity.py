@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Form, Request
 from fastapi.routing import APIRoute
 
 from ..registry import Registry
-from .errors import ForbiddenError
+from ..registry.catalog.tokens import Token
+from .errors import ForbiddenError, UnauthenticatedError
+from .sessions import Session
+
+SAFE = ("GET", "HEAD", "OPTIONS")
 
 ADMIN = "admin"
 
@@ -39,10 +43,83 @@ class Identity:
 
 
 def identify(request: Request) -> Identity:
-    """On loopback whoever is on this machine: the user that runs the server."""
-    found = Identity(request.app.state.registry.actor, frozenset({ADMIN}))
+    """By the token of the request, else by the session that began with one, else, where no login is asked for, whoever is on this machine.
+
+    Raises UnauthenticatedError, TooManyRequestsError.
+    """
+    state = request.app.state
+    if (known := getattr(request.state, "caller", None)) is not None:
+        return known
+    given = request.headers.get("authorization")
+    if given is not None:
+        found = _identity(request, _token(request, bearer(given)))
+    elif (session := session_of(request)).token is not None:
+        found = _identity(request, _valid(state.registry.tokens.of_id(session.token)))
+        _expect_csrf_header(request, session)
+    elif state.options.login:
+        raise UnauthenticatedError("this server wants a token", hint="Authorization: Bearer TOKEN, or log in at /login")
+    else:
+        found = Identity(state.registry.actor, frozenset({ADMIN}))
     request.state.caller = found
     return found
+
+
+def log_in(request: Request, secret: str) -> Session:
+    """The session of who has the token. Raises UnauthenticatedError, TooManyRequestsError."""
+    return Session.new(_token(request, secret).id)
+
+
+def bearer(header: str) -> str:
+    """The token of an Authorization header; empty for another scheme."""
+    scheme, _, secret = header.partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
+
+
+def session_of(request: Request) -> Session:
+    """Of the request's cookie, else a new one, which the page that is answered sets."""
+    if (known := getattr(request.state, "session", None)) is None:
+        known = request.app.state.sessions.read(request)
+        request.state.is_new = known is None
+        request.state.session = known = known or Session.new()
+    return known
+
+
+def expect_csrf(request: Request, csrf: Annotated[str, Form()] = "") -> None:
+    """What every form of a page carries. Raises ForbiddenError."""
+    if not request.app.state.sessions.is_csrf(request.app.state.sessions.read(request), csrf):
+        raise ForbiddenError("the form is too old, or of another site", hint="load the page again")
+    request.state.is_form = True
+
+
+def _expect_csrf_header(request: Request, session: Session) -> None:
+    """A script of a page that changes something says so; forms are looked at by `expect_csrf`."""
+    if request.method in SAFE or getattr(request.state, "is_form", False):
+        return
+    if not request.app.state.sessions.is_csrf(session, request.headers.get("x-csrf-token", "")):
+        raise ForbiddenError("a change by a session needs the header X-CSRF-Token, or the form's field")
+
+
+def _token(request: Request, secret: str) -> Token:
+    """Who guesses tokens from one address is slowed down."""
+    state = request.app.state
+    address = request.client.host if request.client else "unknown"
+    state.logins.take(address, 0)
+    if (found := state.registry.tokens.of_secret(secret)) is None:
+        state.logins.take(address)
+    return _valid(found)
+
+
+def _valid(token: Token | None) -> Token:
+    if token is None:
+        raise UnauthenticatedError(
+            "the token is unknown, expired or revoked", hint="`reccocktail token list` shows those that there are"
+        )
+    return token
+
+
+def _identity(request: Request, token: Token) -> Identity:
+    request.app.state.rate.take(token.name)
+    return Identity(token.name, frozenset(token.scopes))
 
 
 @dataclass(frozen=True)

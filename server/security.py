@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import failure
+from .identity import SAFE
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -29,6 +30,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+
+
+BODY_LIMIT = 4 * 2**20  # bytes, of what is not an upload
+CHUNK_LIMIT = 64 * 2**20  # bytes of one piece of an upload
+UPLOADS = "/api/v1/uploads/"
 
 
 class Guard:
@@ -56,7 +62,8 @@ class Guard:
         if refusal is not None:
             await JSONResponse(failure("forbidden", refusal), 403)(scope, receive, answered)
         else:
-            await self._app(scope, receive, answered)
+            limit = CHUNK_LIMIT if scope["path"].startswith(UPLOADS) else BODY_LIMIT
+            await self._app(scope, _limited(scope, receive, limit), answered)
 
     def _refusal(self, request: Request) -> str | None:
         headers = request.headers
@@ -68,6 +75,22 @@ class Guard:
         if "\0" in request.url.path or "%00" in scope_query(request):
             return "an address has a NUL character"
         return None
+
+
+def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """The same, but a body ends with 413 where it is longer, whatever its Content-Length says."""
+    announced = Headers(scope=scope).get("content-length", "0")
+    taken = int(announced) if announced.isdigit() and int(announced) > limit else 0
+
+    async def received() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise HTTPException(413, f"the body is longer than {limit} bytes")
+        return message
+
+    return received
 
 
 def scope_query(request: Request) -> str:

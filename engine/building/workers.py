@@ -346,6 +346,18 @@ def processes(
     return [registry.builds.get(build) for build in ended]
 
 
+@contextmanager
+def one_beside(registry: Registry, options: WorkerOptions, notify: Notify) -> Iterator[None]:
+    """One worker process for as long as the block lasts; then its builds go back to the queue."""
+    child = _Child(_environment(registry, options, 1), options, notify)
+    try:
+        yield
+    finally:
+        _end([child])
+        with suppress(UnavailableError):  # otherwise its leases run out
+            registry.builds.free(child.token, f"worker {child.pid} was stopped")
+
+
 def _environment(registry: Registry, options: WorkerOptions, count: int) -> dict[str, str]:
     """Where the registry is goes by the environment: a command line can be read by everybody on the machine."""
     settings = registry.settings

@@ -40,6 +40,7 @@ KINDS = {
     "evaluation": ("recorded",),
     "recipe": ("added",),
     "template": ("added",),
+    "token": ("added", "revoked"),
 }
 """What an event can be about, and what can happen to it: `alias.moved` is a kind."""
 

@@ -24,6 +24,7 @@ _PATTERNS = {
     "alias": (re.compile(rf"(?!v[0-9]+$){_SLUG}"), "up to 63 of a-z, 0-9 and -, and not of the form vN"),
     "recipe": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
     "template": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
+    "token": (re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}"), "up to 63 letters, digits, '.', '_', '@' and '-'"),
 }
 
 _A = {
@@ -32,6 +33,7 @@ _A = {
     "alias": "an alias",
     "recipe": "a recipe",
     "template": "a template",
+    "token": "a token",
 }
 
 
@@ -79,7 +81,7 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def check_name(kind: Literal["domain", "base", "alias", "recipe", "template"], text: str) -> str:
+def check_name(kind: Literal["domain", "base", "alias", "recipe", "template", "token"], text: str) -> str:
     """The name itself if it may be given to a `kind`, otherwise UsageError."""
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):

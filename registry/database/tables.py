@@ -322,6 +322,32 @@ class ApprovalRow(Table):
     )
 
 
+class TokenRow(Table):
+    """Who may ask a server: `digest` is the SHA-256 (hex) of 256 random bits that only their holder has.
+
+    Only `revoked_at`, once, and `last_used_at` ever change.
+    """
+
+    __tablename__ = "tokens"
+
+    id: Mapped[int] = id_column()
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"), unique=True)  # that made it
+
+    __table_args__ = (
+        CheckConstraint("length(digest) = 64", name="digest"),
+        Index(
+            "uq_tokens_standing_name", "name", unique=True,
+            sqlite_where=text("revoked_at IS NULL"), postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )  # fmt: skip
+
+
 class EventRow(Table):
     """What happened to what. An alias event has `alias`, where it is now (`adapter_id`) and where it was (`previous_id`)."""
 

@@ -14,6 +14,8 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..identity import session_of
+
 FOLDER = Path(__file__).parents[1]
 LOGIN = "/login"
 UNITS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=1), "h"), (timedelta(minutes=1), "min"))
@@ -43,10 +45,14 @@ def _templates() -> Environment:
 def render(
     request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
-    """The page that a file of `templates/` makes of the values; `caller` and `path` are there for each."""
+    """The page that a file of `templates/` makes of the values. `caller`, `path` and `csrf`, which every form carries, are there for each."""
+    session, sessions = session_of(request), request.app.state.sessions
     values |= {"path": request.url.path, "caller": getattr(request.state, "caller", None)}
-    values.setdefault("csrf", getattr(request.state, "csrf", ""))
-    return HTMLResponse(_templates().get_template(template).render(values), status, headers=dict(headers or {}))
+    values |= {"csrf": sessions.csrf(session), "logged_in": session.token is not None}
+    page = HTMLResponse(_templates().get_template(template).render(values), status, headers=dict(headers or {}))
+    if request.state.is_new:
+        sessions.write(request, page, session)
+    return page
 
 
 def wants_page(request: Request) -> bool:

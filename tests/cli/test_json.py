@@ -92,8 +92,11 @@ ASKED: list[Words] = [
     ("db", "downgrade", "0001", "--allow-data-loss"),
     ("db", "current"),
     ("db", "check"),
+    ("token", "create", "ci", "--scope", "read"),
+    ("token", "list"),
 ]
 CHANGED_BY_STEPS = {
+    ("token", "revoke"),
     ("apply",),
     ("evaluation", "show"),
     ("evaluation", "compare"),
@@ -112,6 +115,7 @@ LONG = {
     ("train",),
     ("completion",),
     ("personalise",),
+    ("server",),
 }
 # `train` in test_training_answers_with_the_adapter; `demo` is the README's; a script is no JSON; `personalise` wants a bundle:
 # tests/cli/test_personalising.py

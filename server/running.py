@@ -1,0 +1,93 @@
+"""Running the server: where it may listen, and the worker beside it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import uvicorn
+
+from ..engine.building.workers import Notify, WorkerOptions, one_beside
+from ..registry import Registry
+from ..registry.errors import UsageError
+from .app import ServerOptions, create_app
+from .security import LOOPBACK
+
+GRACE_SECONDS = 5  # for answers that are under way, when the server is stopped
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and the names that the server answers to beside those of this machine."""
+
+    host: str
+    port: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+def options_for(registry: Registry, address: Address, *, login: bool, requests_per_minute: int) -> ServerOptions:
+    """Raises UsageError where others could reach the server and nobody could log in."""
+    login = login or not address.is_loopback
+    if login and not registry.tokens.is_any_valid():
+        where = "anybody needs a token" if address.is_loopback else f"{address.host} can be reached from elsewhere"
+        raise UsageError(
+            f"{where}, and there is no valid token",
+            hint="reccocktail token create NAME --scope admin; or listen on 127.0.0.1",
+        )
+    names = (*LOOPBACK, *address.names) if address.is_loopback or address.names else ()
+    return ServerOptions(names, login, requests_per_minute)
+
+
+def run(
+    registry: Registry,
+    address: Address,
+    options: ServerOptions,
+    *,
+    worker: WorkerOptions | None = None,
+    notify: Notify = lambda event: None,
+    listening: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until the process is asked to end, with a worker process beside it if its options are given. Raises UsageError."""
+    config = uvicorn.Config(
+        create_app(registry, options),
+        host=address.host,
+        port=address.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config, listening)
+    with one_beside(registry, worker, notify) if worker else nullcontext():
+        try:
+            server.run()
+        except SystemExit as error:  # uvicorn has logged why
+            raise UsageError(
+                f"the server cannot listen on {address.host}:{address.port}", hint="another --port, or end what has it"
+            ) from error
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listening()

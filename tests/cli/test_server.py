@@ -1,0 +1,53 @@
+"""`server` and `token`: what they print, and that a server which is asked to end does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return str(listening.getsockname()[1])
+
+
+def test_a_token_is_made_listed_and_revoked(prepared):
+    made = prepared("token", "create", "ci", "--scope", "read,promote:skin-care", "--scope", "build", "--json").json
+    assert made["scopes"] == ["read", "promote:skin-care", "build"]
+    assert made["token"].startswith("rct_")
+    assert prepared("token", "create", "cd", "--scope", "admin", "--expires", "never").out.startswith("rct_")
+    listed = prepared("token", "list", "--json").json
+    assert [(each["name"], each["expires_at"] is None) for each in listed] == [("cd", True), ("ci", False)]
+    assert made["token"] not in str(listed)
+    assert prepared("token", "revoke", "ci", "--json").json["revoked_at"]
+    assert "revoked" in prepared("token", "list").out
+    for words in (("create", "x", "--scope", "write"), ("create", "x", "--scope", "read", "--expires", "soon")):
+        assert prepared("token", *words, "--json", code=2).json["error"]["code"] == "usage"
+    assert prepared("token", "revoke", "nobody", "--json", code=1).json["error"]["code"] == "not_found"
+
+
+def test_a_server_begins_answers_and_ends(prepared):
+    assert prepared("server", "--host", "0.0.0.0", code=2).err.startswith("error: ")
+    port = _free_port()
+    command = [str(Path(sys.executable).with_name("reccocktail")), "server", "--port", port]
+    process = subprocess.Popen(
+        command, env=prepared.environment(), cwd=prepared.folder, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"serving http://127.0.0.1:{port}\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+            assert json.load(answer) == {"ok": True}
+        again = prepared.process("server", "--port", port, code=2)
+        assert "cannot listen" in again.err
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr.read() == "stopped\n"
+    finally:
+        process.kill()
+        process.wait()
