@@ -5,7 +5,8 @@
 DATA is the folder of a domain with ratings, FOLDER that of a language model. Variants: `reclora`; `one-lora`, with the same prompts and
 rows, and one meta-LoRA; `shuffled`, whose gates read another row's user, in training and afterwards; `few`, whose recommender learned
 from those rows alone; `recent`, which shows the newest rated items instead of the most similar ones; `target-free`, a user's LoRA that
-does not depend on the item. DIN and the untrained model stand beside them. A variant that lies in the home already is not trained again,
+does not depend on the item. With `--spirit FOLDER`, a base spirit as a PEFT LoRA, the last is also mixed with it, as `personalise
+--spirit` does, in the shares .2, .4 and .6. DIN and the untrained model stand beside them. A variant that lies in the home already is not trained again,
 and one that was interrupted goes on, so the script is simply started again.
 
 Prints ROC AUC, log-loss and accuracy, and each variant's paired differences from `one-lora` and `reclora`, with 95 % intervals from
@@ -25,6 +26,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from reccocktail.engine.models import compute_dtype
 from reccocktail.networks.bundle import PersonalisedBundle, open_bundle
 from reccocktail.networks.din import FrozenDin, train_din
@@ -60,6 +62,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "target-free": {"target_dependent": False},
 }
 COMPARED = ("one-lora", "reclora")
+SHARES = (0.2, 0.4, 0.6)  # of the spirit; the rest is the user's LoRA
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="folder of the language model")
     parser.add_argument("--home", type=Path, default=Path("reclora-study"))
     parser.add_argument("--variant", choices=tuple(VARIANTS), action="append", help="all, unless given")
+    parser.add_argument("--spirit", type=Path, help="folder of a base spirit")
     parser.add_argument("--samples", type=int, default=320, help="rows that the LoRAs learn from")
     parser.add_argument("--rows", type=int, default=400, help="of the test part, seeded")
     parser.add_argument("--history", type=int, default=10, help="rated items that a prompt shows")
@@ -83,6 +87,9 @@ def main() -> None:
     found = study.baselines()
     for name in asked.variant or VARIANTS:
         found[name] = study.variant(name)
+        show(found)
+    for share in SHARES if asked.spirit else ():
+        found[f"target-free, {share:g} spirit"] = study.with_spirit(asked.spirit, share)
         show(found)
 
 
@@ -128,6 +135,24 @@ class Study:
             return scored(model, tokenizer, bundle, self.asked)
 
         return self.kept(name, found)
+
+    def with_spirit(self, spirit: Path, share: float) -> ClickScores:
+        """The target-free variant's user LoRAs at 1 - share, on a model with the spirit at `share`."""
+
+        def found() -> NDArray[np.float64]:
+            bundle = open_bundle(self.trained("target-free"))
+            model, tokenizer = self.model()
+            mixed: Any = PeftModel.from_pretrained(model.float(), spirit)
+            for layer in mixed.modules():
+                if hasattr(layer, "scale_layer"):
+                    layer.scale_layer(share)
+            model = mixed.merge_and_unload().to(compute_dtype("cpu")).eval()
+            with torch.no_grad():
+                for b in bundle.net.b:
+                    b.mul_(1 - share)
+            return scored(model, tokenizer, bundle, self.asked)
+
+        return self.kept(f"target-free-spirit-{share:g}", found)
 
     def kept(self, name: str, find: Callable[[], NDArray[np.float64]]) -> ClickScores:
         """The scores of the asked rows, from a file where they are kept already."""

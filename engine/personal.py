@@ -118,8 +118,8 @@ def refuse_target_dependent(row: Adapter) -> None:
     if row.context.get("bundle", {}).get("target_dependent"):
         raise TargetDependentError(
             f"{row.ref} gives a user another LoRA for each item that is asked about, so there is none to write for a user",
-            hint=f"`reccocktail recommend {row.domain} --user USER --adapter {row.ref}` asks it as it is; to write LoRAs, train one whose recommender does not"
-            " read the target",
+            hint=f"`reccocktail recommend {row.domain} --user USER --adapter {row.ref}` asks it as it is; to write LoRAs, train with"
+            " `-o target_dependent=false`",
         )
 
 
