@@ -66,6 +66,7 @@ def list_(
 
     `measured` is the newest evaluation on the test split of the version's own domain, `registered` what was given with it.
     """
+    from ..engine.documents import describe_adapters
     from ..registry.catalog.adapters import AdapterFilter
     from ..registry.catalog.filters import MetricBound
 
@@ -89,6 +90,7 @@ def list_(
         keys, rows = [(row.base, row.ref) for row in rows], rows[:limit]
         bases = {row.name: row.digest for row in registry.bases.list()}
         measured = registry.evaluations.of_adapters(rows)
+        document = describe_adapters(registry, rows)
     several = base is None and len(bases) > 1
     mixed = len({a.base for a in rows}) > 1
 
@@ -134,8 +136,7 @@ def list_(
         table(columns, shown, right=("rank", "size"), empty=empty, spare=spare)
         page([f"{base}:{ref}" if several else ref for base, ref in keys], limit)
 
-    found = [(a, measured.get((a.base, a.ref))) for a in rows]
-    answer(as_json, [a.to_json() | {"evaluation": each and each.brief()} for a, each in found], show_rows)
+    answer(as_json, document, show_rows)
 
 
 def _figures(measured: EvaluationRecord | None, sort: str | None) -> dict[str, float]:

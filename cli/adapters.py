@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..registry.errors import UsageError
+from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
 from .bases import say_unchecked
 from .console import NO_MORE, answer, details, page, progress, say, short, table, warn
-from .evaluation_records import MOST_SHOWN, show_measured
+from .evaluation_records import show_measured
 from .lineage import happened
 
 if TYPE_CHECKING:
@@ -179,27 +178,19 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
 
     With --at, what REF resolved to at that time, with the aliases, tags, note, description, links and metrics of that time.
     """
-    from ..registry.catalog.evaluations import EvaluationFilter, Weights
+    from ..engine.documents import describe_adapter, evaluations_of_adapter
 
     at = None if when is None else moment(when)
     with app.registry() as registry:
         row = registry.adapters.resolve(ref, base=base, at=at, kind=None)
         document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
-        reached = None if at else registry.adapters.reached(row)
-        weights = Weights(row.digest, registry.bases.get(row.base).digest)
-        measured = [] if at else registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)
+        measured = [] if at else evaluations_of_adapter(registry, row)
+        whole = document if at else describe_adapter(registry, row, measured)
+        reached = registry.adapters.reached(row)
     if at is not None:
         say(f"as of {at.isoformat()}")
         answer(as_json, document | {"at": at.isoformat()}, lambda: details(document))
         return
-    assert reached is not None
-    lists = {
-        "evaluations": [each.brief() for each in measured[:MOST_SHOWN]],
-        "builds": [entry.to_json() for entry in reached.builds],
-        "build_count": reached.build_count,
-        "publications": [entry.to_json() for entry in reached.publications],
-        "publication_count": reached.publication_count,
-    }
 
     def show_all() -> None:
         details({name: value for name, value in document.items() if name != "context"})
@@ -209,7 +200,7 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         show_measured(measured, row.ref)
         _show_reached(row, reached)
 
-    answer(as_json, document | lists, show_all)
+    answer(as_json, whole, show_all)
 
 
 def _text(path: Path | None) -> str | None:
@@ -239,27 +230,6 @@ def _show_reached(row: Adapter, reached: Reached) -> None:
         table(["repo", "revision", "tag", "build", "published"], published, empty="")
     if reached.publication_count > len(reached.publications):
         say(f"({len(reached.publications)} shown)")
-
-
-def moment(text: str, *, option: str = "--at", of_day: time = time.max) -> datetime:
-    """The moment that `text` names, in UTC; a day means its end, or what is given. Raises UsageError for other texts, and for the future."""
-    try:
-        if not re.match(r"\d{4}-\d{2}-\d{2}", text):
-            raise ValueError
-        found = datetime.fromisoformat(text)
-        if len(text) == len("2026-03-03"):
-            found = datetime.combine(found.date(), of_day)
-        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"{text!r} is not a point in time", hint="write 2026-03-03, 2026-03-03T14:00 or 2026-03-03T14:00+01:00"
-        ) from None
-    if found > datetime.now(UTC):
-        over = "the day is not over, in UTC; " if "T" not in text and found.date() == datetime.now(UTC).date() else ""
-        raise UsageError(
-            f"{found.isoformat()} is in the future", hint=f"{over}leave out {option} for the present state"
-        )
-    return found
 
 
 @adapter.command(

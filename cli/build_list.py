@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..registry.errors import UsageError
-from .adapters import moment
+from ..registry.moments import moment
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .build_table import show_builds
 from .builds import build

@@ -14,8 +14,8 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, Us
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
 from .console import answer, details, printable, say, stages, warn
-from .evaluation_records import MOST_SHOWN, measured_of, show_measured
-from .lineage import lineage_lines, trace
+from .evaluation_records import show_measured
+from .lineage import lineage_lines
 from .searches import show_search
 
 if TYPE_CHECKING:
@@ -174,21 +174,22 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
 
     A domain means its newest build, DOMAIN@production the one that it serves.
     """
+    from ..engine.documents import describe_build, evaluations_of_build
+
     with app.registry() as registry:
         row = named_build(registry, id_)
         if follow:
             _follow(registry, row.id)
             row = registry.builds.get(row.id)
-        lineage = trace(registry, row)
-        measured = measured_of(registry, row)
+        measured = evaluations_of_build(registry, row)
+        document = describe_build(registry, row, measured)
         written = registry.edits.of_build(row.id).to_json()
 
     def show_all() -> None:
-        _show_one(row, lineage, written)
+        _show_one(row, document["lineage"], written)
         show_measured(measured, row.id)
 
-    found = {"lineage": lineage, "evaluations": [each.brief() for each in measured[:MOST_SHOWN]]}
-    answer(as_json, row.to_json() | written | found, show_all)
+    answer(as_json, document, show_all)
 
 
 def _follow(registry: Registry, id_: str) -> None:

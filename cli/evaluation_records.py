@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .console import NO_MORE, answer, counted, details, page, say, table
 
 if TYPE_CHECKING:
-    from ..registry import Build, Registry
+    from ..registry import Registry
     from ..registry.catalog.evaluations import EvaluationRecord, Weights
 
-MOST_SHOWN = 10  # evaluations of one system, beside other things
 FIRST = (
     "NDCG@3",
     "HR@1",
@@ -174,21 +171,15 @@ def compare(
     users are taken. Reports A minus B with paired 95 % intervals (bootstrap). Evaluations of different users or candidates
     are refused.
     """
+    from ..engine.documents import describe_comparison
     from ..engine.records import compare as compared
     from ..engine.records import find_pair
 
     with app.registry() as registry:
         found = compared(registry, *find_pair(registry, one, other, domain=domain, base=base))
     first, second = found.one, found.other
-    if unknown := [name for name in metrics if name not in found.differences]:
-        raise UsageError(f"no metric {unknown[0]!r} in both", hint=f"there are {', '.join(found.differences)}")
-    differences = {name: each for name, each in found.differences.items() if name in metrics or not metrics}
-    document = {
-        "a": first.to_json(),
-        "b": second.to_json(),
-        "users": first.users,
-        "differences": {name: asdict(each) for name, each in differences.items()},
-    }
+    document = describe_comparison(found, metrics)
+    differences = {name: each for name, each in found.differences.items() if name in document["differences"]}
 
     def show_all() -> None:
         click.echo(f"A: {_called(first)}\nB: {_called(second)}")
@@ -253,17 +244,9 @@ def show_records(rows: Sequence[EvaluationRecord], *, empty: str, sort: str | No
 
 def show_measured(rows: Sequence[EvaluationRecord], system: str) -> None:
     """The newest evaluations of one system, after other things that are known of it."""
+    from ..engine.documents import MOST_SHOWN
+
     click.echo(f"\nevaluations: {'none yet' if not rows else ''}".rstrip())
     show_records(rows[:MOST_SHOWN], empty="")
     if len(rows) > MOST_SHOWN:
         say(f"({MOST_SHOWN} shown; all: reccocktail evaluation list --system {system})")
-
-
-def measured_of(registry: Registry, build: Build) -> list[EvaluationRecord]:
-    """The newest evaluations of what a build made, one more than is shown; none before it has succeeded."""
-    from ..registry.catalog.evaluations import EvaluationFilter, weights_of_build
-
-    if build.digest is None:
-        return []
-    weights = weights_of_build(build, registry.bases.get(build.base).digest)
-    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import UsageError
+from ..registry.moments import moment
 from ..registry.signals import Stopped, exit_code
-from .adapters import moment
 from .app import App, example, json_option, pass_app
 from .console import NO_MORE, answer, page, say, table, tell
 from .lineage import brief_pairs
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0  # between two looks for new events
 LIMIT, BEFORE = 50, 10  # past events that are shown: alone, and before the new ones
-LATE = 500  # ids below the newest: an event that appears later than its successors is among them
 KINDS = "adapter, alias, base, build, domain, or whole kinds such as alias.moved, build.failed, build.published"
 
 
@@ -54,10 +53,12 @@ def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: b
     """
     if follow and after is not None:
         raise UsageError("--after is a page of the past, and --follow is about what comes: one of them")
+    from ..registry.catalog.events import expect_kind
+
     with app.registry() as registry:
         if wanted["domain"] not in (None, "spirit"):
             registry.domains.get(wanted["domain"])
-        _expect_kind(wanted["kind"])
+        expect_kind(wanted["kind"])
         if wanted["since"] is not None:
             wanted["since"] = moment(wanted["since"], option="--since", of_day=datetime.min.time())
         chosen: EventFilter = wanted  # pyright: ignore[reportAssignmentType]  the options have its names
@@ -85,36 +86,18 @@ def _what(event: Event) -> str:
     return ": ".join(filter(None, [f"{event.kind} {event.subject}", brief_pairs(event)]))
 
 
-def _expect_kind(text: str | None) -> None:
-    """Raises UsageError for a kind that no event has."""
-    from ..registry.catalog.events import KINDS
-    from ..registry.catalog.references import did_you_mean
-
-    whole = [f"{noun}.{verb}" for noun, verbs in KINDS.items() for verb in verbs]
-    if text is not None and text not in whole and text not in KINDS:
-        near = did_you_mean(text, [*KINDS, *whole])
-        raise UsageError(f"no event is of the kind {text!r}{near}", hint=f"kinds are {', '.join([*KINDS, *whole])}")
-
-
 def _follow(registry: Registry, wanted: EventFilter, count: int, write: Callable[[Sequence[Event]], None]) -> None:
-    """The last `count` events, and then each new one once, until the process is interrupted.
+    """The last `count` events, and then each new one once, until the process is interrupted."""
+    from ..registry.catalog.following import EventFollower
 
-    What the first look sees is known before the past is read, so that an event which comes between the two is new.
-    """
-    newest = registry.events.list(limit=1)
-    last = newest[0].id if newest else 0
-    seen = {event.id for event in registry.events.newer(last - LATE, **wanted) if event.id <= last}
-    first = registry.events.list(limit=count, **wanted)[::-1]
-    seen |= {event.id for event in first}
+    following = EventFollower(registry.events, **wanted)
+    first = following.past(count)
     write(first)
     if not first:
         say("no such event yet")
     while True:
         time.sleep(SECONDS)
-        found = registry.events.newer(last - LATE, **wanted)
-        write([event for event in found if event.id not in seen])
-        last = max([last, *(event.id for event in found)])
-        seen = {number for number in seen if number > last - LATE} | {event.id for event in found}
+        write(following.new())
 
 
 def _write_json(events: Sequence[Event]) -> None:

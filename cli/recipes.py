@@ -51,22 +51,10 @@ def add(app: App, name: str, file: Path, note: str | None, as_json: bool) -> Non
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """List recipes: yours, and those that ship."""
-    from ..engine.recipes import SHIPPED
+    from ..engine.documents import describe_recipes
 
     with with_registry_if_any(app) as registry:
-        own = registry.recipes.list() if registry else []
-        users = registry.recipes.users() if registry else {}
-    used: dict[str, list[str]] = {}
-    for ref, domains in users.items():
-        used.setdefault(ref.partition("@")[0], []).extend(domains)
-    document = [
-        {"name": v.name, "ref": v.ref, "summary": v.note, "digest": v.digest, "domains": sorted(used.get(v.name, []))}
-        for v in own
-    ]
-    document += [
-        {"name": n, "ref": n, "summary": text, "digest": r.digest, "domains": used.get(n, [])}
-        for n, (text, r) in SHIPPED.items()
-    ]
+        document = describe_recipes(registry)
     rows = [[d["ref"], len(d["domains"]) or None, d["summary"]] for d in document]
     answer(as_json, document, lambda: table(["name", "domains", "what it does"], rows, right=("domains",), empty=""))
 

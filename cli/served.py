@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import ConflictError, UsageError
-from .adapters import moment
+from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
 from .console import NO_MORE, answer, details, page, say, table, tell, warn

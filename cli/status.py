@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.errors import UsageError
-from .adapters import moment
+from ..registry.moments import moment
 from .app import App, example, json_option, pass_app
 from .console import answer, say, table, tell
 from .evaluation_records import figure

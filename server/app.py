@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
@@ -15,6 +16,7 @@ from . import answers, health
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages import login, overview
+from .routes import adapters, builds, catalog, records
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
 
@@ -35,6 +37,10 @@ PAGES = (overview.router, login.router)
 """The routers of all pages."""
 
 
+ROUTES = (catalog.routes, adapters.routes, builds.routes, records.routes)
+"""The routers of the API."""
+
+
 def create_app(registry: Registry, options: ServerOptions | None = None) -> FastAPI:
     """The application on an open registry, which the caller closes."""
     options = options or ServerOptions()
@@ -51,15 +57,17 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)
+    _tell_scopes(ROUTES)
+    for router in ROUTES:
+        app.include_router(router)
     for router in PAGES:
         app.include_router(router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    _tell_scopes(app)
     return app
 
 
-def _tell_scopes(app: FastAPI) -> None:
+def _tell_scopes(routers: Iterable[APIRouter]) -> None:
     """Puts into the OpenAPI document which scope each route needs."""
-    for route in app.routes:
-        if isinstance(route, APIRoute) and (scope := scope_of(route)) is not None:
+    for route in (route for router in routers for route in router.routes if isinstance(route, APIRoute)):
+        if (scope := scope_of(route)) is not None:
             route.openapi_extra = {**(route.openapi_extra or {}), "x-scope": scope}

@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session
 
 from ..database.connection import Database
 from ..database.tables import DomainRow, EventRow, now
+from ..errors import UsageError
 from ..redaction import redacted_values
 from .records import Record
+from .references import did_you_mean
 
 KINDS = {
     "adapter": ("added", "approved", "edited", "archived", "restored", "published", "withdrawn"),
@@ -168,6 +170,14 @@ def _conditions(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
         yield EventRow.created_by == actor
     if (since := wanted.get("since")) is not None:
         yield EventRow.created_at >= since
+
+
+def expect_kind(text: str | None) -> None:
+    """Raises UsageError for a kind that no event has."""
+    whole = [f"{noun}.{verb}" for noun, verbs in KINDS.items() for verb in verbs]
+    if text is not None and text not in whole and text not in KINDS:
+        near = did_you_mean(text, [*KINDS, *whole])
+        raise UsageError(f"no event is of the kind {text!r}{near}", hint=f"kinds are {', '.join([*KINDS, *whole])}")
 
 
 def event_of(row: EventRow) -> Event:

@@ -1,0 +1,95 @@
+"""Objects of the registry as documents: what `show` and `list` print as JSON, and an HTTP API answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Adapter, Build, Registry
+from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, Weights, weights_of_build
+from ..registry.errors import UsageError
+from .building.lineage import trace
+
+if TYPE_CHECKING:
+    from .records import RecordedComparison
+
+MOST_SHOWN = 10  # evaluations of one system, beside other things
+
+
+def describe_adapters(registry: Registry, rows: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Each with the newest evaluation on the test split of its own domain, or null."""
+    measured = registry.evaluations.of_adapters(rows)
+    found = [(row, measured.get((row.base, row.ref))) for row in rows]
+    return [row.to_json() | {"evaluation": each and each.brief()} for row, each in found]
+
+
+def describe_adapter(
+    registry: Registry, row: Adapter, measured: Sequence[EvaluationRecord] | None = None
+) -> dict[str, Any]:
+    """A version with its evaluations, builds and publications. `measured` are `evaluations_of_adapter`, where they are known."""
+    measured = evaluations_of_adapter(registry, row) if measured is None else measured
+    reached = registry.adapters.reached(row)
+    path = registry.store.local(row.digest)
+    return row.to_json() | {
+        "path": None if path is None else str(path),
+        "evaluations": [each.brief() for each in measured[:MOST_SHOWN]],
+        "builds": [entry.to_json() for entry in reached.builds],
+        "build_count": reached.build_count,
+        "publications": [entry.to_json() for entry in reached.publications],
+        "publication_count": reached.publication_count,
+    }
+
+
+def evaluations_of_adapter(registry: Registry, row: Adapter) -> list[EvaluationRecord]:
+    """The newest, one more than is shown."""
+    weights = Weights(row.digest, registry.bases.get(row.base).digest)
+    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)
+
+
+def describe_build(
+    registry: Registry, row: Build, measured: Sequence[EvaluationRecord] | None = None
+) -> dict[str, Any]:
+    """A build with what people wrote of it, its lineage and evaluations. `measured` are `evaluations_of_build`, where they are known."""
+    measured = evaluations_of_build(registry, row) if measured is None else measured
+    written = registry.edits.of_build(row.id).to_json()
+    found = {"lineage": trace(registry, row), "evaluations": [each.brief() for each in measured[:MOST_SHOWN]]}
+    return row.to_json() | written | found
+
+
+def evaluations_of_build(registry: Registry, build: Build) -> list[EvaluationRecord]:
+    """The newest evaluations of what a build made, one more than is shown; none before it has succeeded."""
+    if build.digest is None:
+        return []
+    weights = weights_of_build(build, registry.bases.get(build.base).digest)
+    return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)
+
+
+def describe_recipes(registry: Registry | None) -> list[dict[str, Any]]:
+    """The registry's recipes, and those that ship, each with the domains that use it."""
+    from .recipes import SHIPPED
+
+    own = registry.recipes.list() if registry else []
+    used: dict[str, list[str]] = {}
+    for ref, domains in (registry.recipes.users() if registry else {}).items():
+        used.setdefault(ref.partition("@")[0], []).extend(domains)
+    return [
+        {"name": v.name, "ref": v.ref, "summary": v.note, "digest": v.digest, "domains": sorted(used.get(v.name, []))}
+        for v in own
+    ] + [
+        {"name": n, "ref": n, "summary": text, "digest": r.digest, "domains": used.get(n, [])}
+        for n, (text, r) in SHIPPED.items()
+    ]
+
+
+def describe_comparison(found: RecordedComparison, metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """Two evaluations, and what A has more than B of each metric, or of these, with paired intervals. Raises UsageError for an unknown one."""
+    if unknown := [name for name in metrics if name not in found.differences]:
+        raise UsageError(f"no metric {unknown[0]!r} in both", hint=f"there are {', '.join(found.differences)}")
+    chosen = {name: each for name, each in found.differences.items() if name in metrics or not metrics}
+    return {
+        "a": found.one.to_json(),
+        "b": found.other.to_json(),
+        "users": found.one.users,
+        "differences": {name: asdict(each) for name, each in chosen.items()},
+    }

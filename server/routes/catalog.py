@@ -1,0 +1,64 @@
+"""Base models, domains and recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...engine.documents import describe_recipes
+from ...engine.recipe_book import find_recipe, is_file_name
+from ...engine.recipes import SHIPPED
+from ...registry.errors import NotFoundError
+from ..identity import Reading
+from ..models import BaseModelModel, DomainModel, RecipeModel
+from .declaring import Name, router
+
+routes = router("catalog")
+
+
+@routes.get("/bases", response_model=list[BaseModelModel])
+def list_bases(registry: Reading) -> Any:
+    """All base models, by name."""
+    return [row.to_json() for row in registry.bases.list()]
+
+
+@routes.get("/bases/{name}", response_model=BaseModelModel)
+def show_base(registry: Reading, name: Name) -> Any:
+    return registry.bases.get(name).to_json()
+
+
+@routes.get("/domains", response_model=list[DomainModel])
+def list_domains(registry: Reading) -> Any:
+    """All domains, by name."""
+    return [row.to_json() for row in registry.domains.list()]
+
+
+@routes.get("/domains/{name}", response_model=DomainModel)
+def show_domain(registry: Reading, name: Name) -> Any:
+    return registry.domains.get(name).to_json()
+
+
+@routes.get("/domains/{name}/gate")
+def show_gate(registry: Reading, name: Name) -> dict[str, Any] | None:
+    """What a version has to show before it becomes champion; null without a gate."""
+    found = registry.gates.get(name)
+    return found and found.to_json()
+
+
+@routes.get("/recipes")
+def list_recipes(registry: Reading) -> list[dict[str, Any]]:
+    """Recipes of the registry, and those that ship, with the domains that use them."""
+    return describe_recipes(registry)
+
+
+@routes.get("/recipes/{name}")
+def show_recipe(registry: Reading, name: Name) -> dict[str, Any]:
+    """A recipe with its defaults: NAME, or NAME@vN."""
+    if name not in SHIPPED and is_file_name(name):
+        raise NotFoundError(f"there is no recipe {name!r} in the registry")
+    return find_recipe(registry, name).complete()
+
+
+@routes.get("/recipes/{name}/versions", response_model=list[RecipeModel])
+def list_recipe_versions(registry: Reading, name: Name) -> Any:
+    """All versions of a recipe of the registry, the newest first."""
+    return [row.to_json() for row in registry.recipes.log(name)]

@@ -1,0 +1,30 @@
+"""What the routes of the API have in common: their prefix, and what they can fail with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+
+from ..models import Failure
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure, "description": text}
+    for status, text in {
+        400: "The request makes no sense.",
+        401: "No valid token.",
+        403: "The token lacks the scope.",
+        404: "There is no such thing.",
+        409: "The state does not allow it.",
+        422: "What was sent is malformed or refused.",
+        429: "Too many requests.",
+    }.items()
+}
+Name = Annotated[str, Path(max_length=200)]
+BaseName = Annotated[str | None, Query(max_length=200, description="The base model, if there are several.")]
+At = Annotated[str | None, Query(max_length=40, description="A day or moment in UTC: what was so then.")]
+
+
+def router(noun: str) -> APIRouter:
+    """A router of the API for one noun."""
+    return APIRouter(prefix="/api/v1", tags=[noun], responses=FAILURES)

@@ -1,0 +1,158 @@
+"""What happened and what was found: status, events, evaluations, publications, and what names mean."""
+
+from __future__ import annotations
+
+from datetime import time
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Path, Query
+from fastapi.responses import StreamingResponse
+
+from ...engine.building.freshness import chosen
+from ...engine.documents import describe_comparison
+from ...engine.records import compare, find_pair
+from ...engine.systems import find_system
+from ...publishing.status import is_in, status_of
+from ...registry.catalog.evaluations import EvaluationFilter
+from ...registry.catalog.events import EventFilter, expect_kind
+from ...registry.catalog.filters import MetricBound
+from ...registry.catalog.following import EventFollower
+from ...registry.declared.exporting import export
+from ...registry.errors import UsageError
+from ...registry.moments import moment
+from ..identity import Reading
+from ..listing import Page
+from ..models import EvaluationModel, EventModel, MoveModel, PublicationModel, page_of
+from ..streams import Told, last_id, stream
+from .adapters import Text, Texts
+from .declaring import At, BaseName, Name, router
+
+routes = router("records")
+State = Literal["fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed"]
+
+
+@routes.get("/status", response_model=list[dict[str, Any]] | list[MoveModel])
+def show_status(
+    registry: Reading,
+    domain: Text = None,
+    state: Annotated[list[State] | None, Query()] = None,
+    at: At = None,
+) -> Any:
+    """Where every domain stands, or one, or those in a state; with `at`, which builds were served then."""
+    if at is not None:
+        if state:
+            raise UsageError("at is about the past, and state about now: one of them")
+        return [move.to_json() for move in registry.serving.served_at(moment(at, option="at"), domain)]
+    return [entry for entry in status_of(registry, domain).entries if not state or is_in(entry, state)]
+
+
+@routes.get("/events", response_model=page_of(EventModel))
+def list_events(
+    registry: Reading, page: Page, domain: Text = None, actor: Text = None, kind: Text = None, since: Text = None
+) -> Any:
+    """Who did what, newest first."""
+    wanted = _events_wanted(registry, domain, actor, kind)
+    if since is not None:
+        wanted["since"] = moment(since, option="since", of_day=time.min)
+    found = registry.events.list(limit=page.limit + 1, after=page.after_number, **wanted)
+    return page.page(found, lambda event: event.id, lambda shown: [event.to_json() for event in shown])
+
+
+@routes.get("/events/follow", response_class=StreamingResponse)
+def follow_events(
+    registry: Reading,
+    domain: Text = None,
+    actor: Text = None,
+    kind: Text = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> StreamingResponse:
+    """Each event from now on, or after `Last-Event-ID`, once, as server-sent events of its kind."""
+    wanted = _events_wanted(registry, domain, actor, kind)
+    following = EventFollower(registry.events, known=last_id(last_event_id), **wanted)
+
+    def look() -> tuple[list[Told], bool]:
+        return [Told(event.id, event.kind, event.to_json()) for event in following.new()], False
+
+    return stream(look)
+
+
+def _events_wanted(registry: Reading, domain: str | None, actor: str | None, kind: str | None) -> EventFilter:
+    if domain not in (None, "spirit"):
+        registry.domains.get(domain)
+    expect_kind(kind)
+    return {"domain": domain, "actor": actor, "kind": kind}
+
+
+@routes.get("/evaluations", response_model=page_of(EvaluationModel))
+def list_evaluations(
+    registry: Reading,
+    page: Page,
+    domain: Text = None,
+    system: Text = None,
+    split: Text = None,
+    score: Text = None,
+    metric: Texts = None,
+    sort: Text = None,
+    base: BaseName = None,
+) -> Any:
+    """What was measured, newest first, or the largest of a metric first."""
+    weights = None if system is None else find_system(registry, system, base=base).weights
+    bounds = [MetricBound.parse(bound) for bound in metric or ()]
+    wanted = EvaluationFilter(domain, weights, split, score, bounds)
+    rows = registry.evaluations.list(wanted, sort=sort, limit=page.limit + 1, after=page.after_number)
+    return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
+
+
+@routes.get("/evaluations/{id}", response_model=EvaluationModel)
+def show_evaluation(registry: Reading, id: Annotated[int, Path(ge=1, lt=2**62)]) -> Any:  # noqa: A002
+    return registry.evaluations.get(id).to_json()
+
+
+@routes.get("/compare")
+def compare_evaluations(
+    registry: Reading,
+    a: Annotated[str, Query(max_length=200)],
+    b: Annotated[str, Query(max_length=200)],
+    domain: Text = None,
+    metric: Texts = None,
+    base: BaseName = None,
+) -> dict[str, Any]:
+    """A minus B with paired 95 % intervals: two evaluations by id, or the newest comparable ones of two systems."""
+    found = compare(registry, *find_pair(registry, a, b, domain=domain, base=base))
+    return describe_comparison(found, metric or ())
+
+
+@routes.get("/publications", response_model=page_of(PublicationModel))
+def list_publications(registry: Reading, page: Page, domain: Text = None, repo: Text = None) -> Any:
+    """What went to the Hub, newest first, withdrawn ones included."""
+    rows = registry.publications.list(domain, repo=repo, limit=page.limit + 1, after=page.after_number)
+    return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
+
+
+@routes.get("/resolve/{ref}")
+def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, merged: bool = False) -> dict[str, Any]:
+    """What a name means, now or at a moment: an adapter version, or, `merged`, the build that the domain serves."""
+    when = None if at is None else moment(at, option="at")
+    if not merged:
+        row = registry.adapters.resolve(ref, base=base, at=when)
+        about = {"kind": "adapter", "adapter": row.ref, "build": None, "base": row.base, "digest": row.digest}
+        return {"ref": ref} | about | ({"at": when.isoformat()} if when else {})
+    if when is not None:
+        found = [move for move in registry.serving.served_at(when, ref) if base in (None, move.base)]
+        if len(found) != 1 or found[0].build is None:
+            raise UsageError(
+                f"{ref!r} served {len(found)} builds at {when.isoformat()}", hint="name the base, or see /status?at="
+            )
+        build = registry.builds.get(found[0].build)
+    else:
+        name = registry.serving.resolve(ref, base=base).build if "@" in ref else None
+        build = registry.builds.get(name) if name else chosen(registry, ref, base=base).build
+        assert build is not None
+    about = {"kind": "checkpoint", "adapter": None, "build": build.id, "base": build.base, "digest": build.digest}
+    return {"ref": ref} | about | ({"at": when.isoformat()} if when else {})
+
+
+@routes.get("/export")
+def export_registry(registry: Reading) -> dict[str, Any]:
+    """The registry as the document that `apply` reads."""
+    return export(registry)

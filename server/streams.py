@@ -1,0 +1,54 @@
+"""Server-sent events: what a page or a program is told as it happens. https://html.spec.whatwg.org/multipage/server-sent-events.html"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi.responses import StreamingResponse
+
+SECONDS = 1.0  # between two looks
+BEAT_SECONDS = 15.0  # so long nothing is said before a comment says that the line is alive
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event of a stream: its id, with which a client resumes, its kind, and the data."""
+
+    id: int | None
+    kind: str
+    data: Mapping[str, Any]
+
+    def encoded(self) -> str:
+        head = "" if self.id is None else f"id: {self.id}\n"
+        return f"{head}event: {self.kind}\ndata: {json.dumps(self.data)}\n\n"
+
+
+def stream(look: Callable[[], tuple[Sequence[Told], bool]]) -> StreamingResponse:
+    """Tells what each look finds, until one says that it was the last. `look` runs in a thread."""
+
+    async def told() -> AsyncIterator[str]:
+        yield "retry: 2000\n\n"
+        quiet = 0.0
+        while True:
+            found, is_last = await run_sync(look)
+            for each in found:
+                yield each.encoded()
+            if is_last:
+                return
+            quiet = 0.0 if found else quiet + SECONDS
+            if quiet >= BEAT_SECONDS:
+                quiet = 0.0
+                yield ": still here\n\n"
+            await anyio.sleep(SECONDS)
+
+    return StreamingResponse(told(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def last_id(header: str | None) -> int | None:
+    """Of `Last-Event-ID`; None for what is no number of ours."""
+    return int(header) if header is not None and header.isascii() and header.isdigit() and len(header) <= 18 else None
