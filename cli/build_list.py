@@ -14,6 +14,7 @@ from .build_table import show_builds
 from .builds import build
 from .console import NO_MORE
 
+KINDS = ("merge", "index")
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 SORTS = ("created", "started", "finished", "domain", "status", "recipe", "requester")
 
@@ -28,6 +29,7 @@ SORTS = ("created", "started", "finished", "domain", "status", "recipe", "reques
 )
 @click.option("--domain", metavar="D", help="Only this domain's.")
 @click.option("--status", type=click.Choice(STATUSES))
+@click.option("--kind", type=click.Choice(KINDS), help="Only merges, or only indexes of items by a bi-tuning.")
 @click.option("--recipe", metavar="NAME", help="Only by this recipe: NAME for all its versions, or NAME@vN.")
 @click.option("--requester", metavar="USER", help="Only what this user requested.")
 @click.option("--since", metavar="MOMENT", help="Only requested from this moment or day (UTC) on.")
@@ -45,6 +47,8 @@ SORTS = ("created", "started", "finished", "domain", "status", "recipe", "reques
 @pass_app
 def list_(app: App, base: str | None, sort: str, limit: int, after: str | None, as_json: bool, **wanted: Any) -> None:
     """List builds, newest first.
+
+    `recipe` is what a merge was made by; of an index of items it names the bi-tuning.
 
     `by` is who requested it, `age` how long ago. `outcome` is what came of the search, or why it failed.
     """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..registry.catalog.references import MERGE
 from .console import answer, page, short, table
 from .searches import outcome_of
 
@@ -25,10 +26,10 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
             b.id,
             b.domain,
             _how_far(b),
-            b.recipe_ref,
+            _made_by(b),
             b.created_by,
             age(moment - b.created_at),
-            (b.error or {}).get("message") or outcome_of(b.report),
+            (b.error or {}).get("message") or outcome_of(b.report) or _embedded(b.report),
             means(b.coefficients),
             short(b.digest),
         ]
@@ -44,11 +45,22 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
     answer(as_json, [b.to_json() for b in builds], show_rows)
 
 
+def _made_by(build: Build) -> str | None:
+    """The recipe of a merge; of an index, which has none, the bi-tuning."""
+    return build.recipe_ref if build.kind == MERGE else f"{build.kind} {build.inputs['adapters'][0]['ref']}"
+
+
 def _how_far(build: Build) -> str:
     """The status; of a build that is being made, how much of its stage is done; `removed` where the result is gone."""
     if build.status == "running" and build.total:
         return f"{build.stage or 'running'} {build.done / build.total:.0%}"
     return "removed" if build.collected_at is not None else build.status
+
+
+def _embedded(report: Mapping[str, Any] | None) -> str | None:
+    """Of an index, how many items it has and how many of them were new to the model."""
+    found = (report or {}).get("index")
+    return found and f"{found['items']:,} items, {found['embedded']:,} embedded"
 
 
 def age(passed: timedelta) -> str:

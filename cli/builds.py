@@ -1,4 +1,4 @@
-"""`build`: merged checkpoints per domain."""
+"""`build`: merged checkpoints and item indexes per domain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .searches import show_search
 if TYPE_CHECKING:
     from ..engine.building.freshness import Freshness
     from ..engine.building.job import BuildOutcome, Progress
-    from ..registry import Build, Registry
-    from ..registry.catalog.builds import LogLine
+    from ..registry import Adapter, Build, Registry, Request
+    from ..registry.catalog.build_records import LogLine
 
 MUCH_LOST = 0.1
 """The share of a change lost to rounding from which a person is told what that means."""
@@ -30,7 +30,7 @@ MUCH_LOST = 0.1
 
 @click.group(epilog=example("reccocktail build request beauty --wait"))
 def build() -> None:
-    """Builds: merged checkpoints, requested per domain."""
+    """Builds: merged checkpoints or item indexes, per domain."""
 
 
 @build.command(
@@ -38,6 +38,7 @@ def build() -> None:
         "reccocktail build request beauty --wait",
         "reccocktail build request beauty toys --recipe average",
         "reccocktail build request --stale --wait",
+        "reccocktail build request shoes --adapter shoes@v3 --wait",
     )
 )
 @click.argument("domains", metavar="DOMAIN...", nargs=-1)
@@ -49,6 +50,7 @@ def build() -> None:
     metavar="NAME_OR_FILE",
     help="Recipe: NAME, NAME@vN or a file; default: the domain's own, else `default`.",
 )
+@click.option("--adapter", metavar="REF", help="Build the item index of this bi-tuning instead of a merge.")
 @click.option("--wait", is_flag=True, help="Run the builds now, in this process.")
 @click.option("--force", is_flag=True, help="Build even if an equal build has succeeded.")
 @click.option(
@@ -63,24 +65,33 @@ def request(
     all_: bool,
     stale: bool,
     recipe_name: str | None,
+    adapter: str | None,
     wait: bool,
     force: bool,
     keep_best: bool,
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Request merged builds. An equal build is not made twice.
+    """Request merged builds, or item indexes. An equal build is not made twice.
 
     With --wait, builds over one base are made in one pass.
+
+    The build of a bi-tuning (trainer `laser`) is the index of the domain's items: only new and changed items are embedded. It is what is
+    built with --adapter, of a domain that has nothing to merge, and with --stale.
 
     With --all and --stale, domains that cannot be built are reported and skipped. Without --recipe, the command exits
     with 1 if one of them has been built before.
     """
     if sum((bool(domains), all_, stale)) != 1:
         raise UsageError("name domains, or use --all or --stale")
+    if adapter is not None and (len(domains) != 1 or recipe_name):
+        raise UsageError(
+            "--adapter is for one domain, and an index has no recipe", hint="build request DOMAIN --adapter REF"
+        )
     if keep_best and not wait:
         raise UsageError("--keep-best is for a build that runs here: add --wait")
     from ..engine.building.freshness import freshness_by_domain
+    from ..engine.building.indexing import bi_tuning_of, has_only_bi_tunings, request_index, stale_indexes
     from ..engine.building.labels import label_note
     from ..engine.building.planning import request as ask
     from ..engine.recipe_book import find_recipe, own_recipe, recipe_ref
@@ -90,10 +101,18 @@ def request(
         names = list(domains)
         given = find_recipe(registry, recipe_name) if recipe_name else None
         named = recipe_ref(registry, recipe_name) if recipe_name else None
+        indexes = [each.adapter for each in stale_indexes(registry)] if stale and recipe_name is None else []
+        if adapter is not None or (domains and recipe_name is None):
+            indexes = [
+                bi_tuning_of(registry, name, adapter, base)
+                for name in domains
+                if adapter is not None or has_only_bi_tunings(registry, name, base)
+            ]
+            names = [name for name in names if name not in {row.domain for row in indexes}]
         if not domains:
             states = freshness_by_domain(registry, base=base, recipe=given)
             for name, state in states.items():
-                if state.state == "blocked":
+                if state.state == "blocked" and not has_only_bi_tunings(registry, name, base):
                     warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
                     held_up |= recipe_name is None and state.build is not None
                 if state.state == "ready" and state.ready is not None and not all_:
@@ -113,6 +132,10 @@ def request(
                 say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
             elif note := label_note(answered.build):
                 warn(f"{name}: {note}")
+        for row in indexes:
+            answered = request_index(registry, row, force=force)
+            asked.append(answered.build)
+            _say_index(row, answered)
         if wait:
             if len(asked) == 1:
                 asked = [carry_out(registry, asked[0], app.device(), keep_best=keep_best)]
@@ -122,6 +145,16 @@ def request(
     show_builds(asked, as_json, empty="nothing to build")
     if held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
+
+
+def _say_index(row: Adapter, answered: Request) -> None:
+    build, items = answered.build, answered.build.inputs["items"]
+    if not answered.created:
+        say(f"{row.domain}: build {build.id} is the index of {row.ref} over the same items and is {build.status}")
+    if items["untitled"]:
+        say(
+            f"{row.domain}: {items['untitled']:,} items without a title are left out, for there is nothing to read of them"
+        )
 
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
@@ -211,10 +244,10 @@ def _follow(registry: Registry, id_: str) -> None:
 
 
 def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> None:
-    from ..registry.catalog.collecting import result_is_gone
+    from ..registry.catalog.collecting import request_options, result_is_gone
 
     if row.collected_at is not None:
-        gone = result_is_gone(row.id, row.domain, row.recipe_ref, row.collected_at)
+        gone = result_is_gone(row.id, row.domain, request_options(row.inputs), row.collected_at)
         say(f"{gone}; {gone.hint}")
     document = row.to_json() | written
     report = document.pop("report") or {}
@@ -232,6 +265,11 @@ def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> N
         click.echo(printable(f"published: {published['repo']} at {published['revision']}{tag}"))
     if "adaptation" in report:
         show_search(report["adaptation"])
+        for warning in report.get("warnings", ()):
+            click.echo(printable(f"warning: {warning}"))
+    if "index" in report:
+        click.echo("")
+        details(report["index"])
         for warning in report.get("warnings", ()):
             click.echo(printable(f"warning: {warning}"))
     if "merge" in report:
@@ -328,7 +366,7 @@ def _for_each(app: App, names: Sequence[str], change: Callable[[Registry, str], 
 @json_option
 @pass_app
 def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
-    """Copy a merged checkpoint into a new folder.
+    """Copy a merged checkpoint, or an item index, into a new folder.
 
     For a domain, the build that `publish` would take."""
     from ..engine.building.planning import result_folder
@@ -336,7 +374,7 @@ def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
 
     with app.registry() as registry:
         row = named_build(registry, id_, to_serve=True)
-        source = result_folder(registry, row)
+        source = result_folder(registry, row, row.kind)
         target = new_folder(folder)
         with whole_folder(target) as staged:
             copy_folder(source, staged)

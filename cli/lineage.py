@@ -15,6 +15,8 @@ LONG = ("digest", "key")  # of an event: for programs
 def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
     """The lineage for people, a fact a line."""
     base, recipe = lineage["base"], dict(lineage["recipe"])
+    if lineage["on"] is not None:
+        yield f"on          build {lineage['on']}, which is frozen in the place of its base model"
     yield f"base        {base['name']}  {base['digest']}"
     yield f"  source    {base['source'] or UNKNOWN}"
     yield f"  revision  {base['revision'] or UNKNOWN}"
@@ -32,7 +34,10 @@ def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
     adaptive = recipe.pop("adaptive", None)
     if "coefficients" in recipe:
         recipe["coefficients"] = {role: _brief(value) for role, value in recipe["coefficients"].items()}
-    yield f"recipe      {_pairs(recipe)}"
+    if (items := lineage["items"]) is not None:
+        yield f"items       {items['count']:,}, {items['untitled']:,} without a title left out  {items['digest']}"
+    else:
+        yield f"recipe      {_pairs(recipe)}"
     if adaptive:
         yield f"  adaptive  {_pairs(adaptive)}"
     for name in ("data", "template"):

@@ -147,6 +147,9 @@ def _remarks(document: Sequence[Mapping[str, Any]], found: Overview) -> Iterator
                 f", {build['stage']} {build['done'] / build['total']:.0%}" if build["stage"] and build["total"] else ""
             )
             yield f"{name}: build {build['id']} is {build['status']}{stage}"
+        for index in entry["indexes"]:
+            if index["state"] == "stale":
+                yield f"{name}: `reccocktail build request {name} --adapter {index['adapter']}` builds the index anew"
         if entry["failed"]:
             error = entry["failed"]["error"].get("message", "")
             yield f"{name}: its newest build {entry['failed']['id']} failed: {error}"

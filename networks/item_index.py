@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..registry.errors import InvalidArtifactError
 from ..tasks import HistoryTemplate, Item, TaskError
-from ..tasks.clicks import digest_of
+from ..tasks.history_texts import items_digest
 
 INDEX = "index.safetensors"
 FORMAT = "1"
@@ -131,11 +131,6 @@ class ItemIndex:
     @cached_property
     def _places(self) -> dict[tuple[str, str], int]:
         return {key: row for row, key in enumerate(zip(self.item_ids, self.texts, strict=True))}
-
-
-def items_digest(item_ids: Sequence[str], texts: Sequence[str]) -> str:
-    """SHA-256 over items by their sorted ids and the digest of what is read of each; histories have no part in it."""
-    return digest_of([list(item_ids), list(texts)])
 
 
 def _packed(values: Sequence[str]) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.building.indexing import IndexFreshness, indexes_by_domain
 from ..engine.standing_figures import StandingFigures, standing_figures
 from ..registry import Build, Registry
 from ..registry.catalog.evaluations import EvaluationRecord
@@ -32,8 +33,9 @@ def status_of(registry: Registry, domain: str | None = None) -> Status:
         unsettled.setdefault(build.domain, []).append(build)
     gates = {gate.domain: gate for gate in registry.gates.list()}
     figures = standing_figures(registry, found.states, gates)
+    indexes = indexes_by_domain(registry, domain)
     entries = [
-        _entry(found, name, unsettled.get(name, []))
+        _with_indexes(_entry(found, name, unsettled.get(name, [])), indexes.get(name, ()))
         | {"gate": _gate(gates.get(name)), "measured": _measured(figures[name])}
         for name in found.states
     ]
@@ -70,6 +72,33 @@ def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, 
         "published": f"{last.repo}@{last.revision[:12]}" if last else None,
         # of all repositories that the domain was published to
         "publication": None if last is None else "stale" if name in found.behind else "fresh",
+    }
+
+
+def _with_indexes(entry: Mapping[str, Any], indexes: Sequence[IndexFreshness]) -> dict[str, Any]:
+    """The domain's document with that of each bi-tuning's index, and its state and reasons with theirs.
+
+    A domain that has bi-tunings and nothing to merge is in the state of its index; one that is fresh otherwise is stale with it.
+    """
+    found = dict(entry) | {"indexes": [_index(each) for each in indexes]}
+    if not indexes:
+        return found
+    if entry["ingredient"] is None and entry["build"] is None and entry["state"] in ("blocked", "cold"):
+        found |= {"state": "fresh", "reasons": []}
+    worst = next((state for state in ("blocked", "stale") if state in {each.state for each in indexes}), "fresh")
+    return found | {
+        "state": worst if found["state"] == "fresh" else found["state"],
+        "reasons": [*found["reasons"], *(reason for each in indexes for reason in each.reasons)],
+    }
+
+
+def _index(found: IndexFreshness) -> dict[str, Any]:
+    return {
+        "adapter": found.adapter.ref,
+        "base": found.adapter.base,
+        "state": found.state,
+        "reasons": list(found.reasons),
+        "build": found.build and found.build.id,
     }
 
 

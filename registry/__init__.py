@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .artifacts.inspect import inspect_base as inspect_base
     from .catalog.adapters import Adapter as Adapter
     from .catalog.bases import Base as Base
-    from .catalog.builds import Build as Build
-    from .catalog.builds import Request as Request
+    from .catalog.build_records import Build as Build
+    from .catalog.build_records import Request as Request
     from .catalog.domains import Domain as Domain
     from .catalog.events import Event as Event
     from .catalog.publications import Publication as Publication

@@ -13,7 +13,8 @@ from sqlalchemy import select
 from .catalog import collecting
 from .catalog.adapters import Adapters
 from .catalog.bases import Bases
-from .catalog.builds import Build, Builds
+from .catalog.build_records import Build
+from .catalog.builds import Builds
 from .catalog.domains import Domains
 from .catalog.editing import Edits
 from .catalog.evaluations import Evaluations
@@ -171,8 +172,8 @@ class Registry:
             for build_id, result, report, inputs, collected_at in session.execute(builds):
                 digest = None if collected_at is not None or build_id in without else result
                 artifact = (report or {}).get("artifact")  # curve and plot of an adaptive build
-                prompts = inputs.get("prompts", {}).get("digest")
-                yield from ((f"build {build_id}", tree) for tree in (digest, artifact, prompts) if tree)
+                asked = [inputs[name].get("digest") for name in ("prompts", "catalogue") if name in inputs]
+                yield from ((f"build {build_id}", tree) for tree in (digest, artifact, *asked) if tree)
             for id_, ranks in session.execute(select(EvaluationRow.id, EvaluationRow.ranks)):
                 yield f"evaluation {id_}", ranks
 

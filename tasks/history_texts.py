@@ -6,7 +6,7 @@ As in Laser (arXiv 2409.01605). The text is put together from tokens, piece by p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -63,6 +63,21 @@ class HistoryTemplate(BaseModel):
     def item_digest(self, item: Item) -> str:
         """SHA-256 (hexadecimal) of all that is shown of an item. Raises UntitledItemError."""
         return hashlib.sha256(self.line(1, item).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def catalogue_digest(self, items: Mapping[str, Item]) -> str:
+        """SHA-256 of the ids and of what is shown of each; histories have no part in it. Raises UntitledItemError."""
+        ids = sorted(items)
+        return items_digest(ids, [self.item_digest(items[item_id]) for item_id in ids])
+
+    def shown(self, item: Item) -> Item:
+        """The item with nothing but what its line shows, in plain text."""
+        values = {FIELDS[name][0]: _value(item, FIELDS[name]) for name in self.fields}
+        return Item(item.item_id, item.title, {name: value for name, value in values.items() if value})
+
+
+def items_digest(item_ids: Sequence[str], texts: Sequence[str]) -> str:
+    """SHA-256 over items by their sorted ids and the digest of what is read of each; histories have no part in it."""
+    return digest_of([list(item_ids), list(texts)])
 
 
 def _value(item: Item, names: Sequence[str]) -> str:

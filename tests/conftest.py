@@ -30,6 +30,7 @@ def _beside(name: str) -> ModuleType:
     return module
 
 
+_bi_tunings = _beside("bi_tunings")
 _hub_server = _beside("hub_server")
 _postgres = _beside("postgres")
 _terminal = _beside("terminal")
@@ -41,6 +42,7 @@ shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
 make_base, base, make_adapter = _tiny.make_base, _tiny.base, _tiny.make_adapter
 postgres = _postgres.postgres
 make_bundle = _tiny.make_bundle
+make_bi_tuning = _bi_tunings.make_bi_tuning
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 

@@ -1,4 +1,4 @@
-"""Carrying builds out: from claimed rows to merged checkpoints in the store.
+"""Carrying builds out: from claimed rows to merged checkpoints and item indexes in the store.
 
 Builds over one base that were claimed together are made in one pass over it. A failure of one of them does not affect the others; what
 goes wrong with the pass makes each be tried alone. Whatever happens is written into the row, as soon as the database can be reached.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...registry import Base, Build, Registry
+from ...registry.catalog.references import INDEX
 from ...registry.digests import digest_of_json
 from ...registry.errors import ConflictError
 from ...tasks import Question, read_questions
@@ -24,6 +25,7 @@ from ..errors import AdaptationError, MergeError
 from ..merging.journal import Journal
 from ..merging.provenance import write_metadata
 from ..recipes import parse_recipe
+from .index_execution import make_index
 from .job import BuildJob, BuildOutcome, Progress, RunOptions, lease_heartbeat
 from .labels import read_labels
 from .planning import LABELLED, PROMPTS, called, card_facts
@@ -95,6 +97,9 @@ def _make(registry: Registry, jobs: Sequence[BuildJob], options: RunOptions) -> 
     model = _LoadedOnce(registry, options.device)
     for job in jobs:
         with job.own_failure():
+            if job.build.kind == INDEX:
+                make_index(registry, job, options)
+                continue
             _prepare(registry, job)
             _find_coefficients(registry, job, options, model)
             job.used = _used(registry, job)
@@ -250,19 +255,7 @@ def _merge_and_store(
                 job.build.domain,
                 known=digests,
             )
-            job.succeeded(_store(registry, job, out, digests))
-
-
-def _store(registry: Registry, job: BuildJob, out: Path, known: Mapping[str, str]) -> str:
-    total, done = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done = min(done + count, total)
-        job.show("store", done, total)
-        job.advance("store", done, total)
-
-    return registry.store.adopt(out, known=known, progress=advance).digest
+            job.succeeded(job.store(out, digests))
 
 
 def _merge(

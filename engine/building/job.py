@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...registry import Adapter, Base, Build, Registry
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 60.0
 NOTE_SECONDS = 1.0
 LONGEST_TRACEBACK = 100  # lines
-UNITS = {"adapt": "questions", "merge": "bytes", "store": "bytes"}  # by stage
+UNITS = {"adapt": "questions", "encode": "items", "merge": "bytes", "store": "bytes"}  # by stage
 
 Progress = Callable[[str, int, int], None]
 """Receives (stage, done, total) in the stage's unit."""
@@ -129,6 +130,18 @@ class BuildJob:
             took = time.monotonic() - self._stage_began
             self._note(f"{stage}: {total:,} {UNITS[stage]} in {took:.1f} s")
             self._stage_began = 0.0
+
+    def store(self, out: Path, known: Mapping[str, str] | None = None) -> str:
+        """Puts the folder into the store, where `known` files have these digests already, and returns its digest."""
+        total, done = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done = min(done + count, total)
+            self.show("store", done, total)
+            self.advance("store", done, total)
+
+        return self._registry.store.adopt(out, known=known or {}, progress=advance).digest
 
     def succeeded(self, digest: str) -> None:
         worker, build = self._options.worker, self.build

@@ -11,13 +11,15 @@ def trace(registry: Registry, build: Build) -> dict[str, Any]:
     """The build's lineage as JSON; what was not recorded is null, or an empty list."""
     inputs = build.inputs
     base = registry.bases.get(build.base)
-    adapters = [registry.adapters.resolve(entry["ref"], base=build.base) for entry in inputs["adapters"]]
+    adapters = [registry.adapters.resolve(entry["ref"], base=build.base, kind=None) for entry in inputs["adapters"]]
     return {
         "base": {"name": base.name, "digest": base.digest, "source": base.source, "revision": base.revision},
         "adapters": [_adapter(adapter) for adapter in adapters],
         "recipe": dict(build.recipe),
         "data": inputs.get("data"),
         "template": inputs.get("template"),
+        "items": inputs.get("items"),
+        "on": inputs.get("on"),
         "publications": [each.to_json() for each in registry.publications.list(build=build.id)],
     }
 

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...registry import Adapter, Base, Build, Domain, Registry, Request
-from ...registry.catalog.references import SPIRIT, Reference
+from ...registry.catalog.collecting import request_options
+from ...registry.catalog.references import MERGE, SPIRIT, Reference
 from ...registry.digests import DigestMemory, digest_of_json
 from ...registry.errors import (
     NotFoundError,
@@ -131,7 +132,7 @@ def _takes_average(recipe: Recipe, domain: Domain) -> bool:
     return ranks and domain.data is None
 
 
-_own_version = cache(version)
+own_version = cache(version)
 
 
 def data_digest(registry: Registry, folder: str) -> str:
@@ -140,7 +141,7 @@ def data_digest(registry: Registry, folder: str) -> str:
     Raises what `read_domain` raises.
     """
     place = registry.settings.own_folder("cache") / "data"
-    memory = DigestMemory(place, version=_own_version("reccocktail"), reading=READING)
+    memory = DigestMemory(place, version=own_version("reccocktail"), reading=READING)
 
     def read() -> str:
         from ...tasks import read_domain  # the readers import numpy, and `status` seldom reads data
@@ -298,15 +299,15 @@ def card_facts(
     )
 
 
-def result_folder(registry: Registry, build: Build) -> Path:
-    """The merged checkpoint of a succeeded build, fetched to this machine where it is not here yet.
+def result_folder(registry: Registry, build: Build, kind: str | None = MERGE) -> Path:
+    """The result of a succeeded build of this kind, by default a merged checkpoint, fetched to this machine where it is not here yet.
 
-    Raises ConflictError for a build without a result or whose result was removed, StoreError when its files are gone or cannot be fetched.
+    Raises WrongKindError, ConflictError for a build without a result or whose result was removed, StoreError when its files are gone or cannot be fetched.
     """
-    digest = build.stored_digest()
+    digest = build.stored_digest(kind)
     if not registry.store.has(digest):
         raise StoreError(
             f"the files of build {build.id} ({digest}) are missing from the store",
-            hint=f"restore the store, or build again: `reccocktail build request {build.domain} --force --wait`",
+            hint=f"restore the store, or build again: `reccocktail build request {build.domain}{request_options(build.inputs)} --force --wait`",
         )
     return registry.store.folder(digest)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...registry import Build, Registry
 from ...registry.artifacts.facts import BaseFacts
+from ...registry.catalog.references import INDEX
 from ..errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
@@ -32,19 +33,22 @@ class Needs:
 def needs_of(registry: Registry, builds: Sequence[Build], *, remote: bool = False) -> Needs:
     """Of builds over one base that are made in one pass. `remote`: by a machine that may have to fetch the base first."""
     base = registry.bases.get(builds[0].base)
-    results = adapters = 0
+    results = adapters = rows = 0
     searching = False
     for build in builds:
         searching = searching or "prompts" in build.inputs
         for entry in build.inputs["adapters"]:
-            adapters += registry.adapters.resolve(entry["ref"], base=base.name).bytes
+            adapters += registry.adapters.resolve(entry["ref"], base=base.name, kind=None).bytes
+        if build.kind == INDEX:
+            rows += 4 * build.inputs["items"]["count"] * build.inputs["items"]["width"]
+            continue
         output = build.recipe.get("output", {})
         if output.get("format", "checkpoint") == "checkpoint":
             results += base.parameters * _BYTES.get(output.get("dtype") or base.dtype, 4)
     memory = PROCESS_BYTES + 4 * adapters  # factors are widened to float32 and kept for the pass
-    if searching:
-        memory += int(base.parameters * 4 * ACTIVATIONS)
-    return Needs(disk=results + adapters + (base.bytes if remote else 0), memory=memory)
+    if searching or rows:
+        memory += int(base.parameters * 4 * ACTIVATIONS) + 2 * rows
+    return Needs(disk=results + rows + adapters + (base.bytes if remote else 0), memory=memory)
 
 
 def expect_memory(base: BaseFacts, mixes: Sequence[Mix], threads: int) -> None:

@@ -26,6 +26,7 @@ from ...registry.signals import check, raised
 from ..recipe_book import own_recipe
 from .execution import run_together, worker_name
 from .freshness import freshness_by_domain
+from .indexing import request_index, stale_indexes
 from .job import BuildOutcome, Progress, RunOptions
 from .planning import plan, request
 from .retries import PATIENCE_SECONDS
@@ -243,7 +244,7 @@ def run_claimed(
 def request_what_is_stale(
     registry: Registry, notify: Notify = lambda event: None, reported: set[str] | None = None
 ) -> list[Build]:
-    """Builds of all domains whose inputs moved, or that were never built though there is something to mix.
+    """Builds of all domains whose inputs moved, or that were never built though there is something to mix, and stale item indexes.
 
     What has failed or was cancelled with these very inputs is not requested again, but reported, once per build in `told`.
     """
@@ -256,10 +257,7 @@ def request_what_is_stale(
             recipe = own_recipe(registry, registry.domains.get(domain).recipe)
             last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
             if last is not None and last.status in ("failed", "cancelled"):
-                if last.id not in reported:
-                    reported.add(last.id)
-                    why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
-                    notify(WorkerEvent("blocked", None, domain, why))
+                _report_once(last, domain, notify, reported)
                 continue
             answered = request(registry, domain, recipe)
         except UnavailableError:
@@ -271,7 +269,36 @@ def request_what_is_stale(
             why = "; ".join(state.reasons) or "never built"
             notify(WorkerEvent("requested", answered.build.id, domain, why))
             asked.append(answered.build)
+    return asked + _request_stale_indexes(registry, notify, reported)
+
+
+def _request_stale_indexes(registry: Registry, notify: Notify, reported: set[str]) -> list[Build]:
+    asked = []
+    for stale in stale_indexes(registry):
+        domain = stale.adapter.domain
+        try:
+            last = registry.builds.newest_of_key(stale.key or "")
+            if last is not None and last.status in ("failed", "cancelled"):
+                _report_once(last, domain, notify, reported)
+                continue
+            answered = request_index(registry, stale.adapter)
+        except UnavailableError:
+            raise
+        except RecCocktailError as error:  # it moved meanwhile
+            notify(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
+            continue
+        if answered.created:
+            notify(WorkerEvent("requested", answered.build.id, domain, "; ".join(stale.reasons)))
+            asked.append(answered.build)
     return asked
+
+
+def _report_once(last: Build, domain: str | None, notify: Notify, reported: set[str]) -> None:
+    """That what would be requested has failed or was cancelled."""
+    if last.id not in reported:
+        reported.add(last.id)
+        why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
+        notify(WorkerEvent("blocked", None, domain, why))
 
 
 def processes(

@@ -241,10 +241,10 @@ class Adapters:
             past = history.find_at(session, parsed(ref), base, at, kind)
             return replace(adapter_of(past.row), aliases=past.aliases, archived_at=past.archived_at, **vars(past.about))
 
-    def current(self) -> builtins.list[Adapter]:
-        """What each bare name means now, for every base: at most one plain LoRA per base and domain, in one query."""
+    def current(self, kind: str = LORA) -> builtins.list[Adapter]:
+        """What each bare name means now, for every base: at most one plain LoRA, or other kind, per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
-        query = select(AdapterRow).where(AdapterRow.id.in_(preferred())).options(joinedload(AdapterRow.aliases))
+        query = select(AdapterRow).where(AdapterRow.id.in_(preferred(kind))).options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
             return [adapter_of(row) for row in session.scalars(query).unique()]
 

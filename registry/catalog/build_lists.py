@@ -56,6 +56,8 @@ def _filtered(session: Session, wanted: BuildFilter) -> Select[BuildRow]:
     query = select(BuildRow)
     if wanted.domain is not None:
         query = query.where(BuildRow.domain_id == find_domain(session, wanted.domain).id)
+    if wanted.kind is not None:
+        query = query.where(BuildRow.kind == wanted.kind)
     if wanted.status is not None:
         query = query.where(BuildRow.status == wanted.status)
     if wanted.recipe is not None:

@@ -15,7 +15,7 @@ from ..database.tables import BaseModelRow, BuildAliasRow, BuildRow, DomainRow
 from ..errors import ConflictError, InvalidReferenceError, NotFoundError, UsageError
 from .domains import find_domain
 from .lookup import find_adapter
-from .references import Reference, did_you_mean
+from .references import MERGE, Reference, did_you_mean
 
 SHORTEST_END = 4
 """Characters of the end of an id that may name a build; the last characters are random, the first are the time."""
@@ -26,12 +26,16 @@ def is_stored() -> ColumnElement[bool]:
     return and_(BuildRow.status == "succeeded", BuildRow.collected_at.is_(None))
 
 
+def is_stored_merge() -> ColumnElement[bool]:
+    return and_(is_stored(), BuildRow.kind == MERGE)
+
+
 def newest_of_domain() -> Any:
-    """The id of the newest succeeded build of the domain that the query around it is at."""
+    """The id of the newest succeeded merge of the domain that the query around it is at."""
     other = aliased(BuildRow)
     return (
         select(other.id)
-        .where(other.domain_id == DomainRow.id, other.status == "succeeded")
+        .where(other.domain_id == DomainRow.id, other.status == "succeeded", other.kind == MERGE)
         .order_by(other.finished_at.desc(), other.id.desc())
         .limit(1)
         .correlate(DomainRow)
@@ -52,8 +56,8 @@ def is_claimable(moment: datetime) -> ColumnElement[bool]:
 
 
 def is_unsettled() -> ColumnElement[bool]:
-    """Queued or running, or failed and its domain's newest."""
-    newest = select(func.max(BuildRow.id)).group_by(BuildRow.domain_id)
+    """Queued or running, or failed and its domain's newest of its kind."""
+    newest = select(func.max(BuildRow.id)).group_by(BuildRow.domain_id, BuildRow.kind)
     return or_(
         BuildRow.status.in_(("queued", "running")),
         and_(BuildRow.status == "failed", BuildRow.id.in_(newest)),

@@ -1,4 +1,4 @@
-"""Builds: requests for merged checkpoints, who works on them, and what came of them.
+"""Builds: requests for merged checkpoints and item indexes, who works on them, and what came of them.
 
     queued → running → succeeded | failed        cancel: queued, running → cancelled        retry: failed, cancelled → queued
 
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
@@ -35,89 +33,24 @@ from .build_queries import (
     held_build,
     is_claimable,
     is_stored,
+    is_stored_merge,
     is_unsettled,
     new_id,
     newest_of_domain,
     oldest_claimable,
     reusable,
 )
-from .collecting import result_is_gone
+from .build_records import Build, LogLine, Request
 from .domains import find_domain
 from .events import EventIds
 from .filters import BuildFilter
-from .records import Record
+from .references import MERGE
 from .serving import propose
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
 LONGEST_LINE = 4_000  # characters of a line of a log
 KEYS_AT_ONCE = 5_000  # databases bound the parameters of one statement
-
-
-@dataclass(frozen=True)
-class Build(Record):
-    """One build. `inputs` are pinned versions and digests; `done` of `total` is progress in its `stage`.
-
-    `own_recipe` is whether it was requested with the domain's own recipe of that time: one that was not is an experiment, and
-    does not represent the domain. It is None where that is not known. A build that waits for another attempt is queued, is not
-    claimed before `retry_at`, and has the `error` of the last one. `recipe_ref` is what its recipe was called, unless it was a file. Since `collected_at`
-    its result is gone, because nobody needed it.
-
-    `path` is where the result lies on this machine, or None where it does not: `store.folder` may still fetch it.
-    """
-
-    id: str
-    domain: str
-    base: str
-    status: str
-    key: str
-    digest: str | None
-    recipe: Mapping[str, Any]
-    coefficients: Mapping[str, Any] | None
-    inputs: Mapping[str, Any]
-    path: Path | None
-    report: Mapping[str, Any] | None
-    error: Mapping[str, Any] | None
-    done: int
-    total: int
-    attempts: int
-    worker: str | None
-    stage: str | None
-    retry_at: datetime | None
-    created_at: datetime
-    created_by: str
-    started_at: datetime | None
-    finished_at: datetime | None
-    own_recipe: bool | None = None
-    recipe_ref: str | None = None
-    collected_at: datetime | None = None
-
-    def stored_digest(self) -> str:
-        """The digest of the result. Raises ConflictError for a build that has none, or whose result was removed from the store."""
-        if self.status != "succeeded" or self.digest is None:
-            raise ConflictError(f"build {self.id} is {self.status} and has no result")
-        if self.collected_at is not None:
-            raise result_is_gone(self.id, self.domain, self.recipe_ref, self.collected_at)
-        return self.digest
-
-
-@dataclass(frozen=True)
-class LogLine(Record):
-    """Something that a worker said of its build."""
-
-    id: int
-    at: datetime
-    worker: str | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """The answer to a request: the build, and whether it is a new one."""
-
-    build: Build
-    created: bool
-
 
 _LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
 
@@ -137,6 +70,7 @@ class Builds:
         *,
         force: bool = False,
         own_recipe: bool | None = None,
+        kind: str = MERGE,
     ) -> Request:
         """A build of that key: the one that is queued, running or succeeded and still stored, otherwise a new one.
 
@@ -157,6 +91,7 @@ class Builds:
                 id=new_id(),
                 domain_id=place.id,
                 base_id=find_base(session, base).id,
+                kind=kind,
                 status="queued",
                 key=key,
                 recipe=dict(recipe),
@@ -295,7 +230,7 @@ class Builds:
             row = held_build(session, build_id, worker)
             self._move(session, row, "succeeded", digest=digest)
             row.digest = digest
-            row.coefficients = None if coefficients is None else dict(coefficients)
+            row.coefficients = dict(coefficients) if coefficients else None
             row.report = None if report is None else dict(report)
             session.flush()
             if row.own_recipe:
@@ -386,8 +321,8 @@ class Builds:
             return None if row is None else self._build(row)
 
     def newest_succeeded(self, domain: str, *, key: str | None = None) -> Build | None:
-        """The one that finished last, of that key if one is given."""
-        query = select(BuildRow).where(is_stored()).order_by(*_LATEST).limit(1)
+        """The merge that finished last, of that key if one is given."""
+        query = select(BuildRow).where(is_stored_merge()).order_by(*_LATEST).limit(1)
         if key is not None:
             query = query.where(BuildRow.key == key)
         with self._database.reading() as session:
@@ -395,7 +330,7 @@ class Builds:
             return None if row is None else self._build(row)
 
     def unsettled(self, domain: str | None = None) -> builtins.list[Build]:
-        """Queued and running builds, and of each domain its newest if that failed, oldest first: of all domains, or of one."""
+        """Queued and running builds, and of each domain its newest of either kind if that failed, oldest first: of all domains, or of one."""
         query = select(BuildRow).where(is_unsettled()).order_by(BuildRow.id)
         with self._database.reading() as session:
             if domain is not None:
@@ -461,6 +396,7 @@ class Builds:
             id=row.id,
             domain=row.domain.name,
             base=row.base.name,
+            kind=row.kind,
             status=row.status,
             key=row.key,
             digest=row.digest,

@@ -5,6 +5,7 @@ The row of such a build stays, with `collected_at`; its files are waste for the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,17 +18,19 @@ from ..errors import ConflictError
 from . import events
 from .domains import find_domain
 from .events import EventIds
+from .references import MERGE
 
 
 def unneeded(before: datetime) -> Select[BuildRow]:
-    """Builds that succeeded before the moment, have no alias and no pin, and are neither their domain's newest for their base
-    nor what a repository on the Hub got last."""
+    """Builds that succeeded before the moment, have no alias and no pin, and are neither their domain's newest for their base, or of an
+    index the newest of their bi-tuning, nor what a repository on the Hub got last."""
     newer = aliased(BuildRow)
     later = or_(
         newer.finished_at > BuildRow.finished_at,
         and_(newer.finished_at == BuildRow.finished_at, newer.id > BuildRow.id),
     )
-    same_place = (newer.domain_id == BuildRow.domain_id, newer.base_id == BuildRow.base_id)
+    same_place = (newer.domain_id == BuildRow.domain_id, newer.base_id == BuildRow.base_id, newer.kind == BuildRow.kind)
+    same_index = newer.inputs["bundle"].as_string() == BuildRow.inputs["bundle"].as_string()
     return (
         select(BuildRow)
         .where(
@@ -37,7 +40,7 @@ def unneeded(before: datetime) -> Select[BuildRow]:
             BuildRow.id.not_in(select(BuildAliasRow.build_id)),
             BuildRow.id.not_in(select(BuildPinRow.build_id)),
             BuildRow.id.not_in(_published_last()),
-            exists().where(newer.status == "succeeded", *same_place, later),
+            exists().where(newer.status == "succeeded", *same_place, or_(BuildRow.kind == MERGE, same_index), later),
         )
         .order_by(BuildRow.id)
     )
@@ -70,10 +73,17 @@ def collect(database: Database, before: datetime, *, dry_run: bool) -> list[str]
     return gone
 
 
-def result_is_gone(build_id: str, domain: str, recipe: str | None, since: datetime) -> ConflictError:
-    """The error for whatever needs the files of such a build."""
-    again = f" --recipe {recipe}" if recipe else ""
+def request_options(inputs: Mapping[str, Any]) -> str:
+    """Those of `build request` that ask for a build of these inputs again, with a space before them."""
+    if "bundle" in inputs:
+        return f" --adapter {inputs['adapters'][0]['ref']}"
+    recipe = (inputs.get("recipe") or {}).get("ref")
+    return f" --recipe {recipe}" if recipe else ""
+
+
+def result_is_gone(build_id: str, domain: str, options: str, since: datetime) -> ConflictError:
+    """The error for whatever needs the files of such a build; `options` of `build request`, with a space before them, ask for it again."""
     return ConflictError(
         f"the result of build {build_id} of {domain} was removed from the store at {since:%Y-%m-%d %H:%M} UTC",
-        hint=f"build it again: `reccocktail build request {domain}{again} --wait`",
+        hint=f"build it again: `reccocktail build request {domain}{options} --wait`",
     )

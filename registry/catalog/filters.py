@@ -80,6 +80,7 @@ class BuildFilter:
     """
 
     domain: str | None = None
+    kind: str | None = None
     status: str | None = None
     recipe: str | None = None
     requester: str | None = None

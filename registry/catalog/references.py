@@ -14,7 +14,8 @@ from ..redaction import check_no_secret
 
 SPIRIT = "spirit"
 CHAMPION = "champion"
-LORA, PERSONALISED_LORA = "lora", "personalised-lora"  # kinds of adapters
+LORA, PERSONALISED_LORA, BI_TUNING = "lora", "personalised-lora", "bi-tuning"  # kinds of adapters
+MERGE, INDEX = "merge", "index"  # kinds of builds
 
 _SLUG = r"[a-z0-9][a-z0-9-]{0,62}"
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")

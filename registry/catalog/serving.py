@@ -30,7 +30,7 @@ from ..errors import ConflictError, UsageError
 from . import events
 from .bases import find_base
 from .build_queries import find_build, find_build_alias, find_build_locked
-from .collecting import result_is_gone
+from .collecting import request_options, result_is_gone
 from .domains import find_domain
 from .events import ALIASINGS, Event, EventIds, event_of
 from .gates import Passage, detail_of_override, detail_of_promotion, is_gated
@@ -348,8 +348,7 @@ def put(
 
 def _refuse_collected(row: BuildRow) -> None:
     if row.collected_at is not None:
-        recipe = (row.inputs.get("recipe") or {}).get("ref")
-        raise result_is_gone(row.id, row.domain.name, recipe, row.collected_at)
+        raise result_is_gone(row.id, row.domain.name, request_options(row.inputs), row.collected_at)
 
 
 def _was_served(session: Session, row: BuildRow, name: str, *, build: str | None = None) -> bool:

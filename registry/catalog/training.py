@@ -29,11 +29,20 @@ class ValidationUsers:
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """A merged checkpoint: the build, the digest of its tree in the store, and the one that its files have as a base model."""
+
+    build: str
+    tree: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class TrainingContext:
     """What the context of an adapter says. Other programs may have written something else: what has not the form is left out.
 
     `template_name` and `template_digest` are those of the prompt template; `template_option` is how the trainer was given it.
-    `lacking` is what an adapter that was taken with `allow_partial` lacks, in words.
+    `lacking` is what an adapter that was taken with `allow_partial` lacks, in words. `on` is the build that was frozen in the place of the base.
     """
 
     trainer: str | None = None
@@ -46,6 +55,7 @@ class TrainingContext:
     validation: tuple[ValidationUsers, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
+    on: TrainedOn | None = None
 
     @classmethod
     def of(cls, context: Mapping[str, Any]) -> TrainingContext:
@@ -62,6 +72,7 @@ class TrainingContext:
             data=_data(context.get("data"), "digest") or _data(context.get("tasks"), "data"),
             origin={key: context[key] for key in ORIGINS if key in context},
             lacking=tuple(map(str, lacking)) if isinstance(lacking, list) else (),
+            on=_on(context.get("on")),
         )
 
     @property
@@ -94,6 +105,11 @@ def _validation(entries: object) -> tuple[ValidationUsers, ...]:
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, Mapping) and isinstance(entry.get("users"), list)
     )
+
+
+def _on(entry: object) -> TrainedOn | None:
+    found = [_text(_mapping(entry).get(name)) for name in ("build", "tree", "digest")]
+    return TrainedOn(*map(str, found)) if all(found) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -116,7 +116,9 @@ def _additions(connection: Connection) -> list[str]:
     filling = """
         SELECT table_name, column_name FROM information_schema.columns
         WHERE table_schema = current_schema() AND column_default IS NOT NULL AND column_default NOT LIKE 'nextval(%'
-            AND (table_name, column_name, column_default) <> ('adapters', 'kind', $$'lora'::character varying$$)"""
+            AND (table_name, column_name, column_default) NOT IN (
+                ('adapters', 'kind', $$'lora'::character varying$$), ('builds', 'kind', $$'merge'::character varying$$)
+            )"""
     return [
         f"{table}: {text} {name}"
         for query, text in (

@@ -37,12 +37,13 @@ from .columns import login_name as login_name
 from .columns import now as now
 
 RECIPE_KINDS = ("recipe", "template")
+BUILD_KINDS = ("merge", "index")
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 PROMOTIONS = ("manual", "automatic")
 
 
 class BuildRow(Table):
-    """A build, queued or carried out.
+    """A build, queued or carried out: a merge of plain LoRAs, or the index of a domain's items by a bi-tuning (`kind`).
 
     `own_recipe`: whether it was asked for by the recipe that was its domain's own then; unknown (NULL) of what was asked for
     before this was kept. Once true it stays true. `collected_at`: since when its result is gone, because nobody needed it.
@@ -53,6 +54,7 @@ class BuildRow(Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     base_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
     domain_id: Mapped[int] = mapped_column(ForeignKey("domains.id"))
+    kind: Mapped[str] = mapped_column(default=BUILD_KINDS[0], server_default=BUILD_KINDS[0])
     status: Mapped[str]
     key: Mapped[str] = mapped_column(index=True)
     recipe: Mapped[dict[str, Any]]
@@ -78,6 +80,7 @@ class BuildRow(Table):
     annotation: Mapped[AnnotationRow | None] = relationship(viewonly=True)
 
     __table_args__ = (
+        one_of("kind", BUILD_KINDS),
         one_of("status", STATUSES),
         Index(None, "domain_id", "id"),
         Index(None, "domain_id", "status", "finished_at"),

@@ -26,7 +26,7 @@ from reccocktail.registry.errors import ConflictError, DatabaseError, Unavailabl
 from sqlalchemy import create_engine, inspect, make_url
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0008"
+HEAD = "0009"
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_a_released_schema_is_upgraded_with_its_data(released: str, tmp_path: Pa
     migrate.upgrade(released)
     assert migrate.check(released) == HEAD
     after = {table: run_sql(released, f"SELECT * FROM {table}") for table in tables}
-    after["builds"] = [row[:-4] for row in after["builds"]]  # without the columns that were added
+    after["builds"] = [row[:-5] for row in after["builds"]]  # without the columns that were added
     after["publications"] = [row[:-3] for row in after["publications"]]
     after |= {table: [row[:-1] for row in after[table]] for table in ("domains", "base_models")}
     assert after == before
@@ -489,7 +489,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         migrate.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:

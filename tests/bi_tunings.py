@@ -1,0 +1,44 @@
+"""A bi-tuning that needs no training: random rows around a tiny model, and the index that its item side makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reccocktail.tasks import HistoryWriter, Item, load_history_template
+from torch.nn import functional as F  # noqa: N812
+
+
+@pytest.fixture(scope="session")
+def make_bi_tuning() -> Callable[..., Path]:
+    """(folder, digest of the base, items, model=None, seed=1): a bi-tuning with a static prefix, and those items in its index.
+
+    Without a `model`, a folder, its rows of width 8 are random and nothing can be embedded by it.
+    """
+    return _make_bi_tuning
+
+
+def _make_bi_tuning(
+    folder: Path, base_digest: str, items: Sequence[Item], *, model: Path | None = None, seed: int = 1
+) -> Path:
+    from reccocktail.networks.bi_tuning import BiTuningOrigin, Sides, write_bi_tuning
+    from reccocktail.networks.laser import Laser, LaserConfig, LaserNet, hidden_width, load_frozen
+
+    torch.manual_seed(seed)
+    origin = BiTuningOrigin(base_digest, load_history_template("numbered"), "float32", 0.05, seed, ("sha256:data",))
+    if model is None:
+        config = LaserConfig(width=8, rows=2)
+        nets, matrix = [LaserNet(config) for _ in range(2)], F.normalize(torch.randn(len(items), 8))
+    else:
+        frozen: Any
+        frozen, tokenizer = load_frozen(model, "cpu", "float32")
+        config = LaserConfig(width=hidden_width(frozen), rows=2)
+        nets = [LaserNet.beside(frozen, config).eval() for _ in range(2)]
+        writer = HistoryWriter(origin.template, tokenizer)
+        matrix = Laser(frozen, writer, nets[0], None).encode([[item] for item in items])
+    weights = [{key: value.clone() for key, value in net.state_dict().items()} for net in nets]
+    write_bi_tuning(folder, origin, Sides(config, *weights), None, items, matrix)
+    return folder

@@ -1,0 +1,187 @@
+"""The build of a bi-tuning, which is the index of its domain's items: made once, added to, stale, damaged, and refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reccocktail.engine.building import index_execution
+from reccocktail.engine.building.indexing import index_file, indexes_of
+from reccocktail.engine.building.workers import WorkerEvent, request_what_is_stale
+from reccocktail.networks.item_index import ItemIndex
+from reccocktail.registry import Registry
+from reccocktail.registry.catalog.filters import BuildFilter
+from reccocktail.registry.catalog.references import BI_TUNING
+from reccocktail.tasks import DomainData, History, Item, write_domain
+
+TITLES = ("Rose Cream", "Green Tea Toner", "Clay Mask", "Oat Soap", "Night Serum", "Sun Milk")
+ITEMS = [
+    *(Item(f"i{place}", title, {"brand": f"B{place % 2}"}) for place, title in enumerate(TITLES)),
+    Item("bare", ""),
+]
+NEW = Item("i9", "Lip Balm", {"brand": "B9"})
+KILLED_AFTER_ONE_PART = """
+import os
+from reccocktail.cli import main
+from reccocktail.engine.building import index_execution
+keep = index_execution._Embedder._keep
+index_execution.PART = 1
+index_execution._Embedder._keep = lambda *given: (keep(*given), os._exit(9))
+main()
+"""
+REQUEST = ("build", "request", "things", "--wait", "--json")
+
+
+@dataclass
+class Things:
+    """`prepared` with the domain `things` and things@v1, a bi-tuning whose own index has the first four items."""
+
+    run: Any
+    data: Path
+
+    def write(self, items: list[Item], taken: tuple[str, ...] = ("i0", "i1", "i2")) -> None:
+        histories = [History(f"u{number}", taken[:number] + taken[number:]) for number in range(3)]
+        write_domain(DomainData.of("things", items, histories), self.data)
+
+    def index(self, registry: Registry, build: str | None = None) -> ItemIndex:
+        row = registry.adapters.resolve("things@v1", kind=BI_TUNING)
+        return ItemIndex.read(index_file(registry, row, None if build is None else registry.builds.get(build)))
+
+    def damage(self, build: str) -> None:
+        with self.run.registry() as registry:
+            path = index_file(
+                registry, registry.adapters.resolve("things@v1", kind=BI_TUNING), registry.builds.get(build)
+            )
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-4] + b"\1\2\3\4")
+
+    def standing(self) -> tuple[str, list[str]]:
+        (entry,) = self.run("status", "things", "--json").json
+        return entry["state"], [each["state"] for each in entry["indexes"]]
+
+
+@pytest.fixture
+def things(prepared: Any, make_bi_tuning: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Things:
+    found = Things(prepared, tmp_path / "things")
+    found.write(ITEMS)
+    prepared("domain", "add", "things", "--data", found.data)
+    with prepared.registry() as registry:
+        digest = registry.bases.get("tiny").digest
+    make_bi_tuning(tmp_path / "bundle", digest, ITEMS[:4], model=tiny_base)
+    prepared("adapter", "add", tmp_path / "bundle", "--base", "tiny", "--domain", "things")
+    return found
+
+
+def test_the_build_of_a_bi_tuning_is_an_index_to_which_only_new_items_are_added(things: Things) -> None:
+    run = things.run
+    assert things.standing() == ("stale", ["stale"]), "two items are not in the bundle's own index"
+    told = run(*REQUEST)
+    (first,) = told.json
+    assert (first["kind"], first["status"], first["coefficients"]) == ("index", "succeeded", None)
+    assert first["report"]["index"] == {"items": 6, "embedded": 2, "copied": 4, "untitled": 1, "from": "bundle"}
+    assert "without a title" in told.err
+    assert things.standing() == ("fresh", ["fresh"])
+    assert run(*REQUEST).json[0]["id"] == first["id"]
+    with run.registry() as registry:
+        own, index = things.index(registry), things.index(registry, first["id"])
+    assert index.item_ids == tuple(f"i{place}" for place in range(6))
+    assert torch.equal(index.matrix[:4], own.matrix)
+
+    things.write(ITEMS, taken=("i3", "i2", "i1"))
+    assert things.standing() == ("fresh", ["fresh"]), "interactions are no part of an index"
+    changed = [Item("i0", "Rose Oil", ITEMS[0].fields), *ITEMS[1:5], NEW]
+    things.write(changed)
+    assert things.standing() == ("stale", ["stale"])
+    assert "--adapter things@v1" in run("status", columns=120).out
+    run("status", "--check", "--state", "stale", code=1)
+    (second,) = run("build", "request", "--stale", "--wait", "--json").json[-1:]
+    assert second["report"]["index"] == {"items": 6, "embedded": 2, "copied": 4, "untitled": 0, "from": first["id"]}
+    with run.registry() as registry:
+        newer = things.index(registry, second["id"])
+    assert newer.item_ids == ("i0", "i1", "i2", "i3", "i4", "i9")
+    assert torch.equal(newer.matrix[1:5], index.matrix[1:5])
+    assert not torch.allclose(newer.matrix[0], index.matrix[0], atol=1e-3)
+    things.write(ITEMS)
+    assert things.standing() == ("fresh", ["fresh"]), "the index of these items is there"
+
+    shown = run("build", "show", second["id"], columns=100).out
+    assert all(word in shown for word in ("things@v1", "embedded", "index"))
+    assert run("build", "show", second["id"], "--json").json["lineage"]["items"]["count"] == 6
+    listed = run("build", "list", "--kind", "index", columns=80).out
+    assert all(word in listed for word in ("things@v1", "embedded", "index"))
+    run("build", "export", second["id"], "exported")
+    assert ItemIndex.read(run.folder / "exported" / "index.safetensors").digest == newer.digest
+    for words in (("build", "promote", second["id"]), ("publish", second["id"], "org/x"), ("resolve", "things", "--build", second["id"])):  # fmt: skip
+        assert run(*words, "--json", code=None).json["error"]["code"] in ("wrong_kind", "usage", "conflict")
+
+
+def test_a_damaged_index_is_not_built_upon_and_is_made_anew_by_force(things: Things) -> None:
+    run = things.run
+    (first,) = run(*REQUEST).json
+    things.damage(first["id"])
+    things.write([*ITEMS, NEW])
+    with run.registry() as registry:  # as a worker with --watch does
+        events: list[WorkerEvent] = []
+        (asked,) = [build for build in request_what_is_stale(registry, events.append) if build.kind == "index"]
+        assert asked.id in {event.build for event in events if event.what == "requested"}
+        registry.builds.cancel(asked.id)
+        assert all(build.kind != "index" for build in request_what_is_stale(registry, events.append))
+        assert "build retry" in (events[-1].detail or "")
+    told = run(*REQUEST)
+    assert told.json[0]["report"]["index"]["from"] == "bundle"
+    assert first["id"] in told.err
+    things.write(ITEMS)
+    (again,) = run(*REQUEST, "--force").json
+    assert again["id"] != first["id"]
+    with run.registry() as registry:
+        assert things.index(registry, again["id"]).item_ids == tuple(f"i{place}" for place in range(6))
+
+
+@pytest.mark.slow
+def test_a_killed_index_goes_on_after_the_parts_that_it_had(things: Things, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, kept = things.run, list[str]()
+    program = f"import sys; sys.argv[1:] = {REQUEST!r}\n{KILLED_AFTER_ONE_PART}"
+    subprocess.run(
+        [sys.executable, "-c", program], env=run.environment(), cwd=run.folder, check=False, capture_output=True
+    )
+    with run.registry() as registry:
+        (left,) = registry.builds.list(BuildFilter(kind="index"))
+        row = registry.adapters.resolve("things@v1", kind=BI_TUNING)
+        assert left.status == "running"
+        assert list(indexes_of(registry, row)) == [], "nothing is there before it is whole"
+        registry.builds.free(left.worker or "", "it was killed")
+    keep = index_execution._Embedder._keep
+    monkeypatch.setattr(index_execution, "PART", 1)
+    monkeypatch.setattr(index_execution._Embedder, "_keep", lambda self, path, rows: (kept.append(path.name), keep(self, path, rows)))  # fmt: skip
+    (done,) = run(*REQUEST).json
+    assert (done["id"], done["status"], done["attempts"]) == (left.id, "succeeded", 2)
+    assert len(kept) == 1, "the first of the two items was embedded before"
+    assert Path(done["path"], "index.safetensors").is_file()
+    assert [path.name for path in Path(done["path"]).iterdir()] == ["index.safetensors"]
+
+
+def test_what_cannot_be_indexed_is_refused_with_what_to_do(things: Things, tmp_path: Path) -> None:
+    run = things.run
+    run("domain", "add", "empty")
+    for code, words in (
+        ("not_found", ("things", "--adapter", "things@v7")),
+        ("wrong_kind", ("skin-care", "--adapter", "skin-care@v1")),
+        ("usage", ("skin-care", "--adapter", "things@v1")),
+        ("usage", ("things", "kitchen", "--adapter", "things@v1")),
+        ("usage", ("things", "--adapter", "things@v1", "--recipe", "average")),
+        ("not_found", ("empty", "--adapter", "empty")),
+    ):
+        error = run("build", "request", *words, "--json", code=None).json["error"]
+        assert error["code"] == code, words
+    things.write([Item("bare", "")], taken=("bare", "bare", "bare"))
+    assert run(*REQUEST, code=1).json["error"]["code"] == "data"
+    assert things.standing() == ("blocked", ["blocked"])
+    things.write([ITEMS[0]], taken=("i0", "i0", "i0"))
+    (one,) = run(*REQUEST).json
+    assert one["report"]["index"]["items"] == 1
