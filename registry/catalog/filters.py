@@ -80,9 +80,9 @@ class BuildFilter:
     """
 
     domain: str | None = None
-    kind: str | None = None
     status: str | None = None
     recipe: str | None = None
     requester: str | None = None
     since: datetime | None = None
     adapter: Adapter | None = None
+    kind: str | None = None
