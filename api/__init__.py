@@ -207,8 +207,8 @@ class Client:
     ) -> list[Recommendation]:
         """The `k` best items for a user of the domain's data, or after a history of titles, by the build that is served.
 
-        `candidates` are ids or titles; without them as in `reccocktail recommend`. `adapter` is a personalised LoRA, asked instead of
-        a build. Raises NotFoundError, UsageError, EvaluationError.
+        `candidates` are ids or titles; without them as in `reccocktail recommend`. `adapter` is a personalised LoRA or a
+        bi-tuning, asked instead of a build. Raises NotFoundError, UsageError, EvaluationError.
         """
         from ..engine.models import pick_device
         from ..engine.personal_recommending import bundle_asked, recommend_personally
@@ -220,6 +220,10 @@ class Client:
             domain, user=user, history=history, candidates=candidates, build=build, adapter=adapter
         )
         if (bundle := bundle_asked(self._registry, wanted)) is not None:
+            if bundle.kind == "bi-tuning":
+                from ..engine.index_recommending import recommend_by_index
+
+                return list(recommend_by_index(self._registry, bundle, wanted, count=k, device=device).items)
             return list(recommend_personally(self._registry, bundle, wanted, device=device).items[:k])
         return list(ask(self._registry, wanted, device=device).best[:k])
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.references import BI_TUNING
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .builds import about_choice, say_chosen
 from .candidates import about_candidates, say_of_list, where_from
 from .console import answer, progress, say, table
+from .index_recommending import tell_by_index
 from .personal_recommending import tell_personally
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ UNKNOWN_SHOWN = 5
         'reccocktail recommend beauty --history "Rose Cream || Green Tea Toner" -k 5 --compare',
         "reccocktail recommend beauty --user A2X91 --candidates in-stock.txt --json",
         "reccocktail recommend movies --user 42 --adapter movies@v2",
+        'reccocktail recommend shoes --history "Trail Boot || Wool Sock" --adapter shoes@v3 --exclude-seen',
     )
 )
 @click.argument("domain")
@@ -57,7 +60,12 @@ UNKNOWN_SHOWN = 5
 @click.option(
     "--adapter",
     metavar="REF",
-    help="A personalised LoRA instead of a build.  [default: the newest, of a domain with no build and no plain LoRA]",
+    help="A personalised LoRA or bi-tuning instead of a build.  [default: the newest, of a domain with no build and no plain LoRA]",
+)
+@click.option(
+    "--exclude-seen",
+    is_flag=True,
+    help="Leave out what the history has; builds and personalised LoRAs always do.",
 )
 @click.option("--compare", is_flag=True, help="Also rank with each adapter of the build alone.")
 @click.option(
@@ -80,6 +88,7 @@ def recommend(
     retrieve: int | None,
     build_id: str | None,
     adapter: str | None,
+    exclude_seen: bool,
     compare: bool,
     score_text: str | None,
     template: str | None,
@@ -90,7 +99,8 @@ def recommend(
 
     To a user of the domain's data, or after a history of titles. The build is the one that `resolve --merged` serves. Items that
     the history has are not recommended. Of a personalised LoRA the recommender picks 30 items, or as many as --retrieve says, and
-    the language model ranks them by whether the user would like each.
+    the language model ranks them by whether the user would like each. Of a bi-tuning the language model reads the history once, and its
+    item index is searched.
     """
     from ..engine.personal_recommending import bundle_asked, recommend_personally
     from ..engine.recommending import SEPARATOR, RecommendationRequest
@@ -108,6 +118,7 @@ def recommend(
         template=template,
         compare=compare,
         adapter=adapter,
+        exclude_seen=exclude_seen,
     )
 
     @contextmanager
@@ -117,6 +128,12 @@ def recommend(
 
     with app.registry() as registry:
         if (bundle := bundle_asked(registry, wanted)) is not None:
+            if bundle.kind == BI_TUNING:
+                from ..engine.index_recommending import recommend_by_index
+
+                nearest = recommend_by_index(registry, bundle, wanted, count=count, device=app.device())
+                tell_by_index(nearest, as_json=as_json)
+                return
             personal = recommend_personally(registry, bundle, wanted, device=app.device(), bar=bar)
             tell_personally(personal, count, as_json=as_json)
             return

@@ -11,8 +11,8 @@ import numpy as np
 from ..networks.bundle import PersonalisedBundle, open_bundle
 from ..networks.personalised_scores import score_clicks_personalised
 from ..registry import Adapter, Registry
-from ..registry.catalog.references import LORA, PERSONALISED_LORA
-from ..registry.errors import UsageError
+from ..registry.catalog.references import BI_TUNING, LORA, PERSONALISED_LORA
+from ..registry.errors import NotFoundError, UsageError
 from ..tasks import Catalogue, ClickRow, ClickUser, DomainData, Item
 from .models import load_model
 from .personal import Person, data_of, rated_by
@@ -27,6 +27,7 @@ from .recommending import (
     without,
 )
 
+ASKED = (PERSONALISED_LORA, BI_TUNING)
 PICKED = 30  # by the recommender, for the language model to rank
 
 
@@ -41,26 +42,39 @@ class PersonalRecommendations:
 
 
 def bundle_asked(registry: Registry, wanted: RecommendationRequest) -> Adapter | None:
-    """The personalised LoRA that is named; else the newest of a domain that serves no build and has no plain LoRA; else None.
+    """The personalised LoRA or bi-tuning that is named; else the newest of a domain that serves no build and has no plain LoRA; else None.
 
     Raises NotFoundError, WrongKindError where another kind is named, and UsageError where it is of another domain or for several bases.
     """
     registry.domains.get(wanted.domain)
     if wanted.adapter is not None:
-        row = registry.adapters.resolve(wanted.adapter, base=wanted.base, kind=PERSONALISED_LORA)
+        row = _named(registry, wanted.adapter, wanted.base)
         if row.domain != wanted.domain:
             raise UsageError(
                 f"{row.ref} is of {row.domain!r}, not of {wanted.domain!r}",
-                hint=f"reccocktail adapter list --domain {wanted.domain} --kind {PERSONALISED_LORA}",
+                hint=f"reccocktail adapter list --domain {wanted.domain}",
             )
         return row
     if wanted.build is not None or registry.serving.served(wanted.domain):
         return None
     active = [row for row in registry.adapters.versions([wanted.domain]) if row.archived_at is None]
     kinds = {row.kind for row in active if wanted.base in (None, row.base)}
-    if LORA in kinds or PERSONALISED_LORA not in kinds:
+    if LORA in kinds or not kinds & {*ASKED}:
         return None
-    return registry.adapters.resolve(wanted.domain, base=wanted.base, kind=PERSONALISED_LORA)
+    return _named(registry, wanted.domain, wanted.base)
+
+
+def _named(registry: Registry, ref: str, base: str | None) -> Adapter:
+    """Of the kinds that are asked whole the version that is meant; of a bare name the newest. Raises NotFoundError, WrongKindError, UsageError."""
+    found, refused = list[Adapter](), list[NotFoundError]()
+    for kind in ASKED:
+        try:
+            found.append(registry.adapters.resolve(ref, base=base, kind=kind))
+        except NotFoundError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return max(found, key=lambda row: row.version)
 
 
 def recommend_personally(

@@ -56,7 +56,8 @@ class RecommendationRequest:
     Either `user` is one of the domain's data, or `history` has titles, newest last. `candidates` is a file or names ids and titles;
     None takes all of a small catalogue, else what `retrieve` items of it are retrieved. None as `build` means the one that
     is served for the domain, as `template` and `score` those that the build was tuned with, else the defaults. `adapter` is a
-    personalised LoRA, which is asked instead of a build.
+    personalised LoRA or a bi-tuning, which is asked instead of a build. `exclude_seen` leaves out what the history has, as builds and
+    personalised LoRAs always do.
     """
 
     domain: str
@@ -70,6 +71,7 @@ class RecommendationRequest:
     template: str | None = None
     compare: bool = False
     adapter: str | None = None
+    exclude_seen: bool = False
 
     def __post_init__(self) -> None:
         if self.adapter is not None and self.build is not None:
@@ -89,7 +91,7 @@ class RecommendationRequest:
 class Recommendation:
     """A candidate's place among all, from 1, and its score: in nats, comparable within one list, not between two.
 
-    A personalised LoRA's is the probability of a like.
+    A personalised LoRA's is the probability of a like, a bi-tuning's a cosine.
     """
 
     rank: int
@@ -159,9 +161,9 @@ def recommend(
     ConflictError, DataError, TaskError, EvaluationError.
     """
     build, choice = _build(registry, wanted)
-    data = _data(registry, wanted.domain)
+    data = domain_data(registry, wanted.domain)
     catalogue = Catalogue(data)
-    history = _history(data, catalogue, wanted)
+    history = history_asked(data, catalogue, wanted)
     template = _template(registry, build, wanted)
     candidates = _candidates(data, catalogue, history, wanted)
     asked = open_question(template, history, candidates.items)
@@ -332,7 +334,8 @@ def _build(registry: Registry, wanted: RecommendationRequest) -> tuple[Build, Fr
     return build, None
 
 
-def _data(registry: Registry, domain: str) -> DomainData:
+def domain_data(registry: Registry, domain: str) -> DomainData:
+    """Raises UsageError where the domain has none."""
     row = registry.domains.get(domain)
     if row.data is None:
         raise UsageError(
@@ -342,7 +345,7 @@ def _data(registry: Registry, domain: str) -> DomainData:
     return read_domain(Path(row.data), domain)
 
 
-def _history(data: DomainData, catalogue: Catalogue, wanted: RecommendationRequest) -> list[Item]:
+def history_asked(data: DomainData, catalogue: Catalogue, wanted: RecommendationRequest) -> list[Item]:
     """What the user took, or the titles that are given, oldest first; a title that the catalogue lacks has no id."""
     if wanted.user is None:
         titles = [title for text in wanted.history or () if (title := clean_title(text))]
@@ -388,9 +391,14 @@ def listed_candidates(given: Path | Sequence[str], catalogue: Catalogue, history
 
 def expect_some(found: Candidates) -> Candidates:
     """Raises DataError where nothing is left that the history does not have."""
-    if not found.items:
-        raise DataError("there is nothing to recommend: the history has every candidate", hint="give other candidates")
+    expect_some_items(found.items)
     return found
+
+
+def expect_some_items(items: Sequence[object]) -> None:
+    """Raises DataError where there are none."""
+    if not items:
+        raise DataError("there is nothing to recommend: the history has every candidate", hint="give other candidates")
 
 
 def without(history: Sequence[Item], items: Iterable[Item]) -> tuple[Item, ...]:

@@ -12,7 +12,7 @@ from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow
 from ..errors import NotFoundError, UsageError, WrongKindError
 from .bases import find_base
 from .domains import find_domain
-from .references import CHAMPION, LORA, PERSONALISED_LORA, SPIRIT, Reference, did_you_mean
+from .references import BI_TUNING, CHAMPION, LORA, PERSONALISED_LORA, SPIRIT, Reference, did_you_mean
 
 CALLED = {"lora": "a plain LoRA", "personalised-lora": "a personalised LoRA", "bi-tuning": "a bi-tuning"}
 
@@ -50,6 +50,11 @@ def check_kind(row: AdapterRow, kind: str | None) -> None:
 def _instead(row: AdapterRow, kind: str) -> str:
     """What to do where the version is not of this kind."""
     name, ref = row.domain.name, ref_of(row)
+    if row.kind == BI_TUNING:
+        return (
+            f"it embeds users and items: `reccocktail recommend {name} --user USER --adapter {ref}` asks it, and"
+            f" `reccocktail build request {name} --adapter {ref}` builds its index"
+        )
     if row.kind != PERSONALISED_LORA:
         return f"`reccocktail adapter list --domain {name} --kind {kind}` shows those that there are"
     return (

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from reccocktail import api
 from reccocktail.engine.building import index_execution
 from reccocktail.engine.building.indexing import index_file, indexes_of
 from reccocktail.engine.building.workers import WorkerEvent, request_what_is_stale
+from reccocktail.networks.bi_tuning import open_bi_tuning
 from reccocktail.networks.item_index import ItemIndex
+from reccocktail.networks.laser import load_frozen
 from reccocktail.registry import Registry
 from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.catalog.references import BI_TUNING
@@ -29,6 +32,7 @@ NEW = Item("i9", "Lip Balm", {"brand": "B9"})
 KILLED_AFTER_ONE_PART = """
 import os
 from reccocktail.cli import main
+from reccocktail import api
 from reccocktail.engine.building import index_execution
 keep = index_execution._Embedder._keep
 index_execution.PART = 1
@@ -185,3 +189,61 @@ def test_what_cannot_be_indexed_is_refused_with_what_to_do(things: Things, tmp_p
     things.write([ITEMS[0]], taken=("i0", "i0", "i0"))
     (one,) = run(*REQUEST).json
     assert one["report"]["index"]["items"] == 1
+
+
+def test_the_index_recommends_what_is_nearest_to_the_history(things: Things, tiny_base: Path, tmp_path: Path) -> None:
+    run = things.run
+    bundle = open_bi_tuning(tmp_path / "bundle")
+    users, history = bundle.users(*load_frozen(tiny_base, "cpu", "float32")), [ITEMS[place] for place in (0, 1, 2)]
+    scores = {
+        item: float(score)
+        for item, score in zip(bundle.index.item_ids, bundle.index.matrix @ users.encode([history])[0], strict=True)
+    }
+    best = sorted(scores, key=lambda item: -scores[item])
+    told = run("recommend", "things", "--user", "u0", "--json")  # nothing else could be asked
+    document = told.json
+    assert [item["item_id"] for item in document["items"]] == best
+    assert [item["score"] for item in document["items"]] == pytest.approx([scores[item] for item in best], abs=1e-5)
+    assert document["items"][0]["title"] == TITLES[int(best[0][1])]
+    said = {key: document[key] for key in ("user", "known_user", "fallback", "adapter", "base", "domain")}
+    assert said == {
+        "user": "u0", "known_user": True, "fallback": False, "adapter": "things@v1", "base": "tiny", "domain": "things"
+    }  # fmt: skip
+    assert [each["item_id"] for each in document["history"]] == ["i0", "i1", "i2"]
+    index = document["index"]
+    assert (index["build"], index["items"], index["stale"], index["new"], index["changed"]) == (None, 4, True, 2, 0)
+    assert "build request things --adapter things@v1" in told.err
+
+    (built,) = run(*REQUEST).json
+    words = ("recommend", "things", "--adapter", "things@v1", "--history", "rose cream!|| Unheard Of", "-k", "2")
+    titled = run(*words, "--exclude-seen", "--json")
+    assert titled.json["index"] | {"digest": ""} == {"build": built["id"], "digest": "", "items": 6, "stale": False, "new": 0, "changed": 0, "gone": 0}  # fmt: skip
+    assert [each["item_id"] for each in titled.json["history"]] == ["i0", None]
+    assert (titled.json["known_user"], len(titled.json["items"])) == (False, 2)
+    assert "stale" not in titled.err
+    every = run(*words[:-1], "100", "--exclude-seen", "--json").json["items"]
+    assert {item["item_id"] for item in every} == {"i1", "i2", "i3", "i4", "i5"}
+    assert every[:2] == titled.json["items"]
+    assert every[0]["title"] in run(*words, "--exclude-seen", columns=80).out
+    with api.open_registry(run.home, device="cpu") as registry:
+        found = registry.recommend("things", history=["Rose Cream", "Unheard Of"], adapter="things@v1", k=100)
+    assert {item.item_id for item in found} == {f"i{place}" for place in range(6)}
+    things.write([Item("i0", "Rose Oil"), *ITEMS[1:5]])
+    gone = run("recommend", "things", "--user", "u0", "-k", "100", "--json").json
+    assert "i5" not in {item["item_id"] for item in gone["items"]}
+    assert (gone["index"]["new"], gone["index"]["changed"], gone["index"]["gone"]) == (0, 1, 1)
+
+    things.damage(built["id"])
+    for code, more in (
+        ("invalid_artifact", ("--user", "u0")),
+        ("not_found", ("--user", "nobody")),
+        ("usage", ("--history", " || ")),
+        ("usage", ("--user", "u0", "--compare")),
+        ("usage", ("--user", "u0", "--retrieve", "3")),
+        ("not_found", ("--user", "u0", "--adapter", "things@v9")),
+        ("usage", ("--user", "u0", "--adapter", "things@v1", "--build", built["id"])),
+    ):
+        error = run("recommend", "things", *more, "--json", code=None).json["error"]
+        assert (error["code"], bool(error["hint"])) == (code, True), more
+    refused = run("recommend", "skin-care", "--user", "x", "--adapter", "skin-care@v1", "--json", code=1).json["error"]
+    assert refused["code"] == "wrong_kind"
