@@ -87,17 +87,14 @@ def promote(
     `resolve DOMAIN --merged`, `publish DOMAIN` and `status` then mean this build. `rollback DOMAIN` goes back.
     Where the domain has a gate (`reccocktail domain gate`), the build has to pass it.
     """
-    from ..engine.gates import check
+    from ..engine.gates import promote as promote_build
     from ..engine.recipe_book import DEFAULT
 
     with app.registry() as registry:
         rows = {row.id: row for row in (registry.builds.get(_id(registry, each, base)) for each in ids)}
         moved = []
         for row in rows.values():
-            served = [each.build for each in registry.serving.served(row.domain) if each.base == row.base]
-            now = registry.builds.get(served[0]) if served else None
-            passage = None if served == [row.id] else check(registry, row, now, override=override)
-            moved.append(registry.serving.promote(row.id, why=why, passage=passage))
+            moved.append(promote_build(registry, row, why=why, override=override))
         for each in moved:
             if not (row := rows[each.build]).own_recipe:
                 warn(_about_trial(row, registry.domains.get(row.domain).recipe or DEFAULT))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry import Adapter, Build, Registry
 from ..registry.catalog.evaluations import EvaluationFilter, EvaluationRecord, Weights, weights_of_build
+from ..registry.catalog.expecting import Expected
 from ..registry.catalog.gates import Gate, Passage, Requirement, checked_override
 from ..registry.catalog.references import CHAMPION, SPIRIT, Reference
+from ..registry.catalog.serving import BuildAlias
 from ..registry.errors import GateError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -76,18 +78,50 @@ def check(
 
 
 def move_champion(
-    registry: Registry, ref: str | Reference, alias: str, *, base: str | None = None, override: str | None = None
+    registry: Registry,
+    ref: str | Reference,
+    alias: str,
+    *,
+    base: str | None = None,
+    override: str | None = None,
+    expected: Expected | None = None,
 ) -> Adapter:
-    """Sets the alias on the version; `champion` only through the gate of its domain. Raises GateError."""
+    """Sets the alias on the version; `champion` only through the gate of its domain. Raises GateError, PreconditionError."""
     row = registry.adapters.resolve(ref, base=base)
+    passage = may_move(registry, row, alias, override=override)
+    if alias == CHAMPION and CHAMPION in row.aliases and expected is None:
+        return row
+    return registry.adapters.alias(row.ref, alias, base=row.base, passage=passage, expected=expected)
+
+
+def may_move(registry: Registry, row: Adapter, alias: str, *, override: str | None = None) -> Passage | None:
+    """Why the alias may be set on the version: of `champion` what `check` says of its gate. Raises GateError, UsageError."""
     if alias != CHAMPION:
         if override is not None:
             raise UsageError(f"only {CHAMPION} has a gate: --override is for it")
-        return registry.adapters.alias(ref, alias, base=base)
-    if CHAMPION in row.aliases:
-        return row
-    passage = check(registry, row, _champion(registry, row), override=override)
-    return registry.adapters.alias(row.ref, alias, base=row.base, passage=passage)
+        return None
+    return None if CHAMPION in row.aliases else check(registry, row, _champion(registry, row), override=override)
+
+
+def may_promote(registry: Registry, build: Build, *, override: str | None = None) -> Passage | None:
+    """Why the build may be served: what `check` says, unless it is served already. Raises GateError."""
+    served = [each.build for each in registry.serving.served(build.domain) if each.base == build.base]
+    if served == [build.id]:
+        return None
+    return check(registry, build, registry.builds.get(served[0]) if served else None, override=override)
+
+
+def promote(
+    registry: Registry,
+    build: Build,
+    *,
+    why: str | None = None,
+    override: str | None = None,
+    expected: Expected | None = None,
+) -> BuildAlias:
+    """Makes the build what its domain serves, through its gate. Raises GateError, ConflictError, PreconditionError."""
+    passage = may_promote(registry, build, override=override)
+    return registry.serving.promote(build.id, why=why, passage=passage, expected=expected)
 
 
 def called(subject: Subject) -> str:

@@ -56,6 +56,12 @@ class GateError(ConflictError):
     code = "gate"
 
 
+class PreconditionError(ConflictError):
+    """What the caller has seen is not so any more: somebody else was first."""
+
+    code = "precondition"
+
+
 class InvalidArtifactError(RecCocktailError):
     """A folder or file is not what it has to be: broken, incomplete, or not finite."""
 

@@ -14,6 +14,7 @@ from .catalog import collecting
 from .catalog.adapters import Adapters
 from .catalog.bases import Bases
 from .catalog.build_records import Build
+from .catalog.build_requests import Once
 from .catalog.builds import Builds
 from .catalog.domains import Domains
 from .catalog.editing import Edits
@@ -46,14 +47,14 @@ class Missing:
 class Registry:
     """Use it as a context manager, or close it. Threads may share one; processes open their own."""
 
-    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+    def __init__(self, settings: Settings, database: Database, store: Store, *, once: Once | None = None) -> None:
         self.settings = settings
         self.store = store
         self._database = database
         self.bases = Bases(database, store)
         self.domains = Domains(database)
         self.adapters = Adapters(database, store, self.bases)
-        self.builds = Builds(database, store)
+        self.builds = Builds(database, store, once)
         self.serving = Serving(database)
         self.publications = Publications(database)
         self.evaluations = Evaluations(database)
@@ -113,9 +114,12 @@ class Registry:
         """In whose name rows are created."""
         return self._database.actor
 
-    def acting_as(self, actor: str) -> Registry:
-        """The same registry, with the same connections, for somebody else: a server's caller. It is closed by closing this one."""
-        return Registry(self.settings, self._database.acting_as(actor), self.store)
+    def acting_as(self, actor: str, *, once: Once | None = None) -> Registry:
+        """The same registry, with the same connections, for somebody else: a server's caller. It is closed by closing this one.
+
+        `once` names the request for a build that is made with it.
+        """
+        return Registry(self.settings, self._database.acting_as(actor), self.store, once=once)
 
     def digests(self, *, without: Collection[str] = ()) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep. `without` the results of these builds."""

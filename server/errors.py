@@ -30,12 +30,6 @@ class TooLargeError(RecCocktailError):
     code = "too_large"
 
 
-class PreconditionError(RecCocktailError):
-    """What `If-Match` says of the present state is not so any more: somebody else was first."""
-
-    code = "precondition"
-
-
 STATUSES = {
     "usage": 400,
     "invalid_reference": 400,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ..registry import Adapter, Base, Build, Domain, Event, Publication
-from ..registry.catalog.builds import LogLine
+from ..registry.catalog.build_records import LogLine
 from ..registry.catalog.evaluations import EvaluationRecord
 from ..registry.catalog.recipes import RecipeVersion
 from ..registry.catalog.records import Record
@@ -74,5 +74,5 @@ BuildAliasModel, MoveModel = model_of(BuildAlias), model_of(Move)
 def page_of(model: type[BaseModel]) -> type[BaseModel]:
     """A page of a list; `next` is the cursor of the page after it, null at the end."""
     name = f"{model.__name__}Page"
-    definitions: dict[str, Any] = {"items": (list[model], ...), "next": (str | None, ...)}  # pyright: ignore[reportInvalidTypeForm]
+    definitions: dict[str, Any] = {"items": (list[model], ...), "next": (str | None, ...)}
     return create_model(name, __doc__="A page of a list.", **definitions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from ..artifacts.allowlist import BUNDLE, adapter_files, files_of_bundle, is_bun
 from ..artifacts.bundle_facts import BundleFacts
 from ..artifacts.content import content_digest
 from ..artifacts.facts import AdapterFacts
-from ..artifacts.inspect import copied, inspect_adapter
+from ..artifacts.inspect import inspect_adapter
 from ..artifacts.tokenizers import brings_own
 from ..database.connection import Database
 from ..database.tables import AdapterRow, AdapterTagRow, AdapterWordsRow, AliasRow, BaseModelRow, DomainRow
@@ -30,16 +30,21 @@ from .bases import Base, Bases, find_base
 from .domains import find_domain
 from .evaluation_queries import Order, best_first, narrowed, within
 from .events import Event
+from .expecting import Expected
 from .filters import AdapterFilter, MetricBound
 from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
 from .references import LORA, Reference, check_name
 from .registration import Checks, Labels, owner_name
+from .stored_adapters import StoredAdapter as StoredAdapter
+from .stored_adapters import copied_as_inspected, known_version, new_row
 from .training import PARTIAL, PERSONALISED
 from .usage import Reached
 from .versions import (
     Adapter,
+    AdapterAlias,
     adapter_of,
+    aliases_in,
     append_event,
     detail_of_archiving,
     detail_of_removal,
@@ -48,21 +53,6 @@ from .versions import (
     set_alias,
     set_aliases,
 )
-
-
-@dataclass(frozen=True)
-class StoredAdapter:
-    """An adapter from `folder` whose files are in the store; `content` is `content_digest` of it, `skipped` are files that were left out."""
-
-    folder: Path
-    digest: str
-    content: str
-    facts: AdapterFacts | BundleFacts
-    skipped: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        return self.facts.kind if isinstance(self.facts, BundleFacts) else LORA
 
 
 class Adapters:
@@ -128,10 +118,10 @@ class Adapters:
             ).one()
             if known_id is not None:
                 row = session.get_one(AdapterRow, known_id)
-                known = _known(row, labels, stored.folder, must_be_new=not (checks or Checks()).reuse)
+                known = known_version(row, labels, stored.folder, must_be_new=not (checks or Checks()).reuse)
                 known = replace(known, aliases=set_aliases(session, row, labels))
                 return replace(known, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
-            row = _new_row(stored, labels)
+            row = new_row(stored, labels)
             row.base, row.domain, row.role, row.version = model, place, role, (newest or 0) + 1
             added = insert_version(session, row)
             added = replace(added, aliases=set_aliases(session, row, labels))
@@ -186,7 +176,7 @@ class Adapters:
             if accept is not None:
                 accept(digest)
             # a trainer may still have been writing: what counts is what is kept
-            if (read := _copied(copy, facts, checks)) is None:
+            if (read := copied_as_inspected(copy, facts, checks)) is None:
                 raise InvalidArtifactError(
                     f"{folder} was changed while it was read", hint="add it again once it is written"
                 )
@@ -348,27 +338,52 @@ class Adapters:
             query = select(AdapterRow).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.id.desc())
             return [adapter_of(row) for row in session.scalars(query)]
 
+    def aliases(self, domain: str, *, base: str | None = None) -> builtins.list[AdapterAlias]:
+        """Of a domain's versions, or of spirits, by name and base."""
+        with self._database.reading() as session:
+            place = find_domain(session, domain).id
+            return aliases_in(session, domain, place, None if base is None else find_base(session, base).id)
+
     def alias(
-        self, ref: str | Reference, name: str, *, base: str | None = None, passage: Passage | None = None
+        self,
+        ref: str | Reference,
+        name: str,
+        *,
+        base: str | None = None,
+        passage: Passage | None = None,
+        expected: Expected | None = None,
     ) -> Adapter:
-        """Sets the alias, or moves it here. Raises ConflictError for an archived version, GateError without what the gate asks for."""
+        """Sets the alias, or moves it here. Raises ConflictError for an archived version, GateError without what the gate asks for.
+
+        PreconditionError where the alias is not where `expected` says any more.
+        """
         check_name("alias", name)
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
-            set_alias(session, row, name, passage)
+            set_alias(session, row, name, passage, expected)
             return adapter_of(row)
 
-    def remove_alias(self, ref: str | Reference, *, base: str | None = None, override: str | None = None) -> Adapter:
+    def remove_alias(
+        self,
+        ref: str | Reference,
+        *,
+        base: str | None = None,
+        override: str | None = None,
+        expected: Expected | None = None,
+    ) -> Adapter:
         """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it.
 
         Without a champion a bare name means the newest version, so a gate lets it go only with an `override`, the reason in words.
-        Raises NotFoundError, UsageError, GateError.
+        Raises NotFoundError, UsageError, GateError, PreconditionError.
         """
         ref = parsed(ref)
         if ref.alias is None:
             raise UsageError(f"{str(ref)!r} names no alias", hint="write NAME@ALIAS")
         with self._database.writing() as session:
             row = find_adapter_locked(session, ref, base)
+            if expected is not None:
+                alias = session.get(AliasRow, (row.base_id, row.domain_id, ref.alias))
+                expected.check(str(ref), alias and alias.event_id)
             more = detail_of_removal(session, row, ref.alias, override)
             append_event(session, "alias.removed", None, ref.alias, before=row, more=more)
             session.refresh(row, ["aliases"])
@@ -446,50 +461,3 @@ class Adapters:
         """Of a plain LoRA, read from the stored headers; what it may lack was decided, and its values scanned, when it was added."""
         base = self._bases.facts(self._bases.get(adapter.base))
         return inspect_adapter(self.folder(adapter), base, allow_partial=True, scan=False)
-
-
-def _copied(
-    copy: Path, facts: AdapterFacts | BundleFacts, checks: Checks
-) -> tuple[AdapterFacts | BundleFacts, str] | None:
-    """The facts of the copy and the digest of its content; None if it is not of what was inspected."""
-    if isinstance(facts, BundleFacts):
-        from ..artifacts.bundle_inspect import copied_bundle
-
-        return (facts, facts.content) if copied_bundle(copy, facts, scan=checks.scan) else None
-    return copied(copy, facts, scan=checks.scan)
-
-
-def _known(row: AdapterRow, labels: Labels, folder: Path | str, *, must_be_new: bool) -> Adapter:
-    """The version that has the content already, and which of the labels it does not have. Raises ConflictError if it is archived."""
-    if row.archived_at is not None:
-        raise ConflictError(
-            f"{folder} has the content of {ref_of(row)}, which is archived; its bytes are in the store",
-            hint=f"reccocktail adapter archive {ref_of(row)} --base {row.base.name} --undo",
-        )
-    if must_be_new:
-        raise ConflictError(
-            f"{folder} has the content of {ref_of(row)}", hint="leave out --if-exists fail to use that version"
-        )
-    given = {"metrics": labels.metrics, "tags": tuple(labels.tags), "note": labels.note}
-    known = adapter_of(row)
-    return replace(
-        known, ignored=tuple(what for what, value in given.items() if value and value != getattr(known, what))
-    )
-
-
-def _new_row(stored: StoredAdapter, labels: Labels) -> AdapterRow:
-    """Without its place: base, domain, role and version."""
-    return AdapterRow(
-        kind=stored.kind,
-        digest=stored.digest,
-        content=stored.content,
-        rank=stored.facts.rank,
-        alpha=stored.facts.alpha,
-        target_modules=[*stored.facts.target_modules],
-        tensors=stored.facts.tensors,
-        bytes=stored.facts.bytes,
-        metrics=dict(labels.metrics),
-        tags=[*labels.tags],
-        note=labels.note,
-        context=dict(labels.context),
-    )

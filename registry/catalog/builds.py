@@ -23,7 +23,7 @@ from ..database.tables import BuildInputRow, BuildLogRow, BuildRow, DomainRow, n
 from ..errors import ConflictError, StoreError
 from ..redaction import redacted, redacted_values
 from ..store.contract import Store
-from . import events
+from . import build_requests, events
 from .bases import find_base
 from .build_lists import CREATED, listed
 from .build_queries import (
@@ -41,6 +41,7 @@ from .build_queries import (
     reusable,
 )
 from .build_records import Build, LogLine, Request
+from .build_requests import Once
 from .domains import find_domain
 from .events import EventIds
 from .filters import BuildFilter
@@ -56,9 +57,11 @@ _LATEST = (BuildRow.finished_at.desc(), BuildRow.id.desc())
 
 
 class Builds:
-    def __init__(self, database: Database, store: Store) -> None:
+    def __init__(self, database: Database, store: Store, once: Once | None = None) -> None:
+        """With `once`, `request` answers what it has answered to that request before."""
         self._database = database
         self._store = store
+        self._once = once
 
     def request(
         self,
@@ -80,12 +83,15 @@ class Builds:
         """
         with self._database.writing() as session:
             place = find_domain(session, domain, lock=True)  # two equal requests at once make one build
+            if (row := build_requests.known(session, self._once)) is not None:
+                return Request(self._build(row), created=False)
             if (row := self._standing(session, key, reusable(force))) is not None:
                 if own_recipe:
                     row.own_recipe = True
                     session.flush()
                     if row.status == "succeeded":  # going back to what was built before is a proposal too
                         propose(session, row)
+                build_requests.note(session, self._once, row)
                 return Request(self._build(row), created=False)
             row = BuildRow(
                 id=new_id(),
@@ -106,7 +112,14 @@ class Builds:
             session.flush()
             for adapter_id in adapter_ids(session, base, inputs):
                 session.add(BuildInputRow(build_id=row.id, adapter_id=adapter_id))
+            build_requests.note(session, self._once, row)
             return Request(self._build(row), created=True)
+
+    def answered(self) -> Build | None:
+        """What this very request was answered with before, if it named itself. Raises ConflictError."""
+        with self._database.reading() as session:
+            row = build_requests.known(session, self._once)
+            return None if row is None else self._build(row)
 
     def has_reusable_build(self, key: str, *, force: bool = False) -> bool:
         """Whether `request` would answer with a build that is there."""

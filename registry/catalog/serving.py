@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -33,8 +33,9 @@ from .build_queries import find_build, find_build_alias, find_build_locked
 from .collecting import request_options, result_is_gone
 from .domains import find_domain
 from .events import ALIASINGS, Event, EventIds, event_of
+from .expecting import Expected
 from .gates import Passage, detail_of_override, detail_of_promotion, is_gated
-from .records import Record
+from .records import NOT_IN_JSON, Record
 from .references import Reference, check_name
 
 PRODUCTION = "production"
@@ -60,6 +61,7 @@ class BuildAlias(Record):
     build: str
     since: datetime
     by: str
+    event: int = field(default=0, metadata=NOT_IN_JSON)
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,20 @@ class Serving:
                 found.setdefault(alias.domain, []).append(alias)
         return found
 
-    def alias(self, build: str, name: str, *, base: str | None = None, why: str | None = None) -> BuildAlias:
-        """Puts the alias on a build, or moves it there. Raises ConflictError for a build that has not succeeded."""
+    def alias(
+        self,
+        build: str,
+        name: str,
+        *,
+        base: str | None = None,
+        why: str | None = None,
+        expected: Expected | None = None,
+    ) -> BuildAlias:
+        """Puts the alias on a build, or moves it there. Raises ConflictError for a build that has not succeeded, PreconditionError."""
         check_name("alias", name)
         with self._database.writing() as session:
             row = find_build_locked(session, _id(session, build, base))
+            _expect(session, row, name, expected)
             put(session, row, name, why=why)
             return _alias(_standing(session, row, name))
 
@@ -189,23 +200,37 @@ class Serving:
         why: str | None = None,
         rollback: bool = False,
         passage: Passage | None = None,
+        expected: Expected | None = None,
     ) -> BuildAlias:
-        """Makes the build what its domain serves. Raises ConflictError for one that has not succeeded, GateError without what the gate asks for."""
+        """Makes the build what its domain serves. Raises ConflictError for one that has not succeeded, GateError without what the gate asks for.
+
+        PreconditionError where the domain does not serve what `expected` says any more.
+        """
         with self._database.writing() as session:
             row = find_build_locked(session, _id(session, build, base))
             name = _policy(session, row.domain).alias
+            _expect(session, row, name, expected)
             put(session, row, name, why=why, rollback=rollback, passage=passage)
             return _alias(_standing(session, row, name))
 
-    def remove(self, text: str, *, base: str | None = None, override: str | None = None) -> BuildAlias:
+    def remove(
+        self,
+        text: str,
+        *,
+        base: str | None = None,
+        override: str | None = None,
+        expected: Expected | None = None,
+    ) -> BuildAlias:
         """Takes `DOMAIN@ALIAS` away from the build that has it, which is the answer.
 
-        What a domain with a gate serves goes only with an `override`, the reason in words. Raises GateError.
+        What a domain with a gate serves goes only with an `override`, the reason in words. Raises GateError, PreconditionError.
         """
         with self._database.writing() as session:
             ref = Reference.parse(text)
             find_domain(session, ref.name, lock=True)
             row = find_build_alias(session, text, base)
+            if expected is not None:
+                expected.check(text, row.event_id)
             gone, more = _alias(row), {}
             if row.name == _policy(session, row.build.domain).alias:
                 why = f"{ref.name} has a gate, and would serve nothing"
@@ -389,6 +414,12 @@ def _standing(session: Session, build: BuildRow, name: str) -> BuildAliasRow:
     return session.get_one(BuildAliasRow, key, populate_existing=True)
 
 
+def _expect(session: Session, build: BuildRow, name: str, expected: Expected | None) -> None:
+    if expected is not None:
+        alias = session.get(BuildAliasRow, (build.base_id, build.domain_id, name), populate_existing=True)
+        expected.check(f"{build.domain.name}@{name}", alias and alias.event_id)
+
+
 def _id(session: Session, text: str, base: str | None) -> str:
     return find_build(session, text, base=base).id
 
@@ -409,7 +440,7 @@ def _ids(row: BuildRow) -> EventIds:
 def _alias(row: BuildAliasRow) -> BuildAlias:
     build = row.build
     return BuildAlias(
-        build.domain.name, build.base.name, row.name, build.id, row.event.created_at, row.event.created_by
+        build.domain.name, build.base.name, row.name, build.id, row.event.created_at, row.event.created_by, row.event.id
     )
 
 

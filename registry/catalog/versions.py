@@ -16,6 +16,7 @@ from ..errors import ConflictError, UsageError
 from . import events
 from .annotations import annotation_of, search_words
 from .events import EventIds
+from .expecting import Expected
 from .gates import Passage, detail_of_move, detail_of_override
 from .lookup import check_kind, preferred, ref_of
 from .records import NOT_IN_JSON, Record
@@ -65,15 +66,49 @@ class Adapter(Record):
         return TrainingContext.of(self.context)
 
 
-def set_alias(session: Session, row: AdapterRow, name: str, passage: Passage | None = None) -> None:
+@dataclass(frozen=True)
+class AdapterAlias(Record):
+    """An alias of adapters: which version has it, since which event and moment, and who put it there."""
+
+    domain: str
+    base: str
+    alias: str
+    ref: str
+    event: int
+    since: datetime
+    by: str
+
+
+def aliases_in(session: Session, domain: str, domain_id: int, base_id: int | None) -> list[AdapterAlias]:
+    """The aliases of a domain's versions, by name and base."""
+    query = (
+        select(AliasRow, AdapterRow, EventRow)
+        .join(AdapterRow, AdapterRow.id == AliasRow.adapter_id)
+        .join(EventRow, EventRow.id == AliasRow.event_id)
+        .where(AliasRow.domain_id == domain_id)
+    )
+    if base_id is not None:
+        query = query.where(AliasRow.base_id == base_id)
+    found = [
+        AdapterAlias(domain, row.base.name, alias.name, ref_of(row), event.id, event.created_at, event.created_by)
+        for alias, row, event in session.execute(query)
+    ]
+    return sorted(found, key=lambda each: (each.alias, each.base))
+
+
+def set_alias(
+    session: Session, row: AdapterRow, name: str, passage: Passage | None = None, expected: Expected | None = None
+) -> None:
     """In a transaction that has the domain locked. Raises ConflictError for an archived version, WrongKindError for a champion
-    that is no plain LoRA, GateError without what the gate asks for.
+    that is no plain LoRA, GateError without what the gate asks for, PreconditionError.
     """
     if row.archived_at is not None:
         raise ConflictError(f"{ref_of(row)} is archived and takes no alias")
     if name == CHAMPION:
         check_kind(row, LORA)  # it names what is mixed
     alias = session.get(AliasRow, (row.base_id, row.domain_id, name))
+    if expected is not None:
+        expected.check(f"{row.domain.name}@{name}", alias and alias.event_id)
     if alias is None or alias.adapter_id != row.id:
         before = None if alias is None else session.get_one(AdapterRow, alias.adapter_id)
         more = detail_of_move(session, row.domain_id, name, ref_of(before) if before else None, passage)

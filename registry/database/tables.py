@@ -160,6 +160,17 @@ class BuildLogRow(Table):
     __table_args__ = (Index(None, "build_id", "id"),)
 
 
+class BuildRequestRow(Table):
+    """A request that its sender named by a key, so that sending it again has the same answer; `digest` is what was asked for."""
+
+    __tablename__ = "build_requests"
+
+    actor: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+
+
 class BuildInputRow(Table):
     __tablename__ = "build_inputs"
 

@@ -261,7 +261,7 @@ ONLY_POSTGRESQL = {
     f"all {table} at once": f"TRUNCATE {table} CASCADE"
     for table in (
         "adapters", "adapter_tags", "adapter_metrics", "adapter_words", "aliases", "events", "builds", "build_inputs", "build_aliases", "build_pins", "publications", "withdrawals",
-        "base_models", "domains", "recipes", "recipe_versions", "evaluations", "approvals", "gates", "serving_policies", "tokens",
+        "base_models", "domains", "recipes", "recipe_versions", "evaluations", "approvals", "gates", "serving_policies", "tokens", "build_requests",
     )
 }  # fmt: skip
 
