@@ -16,7 +16,7 @@ from . import answers, health
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages import login, overview
-from .routes import adapters, builds, catalog, records
+from .routes import adapters, aliases, building, builds, catalog, records
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
 
@@ -37,7 +37,7 @@ PAGES = (overview.router, login.router)
 """The routers of all pages."""
 
 
-ROUTES = (catalog.routes, adapters.routes, builds.routes, records.routes)
+ROUTES = (catalog.routes, adapters.routes, aliases.routes, builds.routes, building.routes, records.routes)
 """The routers of the API."""
 
 

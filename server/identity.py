@@ -124,13 +124,17 @@ def _identity(request: Request, token: Token) -> Identity:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a route depends on: the registry in the caller's name. Raises UnauthenticatedError, ForbiddenError."""
+    """What a route depends on: the registry in the caller's name. Raises UnauthenticatedError, ForbiddenError.
+
+    To promote in the domain that the address names as `name`, else in any, where the route then looks at which.
+    """
 
     scope: str
 
     def __call__(self, request: Request) -> Registry:
         caller = identify(request)
-        caller.expect(self.scope)
+        domain = request.path_params.get("name") if self.scope == "promote" else None
+        caller.expect(f"promote:{domain}" if domain else self.scope)
         return request.app.state.registry.acting_as(caller.name)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine.documents import describe_recipes
-from ...engine.recipe_book import find_recipe, is_file_name
-from ...engine.recipes import SHIPPED
-from ...registry.errors import NotFoundError
+from ...engine.recipe_book import find_recipe
 from ..identity import Reading
 from ..models import BaseModelModel, DomainModel, RecipeModel
-from .declaring import Name, router
+from .declaring import Name, named_recipe, router
 
 routes = router("catalog")
 
@@ -53,9 +51,7 @@ def list_recipes(registry: Reading) -> list[dict[str, Any]]:
 @routes.get("/recipes/{name}")
 def show_recipe(registry: Reading, name: Name) -> dict[str, Any]:
     """A recipe with its defaults: NAME, or NAME@vN."""
-    if name not in SHIPPED and is_file_name(name):
-        raise NotFoundError(f"there is no recipe {name!r} in the registry")
-    return find_recipe(registry, name).complete()
+    return find_recipe(registry, named_recipe(name)).complete()
 
 
 @routes.get("/recipes/{name}/versions", response_model=list[RecipeModel])

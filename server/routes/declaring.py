@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from ...engine.recipe_book import is_file_name
+from ...engine.recipes import SHIPPED
+from ...registry.errors import UsageError
 from ..models import Failure
 
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -23,6 +26,15 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 Name = Annotated[str, Path(max_length=200)]
 BaseName = Annotated[str | None, Query(max_length=200, description="The base model, if there are several.")]
 At = Annotated[str | None, Query(max_length=40, description="A day or moment in UTC: what was so then.")]
+
+
+def named_recipe(text: str) -> str:
+    """The name of a recipe. Raises UsageError for a file: those of the server are not the caller's."""
+    if text not in SHIPPED and is_file_name(text):
+        raise UsageError(
+            f"{text!r} is a file, and a recipe is NAME or NAME@vN here", hint="POST /api/v1/recipes adds one"
+        )
+    return text
 
 
 def router(noun: str) -> APIRouter:

@@ -16,7 +16,9 @@ OPEN_PAGES = {"/login", "/logout"}
 
 def _asked(route: APIRoute) -> tuple[str, str]:
     method = next(iter(route.methods - {"HEAD"}))
-    path = re.sub(r"\{(\w+)(:path)?\}", lambda found: "7" if found[1] == "id" else "nowhere", route.path)
+    path = re.sub(
+        r"\{(\w+)(:path)?\}", lambda found: {"id": "7", "name": "skin-care"}.get(found[1], "nowhere"), route.path
+    )
     return method, path
 
 
