@@ -106,7 +106,7 @@ def evaluate(
     adapter with its version.
 
     With `--task full` the target is ranked among all items of the catalogue, what the user has taken included: Recall@k, NDCG@k and
-    MRR. Its baselines are `popularity`, `tfidf`, `tfidf-last` (likeness to the last item alone), `sasrec` and `bert4rec`.
+    MRR. It takes bi-tunings, which rank by the index of their items. Its baselines are `popularity`, `tfidf`, `tfidf-last` (likeness to the last item alone), `sasrec` and `bert4rec`.
 
     With `--task clicks` ratings are likes and dislikes, and systems give each test row a probability: roc_auc, log_loss and
     accuracy over all rows, with intervals that draw whole users. Its baselines are `item-mean`, `item-user-mean` and `din`,

@@ -76,7 +76,7 @@ def evaluate_full(
 
 def _evaluated(records: Records, system: System, task: FullTask, device: str, progress: Bar) -> FullEvaluation:
     """What any machine has recorded of it, or is found now and recorded; where that cannot be done, `unkept` says why."""
-    mode = system.baseline or ""
+    mode = system.baseline or "index"
     key = result_key(system, task.spec, DTYPE, mode)
     known = records.find(key, len(task.examples))
     ranks = _ranks(system, task, device, progress) if known is None else known.ranks

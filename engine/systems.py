@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..networks.din import DinOptions
-from ..registry import Registry
+from ..registry import Adapter, Registry
 from ..registry.artifacts.allowlist import is_bundle, published_files
+from ..registry.artifacts.bi_tunings import read_bi_tuning_manifest
 from ..registry.artifacts.bundles import BUNDLE, check_base, read_manifest
 from ..registry.artifacts.inspect import inspect_adapter, inspect_base
 from ..registry.catalog.evaluations import Weights
-from ..registry.catalog.references import LORA, PERSONALISED_LORA
+from ..registry.catalog.references import BI_TUNING, PERSONALISED_LORA
 from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidReferenceError, NotFoundError, UsageError
 from ..tasks import SasRecOptions, Score
+from .building.indexing import index_file, indexes_of
 from .errors import EvaluationError
+from .frozen import Frozen
 from .merging.plan import Part
 from .merging.standalone import folder_digest
 from .score_choice import score_of_report
@@ -39,7 +42,7 @@ class System:
 
     `digest` names its exact weights, or what a baseline is made with. `score` is the one that a build was tuned with, of whose
     result a folder may be a copy. `own` is the digest of an adapter alone, whose base is `on_base`. With a `bundle` each user has a
-    LoRA of their own on the checkpoint.
+    LoRA of their own on the checkpoint. A `bi_tuning` embeds users by the checkpoint, and `index` is the newest of its items.
     """
 
     label: str
@@ -48,6 +51,8 @@ class System:
     adapter: Part | None = None
     baseline: AnyBaseline | None = None
     bundle: Path | None = None
+    bi_tuning: Path | None = None
+    index: Path | None = None
     score: Score | None = None
     own: str | None = None
     on_base: str = ""
@@ -97,11 +102,13 @@ def place_among(texts: Sequence[str], found: Sequence[System], against: str | No
 
 
 def expect_baselines_of(task: str, found: Sequence[System]) -> None:
-    """Raises UsageError for a baseline that another task has and this one has not, and for a bundle that is to rank."""
+    """Raises UsageError for a baseline that another task has and this one has not, and for a bundle of another task."""
     own = TASKS_OF_BASELINES[task]
     for system in found:
         if system.bundle is not None and task != "clicks":
             raise UsageError(f"{system.label} predicts clicks and ranks nothing", hint="--task clicks")
+        if system.bi_tuning is not None and task != "full":
+            raise UsageError(f"{system.label} ranks whole catalogues", hint="--task full")
         if system.baseline is not None and system.baseline not in own:
             others = [f"--task {name}" for name, names in TASKS_OF_BASELINES.items() if system.baseline in names]
             raise UsageError(
@@ -135,13 +142,25 @@ def _reference(registry: Registry, text: str, base: str | None) -> System:
     digest, folder = digest_of_json([row.digest, adapter.digest]), registry.bases.folder(row)
     if adapter.kind == PERSONALISED_LORA:
         return System(adapter.ref, digest, folder, bundle=own, own=adapter.digest, on_base=row.digest)
-    if adapter.kind != LORA:
-        raise EvaluationError(
-            f"{adapter.ref} is of the kind {adapter.kind}, which no evaluation reads",
-            hint=f"`reccocktail adapter list --domain {adapter.domain} --kind {LORA}` shows those that can be evaluated",
-        )
+    if adapter.kind == BI_TUNING:
+        return _bi_tuning(registry, adapter, row.digest)
     part = Part(own, registry.adapters.facts(adapter), 1.0)
     return System(adapter.ref, digest, folder, part, own=adapter.digest, on_base=row.digest)
+
+
+def _bi_tuning(registry: Registry, adapter: Adapter, base_digest: str) -> System:
+    """`base_digest` is that of the base model, which evaluations of an adapter are found by, whatever checkpoint is frozen."""
+    own, frozen = registry.adapters.folder(adapter), Frozen.of(registry, adapter)
+    check_base(own, read_bi_tuning_manifest(own), frozen.digest)
+    return System(
+        adapter.ref,
+        digest_of_json([frozen.digest, adapter.digest]),
+        frozen.folder(registry),
+        bi_tuning=own,
+        index=index_file(registry, adapter, next(indexes_of(registry, adapter), None)),
+        own=adapter.digest,
+        on_base=base_digest,
+    )
 
 
 def _build(registry: Registry, text: str, _: str | None) -> System:

@@ -86,14 +86,19 @@ class BiTuning:
         return self._beside(model, tokenizer, self.item_side)
 
     def indexed(
-        self, laser: Laser, items: Mapping[str, Item], *, progress: Callable[[int], None] = lambda done: None
+        self,
+        laser: Laser,
+        items: Mapping[str, Item],
+        *,
+        known: ItemIndex | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> ItemIndex:
-        """The index of this catalogue; only items that its own index lacks, or has with another text, are embedded, by `items(…)`."""
+        """The index of this catalogue; only items that the `known` one, or else its own, lacks or has with another text are embedded, by `items(…)`."""
 
         def encode(new: Sequence[Item]) -> Tensor:
             return laser.encode([[item] for item in new], progress=progress)
 
-        return ItemIndex.of(items, self.template, self.manifest.encoder, encode, self.index)
+        return ItemIndex.of(items, self.template, self.manifest.encoder, encode, known or self.index)
 
     def _beside(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, net: LaserNet) -> Laser:
         writer = HistoryWriter(self.template, tokenizer)

@@ -21,7 +21,7 @@ from reccocktail.networks.laser import load_frozen
 from reccocktail.registry import Registry
 from reccocktail.registry.catalog.filters import BuildFilter
 from reccocktail.registry.catalog.references import BI_TUNING
-from reccocktail.tasks import DomainData, History, Item, write_domain
+from reccocktail.tasks import DomainData, History, Item, full_task, read_domain, write_domain
 
 TITLES = ("Rose Cream", "Green Tea Toner", "Clay Mask", "Oat Soap", "Night Serum", "Sun Milk")
 ITEMS = [
@@ -247,3 +247,25 @@ def test_the_index_recommends_what_is_nearest_to_the_history(things: Things, tin
         assert (error["code"], bool(error["hint"])) == (code, True), more
     refused = run("recommend", "skin-care", "--user", "x", "--adapter", "skin-care@v1", "--json", code=1).json["error"]
     assert refused["code"] == "wrong_kind"
+
+
+def test_a_bi_tuning_ranks_the_whole_catalogue_beside_baselines(
+    things: Things, tiny_base: Path, tmp_path: Path
+) -> None:
+    run, data = things.run, read_domain(things.data, "things")
+    command = ("evaluate", "things@v1", "tfidf", "--domain", "things", "--task", "full", "--json")
+    found = run(*command).json["systems"]
+    assert [(each["label"], each["mode"]) for each in found] == [("things@v1", "index"), ("tfidf", "tfidf")]
+    task, (model, tokenizer) = full_task(data, "test"), load_frozen(tiny_base, "cpu", "float32")
+    bundle = open_bi_tuning(tmp_path / "bundle")
+    items = bundle.items(model, tokenizer).encode([[data.items[item_id]] for item_id in data.titled])
+    users = bundle.users(model, tokenizer).encode([[data.items[i] for i in each.history] for each in task.examples])
+    cosines = users @ items.T
+    own = cosines[torch.arange(len(users)), torch.tensor(task.targets)]
+    assert found[0]["ranks"] == ((cosines >= own[:, None] - 1e-6).sum(dim=1) - 1).tolist()
+    assert run(*command).json["systems"] == found
+    rows = run("evaluation", "list", "--split", "full-test", "--json").json
+    assert found[0]["evaluation"] in {row["id"] for row in rows}
+    for more in ((), ("--task", "clicks")):
+        error = run("evaluate", "things@v1", "--domain", "things", *more, "--json", code=2).json["error"]
+        assert (error["code"], error["hint"]) == ("usage", "--task full")
