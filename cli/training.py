@@ -15,7 +15,7 @@ from .app import App, Interrupted, base_option, example, json_option, pass_app
 from .console import answer, printable, progress, say, table, warn
 
 if TYPE_CHECKING:
-    from ..registry import Adapter, Registry
+    from ..registry import Adapter, Base, Build, Registry
     from ..trainers.launch import Launch
     from ..trainers.runs import TrainingRequest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     epilog=example(
         "reccocktail train beauty -o epochs=4 -o learning_rate=2e-4",
         "reccocktail train beauty -o template=ours@v2 --run https://wandb.ai/team/beauty/runs/1a2b",
+        "reccocktail train shoes --trainer laser --on shoes@production",
         "reccocktail train --spirit --domains pets,kitchen,garden --resume",
     )
 )
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Stop a trainer that reports no progress for so long; 0 means never.",
 )
+@click.option(
+    "--on",
+    "build",
+    metavar="BUILD",
+    help="Train a bi-tuning on this build's checkpoint instead of the base model: an id, or DOMAIN@ALIAS. It is pinned.",
+)
 @click.option("--tag", "tags", metavar="T", multiple=True, help="Tag to store with the version.")
 @click.option("--note", metavar="S", help="Free text to store with the version.")
 @click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Alias to set, or to move to the version.")
@@ -66,6 +73,7 @@ def train(
     resume: bool,
     restart: bool,
     stall_timeout: float,
+    build: str | None,
     tags: tuple[str, ...],
     note: str | None,
     aliases: tuple[str, ...],
@@ -92,7 +100,7 @@ def train(
     from ..registry.catalog.registration import Labels
     from ..trainers.launch import Launch
     from ..trainers.plugin import load, parse_options
-    from ..trainers.runs import TrainingRequest
+    from ..trainers.runs import TrainingRequest, expect_trainable_on
 
     labels = Labels(tags=tags, note=note, aliases=aliases, context=made_by(code, run_url))
     labels.checked()  # before hours of training
@@ -105,12 +113,14 @@ def train(
             raise UsageError(f"--domains names {', '.join(twice)} more than once")
         rows = [registry.domains.get(name) for name in names]
         trainer = load(trainer_name or (None if spirit else rows[0].trainer) or "sft")
+        on = None if build is None else registry.builds.get(build)
         given, typed = _with_template(registry, key_values(options, "-o"))
         request = TrainingRequest(
             trainer,
             rows,
             role="spirit" if spirit else "ingredient",
-            base=registry.bases.get(base) if base else registry.bases.only(),
+            base=_base(registry, base, on),
+            on=on,
             options=parse_options(trainer, given),
             typed=typed,
             resume=resume,
@@ -118,6 +128,10 @@ def train(
             device=app.device(),
             labels=labels,
         )
+        if on is not None:
+            expect_trainable_on(request, on)
+            registry.serving.pin(on.id)
+            say(f"build {on.id} is pinned, for the bi-tuning will need its checkpoint")
         try:
             row = _trained(registry, request, launch, 60 * stall_timeout or None)
         except KeyboardInterrupt as error:
@@ -126,6 +140,13 @@ def train(
             ) from None
     if row is not None:
         report_added(row, as_json)
+
+
+def _base(registry: Registry, name: str | None, on: Build | None) -> Base:
+    """The base model that is named, else that of the build that is trained on, else the only one."""
+    if name is None and on is not None:
+        name = on.base
+    return registry.bases.get(name) if name else registry.bases.only()
 
 
 def _with_template(registry: Registry, options: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:

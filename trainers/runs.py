@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ..registry import Adapter, Base, Domain, Registry, inspect_adapter, inspect_base
+from ..registry import Adapter, Base, Build, Domain, Registry, inspect_adapter, inspect_base
 from ..registry.artifacts.allowlist import base_files
 from ..registry.artifacts.bi_tunings import BI_TUNING, check_bi_tuning_files, read_bi_tuning_manifest
 from ..registry.artifacts.bundles import check_base, check_files, read_manifest
-from ..registry.catalog.registration import Labels
+from ..registry.catalog.registration import Checks, Labels
 from ..registry.digests import canonical_json, digest_of_json
 from ..registry.errors import ConflictError, InvalidArtifactError, RecCocktailError, UsageError, WrongKindError
 from ..registry.store.atomic import write_whole
@@ -49,7 +49,8 @@ class TrainingRequest:
     With `resume`, a run of the same base, data and options resumes from its last checkpoint, or its result is taken if it had
     finished; without, it starts over, but one that was interrupted only with `restart`. `labels` are the version's tags, note and
     aliases, and the source and run in their context; its metrics and all else in the context are the trainer's. `typed` has options as
-    they were typed, where the trainer gets something else: what they meant at that moment.
+    they were typed, where the trainer gets something else: what they meant at that moment. `on` is a merged checkpoint over the base that a
+    bi-tuning is trained on in its place.
     """
 
     trainer: Trainer
@@ -62,6 +63,7 @@ class TrainingRequest:
     device: str = "cpu"
     labels: Labels = field(default_factory=Labels)
     typed: Mapping[str, str] = field(default_factory=dict)
+    on: Build | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def train_and_register(
         role=request.role,
         domain=None if request.role == "spirit" else request.domains[0].name,
         labels=replace(request.labels, metrics=result.metrics, context=_context(result, request)),
+        checks=Checks(beside=result.context["on"]["digest"]) if request.on else None,
     )
 
 
@@ -226,12 +229,40 @@ def _trained(run: Run) -> TrainingResult:
         raise TrainerError(f"{who} failed: {type(error).__name__}: {error}", hint=hint) from error
 
 
+def expect_trainable_on(request: TrainingRequest, build: Build) -> None:
+    """Raises UsageError where the trainer, or what is trained, does not fit the build; WrongKindError, ConflictError for one without a checkpoint."""
+    build.stored_digest()
+    if kind_of(request.trainer) != BI_TUNING:
+        raise UsageError(
+            f"trainer {request.trainer.name!r} trains an adapter of the base model, and not of a build",
+            hint="--on is for --trainer laser, whose language model stays as it is",
+        )
+    if build.recipe.get("output", {}).get("format") == "adapter":
+        raise UsageError(f"build {build.id} is an adapter and no checkpoint", hint="name a build with a checkpoint")
+    names = [domain.name for domain in request.domains]
+    if (build.base, [build.domain]) != (request.base.name, names):
+        raise UsageError(
+            f"build {build.id} is of {build.domain!r} over {build.base!r}, and trained is {', '.join(names)} over {request.base.name!r}",
+            hint=f"`reccocktail build list --domain {names[0]}` shows its builds",
+        )
+
+
+def _checkpoint(registry: Registry, request: TrainingRequest) -> tuple[Path, dict[str, Any]]:
+    """The folder of what is trained on, and what the context says of it where it is a build."""
+    if (build := request.on) is None:
+        return registry.bases.folder(request.base), {}
+    expect_trainable_on(request, build)
+    folder = registry.store.folder(build.stored_digest())
+    return folder, {"on": {"build": build.id, "tree": build.digest, "digest": base_digest(folder)}}
+
+
 def _run(registry: Registry, request: TrainingRequest, progress: Progress) -> Run:
     folders = tuple(map(_data_folder, request.domains))
     data = tuple(read_domain(folder, domain.name) for folder, domain in zip(folders, request.domains, strict=True))
+    checkpoint, on = _checkpoint(registry, request)
     job = TrainingJob(
         role=request.role,
-        base_folder=registry.bases.folder(request.base),
+        base_folder=checkpoint,
         base_name=request.base.name,
         domains=data,
         folder=run_folder(registry, request, data),
@@ -241,7 +272,7 @@ def _run(registry: Registry, request: TrainingRequest, progress: Progress) -> Ru
         progress=progress,
     )
     context = known_context(request.trainer, request.role, request.options, data, request.base, request.device)
-    return Run(request.trainer, job, folders, context)
+    return Run(request.trainer, job, folders, context | on)
 
 
 @contextmanager
@@ -307,6 +338,7 @@ def run_folder(registry: Registry, request: TrainingRequest, data: Sequence[Doma
             "base": request.base.digest,
             "data": [[d.name, d.digest] for d in data],
             "options": request.options.model_dump(mode="json"),
+            **({"on": request.on.digest} if request.on else {}),
         }
     )
     return registry.settings.own_folder("runs") / key.removeprefix("sha256:")[:16]

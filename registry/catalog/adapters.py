@@ -190,7 +190,9 @@ class Adapters:
         if is_bundle(folder):
             from ..artifacts.bundle_inspect import inspect_bundle  # pydantic is slow to import, and most are no bundles
 
-            return inspect_bundle(folder, self._bases.facts(base), base_digest=base.digest, scan=checks.scan)
+            return inspect_bundle(
+                folder, self._bases.facts(base), base_digest=checks.beside or base.digest, scan=checks.scan
+            )
         base_stored = self._store.local(base.digest)
         return inspect_adapter(
             folder,

@@ -51,13 +51,15 @@ class Labels:
 class Checks:
     """How strictly an adapter's files are checked: by default all must be there, be finite, and name the base.
 
-    `reuse`: whether content that is registered already is answered with its version, or refused.
+    `reuse`: whether content that is registered already is answered with its version, or refused. `beside` is the digest of the checkpoint
+    that a bundle was trained on, where that is not the base model.
     """
 
     allow_base_mismatch: bool = False
     allow_partial: bool = False
     scan: bool = True
     reuse: bool = True
+    beside: str | None = None
 
 
 def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
