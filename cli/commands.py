@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapter_list, build_list, differences, editing, gates
+from . import adapter_list, build_list, differences, editing, gates, webhook_deliveries
 from .adapters import adapter
 from .bases import base
 from .builds import build
@@ -26,6 +26,7 @@ from .status import status
 from .templates import template
 from .tokens import token
 from .training import train, trainers
+from .webhooks import webhook
 from .workers import worker
 
 GROUPS = {
@@ -33,11 +34,11 @@ GROUPS = {
     "Data and training": (domain, base, train, trainers, adapter, evaluate, evaluation),
     "Mixing": (recipe, template, build, merge, status),
     "Publishing and serving": (publish, unpublish, publication, verify, resolve, rollback, recommend, personalise),
-    "Operations": (worker, server, token, log, apply, export, store, db),
+    "Operations": (worker, webhook, server, token, log, apply, export, store, db),
 }
 """The headings of `reccocktail --help`, and the commands under each."""
 
-JOINED = (adapter_list, build_list, differences, editing, gates)
+JOINED = (adapter_list, build_list, differences, editing, gates, webhook_deliveries)
 """Modules whose commands join the groups of others."""
 
 ALL = tuple(command for commands in GROUPS.values() for command in commands)

@@ -32,6 +32,7 @@ _ALIASES = """
     WHERE domains.name = :name AND domains.name || '@' || aliases.name LIKE :start"""
 _ALIAS_NAMES = "SELECT DISTINCT name FROM aliases WHERE name LIKE :start ORDER BY name"
 _BUILDS = "SELECT id FROM builds WHERE id LIKE :start ORDER BY id DESC"
+_WEBHOOKS = "SELECT name FROM webhooks WHERE name LIKE :start ORDER BY name"
 _RECIPES = "SELECT name FROM recipes WHERE kind = 'recipe' AND name LIKE :start ORDER BY name"
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -41,6 +42,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "build": (_BUILDS, _DOMAINS),
     "alias": (_ALIAS_NAMES,),
     "recipe": (_RECIPES,),
+    "webhook": (_WEBHOOKS,),
 }
 """What can be completed, and the queries that find it."""
 
@@ -51,6 +53,7 @@ _BY_NAME = {
 }  # fmt: skip
 _BY_PLACE = {
     ("domain", "name"): "domain", ("base", "name"): "base", ("adapter alias", "name"): "alias", ("recipe", "name"): "recipe",
+    ("webhook", "name"): "webhook",
 }  # fmt: skip
 
 
@@ -65,7 +68,7 @@ _BY_PLACE = {
 def completion(shell: str) -> None:
     """Print a completion script for a shell.
 
-    It completes commands and options, and references, domains, base models, recipes, builds and aliases of the registry. Put the line of
+    It completes commands and options, and references, domains, base models, recipes, builds, aliases and webhooks of the registry. Put the line of
     the example into ~/.bashrc or ~/.zshrc.
     """
     found = get_completion_class(shell)

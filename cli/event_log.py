@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0  # between two looks for new events
 LIMIT, BEFORE = 50, 10  # past events that are shown: alone, and before the new ones
-KINDS = "adapter, alias, base, build, domain, or whole kinds such as alias.moved, build.failed, build.published"
+KINDS = (
+    "adapter, alias, base, build, domain, webhook, or whole kinds such as alias.moved, build.failed, build.published"
+)
 
 
 @click.command(

@@ -80,6 +80,19 @@ class BaseMismatchError(InvalidArtifactError):
     code = "base_mismatch"
 
 
+class WebhookTargetError(UsageError):
+    """A URL that events are not sent to: it is malformed, not encrypted, or leads to an address that is not public."""
+
+    code = "webhook_target"
+
+
+class WebhookError(RecCocktailError):
+    """A webhook cannot be signed, as its secret is missing, or its target did not take what was sent."""
+
+    code = "webhook"
+    retryable = True
+
+
 class DatabaseError(RecCocktailError):
     """The database cannot be used: unreachable, not migrated, or from a newer version."""
 

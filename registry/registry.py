@@ -25,6 +25,7 @@ from .catalog.publications import Publications
 from .catalog.recipes import Recipes
 from .catalog.references import Reference
 from .catalog.serving import Serving
+from .catalog.staleness import Staleness
 from .catalog.tokens import Tokens
 from .database.connection import Database, make_private
 from .database.migrate import require_head, upgrade
@@ -34,6 +35,8 @@ from .ownership import private_folder
 from .settings import Settings, is_remote
 from .store import create_store, open_store
 from .store.contract import GRACE, GcReport, Store
+from .webhooks.hooks import Webhooks
+from .webhooks.outbox import Outbox
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Registry:
         self.templates = Recipes(database, "template")
         self.edits = Edits(database)
         self.tokens = Tokens(database)
+        self.staleness = Staleness(database)
+        self.webhooks = Webhooks(database)
+        self.outbox = Outbox(database)
 
     @classmethod
     def create(cls, settings: Settings, *, actor: str | None = None, notes: list[str] | None = None) -> Registry:

@@ -36,6 +36,7 @@ _postgres = _beside("postgres")
 _terminal = _beside("terminal")
 _tiny = _beside("tiny")
 _warm = _beside("warm")
+_webhook_receiver = _beside("webhook_receiver")
 
 _one_thread = _tiny._one_thread
 shop, asked, tokenizer = _tiny.shop, _tiny.asked, _tiny.tokenizer
@@ -44,6 +45,14 @@ postgres = _postgres.postgres
 make_bundle = _tiny.make_bundle
 make_bi_tuning = _bi_tunings.make_bi_tuning
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
+
+
+@pytest.fixture
+def receiver() -> Iterator[Any]:
+    """A `Receiver` (tests/webhook_receiver.py) on loopback; its secret is `receiver.secret`."""
+    found = _webhook_receiver.Receiver()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

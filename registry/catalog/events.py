@@ -38,11 +38,12 @@ KINDS = {
         "unpinned",
         "collected",
     ),
-    "domain": ("added", "changed", "gated", "ungated", "edited", "renamed", "removed"),
+    "domain": ("added", "changed", "gated", "ungated", "edited", "renamed", "removed", "stale", "fresh"),
     "evaluation": ("recorded",),
     "recipe": ("added",),
     "template": ("added",),
     "token": ("added", "revoked"),
+    "webhook": ("added", "edited", "removed"),
 }
 """What an event can be about, and what can happen to it: `alias.moved` is a kind."""
 

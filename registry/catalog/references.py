@@ -26,6 +26,7 @@ _PATTERNS = {
     "recipe": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
     "template": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
     "token": (re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}"), "up to 63 letters, digits, '.', '_', '@' and '-'"),
+    "webhook": (re.compile(_SLUG), "up to 63 of a-z, 0-9 and -, not starting with -"),
 }
 
 _A = {
@@ -35,6 +36,7 @@ _A = {
     "recipe": "a recipe",
     "template": "a template",
     "token": "a token",
+    "webhook": "a webhook",
 }
 
 
@@ -82,7 +84,7 @@ def check_text(what: str, text: str) -> str:
     return text
 
 
-def check_name(kind: Literal["domain", "base", "alias", "recipe", "template", "token"], text: str) -> str:
+def check_name(kind: Literal["domain", "base", "alias", "recipe", "template", "token", "webhook"], text: str) -> str:
     """The name itself if it may be given to a `kind`, otherwise UsageError."""
     pattern, rule = _PATTERNS[kind]
     if not pattern.fullmatch(text):

@@ -35,6 +35,9 @@ from .columns import Table as Table
 from .columns import UtcDateTime as UtcDateTime
 from .columns import login_name as login_name
 from .columns import now as now
+from .webhook_tables import WebhookAttemptRow as WebhookAttemptRow
+from .webhook_tables import WebhookDeliveryRow as WebhookDeliveryRow
+from .webhook_tables import WebhookRow as WebhookRow
 
 RECIPE_KINDS = ("recipe", "template")
 BUILD_KINDS = ("merge", "index")

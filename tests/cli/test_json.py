@@ -109,6 +109,22 @@ CHANGED_BY_STEPS = {
     ("recipe", "import"),
     ("template", "add"),
     ("template", "log"),
+    *(
+        ("webhook", name)
+        for name in (
+            "add",
+            "deliver",
+            "disable",
+            "edit",
+            "enable",
+            "list",
+            "log",
+            "redeliver",
+            "remove",
+            "show",
+            "test",
+        )
+    ),
 }  # answered in a test of their own
 LONG = {
     ("demo",),

@@ -59,6 +59,10 @@ PLACES: dict[str, tuple[str, ...]] = {
     "an option of training": ("train", "skin-care", "-o", "learning_rate={}"),
     "a template for training": ("train", "skin-care", "-o", "template={}"),
     "an option's name": ("train", "skin-care", "-o", "{}=1"),
+    "a webhook's URL": ("webhook", "add", "ops", "{}", "--secret-env", "OPS_SECRET", "--allow-private"),
+    "a webhook's name": ("webhook", "add", "{}", "https://8.8.8.8/hook", "--secret-env", "OPS_SECRET"),
+    "a webhook's variable": ("webhook", "add", "ops", "https://8.8.8.8/hook", "--secret-env", "{}"),
+    "a webhook's file": ("webhook", "add", "ops", "https://8.8.8.8/hook", "--secret-file", "{}"),
 }
 
 

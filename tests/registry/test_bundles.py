@@ -156,10 +156,10 @@ def test_going_back_is_refused_while_bundles_are_there(
     url = registry.settings.database_url
     migrate.downgrade(url, "0006", allow_loss=True)
     migrate.upgrade(url)
-    assert migrate.check(url) == "0010"
+    assert migrate.check(url) == migrate._head()
     assert registry.adapters.resolve("beauty") == replace(plain, created=False, notes=())
     assert plain.kind == "lora"
     register(registry, base, bundle)
     with pytest.raises(UsageError, match="personalised-lora"):
         migrate.downgrade(url, "0006", allow_loss=True)
-    assert migrate.check(url) == "0010"
+    assert migrate.check(url) == migrate._head()

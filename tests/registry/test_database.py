@@ -26,7 +26,7 @@ from reccocktail.registry.errors import ConflictError, DatabaseError, Unavailabl
 from sqlalchemy import create_engine, inspect, make_url
 
 SCHEMAS = Path(__file__).with_name("schemas")
-HEAD = "0010"
+HEAD = "0011"
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_going_back_where_data_is_lost_says_so_and_wants_a_yes(url: str) -> None
     migrate.upgrade(url)
     with pytest.raises(
         UsageError,
-        match=r"loses data: 0010: the names of requests.*; 0008: the tokens of servers.*; 0006: what was measured.*recipes and templates.*what people edited.*which builds are served.*the gates of domains.*results were removed.*; 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
+        match=r"loses data: 0011: webhooks.*; 0010: the names of requests.*; 0008: the tokens of servers.*; 0006: what was measured.*recipes and templates.*what people edited.*which builds are served.*the gates of domains.*results were removed.*; 0005: which builds are experiments.*; 0004: publications of adapters.*; 0003: what workers said.*; 0001: everything",
     ) as caught:
         migrate.downgrade(url, "base")
     assert "--allow-data-loss" in (caught.value.hint or "")
@@ -489,7 +489,7 @@ def test_a_revision_that_does_not_exist_is_named(url: str) -> None:
     migrate.upgrade(url)
     with pytest.raises(UsageError, match="no revision '7'") as caught:
         migrate.downgrade(url, "7")
-    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009, 0010"
+    assert caught.value.hint == "known are base, 0001, 0002, 0003, 0004, 0005, 0006, 0007, 0008, 0009, 0010, 0011"
 
 
 def test_a_migrations_file_begins_with_its_revision() -> None:
