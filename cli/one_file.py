@@ -5,20 +5,15 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .app import App, Interrupted, example, json_option, pass_app
-from .bases import checkpoint
 from .console import answer, progress, say, tell
 
 if TYPE_CHECKING:
-    from ..registry import Registry
-    from ..registry.declared.applying import KeptVersion, Ways
-    from ..registry.declared.document import RecipeEntry
     from ..registry.declared.outcomes import Outcome
 
 SIGNS = {"created": "+", "changed": "~", "failed": "!"}
@@ -43,27 +38,28 @@ def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     The file lists bases, recipes, domains, adapters, aliases and policies (docs/one-file.md). Applying it again changes nothing, and what it does
     not list stays as it is. An object that fails is reported, the others are applied, and the command exits with 1.
     """
+    from ..engine.declared_versions import ways_of
     from ..registry.declared.applying import apply as apply_document
     from ..registry.declared.document import parse_document
+    from ..registry.declared.outcomes import described
+    from ..trainers.domains import DomainCheck
 
     data, name, folder, suffix = _read(source)
     document = parse_document(data, name=name, folder=folder, suffix=suffix)
     outcomes: list[Outcome] = []
     try:
         with app.registry() as registry, progress("checking" if dry_run else "applying") as bar:
-            for outcome in apply_document(registry, document, _ways(), dry_run=dry_run, progress=bar.update):
+            for outcome in apply_document(
+                registry, document, ways_of(DomainCheck(), say=say), dry_run=dry_run, progress=bar.update
+            ):
                 outcomes.append(outcome)
     except KeyboardInterrupt as error:
         if not as_json:
             _show(outcomes, dry_run, nothing="nothing was done yet")
         raise Interrupted("run the same command again: it does what is left", error) from None
-    counts = Counter(outcome.action for outcome in outcomes)
-    answer(
-        as_json,
-        {"dry_run": dry_run, "counts": dict(counts), "objects": [outcome.to_json() for outcome in outcomes]},
-        lambda: _show(outcomes, dry_run),
-    )
-    if counts["failed"]:
+    found = described(outcomes, dry_run)
+    answer(as_json, found, lambda: _show(outcomes, dry_run))
+    if found["counts"].get("failed"):
         raise click.exceptions.Exit(1)
 
 
@@ -84,54 +80,6 @@ def _read(source: str) -> tuple[bytes, str, Path, str]:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
     return data, str(path), path.resolve().parent, path.suffix.lower()
-
-
-def _ways() -> Ways:
-    from ..registry.artifacts.sources import AdapterSource, find_adapter_source
-    from ..registry.declared.applying import Ways
-
-    @contextmanager
-    def fetch_base(source: str, revision: str | None) -> Iterator[Any]:
-        with checkpoint(source, revision) as found:
-            yield found
-
-    def fetch_adapter(source: str, revision: str | None) -> AdapterSource:
-        return find_adapter_source(source, revision=revision)
-
-    def settle(registry: Registry, recipe: str, dry_run: bool) -> str:
-        from ..engine.recipe_book import foreseen_recipe, settle_recipe
-
-        return foreseen_recipe(registry, recipe) if dry_run else settle_recipe(registry, recipe)
-
-    def move(registry: Registry, ref: str, alias: str, base: str) -> None:
-        from ..engine.gates import move_champion
-
-        move_champion(registry, ref, alias, base=base)
-
-    def keep(registry: Registry, entry: RecipeEntry, dry_run: bool) -> KeptVersion:
-        from ..engine.declared_versions import keep_version
-
-        return keep_version(registry, entry, dry_run)
-
-    readable = set[str]()
-
-    def check_domain(name: str, fields: Mapping[str, str]) -> None:
-        _check_domain(name, fields, readable)
-
-    return Ways(fetch_base, fetch_adapter, check_domain, settle, move, keep)
-
-
-def _check_domain(name: str, fields: Mapping[str, str], readable: set[str]) -> None:
-    """As `domain add` does: the trainer is installed, and the data can be read; domains may share data, which is then read once."""
-    if "trainer" in fields:
-        from ..trainers.plugin import load
-
-        load(fields["trainer"])
-    if "data" in fields and fields["data"] not in readable:
-        from ..tasks import read_domain
-
-        read_domain(Path(fields["data"]), name)
-        readable.add(fields["data"])
 
 
 def _show(outcomes: list[Outcome], dry_run: bool, *, nothing: str = "the file lists nothing") -> None:

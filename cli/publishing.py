@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +93,7 @@ def publish(
         raise UsageError("--offline asks nothing of the Hub, so it cannot publish", hint="--dry-run --offline")
     from ..publishing.licenses import parse
     from ..publishing.package import PublishOptions
-    from ..publishing.release import planned, rehearse
+    from ..publishing.release import describe_plan, planned, rehearse
     from ..publishing.upload import check_names
 
     if repo is not None:
@@ -118,7 +117,7 @@ def publish(
         with planned(registry, subject, options, private=private, tag=tag, notify=say) as release:
             if dry_run:
                 rehearse(release, notify=say)
-                document = _document(release.plan) | _named(subject) | choice | {"dry_run": True}
+                document = describe_plan(release) | choice
                 answer(as_json, document, lambda: _show_plan(release.plan, subject))
                 return
             done = _send(registry, release)
@@ -181,7 +180,7 @@ def _say_losses(plan: PublicationPlan, removing: str, replacing: str) -> None:
 
 def _publish_stale(registry: Registry, options: PublishOptions, *, dry_run: bool, as_json: bool) -> None:
     from ..publishing.outdated import behind
-    from ..publishing.release import planned, rehearse
+    from ..publishing.release import describe_plan, planned, rehearse
 
     done: list[dict[str, Any]] = []
     failed = skipped = False
@@ -197,7 +196,7 @@ def _publish_stale(registry: Registry, options: PublishOptions, *, dry_run: bool
                 if dry_run:
                     _say_losses(release.plan, "would remove", "would replace")
                     rehearse(release, notify=say)
-                    done.append(_document(release.plan) | _named(build) | {"dry_run": True})
+                    done.append(describe_plan(release))
                     say(f"would publish build {build.id} to {last.repo}, which has build {last.build}")
                 else:
                     done.append(_send(registry, release).to_json())
@@ -217,24 +216,6 @@ def _title(subject: Build | Adapter) -> str:
     from ..registry import Build
 
     return f"build {subject.id}" if isinstance(subject, Build) else subject.ref
-
-
-def _named(subject: Build | Adapter) -> dict[str, str | None]:
-    from ..registry import Build
-
-    build = isinstance(subject, Build)
-    return {"build": subject.id if build else None, "adapter": None if build else subject.ref}
-
-
-def _document(plan: PublicationPlan) -> dict[str, Any]:
-    uploads = plan.uploads
-    kept = asdict(plan)
-    kept.pop("before")
-    return kept | {
-        "kind": plan.kind,
-        "uploads": [file.path for file in uploads],
-        "upload_bytes": sum(file.bytes for file in uploads),
-    }
 
 
 def _show_plan(plan: PublicationPlan, subject: Build | Adapter) -> None:

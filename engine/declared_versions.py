@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..registry import Registry
+from ..registry.artifacts.checkpoints import Checkpoint, checkpoint
+from ..registry.artifacts.sources import AdapterSource, find_adapter_source
 from ..registry.catalog.recipes import RecipeVersion
-from ..registry.declared.applying import KeptVersion
+from ..registry.declared.applying import KeptVersion, Ways
 from ..registry.declared.document import RecipeEntry
 from ..registry.digests import digest_of_json
 from ..registry.errors import NotFoundError, RecCocktailError, UsageError
 from ..tasks import load_template, parse_template, shipped_templates
-from .recipe_book import add_recipe, add_template, keep_recipe, says_the_same
+from .gates import move_champion
+from .recipe_book import add_recipe, add_template, foreseen_recipe, keep_recipe, says_the_same, settle_recipe
 from .recipes import SHIPPED, Recipe, load_recipe, parse_recipe
+
+
+def ways_of(check_domain: Callable[[str, Mapping[str, str]], object], *, say: Callable[[str], None]) -> Ways:
+    """What `apply` needs beside the registry, on this machine. `check_domain` looks at a domain's trainer and data."""
+
+    @contextmanager
+    def fetch_base(source: str, revision: str | None) -> Iterator[Checkpoint]:
+        with checkpoint(source, revision, say=say) as found:
+            yield found
+
+    def settle(registry: Registry, recipe: str, dry_run: bool) -> str:
+        return foreseen_recipe(registry, recipe) if dry_run else settle_recipe(registry, recipe)
+
+    def move(registry: Registry, ref: str, alias: str, base: str) -> None:
+        move_champion(registry, ref, alias, base=base)
+
+    def fetch_adapter(source: str, revision: str | None) -> AdapterSource:
+        return find_adapter_source(source, revision=revision)
+
+    return Ways(fetch_base, fetch_adapter, check_domain, settle, move, keep_version)
 
 
 def keep_version(registry: Registry, entry: RecipeEntry, dry_run: bool) -> KeptVersion:

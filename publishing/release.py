@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..engine.building.freshness import Freshness, chosen
@@ -120,6 +120,22 @@ def planned(
                 hint=None if plan.unreached else f"reccocktail unpublish {plan.repo}",
             )
         yield Release(subject, options, package, plan)
+
+
+def describe_plan(release: Release) -> dict[str, Any]:
+    """What publishing the release would do, as plain JSON."""
+    plan, subject = release.plan, release.subject
+    kept = asdict(plan)
+    kept.pop("before")
+    is_build = isinstance(subject, Build)
+    return kept | {
+        "kind": plan.kind,
+        "uploads": [file.path for file in plan.uploads],
+        "upload_bytes": sum(file.bytes for file in plan.uploads),
+        "build": subject.id if is_build else None,
+        "adapter": None if is_build else subject.ref,
+        "dry_run": True,
+    }
 
 
 def rehearse(release: Release, *, notify: Callable[[str], None] = lambda text: None) -> None:

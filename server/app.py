@@ -16,9 +16,10 @@ from . import answers, health
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages import login, overview
-from .routes import adapters, aliases, building, builds, catalog, records
+from .routes import adapters, aliases, building, builds, catalog, operating, records, registering
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
+from .uploads import Uploads
 
 API = "/api/v1"
 STATIC = Path(__file__).with_name("static")
@@ -37,7 +38,16 @@ PAGES = (overview.router, login.router)
 """The routers of all pages."""
 
 
-ROUTES = (catalog.routes, adapters.routes, aliases.routes, builds.routes, building.routes, records.routes)
+ROUTES = (
+    catalog.routes,
+    adapters.routes,
+    aliases.routes,
+    builds.routes,
+    building.routes,
+    records.routes,
+    registering.routes,
+    operating.routes,
+)
 """The routers of the API."""
 
 
@@ -54,6 +64,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     app.state.registry, app.state.options = registry, options
     app.state.sessions = Sessions(session_key(registry.settings))
     app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
+    app.state.uploads = Uploads(registry.settings.home / "uploads")
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)

@@ -58,8 +58,11 @@ class Guard:
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = self._refusal(Request(scope))
-        if refusal is not None:
+        request = Request(scope)
+        if "\0" in request.url.path or "%00" in scope.get("query_string", b"").decode("latin-1"):
+            body = failure("usage", "an address has a NUL character")
+            await JSONResponse(body, 400)(scope, receive, answered)
+        elif (refusal := self._refusal(request)) is not None:
             await JSONResponse(failure("forbidden", refusal), 403)(scope, receive, answered)
         else:
             limit = CHUNK_LIMIT if scope["path"].startswith(UPLOADS) else BODY_LIMIT
@@ -72,8 +75,6 @@ class Guard:
             return f"this server does not answer to the name {_name(host)!r}; --allow-host adds one"
         if request.method not in SAFE and _is_foreign(headers, host):
             return "a page of another site cannot change anything here"
-        if "\0" in request.url.path or "%00" in scope_query(request):
-            return "an address has a NUL character"
         return None
 
 
@@ -91,10 +92,6 @@ def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
         return message
 
     return received
-
-
-def scope_query(request: Request) -> str:
-    return request.scope.get("query_string", b"").decode("latin-1")
 
 
 def _name(host: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from ..registry.errors import ConflictError, NotFoundError, RecCocktailError
 from ..registry.store.files import own_folder
 from ..registry.store.room import NO_ROOM, lacks_room, room_in
 from ..tasks import DataFacts, DomainData, TaskError, describe, read_domain
-from .plugin import PluginDomain, Trainer, TrainerError, domains_of, stdout_kept
+from .plugin import PluginDomain, Trainer, TrainerError, domains_of, load, stdout_kept
 
 State = Literal["added", "changed", "unchanged"]
 
@@ -136,3 +136,18 @@ def _known(registry: Registry, name: str) -> Domain | None:
         return registry.domains.get(name)
     except NotFoundError:
         return None
+
+
+class DomainCheck:
+    """What is looked at before a domain is written: that its trainer is installed, and that its data can be read, once for all that share them."""
+
+    def __init__(self) -> None:
+        self._readable: set[str] = set()
+
+    def __call__(self, name: str, fields: Mapping[str, str]) -> None:
+        """Raises TrainerError, TaskError."""
+        if "trainer" in fields:
+            load(fields["trainer"])
+        if "data" in fields and fields["data"] not in self._readable:
+            read_domain(Path(fields["data"]), name)
+            self._readable.add(fields["data"])

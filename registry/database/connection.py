@@ -16,6 +16,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
     IntegrityError,
     InterfaceError,
@@ -286,7 +287,7 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise ConflictError(f"the database refused the change: {error.orig}") from error
-    except (UnicodeEncodeError, OverflowError) as error:
+    except (UnicodeEncodeError, OverflowError, DataError) as error:
         raise UsageError(f"a database cannot store or search this value: {error}") from error
     except (SQLAlchemyError, sqlite3.Error) as error:  # SQLite's own where we pass SQLAlchemy by
         cause = error.orig if isinstance(error, DBAPIError) else error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -40,3 +41,9 @@ def failure(outcome: Outcome, error: Exception) -> Outcome:
     return replace(
         outcome, action="failed", changes={}, remarks=(), error={"code": code, "message": str(error), "hint": hint}
     )
+
+
+def described(outcomes: Sequence[Outcome], dry_run: bool) -> dict[str, Any]:
+    """All that became, or would become, of a file, as plain JSON."""
+    counts = Counter(outcome.action for outcome in outcomes)
+    return {"dry_run": dry_run, "counts": dict(counts), "objects": [outcome.to_json() for outcome in outcomes]}

