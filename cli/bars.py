@@ -48,7 +48,8 @@ class Bar:
         self.began = time.monotonic()
         self.state = State()
         self._adding = threading.Lock()
-        self._tenths, self._last_done, self._last_line = 0, 0, self.began
+        self._tenths, self._last_line = 0, self.began
+        self._last_seen = (0, "")
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """Record the state. A Ctrl-C that Python has discarded since is raised here, if this is the main thread."""
@@ -73,9 +74,11 @@ class Bar:
         if now - self.began < FIRST_SECONDS:
             return None
         tenths = 10 * state.done // max(state.total, 1)
-        if tenths <= self._tenths and (now - self._last_line < SLOW_SECONDS or state.done == self._last_done):
+        if tenths <= self._tenths and (
+            now - self._last_line < SLOW_SECONDS or (state.done, state.note) == self._last_seen
+        ):
             return None
-        self._tenths, self._last_line, self._last_done = tenths, now, state.done
+        self._tenths, self._last_line, self._last_seen = tenths, now, (state.done, state.note)
         done = size(state.done) if self.unit == "bytes" else f"{state.done}"
         return f"{self.title}: {done} of {self._amount(state.total)} {state.note}".rstrip()
 

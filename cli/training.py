@@ -173,10 +173,17 @@ def _trained(
     with progress(f"training {request.role}", unit="steps") as bar:
 
         def step(done: int, total: int, figures: Mapping[str, float]) -> None:
-            bar.update(done, total, f"loss {figures['loss']:.3f}" if "loss" in figures else "")
+            bar.update(done, total, _note(figures))
 
         carry_out = in_a_child(stall_seconds) if launch is None else in_this_process
         return train_and_register(registry, request, progress=step, carry_out=carry_out, launch=launch)
+
+
+def _note(figures: Mapping[str, float]) -> str:
+    """What stands behind the steps: the loss, or how far what has none is."""
+    if "loss" in figures:
+        return f"loss {figures['loss']:.3f}"
+    return f"{figures['items_embedded']:.0f} items embedded" if "items_embedded" in figures else ""
 
 
 def _type(spec: Mapping[str, Any]) -> str:

@@ -141,6 +141,17 @@ def test_a_slow_tenth_of_the_way_is_shown_once_a_minute_as_long_as_it_moves():
     assert [second for second, line in zip(range(0, 400, 20), lines, strict=True) if line] == [60, 120, 180, 240]
 
 
+def test_what_happens_before_the_first_step_is_shown_by_its_note():
+    bar, lines = Bar("training", "steps"), []
+    for second in range(0, 200, 20):
+        bar.update(0, 1000, f"{second} items embedded" if second < 100 else "80 items embedded")
+        lines.append(bar.milestone(bar.began + second))
+    assert [line for line in lines if line] == [
+        "training: 0 of 1000 steps 60 items embedded",
+        "training: 0 of 1000 steps 80 items embedded",
+    ]
+
+
 def test_work_of_known_length_says_each_tenth_of_the_way_once() -> None:
     bar = Bar("merging", "bytes")
     told = []
