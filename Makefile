@@ -48,7 +48,7 @@ quick: setup  ## The tests that take seconds
 
 # What `make test` shortens: every cell of the matrices, thousands of damaged files, minutes of killing.
 SOAKED := engine/test_equality.py engine/test_chaos.py engine/test_served.py engine/test_recovered_weights.py engine/test_merge_faults.py \
-	engine/test_merge_resume.py registry/test_kills.py registry/test_crowds.py \
+	engine/test_merge_resume.py registry/test_kills.py registry/test_webhook_kills.py registry/test_crowds.py \
 	registry/test_store_crowds.py registry/test_restore_drill.py registry/test_fuzz.py registry/test_broken_artifacts.py \
 	registry/test_inspect.py
 soak: setup  ## The tests that `make test` runs shortened, at full length; about a quarter of an hour

@@ -37,6 +37,11 @@ class Received:
 Answering = Callable[[Received], "int | tuple[int, Mapping[str, str], bytes]"]
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever sent it did not wait for the answer."""
+
+
 class Receiver:
     """`answer` may be replaced: (request) → a status code, or that with headers and a body. Whoever signs uses the `secret`."""
 
@@ -45,7 +50,7 @@ class Receiver:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.answer: Answering = lambda request: 204
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Quiet(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), name="receiver", daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
