@@ -107,7 +107,8 @@ def redeliver(app: App, ids: tuple[int, ...], dead: str | None, as_json: bool) -
         )
     with app.registry() as registry:
         found = registry.outbox.redeliver(ids or registry.outbox.dead(dead or ""))
-    message = f"{counted(len(found), 'delivery').replace('deliverys', 'deliveries')} will be sent again"
+    what = "1 delivery" if len(found) == 1 else f"{len(found):,} deliveries"
+    message = f"{what} will be sent again by `reccocktail webhook deliver`"
     answer(as_json, [each.to_json() for each in found], lambda: say(message))
 
 
@@ -136,7 +137,11 @@ def deliver(app: App, follow: bool, as_json: bool) -> None:
                 tell(_line(each))
     for name, why in deliverer.unsigned.items():
         warn(f"nothing is sent to {name}: {why}")
-    answer(as_json, [each.to_json() for each in done], lambda: None if done else say("nothing is due"))
+    answer(
+        as_json,
+        [each.to_json() for each in done],
+        lambda: None if done or deliverer.unsigned else say("nothing is due"),
+    )
     if deliverer.unsigned or any(each.error for each in done):
         raise click.exceptions.Exit(1)
 

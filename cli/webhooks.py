@@ -34,13 +34,13 @@ def _field_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--secret-env",
             metavar="VARIABLE",
-            help="Environment variable that has the secret, where events are delivered.",
+            help="Name of the environment variable with the secret.",
         ),
         click.option(
             "--secret-file",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="File that has it, instead of a variable.",
+            help="File with the secret, instead of a variable.",
         ),
     )
     for option in reversed([*options]):
@@ -50,8 +50,8 @@ def _field_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @webhook.command(
     epilog=example(
-        "reccocktail webhook add ops https://ops.example/hook --kind build.failed --secret-env OPS_SECRET",
-        "reccocktail webhook add lab http://10.0.0.5/hook --secret-file ~/.lab-secret --allow-private",
+        "reccocktail webhook add ops https://ops.example/hook --secret-env OPS_SECRET",
+        "reccocktail webhook add lab http://10.0.0.5/ --secret-file lab.key --allow-private",
     )
 )
 @click.argument("name")
@@ -209,12 +209,12 @@ def list_(app: App, as_json: bool) -> None:
             [each.name, each.url, _kinds(each), each.domains or "all", _state(each), each.pending, each.dead]
             for each in found
         ]
-        columns = ["name", "url", "kinds", "domains", "state", "waiting", "dead"]
+        columns = ["name", "url", "kinds", "domains", "state", "pending", "dead"]
         table(
             columns,
             rows,
             empty="there is no webhook; `reccocktail webhook add NAME URL --secret-env VARIABLE`",
-            right=("waiting", "dead"),
+            right=("pending", "dead"),
             cut=("url",),
         )
 

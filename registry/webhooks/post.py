@@ -52,10 +52,10 @@ def _refusal(response: httpcore2.Response) -> str | None:
     if 200 <= response.status < 300:
         return None
     if 300 <= response.status < 400:
-        return f"the target answered {response.status}, a redirect, which is not followed: give the final URL"
+        return f"answered {response.status}, a redirect, which is not followed: give the final URL"
     text = _beginning(response).decode("utf-8", "replace")
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f"the target answered {response.status}" + (f": {words}" if words else "")
+    return f"answered {response.status}" + (f": {words}" if words else "")
 
 
 def _beginning(response: httpcore2.Response) -> bytes:

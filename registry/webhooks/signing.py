@@ -39,7 +39,7 @@ def read_secret(where: str, environ: Mapping[str, str] | None = None) -> bytes:
     kind, _, name = where.partition(":")
     found = _from_file(Path(name)) if kind == "file" else (os.environ if environ is None else environ).get(name)
     if found is None:
-        raise WebhookError(f"the environment variable {name}, which has the secret, is not set", hint="set it here")
+        raise WebhookError(f"the environment variable {name} with the secret is not set", hint=f"export {name}=…")
     secret = found.strip().encode("utf-8", "surrogateescape")
     if not SHORTEST <= len(secret) <= LONGEST:
         raise WebhookError(f"the secret in {named(where)} has not {SHORTEST} to {LONGEST} bytes", hint=_HINT)

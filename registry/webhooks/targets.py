@@ -75,8 +75,9 @@ def addresses(target: Target, *, allow_private: bool, resolve: Resolve = resolve
         raise WebhookTargetError(f"the name {target.host} cannot be resolved: {error}") from error
     inside = [each for each in found if not is_public(each)]
     if inside and not allow_private:
+        where = inside[0] if inside[0] == target.host.strip("[]") else f"{target.host}, which is at {inside[0]},"
         raise WebhookTargetError(
-            f"{target.host} is at {inside[0]}, which is no public address",
+            f"{where} has no public address",
             hint="--allow-private permits it, where the target is meant to be in your own network",
         )
     return found

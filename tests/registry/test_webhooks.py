@@ -149,7 +149,7 @@ def test_what_fails_is_tried_again_later_and_later_and_given_up_and_redelivered(
     assert registry.outbox.dead("hook") == [done.id]
     tried = registry.outbox.attempts(done.id)
     assert len(tried) == MAX_ATTEMPTS
-    assert tried[0].error == "the target answered 500: our disk is full [31m[secret]"
+    assert tried[0].error == "answered 500: our disk is full [31m[secret]"
 
     receiver.answer = lambda request: 200
     (again,) = registry.outbox.redeliver([done.id])
