@@ -58,6 +58,7 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registration.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_crowd.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/registry_scale.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/server_scale.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/equality.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merging.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merging_cuda.py

@@ -19,6 +19,7 @@ from .pages import login, overview
 from .routes import adapters, aliases, building, builds, catalog, operating, records, registering
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
+from .status_cache import StatusCache
 from .uploads import Uploads
 
 API = "/api/v1"
@@ -65,6 +66,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     app.state.sessions = Sessions(session_key(registry.settings))
     app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
     app.state.uploads = Uploads(registry.settings.home / "uploads")
+    app.state.status = StatusCache(registry)
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)

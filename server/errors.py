@@ -33,6 +33,7 @@ class TooLargeError(RecCocktailError):
 STATUSES = {
     "usage": 400,
     "invalid_reference": 400,
+    "webhook_target": 400,
     "unauthenticated": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -59,6 +60,7 @@ STATUSES = {
     "error": 500,
     "internal": 500,
     "hub": 502,
+    "webhook": 502,
     "database": 503,
     "store": 503,
     "no_room": 507,

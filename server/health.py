@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from ..publishing.status import is_in, status_of
+from ..publishing.status import is_in
 from ..registry import Registry
 from ..registry.database.migrate import require_head
 from ..registry.errors import RecCocktailError
@@ -38,12 +38,12 @@ def ready(request: Request) -> Response:
 
 
 @router.get("/metrics")
-def metrics(registry: Reading) -> Response:
+def metrics(request: Request, registry: Reading) -> Response:
     """The state of the registry as gauges, in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     kept = CollectorRegistry()
-    entries = status_of(registry).entries
+    entries = request.app.state.status.get().entries
     domains = Gauge("reccocktail_domains", "Domains, by state.", ["state"], registry=kept)
     for state in COUNTED:
         domains.labels(state).set(sum(is_in(entry, (state,)) for entry in entries))

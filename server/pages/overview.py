@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
-from ...publishing.status import STATES, is_in, status_of
+from ...publishing.status import STATES, is_in
 from ..identity import Reading
 from .rendering import render
 
@@ -30,7 +30,7 @@ class Reason:
 @router.get("/")
 def overview(request: Request, registry: Reading, state: Annotated[list[State] | None, Query()] = None) -> HTMLResponse:
     """All domains, or those in one of the states."""
-    entries = status_of(registry).entries
+    entries = request.app.state.status.get().entries
     shown = [entry for entry in entries if not state or is_in(entry, state)]
     counts = Counter(each for entry in entries for each in STATES if is_in(entry, (each,)))
     return render(

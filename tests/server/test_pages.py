@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from reccocktail.publishing.status import status_of
+from reccocktail.server import status_cache
+
 
 def test_the_overview_shows_every_domain_with_its_state(client, stocked):
     stocked.domains.add("garden", title="<b>Garden</b>")
@@ -29,3 +32,16 @@ def test_the_overview_in_a_browser(site, page, inaccessible):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("link", name="unbuilt").click()
     assert page.url.endswith("/?state=unbuilt")
+
+
+def test_the_state_of_all_domains_is_computed_once_for_everybody(stocked, monkeypatch):
+    moment, computed = [0.0], list[int]()
+    monkeypatch.setattr(status_cache, "status_of", lambda registry: computed.append(1) or status_of(registry))
+    cache = status_cache.StatusCache(stocked, clock=lambda: moment[0])
+    assert cache.get() is cache.get()
+    stocked.domains.add("garden")
+    assert [entry["domain"] for entry in cache.get().entries] == ["garden", "skin-care"]
+    assert len(computed) == 2
+    moment[0] += status_cache.SECONDS + 1
+    cache.get()
+    assert len(computed) == 3
