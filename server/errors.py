@@ -32,7 +32,6 @@ class TooLargeError(RecCocktailError):
 
 STATUSES = {
     "usage": 400,
-    "webhook_target": 400,
     "invalid_reference": 400,
     "webhook_target": 400,
     "unauthenticated": 401,
@@ -55,7 +54,6 @@ STATUSES = {
     "guard": 422,
     "evaluation": 422,
     "trainer": 422,
-    "webhook": 422,
     **dict.fromkeys(("task", "data", "chat_template", "no_ratings", "no_negatives", "one_class", "answer_token"), 422),
     **dict.fromkeys(("untitled_item", "empty_history", "gated_lora"), 422),
     "too_many_requests": 429,
