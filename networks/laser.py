@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..tasks import HistoryText, HistoryWriter, Item, TaskError
 from ..tasks.ranking import CHANGING_ROPES, packs_answers
 from .m_former import MFormer, MFormerConfig, Routing
+from .text_packs import SUFFIX, PackedBatch, TextPack, text_packs
 
 Prefix = Literal["none", "static", "m-former"]
 Dtype = Literal["float32", "bfloat16"]
@@ -118,6 +119,7 @@ class Laser:
         self.model = model.eval().requires_grad_(False)
         self.writer, self.net, self.recommender = writer, net, recommender
         self._eos = eos
+        self._kept: Any = None
         self._check(net.config)
 
     def _check(self, config: LaserConfig) -> None:
@@ -161,23 +163,75 @@ class Laser:
         batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Tensor:
-        """[histories, width] on the CPU. What all texts begin with is read once where that is exact, unless `share` is off."""
+        """[histories, width] on the CPU. What texts begin with alike is read once where that is exact, unless `share` is off."""
         texts = [self.writer.write(history) for history in histories]
-        beginning = self._beginning() if share and self.shares_beginning else None
+        read = self._packed if share and self.shares_beginning else self._one_by_one
         found, done = torch.empty(len(texts), self.net.config.width), 0
         with _evaluating(self.net):
-            for places in _batches([len(text.tokens) for text in texts], self._before(beginning), batch_tokens):
-                some = [texts[place] for place in places]
-                before, _ = self._prefixes([histories[place] for place in places], some, 0.0)
-                found[places] = self._read(some, before, copy.deepcopy(beginning)).cpu()
+            for places, vectors in read(histories, texts, batch_tokens):
+                found[places] = vectors.cpu()
                 done += len(places)
                 progress(done)
         return found
 
-    def _before(self, beginning: Any) -> int:
-        """Rows of a batch before each text's own."""
-        if beginning is not None:
-            return 0
+    def _one_by_one(
+        self, histories: Sequence[History], texts: Sequence[HistoryText], batch_tokens: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Places of texts and their embeddings, each text read whole."""
+        for places in _batches([len(text.tokens) + 1 for text in texts], self._before, batch_tokens):
+            some = [texts[place] for place in places]
+            before, _ = self._prefixes([histories[place] for place in places], some, 0.0)
+            yield places, self._read(some, before, None)
+
+    def _packed(
+        self, histories: Sequence[History], texts: Sequence[HistoryText], batch_tokens: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """As `_one_by_one`, behind one reading of what all texts begin with; what some begin with alike is read once as well."""
+        packs = text_packs([(*text.tokens, *self._behind) for text in texts])
+        beginning = self._kept_beginning() if packs else None
+        for places in _batches([len(pack) for pack in packs], 0, batch_tokens):
+            some = [packs[place] for place in places]
+            states = self._read_packs(some, copy.deepcopy(beginning))
+            own = [row[of_text] for row, pack in zip(states, some, strict=True) for of_text in pack.columns]
+            vectors = [each.mean(dim=0) if self.net.config.readout == "mean" else each[-1] for each in own]
+            yield [place for pack in some for place in pack.places], F.normalize(torch.stack(vectors).float(), dim=-1)
+
+    def _read_packs(self, packs: Sequence[TextPack], beginning: Any) -> Tensor:
+        """[rows, places, width], the model's hidden states behind the beginning."""
+        batch, device = PackedBatch.of(packs, beginning.get_seq_length()), self.model.device
+        beginning.batch_repeat_interleave(len(packs))
+        tokens = batch.tokens.to(device)
+        rows = _embeddings(self.model)(tokens.clamp(min=0))
+        if self.net.suffix is not None:
+            rows = torch.where((tokens == SUFFIX)[..., None], self.net.suffix.to(rows), rows)
+        hidden = torch.finfo(rows.dtype).min
+        mask = torch.zeros(batch.sees.shape, dtype=rows.dtype).masked_fill(~batch.sees, hidden)
+        return self.model(
+            inputs_embeds=rows,
+            position_ids=batch.positions.to(device),
+            attention_mask=mask[:, None].to(device),
+            past_key_values=beginning,
+            use_cache=True,
+        ).last_hidden_state
+
+    @property
+    def _behind(self) -> tuple[int, ...]:
+        """What stands behind a text's tokens."""
+        if self.net.suffix is not None:
+            return (SUFFIX,)
+        return (self._eos,) if self._eos is not None and self.net.config.readout == "eos" else ()
+
+    def _kept_beginning(self) -> Any:
+        """What all texts begin with, read once for all calls while nothing is trained. Not to be changed."""
+        if any(each.requires_grad for each in self.net.parameters()):
+            return self._beginning()
+        if self._kept is None:
+            self._kept = self._beginning()
+        return self._kept
+
+    @property
+    def _before(self) -> int:
+        """Rows of a text that is read whole before its own."""
         m_former = self.net.config.m_former
         rows = m_former.queries if m_former else self.net.config.rows if self.net.prefix is not None else 0
         return rows + len(self.writer.instruction)
@@ -279,10 +333,10 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _batches(lengths: Sequence[int], before: int, most: int) -> Iterator[list[int]]:
-    """Places of texts of like length, as many together as have at most that many tokens with padding; or one."""
+    """Places of rows of like length, each behind so many others, as many together as have at most that many tokens with padding; or one."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (lengths[place] + before + 1) * (len(batch) + 1) > most:
+        if batch and (lengths[place] + before) * (len(batch) + 1) > most:
             yield batch
             batch = []
         batch.append(place)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from reccocktail.networks import text_packs
 from reccocktail.networks.laser import Laser, LaserConfig, LaserNet, info_nce, load_frozen
 from reccocktail.networks.m_former import MFormerConfig
+from reccocktail.networks.text_packs import PACK_TOKENS
 from reccocktail.tasks import (
     DomainData,
     EmptyHistoryError,
@@ -91,7 +93,7 @@ def one_by_one(laser: Laser, tokenizer: Any, history: list[Item], *, left: int) 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_padding_its_side_and_batch_mates_change_nothing_nor_does_a_shared_beginning(make, tokenizer, histories, name):
+def test_padding_its_side_and_batch_mates_change_nothing_nor_does_a_shared_beginning(make, tokenizer, histories, name, monkeypatch):  # fmt: skip
     laser = make(name)
     together = laser(histories).vectors
     for left in (0, 5):
@@ -99,20 +101,32 @@ def test_padding_its_side_and_batch_mates_change_nothing_nor_does_a_shared_begin
         assert torch.allclose(together, expected, atol=2e-6)
     assert torch.allclose(together.norm(dim=1), torch.ones(4))
     assert (together[0] - together[1]).abs().max() > 0.01
-    shared, apart = laser.encode(histories, batch_tokens=60), laser.encode(histories, share=False)
-    assert torch.allclose(shared, apart, atol=2e-6)
-    assert torch.allclose(shared, together, atol=2e-6)
+    apart = laser.encode(histories, share=False)
+    assert torch.allclose(apart, together, atol=2e-6)
+    for row in (PACK_TOKENS, 30):
+        monkeypatch.setattr(text_packs, "PACK_TOKENS", row)
+        assert torch.allclose(laser.encode(histories, batch_tokens=100), apart, atol=2e-6)
     assert laser.shares_beginning == (name != "m-former")
 
 
-def test_a_shared_beginning_is_read_once_for_all_texts(make, histories, monkeypatch):
+def test_what_texts_begin_with_alike_is_read_once_and_kept_only_while_nothing_is_trained(make, histories, monkeypatch):
     laser, read = make("static"), []
     forward = laser.model.forward
     monkeypatch.setattr(laser.model, "forward", lambda **given: read.append(given["inputs_embeds"].shape[:2]) or forward(**given))  # fmt: skip
-    laser.encode(histories, batch_tokens=40)
-    beginning = 32 + len(laser.writer.instruction)
-    assert [shape for shape in read if shape[1] >= beginning] == [(1, beginning)] == read[:1]
-    assert sum(rows for rows, _ in read[1:]) == len(histories)
+    histories = [*histories, histories[0]]
+    beginning = 1, 32 + len(laser.writer.instruction)
+    texts = [(*laser.writer.write(history).tokens, "suffix") for history in histories]
+    parts = {text[:end] for text in texts for end in range(1, len(text) + 1)}
+    before = laser.encode(histories)
+    assert torch.equal(before[0], before[-1])
+    assert read == [beginning, (1, len(parts))]
+    laser.net.prefix.data.add_(1)
+    assert (laser.encode(histories) - before).abs().max() > 1e-3
+    laser.net.requires_grad_(False)
+    laser.encode(histories)
+    laser.encode(histories[:1])
+    assert [shape for shape in read if shape == beginning] == [beginning] * 3
+    assert read[-1] == (1, len(texts[0]))
 
 
 def test_only_what_is_listed_is_trained_and_the_language_models_bytes_stay(make, histories):
