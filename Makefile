@@ -70,6 +70,7 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reading.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/retrieval.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/personalising.py
+	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/scaling.py
 
 # vLLM for CPU wants other versions than we test with, and the builds of its audio and video libraries do not match

@@ -235,7 +235,7 @@ class Client:
         Raises ConflictError if the repository holds another kind of artifact or commits by others, HubError if it is unreachable.
         """
         from ..publishing.licenses import parse
-        from ..publishing.package import PublishOptions
+        from ..publishing.packing import PublishOptions
         from ..publishing.release import find_subject, planned, send
         from ..publishing.upload import check_names
 

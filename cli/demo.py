@@ -293,7 +293,8 @@ class _Trip:
 
     def look_at_publication(self, build: Build, repo: str) -> list[dict[str, Any]]:
         from ..publishing import upload as publishing
-        from ..publishing.package import PublishOptions, publishable
+        from ..publishing.package import publishable
+        from ..publishing.packing import PublishOptions
         from ..publishing.plan import UploadOptions
 
         self._begin(f"publication to {repo}, rehearsed without the Hub")

@@ -15,7 +15,7 @@ from .console import NO_MORE, alarm, answer, counted, details, page, printable, 
 from .display import begin_line, working
 
 if TYPE_CHECKING:
-    from ..publishing.package import PublishOptions
+    from ..publishing.packing import PublishOptions
     from ..publishing.plan import PublicationPlan
     from ..publishing.release import Release
     from ..registry import Adapter, Build, Publication, Registry
@@ -92,7 +92,7 @@ def publish(
     if offline and not dry_run:
         raise UsageError("--offline asks nothing of the Hub, so it cannot publish", hint="--dry-run --offline")
     from ..publishing.licenses import parse
-    from ..publishing.package import PublishOptions
+    from ..publishing.packing import PublishOptions
     from ..publishing.release import describe_plan, planned, rehearse
     from ..publishing.upload import check_names
 

@@ -87,7 +87,9 @@ class ItemIndex:
 
     def search(self, query: Tensor, k: int, *, without: Collection[str] = ()) -> list[Found]:
         """The k items with the highest cosine, ties by item id. `query` [width] has length 1; items `without` are left out."""
-        scores = self.matrix @ query.to(self.matrix)
+        scores = torch.from_numpy(
+            self.matrix.numpy() @ query.to(self.matrix).numpy()
+        )  # on all cores, as torch's is not
         scores[[self._rows[item_id] for item_id in without if item_id in self._rows]] = -torch.inf
         k = min(k, int((scores > -torch.inf).sum()))
         if k < 1:

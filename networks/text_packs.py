@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..tasks.answer_tree import AnswerTree, packed
 
-PACK_TOKENS = 256  # of texts that share a row: longer ones attend to more that the mask hides, shorter ones have less in common
+PACK_TOKENS = (
+    256  # of texts that share a row: longer ones attend to more that the mask hides, shorter ones have less in common
+)
 SUFFIX, END = -1, -2  # in the place of tokens: a trained row, and the end of a text, which no model reads
 
 

@@ -37,17 +37,15 @@ def render_bundle_card(card: BundleCard) -> str:
         "data": ", ".join(about["data"]) or "not recorded",
         "seed": about["seed"],
     }
+    head = card_header(adapter.kind, "click-prediction", card.hub_base, card.license)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"---\n{_header(card)}---\n\n# {adapter.domain}: a personalised LoRA for {card.base.name}\n\n{_what(card)}\n\n| | |\n|---|---|\n{table}\n\n{_use(card)}"
+    return f"---\n{head}---\n\n# {adapter.domain}: a personalised LoRA for {card.base.name}\n\n{_what(card)}\n\n| | |\n|---|---|\n{table}\n\n{_use(card)}"
 
 
-def _header(card: BundleCard) -> str:
-    found = {
-        "library_name": "reccocktail",
-        "tags": ["reccocktail", "recommendation", "click-prediction", card.adapter.kind],
-    }
-    found |= {"base_model": card.hub_base} if card.hub_base else {}
-    terms = card.license
+def card_header(kind: str, task: str, hub_base: str | None, terms: License | None) -> str:
+    """The YAML of a bundle's card."""
+    found: dict[str, object] = {"library_name": "reccocktail", "tags": ["reccocktail", "recommendation", task, kind]}
+    found |= {"base_model": hub_base} if hub_base else {}
     named = {"license": terms.id, "license_name": terms.name, "license_link": terms.link} if terms else {}
     return yaml.safe_dump(found | {name: value for name, value in named.items() if value}, sort_keys=False)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,74 +16,30 @@ from ..engine.merging.card import (
     CardAdaptation,
     CardAgreement,
     CardBound,
-    CardData,
     CardFacts,
     CardInput,
     CardVerdict,
     render_card,
 )
-from ..engine.merging.provenance import adapter_statement
 from ..engine.recipes import SHIPPED
-from ..registry import Adapter, Base, Build, Publication, Registry
-from ..registry.artifacts.allowlist import is_legal, is_of_bundle, is_published, published_files
+from ..registry import Adapter, Base, Build, Registry
+from ..registry.artifacts.allowlist import is_published
 from ..registry.artifacts.repo_ids import is_repo_id
 from ..registry.artifacts.task_heads import task_in
 from ..registry.catalog.evaluations import Weights, weights_of_build
 from ..registry.catalog.publications import SIGNATURE
-from ..registry.catalog.references import LORA, PERSONALISED_LORA
+from ..registry.catalog.references import LORA
 from ..registry.digests import file_digest
-from ..registry.errors import ConflictError, InvalidArtifactError, StoreError, UsageError, UserDataError
+from ..registry.errors import InvalidArtifactError, StoreError
 from ..registry.store.room import room_in
 from ..registry.strict_json import OWN_LIMIT, read_object
-from .bundle_card import BundleCard, render_bundle_card
-from .licenses import License, known_license, metadata, parse, strictest, texts
+from .bundle_package import bundle_package
+from .licenses import License, known_license, metadata, texts
 from .measurements import evaluations_of
+from .packing import CARD, PROVENANCE, Package, PublishOptions, data_of, hub_base_of, license_of, linked, stated
 from .wording import prompt_of_adapters, prompt_of_build
 
-CONFIG, CARD, PROVENANCE = "adapter_config.json", "README.md", "provenance.json"
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """The publisher's choices: repository, license, card template, signing key (PEM).
-
-    `strip_users` leaves out of a personalised LoRA what it has of single users. `rebase` goes on top of what others have committed, `replaces` has everything that is there make room, `offline`
-    plans without the Hub. A license that was
-    named for the last publication, and not anew, is `named_for` the licenses that its parts had then.
-    """
-
-    repo: str | None = None
-    license: License | None = None
-    template: Path | None = None
-    key: Path | None = None
-    named_for: frozenset[str] | None = None
-    rebase: bool = False
-    replaces: bool = False
-    offline: bool = False
-    strip_users: bool = False
-
-    def inherit(self, last: Publication) -> PublishOptions:
-        """To the same repository, with what was chosen for the last publication unless it is chosen anew. Raises UsageError."""
-        options = last.options or {}
-        if options.get("template") and self.template is None:
-            raise UsageError(f"{last.repo} has a card from a custom template", hint="--card-template FILE")
-        if self.license is not None or not options.get("license"):
-            return replace(self, repo=last.repo)
-        named_for = frozenset(map(str, options.get("parts", ())))
-        return replace(self, repo=last.repo, license=parse(options["license"]), named_for=named_for)
-
-
-@dataclass(frozen=True)
-class Package:
-    """A folder as it goes to the Hub. `known` has the SHA-256 (hex) of files that need not be read for theirs."""
-
-    folder: Path
-    trailer: str
-    message: str
-    known: Mapping[str, str]
-    license: License | None
-    parts: frozenset[str]  # the licenses of what it is made of, `none` where none is known
-    notes: tuple[str, ...] = ()
+CONFIG = "adapter_config.json"
 
 
 @contextmanager
@@ -109,12 +65,8 @@ def _packed(registry: Registry, subject: Build | Adapter, staged: Path, options:
     folder.mkdir()
     if isinstance(subject, Build):
         package = _build_package(registry, subject, folder, options)
-    elif subject.kind == PERSONALISED_LORA:
-        package = _personalised_package(registry, subject, folder, options)
     elif subject.kind != LORA:
-        raise UsageError(
-            f"{subject.ref} is a {subject.kind}, which cannot be published yet", hint="publish a build or a LoRA"
-        )
+        package = bundle_package(registry, subject, folder, options)
     else:
         package = _adapter_package(registry, subject, folder, options)
     if options.key is not None:
@@ -127,21 +79,21 @@ def _packed(registry: Registry, subject: Build | Adapter, staged: Path, options:
 def _build_package(registry: Registry, build: Build, folder: Path, options: PublishOptions) -> Package:
     result_folder(registry, build)  # refuses what has not succeeded
     assert build.digest is not None
-    known = _linked(registry, build.digest, result_folder(registry, build), folder)
+    known = linked(registry, build.digest, result_folder(registry, build), folder)
     left = _left_out(registry, build.digest)
     base = registry.bases.get(build.base)
     adapters = [registry.adapters.resolve(entry["ref"], base=base.name) for entry in build.inputs["adapters"]]
-    renamed = (folder / CONFIG).exists() and _rename_base(folder, base, _hub_base(registry, base))
+    renamed = (folder / CONFIG).exists() and _rename_base(folder, base, hub_base_of(registry, base))
     if renamed or left:
         _correct_subjects(folder, CONFIG if renamed else None)
         known = {name: value for name, value in known.items() if name not in (CONFIG, PROVENANCE)}
-    terms, parts, notes = _license(registry, base, adapters, options)
+    terms, parts, notes = license_of(registry, base, adapters, options)
     card = replace(
         card_facts(registry, build, build.coefficients or {}, recipe=_recipe_name(build), adaptive=_adaptation(registry, build, folder)),
         kind="adapter" if (folder / CONFIG).exists() else "checkpoint",
         verdict=_verdict(registry, build, folder),
         agreement=_agreement(registry, build, folder),
-        base_source=_hub_base(registry, base),
+        base_source=hub_base_of(registry, base),
         warnings=tuple((build.report or {}).get("warnings", ())),
         tokenizer=((build.report or {}).get("merge") or {}).get("tokenizer"),
         prompt=prompt_of_build(registry, build, adapters),
@@ -163,12 +115,12 @@ def _build_package(registry: Registry, build: Build, folder: Path, options: Publ
 
 
 def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options: PublishOptions) -> Package:
-    known = _linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
+    known = linked(registry, adapter.digest, registry.adapters.folder(adapter), folder, (PROVENANCE, SIGNATURE))
     left = _left_out(registry, adapter.digest)
     base = registry.bases.get(adapter.base)
-    if _rename_base(folder, base, _hub_base(registry, base)):
+    if _rename_base(folder, base, hub_base_of(registry, base)):
         known.pop(CONFIG, None)
-    terms, parts, notes = _license(registry, base, [adapter], options)
+    terms, parts, notes = license_of(registry, base, [adapter], options)
     name = adapter.domain or "spirit"
     title = registry.domains.get(adapter.domain).title if adapter.domain else "all domains"
     card = CardFacts(
@@ -178,7 +130,7 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         domain=name,
         domain_title=title,
         base_name=base.name,
-        base_source=_hub_base(registry, base),
+        base_source=hub_base_of(registry, base),
         dtype=base.dtype,
         coefficients={},
         adaptive=None,
@@ -197,86 +149,13 @@ def _adapter_package(registry: Registry, adapter: Adapter, folder: Path, options
         **_common(registry, base, [adapter], [adapter.role], terms, options),
     )
     (folder / CARD).write_text(render_card(replace(card, task=_task(folder)), options.template), encoding="utf-8")
-    return _stated(adapter, base, Package(folder, "", "", known, terms, parts, (*notes, *left)))
-
-
-def _personalised_package(registry: Registry, adapter: Adapter, folder: Path, options: PublishOptions) -> Package:
-    """Of a personalised LoRA: what its manifest lists and licenses. Logs and other papers may name users, and stay here."""
-    if options.template is not None:
-        raise UsageError(
-            f"{adapter.ref} is a personalised LoRA, which has a card of its own: leave out --card-template"
-        )
-    users = adapter.context["bundle"]["users"]
-    if users and not options.strip_users:
-        raise UserDataError(
-            f"{adapter.ref} holds the ids of {users} users and what was learned of each of them",
-            hint="--strip-users publishes it without: all are unknown users to it then, told by their histories alone",
-        )
-    source = registry.adapters.folder(adapter)
-    names = registry.store.tree(adapter.digest).files
-    left = [name for name in names if not is_legal(name) and (users or not is_of_bundle(name))]
-    if users:
-        from ..engine.personal import write_without_users
-
-        folder.rmdir()
-        write_without_users(source, folder)
-    known = _linked(registry, adapter.digest, source, folder, left)
-    base = registry.bases.get(adapter.base)
-    terms, parts, notes = _license(registry, base, [adapter], options)
-    card = BundleCard(adapter, base, _hub_base(registry, base), options.repo, terms, stripped=bool(users))
-    (folder / CARD).write_text(render_bundle_card(card), encoding="utf-8")
-    return _stated(adapter, base, Package(folder, "", "", known, terms, parts, notes))
-
-
-def _stated(adapter: Adapter, base: Base, package: Package) -> Package:
-    """The package of an adapter, its provenance written beside it, with what its commit says."""
-    folder, known = package.folder, package.known
-    names = [name for name in published_files(folder)[0] if name != CARD]
-    subjects = {each: f"sha256:{known[each]}" if each in known else file_digest(folder / each) for each in names}
-    data = {f"data of {entry.domain}": entry.digest for entry in _data(adapter)}
-    content = adapter_statement(
-        adapter.ref, adapter.digest, subjects=subjects, dependencies={"base": base.digest} | data
-    )
-    (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    trailer, message = (
-        f"RecCocktail-Adapter: {adapter.ref} {adapter.digest}",
-        f"RecCocktail adapter {adapter.ref} for {base.name}",
-    )
-    return replace(package, trailer=trailer, message=message)
-
-
-def _linked(
-    registry: Registry, digest: str, source: Path, folder: Path, left_out: Collection[str] = ()
-) -> dict[str, str]:
-    """Puts what the store keeps into a folder, but for the card and what else is written anew; the SHA-256 of each file."""
-    known = {}
-    for name, entry in registry.store.tree(digest).files.items():
-        if is_published(name) and name != CARD and name not in left_out:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            registry.store.link(source / name, target)
-            known[name] = entry.sha256
-    return known
+    return stated(adapter, base, Package(folder, "", "", known, terms, parts, (*notes, *left)))
 
 
 def _left_out(registry: Registry, digest: str) -> tuple[str, ...]:
     """A note of what older versions have stored and nobody may publish, if there is anything."""
     left = [name for name in sorted(registry.store.tree(digest).files) if not is_published(name)]
     return (f"not published, because no model needs it: {', '.join(left)}",) if left else ()
-
-
-def _hub_base(registry: Registry, base: Base) -> str | None:
-    """The repository that the base model is on the Hub; None where it is none, or has been an adapter's since."""
-    if not base.revision or not is_repo_id(base.source):
-        return None
-    newest = next(iter(registry.publications.of_repo(base.source)), None)
-    if newest is None or newest.created_at < base.created_at:
-        return base.source
-    return base.source if newest.build and not _is_adapter(registry.builds.get(newest.build)) else None
-
-
-def _is_adapter(build: Build) -> bool:
-    return build.recipe.get("output", {}).get("format") == "adapter"
 
 
 def _task(folder: Path) -> str | None:
@@ -378,32 +257,6 @@ def _plots(registry: Registry, artifact: str, folder: Path) -> tuple[str, ...]:
     return plots
 
 
-def _license(
-    registry: Registry, base: Base, adapters: list[Adapter], options: PublishOptions
-) -> tuple[License | None, frozenset[str], tuple[str, ...]]:
-    """The license of the whole, those of its parts, and what the publisher should know about it. Raises ConflictError."""
-    known = {f"base model {base.name}": known_license(registry.bases.folder(base))}
-    known |= {adapter.ref: known_license(registry.adapters.folder(adapter)) for adapter in adapters}
-    parts = frozenset(str(terms) if terms else "none" for terms in known.values())
-    if options.license is not None:
-        if options.named_for is not None and not parts <= options.named_for:
-            new = ", ".join(f"{what} is under {terms or 'no known license'}" for what, terms in known.items())
-            had = ", ".join(sorted(options.named_for)) or "parts that were not recorded"
-            raise ConflictError(
-                f"{options.repo} was published under {options.license}, which was named for {had}; now {new}",
-                hint="check the licenses; --license ID sets one",
-            )
-        return options.license, parts, ()
-    found = strictest(known)
-    silent = [what for what, terms in known.items() if terms is None]
-    if found is None:
-        note = "no license is known for the base model or an adapter, so the card has none; set one with --license ID"
-        return None, parts, (note,)
-    if silent:
-        return found, parts, (f"the license is {found}; no license is known for {', '.join(silent)}",)
-    return found, parts, ()
-
-
 def _common(
     registry: Registry,
     base: Base,
@@ -433,7 +286,7 @@ def _common(
                 license=str(its) if its else None,
                 trainer=training.trained_by,
                 template=training.template_name,
-                data=_data(adapter),
+                data=data_of(adapter),
                 lacks=training.lacking,
             )
         )
@@ -468,8 +321,3 @@ def _repo(adapter: Adapter, own: str | None) -> str | None:
     """Where it came from on the Hub."""
     repo = adapter.training.hub_repo
     return repo if repo and repo != own and is_repo_id(repo) else None
-
-
-def _data(adapter: Adapter) -> tuple[CardData, ...]:
-    """The data that it was trained on, as far as both name and digest are known."""
-    return tuple(CardData(each.domain, each.digest) for each in adapter.training.data if each.domain and each.digest)

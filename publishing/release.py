@@ -13,7 +13,8 @@ from ..registry import Adapter, Build, Publication, Registry
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.catalog.references import SPIRIT
 from ..registry.errors import HubError, InvalidReferenceError, NotFoundError, UsageError
-from .package import Package, PublishOptions, publishable
+from .package import publishable
+from .packing import Package, PublishOptions
 from .signing import alike, holds
 
 if TYPE_CHECKING:  # the Hub's client is slow to import

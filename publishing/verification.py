@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..registry.artifacts.allowlist import is_published
+from ..registry.artifacts.allowlist import BUNDLE, is_of_bundle, is_published
 from ..registry.catalog.filters import BuildFilter
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.digests import file_digest
@@ -128,8 +128,9 @@ def _is_of(registry: Registry, statement: Mapping[str, Any], digest: str) -> boo
         return False
     subjects = _digests(statement["subject"])
     kept = {name: f"sha256:{entry.sha256}" for name, entry in registry.store.tree(digest).files.items()}
+    counts = is_of_bundle if BUNDLE in kept else is_published  # a bundle's papers stay here
     mine, its = (
-        {name: each for name, each in files.items() if is_published(name) and name not in _WRITTEN_ANEW}
+        {name: each for name, each in files.items() if counts(name) and name not in _WRITTEN_ANEW}
         for files in (subjects, kept)
     )
     return mine == its and any(_is_like(name, WEIGHTS) for name in its)

@@ -18,10 +18,13 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BUNDLE = "bundle.json"  # of a personalised LoRA, which lists its other files:
+BUNDLE = "bundle.json"  # of a bundle, which lists its other files; of a personalised LoRA:
 GATED_LORA = "gated_lora.safetensors"
 RECOMMENDER = ("din.json", "din.safetensors")
 ITEMS = ("items.json", "items.safetensors")
+ITEM_SIDE, USER_SIDE = "item_side.safetensors", "user_side.safetensors"  # of a bi-tuning
+ITEM_INDEX = "index.safetensors"
+ID_RECOMMENDER = ("bert4rec.json", "bert4rec.safetensors")
 TEMPLATES = "additional_chat_templates"
 """The one folder that is entered: https://huggingface.co/docs/transformers/chat_templating_writing, templates by name."""
 
@@ -82,13 +85,14 @@ def is_of_adapter(name: str) -> bool:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether the folder has the manifest of a personalised LoRA."""
+    """Whether the folder has the manifest of a bundle."""
     return (folder / BUNDLE).is_file()
 
 
 def is_of_bundle(name: str) -> bool:
-    """What the manifest of a personalised LoRA lists, and itself."""
-    return matches(name, (BUNDLE, GATED_LORA, *RECOMMENDER, *ITEMS))
+    """What the manifest of a personalised LoRA or a bi-tuning lists, and itself."""
+    of_bi_tuning = ITEM_SIDE, USER_SIDE, ITEM_INDEX, *ID_RECOMMENDER
+    return matches(name, (BUNDLE, GATED_LORA, *RECOMMENDER, *ITEMS, *of_bi_tuning))
 
 
 def is_beside_bundle(name: str) -> bool:

@@ -13,12 +13,11 @@ from pydantic import Field, model_validator
 
 from ..digests import digest_of_json
 from ..errors import InvalidArtifactError
+from .allowlist import ID_RECOMMENDER, ITEM_SIDE, USER_SIDE
+from .allowlist import ITEM_INDEX as INDEX
 from .bundles import AGAIN, BUNDLE, DIGEST, Manifest, Part, check_listed, read_manifest_of
 
 BI_TUNING = "bi-tuning"
-ITEM_SIDE, USER_SIDE = "item_side.safetensors", "user_side.safetensors"
-INDEX = "index.safetensors"
-ID_RECOMMENDER = ("bert4rec.json", "bert4rec.safetensors")
 
 
 class MFormerSizes(Part):

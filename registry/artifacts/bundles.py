@@ -20,6 +20,7 @@ from .allowlist import BUNDLE, GATED_LORA, ITEMS, RECOMMENDER, is_beside_bundle
 
 PERSONALISED = "personalised-lora"
 FORMAT = 1
+OF_THE_HUB = ".gitattributes"  # in every repository
 AGAIN = "take it again from where it was made, or train again"
 
 DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -137,9 +138,9 @@ def check_listed(folder: Path, manifest: Manifest) -> None:
 
 
 def check_no_more(folder: Path, manifest: Manifest) -> None:
-    """Raises InvalidArtifactError for a file that is neither the bundle's nor a paper (a card, a license, a training log)."""
+    """Raises InvalidArtifactError for a file that is neither the bundle's nor a paper (a card, a license, a training log) nor the Hub's own."""
     for path in sorted(folder.iterdir()):
-        if path.name not in {BUNDLE, *manifest.files} and not is_beside_bundle(path.name):
+        if path.name not in {BUNDLE, OF_THE_HUB, *manifest.files} and not is_beside_bundle(path.name):
             raise InvalidArtifactError(
                 f"{path}: is no file of this bundle: {BUNDLE} does not list it", hint="move it elsewhere"
             )

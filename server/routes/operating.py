@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...engine.declared_versions import ways_of
 from ...publishing.licenses import parse
-from ...publishing.package import PublishOptions
+from ...publishing.packing import PublishOptions
 from ...publishing.release import describe_plan, find_subject, planned, rehearse, send
 from ...publishing.upload import check_names
 from ...registry.declared.applying import apply as apply_document

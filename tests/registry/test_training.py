@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from reccocktail.cli import lineage
-from reccocktail.publishing import package
+from reccocktail.publishing import packing
 from reccocktail.registry import Adapter
 from reccocktail.registry.catalog.training import TrainingContext, TrainingData
 
@@ -26,7 +26,7 @@ def test_the_card_and_the_lineage_of_a_build_name_the_same_data(add: Any, regist
     registry.domains.add("books")
     adapter: Adapter = add("books", context=context)
     assert lineage._adapter(adapter)["data"] == [{"domain": "books", "digest": DIGEST}]
-    assert [(each.domain, each.digest) for each in package._data(adapter)] == [("books", DIGEST)]
+    assert [(each.domain, each.digest) for each in packing.data_of(adapter)] == [("books", DIGEST)]
 
 
 @pytest.mark.parametrize("odd", [1, "text", [], [1], {"a": 1}, None, True])

@@ -31,7 +31,14 @@ def test_every_error_has_a_status_by_its_code():
                 importlib.import_module(".".join(("reccocktail", room, *(p for p in parts if p != "__init__"))))
     codes = {kind.code for kind in _errors() if kind.__module__.startswith("reccocktail.")}
     assert codes <= STATUSES.keys()
-    assert {code for code in codes if STATUSES[code] >= 500} == {"error", "hub", "webhook", "database", "store", "no_room"}
+    assert {code for code in codes if STATUSES[code] >= 500} == {
+        "error",
+        "hub",
+        "webhook",
+        "database",
+        "store",
+        "no_room",
+    }
 
 
 def test_errors_are_answered_in_one_shape_and_without_secrets(client):
