@@ -1,0 +1,82 @@
+"""The Python client over HTTP: the same façade, and the same records and errors as beside the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from reccocktail import api
+from reccocktail.registry.errors import (
+    ConflictError,
+    InvalidArtifactError,
+    NotFoundError,
+    RecCocktailError,
+    UsageError,
+    WrongKindError,
+)
+from reccocktail.server.app import ServerOptions, create_app
+
+
+@pytest.fixture
+def remote(stocked, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    secret = stocked.tokens.create("ci", ["read", "register", "build", "promote:*", "publish"], lasts=None).secret
+    with api.open_registry(serve(create_app(stocked, ServerOptions(login=True))), token=secret) as client:
+        yield client
+
+
+def test_the_facade_is_the_same_over_http(remote, stocked, make_adapter, loopback_hub):
+    folder = make_adapter(stocked.bases.folder(stocked.bases.get("tiny")), 3, r=2)
+    added = remote.register_adapter(
+        folder, base="tiny", domain="skin-care", metrics={"HR@1": 0.5}, tags=["a"], note="n"
+    )
+    local = stocked.adapters.resolve("skin-care@v2")
+    assert added == local
+    assert (added.created_by, added.tags, added.metrics) == ("ci", ("a",), {"HR@1": 0.5})
+    remote.set_alias("skin-care@v2", "champion")
+    assert remote.resolve("skin-care@champion", base="tiny").ref == "skin-care@v2"
+    fetched = remote.adapter_folder(added)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        path.name: path.read_bytes() for path in stocked.adapters.folder(local).iterdir()
+    }
+    assert remote.adapter_folder(added) == fetched
+    assert remote.add_domain("garden", title="Garden") == "garden"
+    build = remote.request_build("skin-care", recipe="average")
+    assert build == stocked.builds.get(build.id)
+    assert remote.request_build("skin-care", recipe="average").id == build.id
+    stocked.builds.claim("w", build_id=build.id)
+    stocked.builds.succeed(build.id, "w", stocked.bases.get("tiny").digest, {"spirit": 0.5}, {})
+    done = remote.wait(build)
+    assert (done.status, done.coefficients) == ("succeeded", {"spirit": 0.5})
+    assert (remote.build_folder(done) / "model.safetensors").is_file()
+    published = remote.publish("skin-care@v2", "acme/skin-care")
+    kept = stocked.publications.list()[0]
+    assert (published.id, published.revision, published.base) == (kept.id, kept.revision, kept.base)
+
+
+def test_errors_are_those_of_the_registry(remote, stocked, tmp_path):
+    for error, ask in (
+        (NotFoundError, lambda: remote.resolve("nowhere")),
+        (WrongKindError, lambda: remote.resolve("skin-care", kind="bi-tuning")),
+        (UsageError, lambda: remote.evaluate("skin-care", ["spirit"])),
+        (UsageError, lambda: remote.recommend("skin-care")),
+        (InvalidArtifactError, lambda: remote.register_adapter(tmp_path / "none", base="tiny")),
+        (ConflictError, lambda: remote.build_folder(remote.request_build("skin-care", recipe="average"))),
+    ):
+        with pytest.raises(error):
+            ask()
+    with pytest.raises(RecCocktailError) as caught:
+        remote.add_domain("garden", data="/srv/data")
+    assert caught.value.code == "forbidden"
+    build = remote.request_build("skin-care", recipe="average")
+    stocked.builds.cancel(build.id)
+    with pytest.raises(ConflictError):
+        remote.wait(build)
+
+
+def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path):
+    for options in ({"home": "http://registry.example.org"}, {"home": "https://eve:pw@host"}, {"home": str(tmp_path)}):
+        with pytest.raises(UsageError):
+            api.open_registry(**options, token="rct_x")
+    with pytest.raises(UsageError):
+        api.open_registry("https://host", create=True)
