@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +17,7 @@ from .workers import BAD_NEWS
 
 if TYPE_CHECKING:
     from ..engine.building.workers import WorkerEvent
+    from ..registry import Registry
 
 
 @click.command(
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8321, show_default=True, metavar="P")
 @click.option("--with-worker", is_flag=True, help="Also run queued builds, in a process beside the server.")
+@click.option("--with-webhooks", is_flag=True, help="Also send what is due to webhooks.")
 @click.option("--login", is_flag=True, help="Ask for a token on this machine, too.")
 @click.option(
     "--allow-host", "names", multiple=True, metavar="NAME", help="Also answer to this name; repeat it for several."
@@ -40,7 +44,14 @@ if TYPE_CHECKING:
 )
 @pass_app
 def server(
-    app: App, host: str, port: int, with_worker: bool, login: bool, names: tuple[str, ...], requests_per_minute: int
+    app: App,
+    host: str,
+    port: int,
+    with_worker: bool,
+    with_webhooks: bool,
+    login: bool,
+    names: tuple[str, ...],
+    requests_per_minute: int,
 ) -> None:
     """Serve the web page and the HTTP API.
 
@@ -57,11 +68,31 @@ def server(
         with app.registry() as registry:
             options = options_for(registry, address, login=login, requests_per_minute=requests_per_minute)
             worker = WorkerOptions(app.device(), actor=app.actor) if with_worker else None
-            run(registry, address, options, worker=worker, notify=_hear, listening=lambda: say(f"serving {address}"))
+            run(
+                registry,
+                address,
+                options,
+                worker=worker,
+                notify=_hear,
+                listening=lambda: say(f"serving {address}"),
+                deliver=partial(_deliver, registry) if with_webhooks else None,
+            )
     except KeyboardInterrupt as error:  # how it ends
         say("stopped")
         code = 0 if isinstance(error, Stopped) and error.number == signal.SIGTERM else exit_code(error)
         raise click.exceptions.Exit(code) from None
+
+
+def _deliver(registry: Registry, ended: threading.Event) -> None:
+    """In a thread: sends what becomes due to webhooks, until the server ends."""
+    from ..engine.building.stale_events import StaleWatch
+    from ..registry.webhooks.delivery import Deliverer
+    from ..registry.webhooks.following import follow
+
+    try:
+        follow(Deliverer(registry.outbox), lambda done: None, warn, look=StaleWatch(registry).look, ended=ended)
+    except Exception as error:  # noqa: BLE001  the server goes on, and says that this does not
+        warn(f"nothing is sent to webhooks any more: {error}; `reccocktail webhook deliver --follow` does it, too")
 
 
 def _hear(event: WorkerEvent) -> None:

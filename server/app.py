@@ -16,7 +16,7 @@ from . import answers, health
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages import login, overview
-from .routes import adapters, aliases, building, builds, catalog, operating, records, registering
+from .routes import adapters, aliases, building, builds, catalog, operating, records, registering, webhooks
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
 from .status_cache import StatusCache
@@ -48,6 +48,7 @@ ROUTES = (
     records.routes,
     registering.routes,
     operating.routes,
+    webhooks.routes,
 )
 """The routers of the API."""
 

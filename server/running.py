@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import uvicorn
@@ -58,8 +59,12 @@ def run(
     worker: WorkerOptions | None = None,
     notify: Notify = lambda event: None,
     listening: Callable[[], None] = lambda: None,
+    deliver: Callable[[threading.Event], None] | None = None,
 ) -> None:
-    """Serves until the process is asked to end, with a worker process beside it if its options are given. Raises UsageError."""
+    """Serves until the process is asked to end, with a worker process beside it if its options are given. Raises UsageError.
+
+    `deliver` sends what is due to webhooks until the event is set, in a thread.
+    """
     config = uvicorn.Config(
         create_app(registry, options),
         host=address.host,
@@ -71,13 +76,27 @@ def run(
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = _Server(config, listening)
-    with one_beside(registry, worker, notify) if worker else nullcontext():
+    with one_beside(registry, worker, notify) if worker else nullcontext(), _delivering(deliver):
         try:
             server.run()
         except SystemExit as error:  # uvicorn has logged why
             raise UsageError(
                 f"the server cannot listen on {address.host}:{address.port}", hint="another --port, or end what has it"
             ) from error
+
+
+@contextmanager
+def _delivering(deliver: Callable[[threading.Event], None] | None) -> Iterator[None]:
+    ended = threading.Event()
+    thread = threading.Thread(target=deliver, args=(ended,), name="webhooks", daemon=True) if deliver else None
+    if thread is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread is not None:
+            thread.join(GRACE_SECONDS)
 
 
 class _Server(uvicorn.Server):
