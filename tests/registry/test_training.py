@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from reccocktail.cli import lineage
+from reccocktail.engine.building import lineage
 from reccocktail.publishing import packing
 from reccocktail.registry import Adapter
 from reccocktail.registry.catalog.training import TrainingContext, TrainingData
