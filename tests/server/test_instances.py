@@ -1,0 +1,63 @@
+"""Two instances on one PostgreSQL: who logs in at one is known at the other, and no update is lost between them."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from reccocktail.registry import Registry, Settings
+from reccocktail.server.app import API, ServerOptions, create_app
+
+CLIENTS, ROUNDS = 12, 6
+
+
+@pytest.fixture
+def instances(postgres, base, make_adapter, serve, tmp_path: Path):
+    """The addresses of two servers, and the registry that they share; skin-care@v1 to v3."""
+    name = postgres.create()
+    settings = Settings.load(
+        home=tmp_path / "home", database_url=postgres.url(name), cwd=tmp_path, environ={"HOME": str(tmp_path)}
+    )
+    with Registry.create(settings) as one, Registry.open(settings) as other:
+        row = one.bases.add("tiny", base, source=str(base))
+        one.domains.add("skin-care")
+        for seed in (2, 3, 4):
+            one.adapters.add(make_adapter(base, seed, r=2), base=row, role="ingredient", domain="skin-care")
+        yield [serve(create_app(each, ServerOptions(login=True))) for each in (one, other)], one
+    postgres.drop(name)
+
+
+def test_two_instances_lose_no_update_and_share_sessions(instances):
+    addresses, registry = instances
+    secret = registry.tokens.create("ci", ["read", "promote:skin-care"], lasts=None).secret
+    bearer = {"Authorization": f"Bearer {secret}"}
+    alias = f"{API}/domains/skin-care/aliases/shadow"
+    httpx2.put(addresses[0] + alias, json={"ref": "skin-care@v1"}, headers=bearer).raise_for_status()
+
+    def move(number: int) -> list[tuple[str, str]]:
+        won = []
+        with httpx2.Client(base_url=addresses[number % 2], headers=bearer, timeout=120) as client:
+            for _ in range(ROUNDS):
+                seen = client.get(alias)
+                before = seen.json()["ref"]
+                after = f"skin-care@v{int(before[-1]) % 3 + 1}"
+                answer = client.put(alias, json={"ref": after}, headers={"If-Match": seen.headers["etag"]})
+                assert answer.status_code in (200, 412), answer.text
+                won += [(before, after)] if answer.status_code == 200 else []
+        return won
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        won = [each for moves in pool.map(move, range(CLIENTS)) for each in moves]
+    told = [event.detail for event in registry.events.list(limit=1000, kind="alias.moved")]
+    assert sorted((detail["from"], detail["to"]) for detail in told) == sorted(won)
+    assert len(won) >= ROUNDS
+
+    with httpx2.Client(timeout=120) as browser:
+        page = browser.get(f"{addresses[0]}/login").text
+        csrf = re.search(r'name="csrf" value="(\w+)"', page)
+        assert csrf
+        browser.post(f"{addresses[0]}/login", data={"csrf": csrf[1], "token": secret})
+        assert browser.get(f"{addresses[1]}/", headers={"Accept": "text/html"}).status_code == 200
