@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.event_text import happened
 from ..registry.errors import UsageError
 from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
 from .bases import say_unchecked
 from .console import NO_MORE, answer, details, page, progress, say, short, table, warn
 from .evaluation_records import show_measured
-from .lineage import happened
 
 if TYPE_CHECKING:
     from ..registry import Adapter

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.event_text import brief_pairs
 from ..registry.errors import UsageError
 from ..registry.moments import moment
 from ..registry.signals import Stopped, exit_code
 from .app import App, example, json_option, pass_app
 from .console import NO_MORE, answer, page, say, table, tell
-from .lineage import brief_pairs
 
 if TYPE_CHECKING:
     from ..registry import Event, Registry

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.content_changes import differences, in_words
 from ..registry.errors import UsageError
 from .app import App
 from .console import answer, printable, say, table
 
 if TYPE_CHECKING:
     from ..registry.catalog.recipes import Recipes, RecipeVersion
-
-ABSENT = "(not there)"
 
 
 def show_added(added: RecipeVersion, users: Mapping[str, Sequence[str]], as_json: bool) -> None:
@@ -87,30 +86,6 @@ def show_difference(names: tuple[str, str], before: Mapping[str, Any], after: Ma
             click.echo(printable(in_words(change)))
 
     answer(as_json, {"before": names[0], "after": names[1], "changes": found}, show)
-
-
-def differences(before: Any, after: Any, key: str = "") -> list[dict[str, Any]]:
-    """Every key whose value differs, with both values; a key that one side lacks has None there."""
-    return [*_differences(before, after, key)]
-
-
-def _differences(before: Any, after: Any, key: str) -> Iterator[dict[str, Any]]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for name in dict.fromkeys((*before, *after)):
-            yield from _differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
-    elif before != after:
-        yield {"key": key, "before": before, "after": after}
-
-
-def in_words(change: Mapping[str, Any]) -> str:
-    was, now = (ABSENT if value is None else _plain(value) for value in (change["before"], change["after"]))
-    return f"{change['key']}: {was} → {now}"
-
-
-def _plain(value: Any) -> str:
-    from ..registry.strict_json import shown
-
-    return str(value) if not isinstance(value, str) else shown(value) if "\n" in value else value
 
 
 def with_registry_if_any(app: App) -> Any:

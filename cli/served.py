@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.event_text import passed
 from ..registry.errors import ConflictError, UsageError
 from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
 from .console import NO_MORE, answer, details, page, say, table, tell, warn
-from .lineage import passed
 
 if TYPE_CHECKING:
     from ..engine.building.rollback import Rollback

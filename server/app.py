@@ -15,7 +15,7 @@ from ..registry import Registry
 from . import answers, health
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
-from .pages import login, overview
+from .pages.routers import PAGES
 from .routes import adapters, aliases, building, builds, catalog, operating, records, registering, webhooks
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
@@ -33,10 +33,6 @@ class ServerOptions:
     hosts: tuple[str, ...] = LOOPBACK
     login: bool = False
     requests_per_minute: int = REQUESTS_PER_MINUTE
-
-
-PAGES = (overview.router, login.router)
-"""The routers of all pages."""
 
 
 ROUTES = (

@@ -29,7 +29,13 @@ class Place:
     label: str
 
 
-NAVIGATION = (Place("/", "Overview"),)
+NAVIGATION = (
+    Place("/", "Overview"),
+    Place("/queue", "Queue"),
+    Place("/activity", "Activity"),
+    Place("/recipes", "Recipes"),
+    Place("/compare", "Compare"),
+)
 """The pages that the navigation leads to, in its order."""
 
 

@@ -1,0 +1,63 @@
+"""One version of an adapter: facts, origin, where it went, what was measured of it; and what people write of it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+
+from ...engine.documents import describe_adapter
+from ...registry import Adapter, Registry
+from ...registry.catalog.annotations import Edit
+from ...registry.catalog.event_text import happened
+from ...registry.errors import RecCocktailError
+from ..identity import Reading, Registering
+from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, show
+
+router = APIRouter()
+EVENTS = 20
+
+
+@router.get("/adapters/{ref}")
+def adapter(request: Request, registry: Reading, ref: str, base: Base = None, done: Done = None) -> HTMLResponse:
+    return _page(request, registry, registry.adapters.resolve(ref, base=base, kind=None), done=done)
+
+
+def _page(
+    request: Request,
+    registry: Registry,
+    row: Adapter,
+    *,
+    done: str | None = None,
+    refused: RecCocktailError | None = None,
+) -> HTMLResponse:
+    events = registry.adapters.log(row.ref, base=row.base, limit=EVENTS)
+    return show(
+        request, "adapter.html", done=done, refused=refused, row=row, training=row.training,
+        document=describe_adapter(registry, row), home=row.domain or row.role,
+        events=[(event, happened(event)) for event in events],
+    )  # fmt: skip
+
+
+@router.post("/adapters/{ref}/edit", dependencies=OWN_FORM)
+def edit(
+    request: Request,
+    registry: Registering,
+    ref: str,
+    base: Short,
+    tags: Text = "",
+    note: Text = "",
+    description: Text = "",
+) -> Response:
+    """What holds now is replaced by what the form says: tags by commas, note and description."""
+    row = registry.adapters.resolve(ref, base=base, kind=None)
+    wanted = [tag.strip() for tag in tags.split(",") if tag.strip()]
+    change = Edit(
+        description=description.strip(),
+        note=note.strip(),
+        tags=wanted,
+        untag=[tag for tag in row.tags if tag not in wanted],
+    )
+    refused = attempt(lambda: registry.edits.adapter(row.ref, change, base=row.base))
+    if refused:
+        return _page(request, registry, row, refused=refused)
+    return back(f"/adapters/{row.ref}", "edited", base=row.base)

@@ -1,0 +1,64 @@
+"""Two evaluations or systems side by side: paired intervals, and for two versions what differs, with their weights' cosine by module."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from ...engine.documents import describe_comparison
+from ...engine.records import compare, find_pair
+from ...registry import Registry
+from ...registry.catalog.evaluations import EvaluationFilter
+from ...registry.catalog.filters import AdapterFilter
+from ...registry.errors import UsageError
+from ..identity import Reading
+from .acting import attempt, show
+from .charts import heat_map, intervals
+
+router = APIRouter()
+CHOICES = 30
+Text = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/compare")
+def comparing(
+    request: Request, registry: Reading, a: Text = "", b: Text = "", domain: Text = "", weights: Text = ""
+) -> HTMLResponse:
+    """`a` minus `b`: evaluations by id, or systems by name; with `weights`, the LoRAs of two versions, too, which takes a while."""
+    found: dict[str, Any] = {}
+    refused = None
+    if a and b:
+        refused = attempt(lambda: found.update(_measured(registry, a, b, domain or None)))
+        if weights:
+            refused = attempt(lambda: found.update(_weights(registry, a, b))) or refused
+    recent = registry.evaluations.list(EvaluationFilter(domain=domain or None), limit=CHOICES)
+    versions = registry.adapters.list(AdapterFilter(domain=domain or None), limit=CHOICES)
+    values = {"measured": None, "chart": None, "tasks": [], "differ": None, "map": None, "total": None} | found
+    form = {"a": a, "b": b, "domain": domain, "weights": weights}
+    return show(request, "compare.html", refused=refused, form=form, recent=recent, versions=versions, **values)
+
+
+def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:
+    if any("/" in name or "\\" in name or name.startswith(".") for name in (a, b)):
+        raise UsageError("a folder of the server's disk cannot be named here", hint="name a version, a build or an id")
+    document = describe_comparison(compare(registry, *find_pair(registry, a, b, domain=domain)))
+    chart = intervals("difference", [*document["differences"].items()])
+    options = [(key, document["a"]["task"].get(key), document["b"]["task"].get(key))
+               for key in dict.fromkeys((*document["a"]["task"], *document["b"]["task"]))]  # fmt: skip
+    return {"measured": document, "chart": chart, "tasks": [each for each in options if each[1] != each[2]]}
+
+
+def _weights(registry: Registry, a: str, b: str) -> dict[str, Any]:
+    from ...engine.comparing import compare as compare_adapters  # loads torch
+
+    found = compare_adapters(registry, registry.adapters.resolve(a), registry.adapters.resolve(b))
+    deltas = found.weights.deltas if found.weights else ()
+    cosines = {each.name: 1.0 if each.equal else each.cosine for each in deltas}
+    return {
+        "differ": [asdict(field) for field in found.fields],
+        "map": heat_map("cosine of the two deltas", {n: c for n, c in cosines.items() if c is not None}),
+        "total": found.weights and found.weights.total,
+    }

@@ -1,0 +1,193 @@
+"""One domain, or the spirits: versions and their figures, where aliases were and are, recipes, builds, the gate; promotion, rollback, archiving."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, Response
+
+from ...engine.building.planning import request as request_build
+from ...engine.building.rollback import plan_rollback, roll_back
+from ...engine.gates import may_move, move_champion
+from ...engine.recipe_book import DEFAULT, own_recipe
+from ...engine.standing_figures import METRIC
+from ...publishing.status import status_of
+from ...registry import Adapter, Registry
+from ...registry.catalog.event_text import happened
+from ...registry.catalog.filters import AdapterFilter, BuildFilter
+from ...registry.catalog.references import CHAMPION, SPIRIT, Reference
+from ...registry.errors import NotFoundError, RecCocktailError, UsageError
+from ...registry.moments import moment
+from ..identity import Building, Promoting, Reading, Registering
+from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, show
+from .charts import intervals
+
+router = APIRouter()
+VERSIONS, MOVES, BUILDS = 50, 30, 15
+When = Annotated[str | None, Query(max_length=40)]
+After = Annotated[str | None, Query(max_length=200)]
+
+
+@router.get("/domains/{name}")
+def domain(
+    request: Request, registry: Reading, name: str, at: When = None, after: After = None, done: Done = None
+) -> HTMLResponse:
+    """The domain now; with `at`, also what was champion and what was served then."""
+    return _page(request, registry, name, at=at, after=after, done=done)
+
+
+def _page(
+    request: Request, registry: Registry, name: str, *, at: str | None = None, after: str | None = None,
+    done: str | None = None, refused: RecCocktailError | None = None,
+) -> HTMLResponse:  # fmt: skip
+    is_spirit = name == SPIRIT
+    row = None if is_spirit else registry.domains.get(name)
+    entry = None if is_spirit else status_of(registry, name).entries[0]
+    versions = registry.adapters.list(AdapterFilter(domain=name), limit=VERSIONS + 1, after=after or None)
+    past = {"at": at or "", "then": None, "problem": None}
+    if at:
+        try:
+            past["then"] = _then(registry, name, at, sorted({each.base for each in versions}))
+        except UsageError as error:
+            past["problem"] = f"{error}; {error.hint}"
+    return show(
+        request, "domain.html", done=done, refused=refused, name=name, row=row, entry=entry, past=past,
+        next=versions[VERSIONS - 1] if len(versions) > VERSIONS else None,
+        **_versions(registry, versions[:VERSIONS], entry["measured"]["metric"] if entry else METRIC),
+        **_history(registry, name), recipe=row and (row.recipe or DEFAULT),
+    )  # fmt: skip
+
+
+def _versions(registry: Registry, rows: list[Adapter], metric: str) -> dict[str, Any]:
+    """Each version with its newest evaluation, and the chart of the metric that counts."""
+    measured = registry.evaluations.of_adapters(rows)
+    figures = {each.ref: measured.get((each.base, each.ref)) for each in rows}
+    drawn = [(f"v{each.version}", found.metrics[metric]) for each in rows
+             if (found := figures[each.ref]) is not None and metric in found.metrics]  # fmt: skip
+    return {"versions": rows, "figures": figures, "metric": metric, "chart": intervals(metric, drawn)}
+
+
+def _history(registry: Registry, name: str) -> dict[str, Any]:
+    """Where aliases of versions and of builds were, which recipes it had, its builds and its gate."""
+    changed = registry.events.list(domain=name, kind="domain", limit=MOVES)
+    builds = registry.builds.list(BuildFilter(domain=name), limit=BUILDS)
+    moves = registry.adapters.log(name, limit=3 * MOVES)
+    return {
+        "moves": [(event, happened(event)) for event in moves if event.kind.startswith("alias.")][:MOVES],
+        "served": registry.serving.history(name, limit=MOVES),
+        "recipes": [event for event in changed if "recipe" in event.detail],
+        "builds": builds,
+        "marks": registry.serving.marks(build.id for build in builds),
+        "gate": registry.gates.get(name),
+        "policy": registry.serving.policy(name),
+    }
+
+
+def _then(registry: Registry, name: str, at: str, bases: list[str]) -> dict[str, Any]:
+    """What was champion for each base, and what was served, at a moment. Raises UsageError for what is no moment, and for the future."""
+    when = moment(at, option="at")
+    champions = {}
+    for base in bases:
+        try:
+            champions[base] = registry.adapters.resolve(Reference(name, alias=CHAMPION), base=base, at=when).ref
+        except NotFoundError:
+            champions[base] = None
+    return {"when": when, "champions": champions, "served": registry.serving.served_at(when, name)}
+
+
+@router.get("/domains/{name}/promote")
+def ask_to_promote(
+    request: Request, registry: Reading, name: str, ref: Annotated[str, Query(max_length=200)], base: Base = None
+) -> HTMLResponse:
+    """What the gate says of a version, before anything changes."""
+    row = _version_of(registry, name, ref, base)
+    return _promotion(request, registry, row, attempt(lambda: may_move(registry, row, CHAMPION)), is_preview=True)
+
+
+@router.post("/domains/{name}/promote", dependencies=OWN_FORM)
+def promote(request: Request, registry: Promoting, name: str, ref: Short, base: Short, override: Text = "") -> Response:
+    """Makes a version champion, through the gate; what the gate refuses is shown with what helps."""
+    row = _version_of(registry, name, ref, base)
+    refused = attempt(
+        lambda: move_champion(registry, row.ref, CHAMPION, base=row.base, override=override.strip() or None)
+    )
+    return _promotion(request, registry, row, refused) if refused else back(f"/domains/{name}", "promoted")
+
+
+def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Adapter:
+    """Raises UsageError for a version of another domain."""
+    if Reference.parse(ref).name != name:
+        raise UsageError(f"{ref} is no version of {name}")
+    return registry.adapters.resolve(ref, base=base)
+
+
+def _promotion(
+    request: Request, registry: Registry, row: Adapter, refused: RecCocktailError | None, *, is_preview: bool = False
+) -> HTMLResponse:
+    name = row.domain or SPIRIT
+    now = [each for each in registry.adapters.aliases(name, base=row.base) if each.alias == CHAMPION]
+    values = {
+        "name": name, "subject": row.ref, "what": CHAMPION, "now": now[0].ref if now else None, "closed": refused,
+        "gate": registry.gates.get(name), "path": f"/domains/{name}/promote", "home": f"/domains/{name}",
+        "fields": {"ref": row.ref, "base": row.base}, "asks_why": False,
+    }  # fmt: skip
+    return show(request, "promote.html", refused=None if is_preview else refused, form=values)
+
+
+@router.get("/domains/{name}/rollback")
+def ask_to_roll_back(
+    request: Request, registry: Reading, name: str, to: After = None, base: Base = None
+) -> HTMLResponse:
+    """What going back would change; nothing is changed."""
+    return _rollback(request, registry, name, to or None, base)
+
+
+@router.post("/domains/{name}/rollback", dependencies=OWN_FORM)
+def carry_out_rollback(
+    request: Request, registry: Promoting, name: str, to: Short, base: Short, why: Text = ""
+) -> Response:
+    planned = plan_rollback(registry, name, to=to, base=base)
+    refused = attempt(lambda: roll_back(registry, planned, why=why.strip() or None) if planned.is_needed else None)
+    if refused:
+        return _rollback(request, registry, name, to, base, refused)
+    return back(f"/domains/{name}", "rolled-back")
+
+
+def _rollback(
+    request: Request, registry: Registry, name: str, to: str | None, base: str | None,
+    refused: RecCocktailError | None = None,
+) -> HTMLResponse:  # fmt: skip
+    target = moment(to, option="to") if to and to[:4].isdigit() and to[4:5] == "-" else to
+    planned = plan_rollback(registry, name, to=target, base=base)
+    return show(request, "rollback.html", refused=refused, name=name, planned=planned)
+
+
+@router.post("/domains/{name}/archive", dependencies=OWN_FORM)
+def archive(
+    request: Request, registry: Registering, name: str, ref: Short, base: Short, force: Short = "", undo: Short = ""
+) -> Response:
+    """Takes a version out of use, or into use again. One that is in use is refused, unless `force` is set."""
+    row = registry.adapters.resolve(ref, base=base, kind=None)
+    if (row.domain or SPIRIT) != name:
+        raise UsageError(f"{ref} is no version of {name}")
+    if undo:
+        refused = attempt(lambda: registry.adapters.restore(row.ref, base=row.base))
+    else:
+        refused = attempt(lambda: registry.adapters.archive(row.ref, base=row.base, force=bool(force)))
+    if refused:
+        return _page(request, registry, name, refused=refused)
+    return back(f"/domains/{name}", "restored" if undo else "archived")
+
+
+@router.post("/domains/{name}/build", dependencies=OWN_FORM)
+def request_one(request: Request, registry: Building, name: str, force: Short = "") -> Response:
+    """A build by the domain's own recipe, or the one that there is of the same inputs."""
+    row = registry.domains.get(name)
+    found = []
+    refused = attempt(
+        lambda: found.append(request_build(registry, name, own_recipe(registry, row.recipe), force=bool(force)))
+    )
+    if refused:
+        return _page(request, registry, name, refused=refused)
+    return back(f"/builds/{found[0].build.id}", "requested" if found[0].created else "known")

@@ -1,0 +1,17 @@
+"""The routers of all pages."""
+
+from __future__ import annotations
+
+from . import activity, adapters, builds, comparing, domains, login, overview, queue, recipes
+
+PAGES = (
+    overview.router,
+    domains.router,
+    builds.router,
+    adapters.router,
+    queue.router,
+    activity.router,
+    recipes.router,
+    comparing.router,
+    login.router,
+)

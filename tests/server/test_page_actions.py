@@ -1,0 +1,264 @@
+"""The pages without a browser: what they show and escape, what their forms change and refuse, and for whom."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from reccocktail.registry import Registry
+from reccocktail.registry.catalog.annotations import Edit
+from reccocktail.registry.catalog.gates import Requirement
+from reccocktail.server.app import ServerOptions
+from sqlalchemy import Engine, event
+
+HTML = {"Accept": "text/html"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+CODES = {"promote": "gate"}
+
+
+def succeed(registry: Registry, key: str = "key", report: Any = None, coefficients: Any = None) -> Any:
+    """A build of skin-care whose result is its base model."""
+    base = registry.bases.get("tiny")
+    parents = (("spirit", registry.adapters.resolve("spirit")), ("ingredient", registry.adapters.resolve("skin-care")))
+    inputs = {
+        "base": {"name": "tiny", "digest": base.digest},
+        "adapters": [{"role": role, "ref": row.ref, "digest": row.digest} for role, row in parents],
+    }
+    asked = registry.builds.request("skin-care", "tiny", key, {"output": {}}, inputs, own_recipe=True).build
+    registry.builds.claim("w", build_id=asked.id)
+    registry.builds.log(asked.id, "w", HOSTILE)
+    return registry.builds.succeed(
+        asked.id, "w", base.digest, coefficients or {"spirit": 0.5, "ingredient": 0.5}, report or {}
+    )
+
+
+ADAPTATION = {
+    "objective": "ranking", "outcome": "mixed", "win": False, "parent": None, "search": "ladder", "roles": ["spirit", "ingredient"],
+    "chosen": [0.25, 0.75],
+    "points": [{"means": [1 - x, x], "loss": (x - 0.75) ** 2} for x in (0.0, 0.25, 0.5, 0.75, 1.0)],
+    "comparison": {"metric": "NDCG@3", "users": 40, "margin": 0.02, "safe": True, "bounds": [
+        {"parent": HOSTILE, "mix_mean": 0.5, "parent_mean": 0.4, "difference": 0.1, "low": 0.01}]},
+}  # fmt: skip
+BY_MODULE = {f"model.layers.{n}.self_attn.{name}": 0.1 * n for n in range(4) for name in ("q_proj", "v_proj")}
+
+
+def pages_of(build: Any) -> tuple[str, ...]:
+    """Of every page, an address."""
+    return (
+        "/", "/domains/skin-care", "/domains/spirit", "/domains/skin-care/promote?ref=skin-care@v1", f"/builds/{build.id}",
+        f"/builds/{build.id}/promote", "/adapters/skin-care@v1", "/adapters/spirit@v1", "/queue", "/activity", "/activity?domain=skin-care",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ask(stocked, open_client):
+    """(path, form): the answer to somebody on this machine, whose form carries what the page gave it."""
+    client = open_client(stocked)
+
+    def answer(path: str, form: dict[str, str] | None = None) -> Any:
+        if form is None:
+            return client.get(path, headers=HTML)
+        csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', client.get("/domains/skin-care").text)
+        assert csrf
+        return client.post(path, data=form | {"csrf": csrf[1]}, headers=HTML)
+
+    return answer
+
+
+@pytest.fixture
+def second(stocked, make_adapter):
+    """skin-care@v2."""
+    base = stocked.bases.get("tiny")
+    folder = make_adapter(stocked.bases.folder(base), 3, r=2)
+    return stocked.adapters.add(folder, base=base, role="ingredient", domain="skin-care")
+
+
+def test_what_people_write_is_shown_as_text(stocked, ask):
+    edit = Edit(description=HOSTILE, note=HOSTILE, tags=(HOSTILE,), links={"wiki": "https://x.example/?a=\"'"})
+    stocked.edits.adapter("skin-care@v1", edit)
+    stocked.edits.domain("skin-care", edit)
+    stocked.domains.add("skin-care", title=HOSTILE)
+    build = succeed(
+        stocked,
+        report={"adaptation": ADAPTATION, "warnings": [HOSTILE]},
+        coefficients={"spirit": 0.5, "ingredient": BY_MODULE},
+    )
+    stocked.edits.build(build.id, edit)
+    stocked.serving.alias(build.id, "shadow", why=HOSTILE)
+    failed = stocked.builds.request("skin-care", "tiny", "other", {"output": {}}, {"adapters": []}).build
+    stocked.builds.claim("w", build_id=failed.id)
+    stocked.builds.fail(failed.id, "w", {"code": "x", "message": HOSTILE, "hint": HOSTILE})
+    shown = 0
+    for path in (
+        *pages_of(build),
+        f"/builds/{failed.id}",
+        f"/activity?actor={HOSTILE}",
+        f"/domains/skin-care?at={HOSTILE[:25]}&done={HOSTILE[:25]}",
+    ):
+        answer = ask(path)
+        assert answer.status_code == 200, (path, answer.text)
+        assert "<script>alert" not in answer.text, path
+        assert "<img" not in answer.text, path
+        shown += answer.text.count("&lt;script&gt;alert")
+    assert shown > 15
+    text = ask(f"/builds/{build.id}").text
+    assert text.count('<circle class="ring"') == 1
+    assert text.count('class="cell"') == len(BY_MODULE)
+
+
+def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, ask, second, open_client):
+    build, other = succeed(stocked), None
+    forms = {
+        "/domains/skin-care/promote": {"ref": "skin-care@v2", "base": "tiny"},
+        "/domains/skin-care/archive": {"ref": "skin-care@v1", "base": "tiny", "force": "1"},
+        "/adapters/skin-care@v2/edit": {"base": "tiny", "tags": "a, b", "note": "n", "description": ""},
+        f"/builds/{build.id}/pin": {},
+        f"/builds/{build.id}/promote": {"why": "w"},
+    }
+    bare = open_client(stocked)
+    for path, form in forms.items():
+        for csrf in ({}, {"csrf": "0" * 64}):
+            assert bare.post(path, data=form | csrf).status_code == 403, path
+    assert stocked.adapters.resolve("skin-care@v2").aliases == ()
+    for path, form in forms.items():
+        answer = ask(path, form)
+        assert answer.status_code == 303, (path, answer.text)
+        assert 'role="status"' in ask(answer.headers["location"]).text
+    row = stocked.adapters.resolve("skin-care@v2")
+    assert (row.aliases, row.tags, row.note) == (("champion",), ("a", "b"), "n")
+    assert ask("/adapters/skin-care@v2/edit", {"base": "tiny", "tags": "b"}).status_code == 303
+    assert stocked.adapters.resolve("skin-care@v2").tags == ("b",)
+    assert stocked.adapters.resolve("skin-care@v1").archived_at is not None
+    assert ask("/domains/skin-care/archive", {"ref": "skin-care@v1", "base": "tiny", "undo": "1"}).status_code == 303
+    assert stocked.serving.marks([build.id])[build.id] == ("candidate", "production", "pinned")
+    # what is champion is archived only with `force`, and the page says why
+    refused = ask("/domains/skin-care/archive", {"ref": "skin-care@v2", "base": "tiny"})
+    assert (refused.status_code, 'role="alert"' in refused.text) == (409, True)
+    assert ask(f"/builds/{build.id}/retry", {}).status_code == 409
+    other = succeed(stocked, "another")
+    stocked.serving.promote(other.id)
+    preview = ask("/domains/skin-care/rollback")
+    assert build.id in preview.text
+    assert stocked.serving.served("skin-care")[0].build == other.id
+    assert ask("/domains/skin-care/rollback", {"to": build.id, "base": "tiny", "why": "w"}).status_code == 303
+    assert stocked.serving.served("skin-care")[0].build == build.id
+    asked = ask("/domains/skin-care/build", {})
+    assert asked.status_code in (303, 409)
+
+
+def test_a_closed_gate_is_shown_before_and_refuses_after(stocked, ask, second):
+    stocked.adapters.alias("skin-care@v1", "champion")
+    stocked.gates.set("skin-care", Requirement("HR@1"), 0)
+    preview = ask("/domains/skin-care/promote?ref=skin-care@v2")
+    assert preview.status_code == 200
+    assert "closed" in preview.text
+    assert "reccocktail evaluate" in preview.text
+    form = {"ref": "skin-care@v2", "base": "tiny"}
+    refused = ask("/domains/skin-care/promote", form)
+    assert refused.status_code == 409
+    assert "reccocktail evaluate" in refused.text
+    assert ask("/domains/skin-care/promote", form | {"ref": "spirit@v1"}).status_code == 400
+    assert stocked.adapters.resolve("skin-care@v2").aliases == ()
+    assert ask("/domains/skin-care/promote", form | {"override": "the shop is on fire"}).status_code == 303
+    assert stocked.events.list(limit=1)[0].detail["override"] == "the shop is on fire"
+    past = ask("/domains/skin-care?at=2020-01-01").text
+    assert "champion on tiny: none" in past
+    assert ask("/domains/skin-care?at=2999-01-01").status_code == 200
+
+
+def test_who_lacks_a_scope_sees_no_button_and_is_refused(stocked, open_client, second):
+    build = succeed(stocked)
+    stocked.serving.remove("skin-care@production")
+    paths = {
+        "/domains/skin-care/promote": ({"ref": "skin-care@v2", "base": "tiny"}, "promote:skin-care"),
+        f"/builds/{build.id}/promote": ({}, "promote:skin-care"),
+        f"/builds/{build.id}/pin": ({}, "build"),
+        "/domains/skin-care/build": ({}, "build"),
+        "/domains/skin-care/archive": ({"ref": "skin-care@v1", "base": "tiny"}, "register"),
+        "/adapters/skin-care@v1/edit": ({"base": "tiny"}, "register"),
+    }
+    closed = ServerOptions(login=True)
+    stocked.domains.add("garden")
+    reader = stocked.tokens.create("anna", ["read", "promote:garden"], lasts=None)
+    client = open_client(stocked, closed)
+    page = client.get("/login").text
+    csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
+    assert csrf
+    client.post("/login", data={"csrf": csrf[1], "token": reader.secret})
+    for path in (
+        "/domains/skin-care",
+        f"/builds/{build.id}",
+        "/adapters/skin-care@v1",
+        "/domains/skin-care/promote?ref=skin-care@v2",
+        "/queue",
+    ):
+        text = client.get(path, headers=HTML).text
+        assert re.findall(r'<form [^>]*method="post" action="([^"]*)"', text) == ["/logout"], path
+        assert "/promote?" not in text
+        assert '/promote"' not in text
+    csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', client.get("/domains/skin-care", headers=HTML).text)
+    assert csrf
+    for path, (form, _) in paths.items():
+        answer = client.post(path, data=form | {"csrf": csrf[1]}, headers=HTML)
+        assert answer.status_code == 403, path
+    assert stocked.adapters.resolve("skin-care@v2").aliases == ()
+    assert client.get("/queue").status_code == 200
+
+
+def test_pages_ask_no_more_of_the_database_when_there_is_more(stocked, ask, make_adapter):
+    build = succeed(stocked)
+    stocked.serving.alias(build.id, "shadow")
+
+    def count() -> dict[str, int]:
+        asked: dict[str, int] = {}
+        for path in pages_of(build):
+            noted: list[str] = []
+
+            def note(conn, cursor, statement, *_, noted=noted):
+                noted.append(statement)
+
+            event.listen(Engine, "before_cursor_execute", note)
+            try:
+                assert ask(path).status_code == 200
+            finally:
+                event.remove(Engine, "before_cursor_execute", note)
+            asked[path] = len(noted)
+        return asked
+
+    few = count()
+    base = stocked.bases.get("tiny")
+    for seed in range(4, 12):
+        folder = make_adapter(stocked.bases.folder(base), seed, r=2)
+        row = stocked.adapters.add(folder, base=base, role="ingredient", domain="skin-care")
+        stocked.adapters.alias(row.ref, "champion")
+        stocked.adapters.alias(row.ref, f"a{seed}")
+        succeed(stocked, f"key{seed}")
+        stocked.domains.add(f"shop-{seed}")
+    many = count()
+    assert {path: n for path, n in many.items() if n > few[path]} == {}
+    assert max(many.values()) < 80
+
+
+def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask):
+    recipe = {"name": "mine", "text": "method: linear\ncoefficients: {spirit: 0.5, ingredient: 0.5}\n", "note": HOSTILE}
+    checked = ask("/recipes", recipe | {"check": "1"})
+    assert (checked.status_code, 'role="status"' in checked.text) == (200, True)
+    assert [each.name for each in stocked.recipes.list()] == []
+    for text in ("method: [", "just words", "method: soup", HOSTILE, "adaptive: {template: /etc/passwd}"):
+        refused = ask("/recipes", recipe | {"text": text})
+        assert refused.status_code in (400, 422), text
+        assert 'role="alert"' in refused.text
+        assert "<script>alert" not in refused.text
+    assert ask("/recipes", recipe).headers["location"] == "/recipes/mine@v1?done=added"
+    assert ask("/recipes", recipe).headers["location"] == "/recipes/mine@v1?done=same"
+    assert ask("/recipes", recipe | {"text": recipe["text"].replace("0.5}", "0.25}")}).status_code == 303
+    page = ask("/recipes/mine").text
+    assert "coefficients.ingredient: 0.5 → 0.25" in page
+    assert "<script>alert" not in page
+    assert ask("/recipes/average").status_code == ask("/recipes").status_code == 200
+    assert ask("/recipes/nothing").status_code == 422
+    assert ask("/compare").status_code == 200
+    assert ask("/compare?a=skin-care@v1&b=spirit@v1").status_code == 404
+    assert ask(f"/compare?a={HOSTILE}&b=1").text.count("<script>alert") == 0
+    assert ask("/compare?a=/etc&b=1").status_code == 400
