@@ -29,16 +29,27 @@ def comparing(
 ) -> HTMLResponse:
     """`a` minus `b`: evaluations by id, or systems by name; with `weights`, the LoRAs of two versions, too, which takes a while."""
     found: dict[str, Any] = {}
-    refused = None
+    refused = unmeasured = None
     if a and b:
         refused = attempt(lambda: found.update(_measured(registry, a, b, domain or None)))
-        if weights:
-            refused = attempt(lambda: found.update(_weights(registry, a, b))) or refused
+        if weights and (of_weights := attempt(lambda: found.update(_weights(registry, a, b)))) is None:
+            refused, unmeasured = None, refused  # what differs is an answer, too
+        elif weights:
+            refused = refused or of_weights
     recent = registry.evaluations.list(EvaluationFilter(domain=domain or None), limit=CHOICES)
     versions = registry.adapters.list(AdapterFilter(domain=domain or None), limit=CHOICES)
     values = {"measured": None, "chart": None, "tasks": [], "differ": None, "map": None, "total": None} | found
     form = {"a": a, "b": b, "domain": domain, "weights": weights}
-    return show(request, "compare.html", refused=refused, form=form, recent=recent, versions=versions, **values)
+    return show(
+        request,
+        "compare.html",
+        refused=refused,
+        unmeasured=unmeasured,
+        form=form,
+        recent=recent,
+        versions=versions,
+        **values,
+    )
 
 
 def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def recipe(request: Request, registry: Reading, ref: str, done: Done = None) -> 
     said = find_recipe(registry, name).to_json()
     form = {"name": "" if name in SHIPPED else name.partition("@")[0], "text": _yaml(said), "note": ""}
     versions = [] if name in SHIPPED else registry.recipes.log(name.partition("@")[0])
-    before = [*versions[1:], None]
+    before = [*versions[1:], None][: len(versions)]
     changes = [
         [in_words(change) for change in differences(older.content, version.content)] if older else []
         for version, older in zip(versions, before, strict=True)

@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from reccocktail.engine.records import store_ranks
 from reccocktail.registry import Registry
 from reccocktail.registry.catalog.annotations import Edit
+from reccocktail.registry.catalog.evaluations import Measurement, Weights
 from reccocktail.registry.catalog.gates import Requirement
 from reccocktail.server.app import ServerOptions
 from sqlalchemy import Engine, event
@@ -31,6 +33,19 @@ def succeed(registry: Registry, key: str = "key", report: Any = None, coefficien
     return registry.builds.succeed(
         asked.id, "w", base.digest, coefficients or {"spirit": 0.5, "ingredient": 0.5}, report or {}
     )
+
+
+def measure(registry: Registry, ref: str, ranks: list[int | None], label: str) -> Any:
+    """An evaluation of a version, whose figures are made up, with those ranks."""
+    row, base = registry.adapters.resolve(ref), registry.bases.get("tiny")
+    mean = sum(rank == 1 for rank in ranks) / len(ranks)
+    figure = {"mean": mean, "low": max(0.0, mean - 0.2), "high": min(1.0, mean + 0.2), "n": len(ranks)}
+    return registry.evaluations.add(Measurement(
+        key=f"{ref}{label}", system=row.digest, weights=Weights(row.digest, base.digest), label=label, domain="skin-care",
+        mode="likelihood", dtype="float32", task_digest="sha256:task", questions="sha256:questions", users=len(ranks),
+        task={"split": "test", "n_negatives": 9, "kind": "rank"}, metrics={"HR@1": figure, "NDCG@3": figure}, detail={},
+        ranks=store_ranks(registry, ranks), version="1",
+    ))  # fmt: skip
 
 
 ADAPTATION = {
@@ -262,3 +277,18 @@ def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask)
     assert ask("/compare?a=skin-care@v1&b=spirit@v1").status_code == 404
     assert ask(f"/compare?a={HOSTILE}&b=1").text.count("<script>alert") == 0
     assert ask("/compare?a=/etc&b=1").status_code == 400
+
+
+def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, second):
+    one = measure(stocked, "skin-care@v1", [1, 2, 3, None, 1, 2] * 8, HOSTILE)
+    other = measure(stocked, "skin-care@v2", [1, 1, 3, None, 1, 1] * 8, "v2")
+    page = ask("/domains/skin-care").text
+    assert page.count('class="whisker"') == 2
+    assert "v1 0.333 [0.133, 0.533]" in page
+    for a, b in ((other.id, one.id), ("skin-care@v2", "skin-care@v1")):
+        compared = ask(f"/compare?a={a}&b={b}")
+        assert compared.status_code == 200
+        assert compared.text.count('class="whisker"') == 2
+        assert "0.333" in compared.text  # HR@1 of v2 less that of v1
+        assert "<script>alert" not in compared.text
+    assert "NDCG@3" in ask("/adapters/skin-care@v1").text

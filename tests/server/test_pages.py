@@ -11,7 +11,9 @@ from reccocktail.server import status_cache
 def test_the_overview_shows_every_domain_with_its_state(client, stocked):
     stocked.domains.add("garden", title="<b>Garden</b>")
     text = client.get("/", headers={"Accept": "text/html"}).text
-    assert re.search(r'<th scope="row"><a href="/domains/skin-care">skin-care</a></th>\s*<td><span class="state unbuilt">', text)
+    assert re.search(
+        r'<th scope="row"><a href="/domains/skin-care">skin-care</a></th>\s*<td><span class="state unbuilt">', text
+    )
     assert 'href="/?state=unbuilt"' in text
     only = client.get("/?state=blocked&state=cold").text
     assert "skin-care</a></th>" not in only
