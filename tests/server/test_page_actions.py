@@ -36,9 +36,9 @@ def succeed(registry: Registry, key: str = "key", report: Any = None, coefficien
 
 
 def measure(registry: Registry, ref: str, ranks: list[int | None], label: str) -> Any:
-    """An evaluation of a version, whose figures are made up, with those ranks."""
+    """An evaluation of a version with those ranks (0 is the first place); only the intervals are made up."""
     row, base = registry.adapters.resolve(ref), registry.bases.get("tiny")
-    mean = sum(rank == 1 for rank in ranks) / len(ranks)
+    mean = sum(rank == 0 for rank in ranks) / len(ranks)
     figure = {"mean": mean, "low": max(0.0, mean - 0.2), "high": min(1.0, mean + 0.2), "n": len(ranks)}
     return registry.evaluations.add(Measurement(
         key=f"{ref}{label}", system=row.digest, weights=Weights(row.digest, base.digest), label=label, domain="skin-care",
@@ -280,8 +280,8 @@ def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask)
 
 
 def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, second):
-    one = measure(stocked, "skin-care@v1", [1, 2, 3, None, 1, 2] * 8, HOSTILE)
-    other = measure(stocked, "skin-care@v2", [1, 1, 3, None, 1, 1] * 8, "v2")
+    one = measure(stocked, "skin-care@v1", [0, 1, 2, None, 0, 1] * 8, HOSTILE)
+    other = measure(stocked, "skin-care@v2", [0, 0, 2, None, 0, 2] * 8, "v2")
     page = ask("/domains/skin-care").text
     assert page.count('class="whisker"') == 2
     assert "v1 0.333 [0.133, 0.533]" in page
@@ -289,6 +289,8 @@ def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, sec
         compared = ask(f"/compare?a={a}&b={b}")
         assert compared.status_code == 200
         assert compared.text.count('class="whisker"') == 2
-        assert "0.333" in compared.text  # HR@1 of v2 less that of v1
+        row = re.search(r'<th scope="row">HR@1</th>.*?</tr>', compared.text, re.DOTALL)
+        assert row
+        assert re.findall(r"(-?\d\.\d{3}) <span", row[0]) == ["0.500", "0.333", "0.167"]
         assert "<script>alert" not in compared.text
     assert "NDCG@3" in ask("/adapters/skin-care@v1").text
