@@ -32,10 +32,10 @@ def comparing(
     refused = unmeasured = None
     if a and b:
         refused = attempt(lambda: found.update(_measured(registry, a, b, domain or None)))
-        if weights and (of_weights := attempt(lambda: found.update(_weights(registry, a, b)))) is None:
+        of_weights = attempt(lambda: found.update(_weights(registry, a, b))) if weights else None
+        if "differ" in found:
             refused, unmeasured = None, refused  # what differs is an answer, too
-        elif weights:
-            refused = refused or of_weights
+        refused = refused or of_weights
     recent = registry.evaluations.list(EvaluationFilter(domain=domain or None), limit=CHOICES)
     versions = registry.adapters.list(AdapterFilter(domain=domain or None), limit=CHOICES)
     values = {"measured": None, "chart": None, "tasks": [], "differ": None, "map": None, "total": None} | found
