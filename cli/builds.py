@@ -13,7 +13,7 @@ import click
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
-from .console import answer, details, printable, say, stages, warn
+from .console import answer, counted, details, printable, say, stages, warn
 from .evaluation_records import show_measured
 from .lineage import lineage_lines
 from .searches import show_search
@@ -152,9 +152,7 @@ def _say_index(row: Adapter, answered: Request) -> None:
     if not answered.created:
         say(f"{row.domain}: build {build.id} is the index of {row.ref} over the same items and is {build.status}")
     if items["untitled"]:
-        say(
-            f"{row.domain}: {items['untitled']:,} items without a title are left out, for there is nothing to read of them"
-        )
+        say(f"{row.domain}: left out, for want of a title: {counted(items['untitled'], 'item')}")
 
 
 def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:

@@ -122,6 +122,9 @@ def _show(
     for entry in document:
         if gate := entry["gate"]:
             tell(f"{entry['domain']} has gate v{gate['version']}: {asked(gate['require'], gate['approvals'])}")
+        for index in entry["indexes"]:
+            where = f"build {index['build']}" if index["build"] else "the bundle"
+            tell(f"{index['adapter']} answers by the index in {where}, which is {index['state']}")
     if document:
         _show_every(figures)
 

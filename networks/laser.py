@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from ..tasks import HistoryText, HistoryWriter, Item, TaskError
 from ..tasks.ranking import CHANGING_ROPES, packs_answers
@@ -299,6 +300,7 @@ class Laser:
 
 def load_frozen(folder: Path, device: str, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model of a folder without its head, so that it gives hidden states, and its tokenizer; never with remote code."""
+    disable_progress_bar()  # the caller shows its own progress
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **local).base_model

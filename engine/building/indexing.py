@@ -44,7 +44,7 @@ class Catalogue:
         if not items:
             raise DataError(
                 f"no item of {data.name!r} has a title, so there is nothing to read of them",
-                hint=f"`reccocktail domain data {data.name}` shows what its data has",
+                hint=f"`reccocktail domain show {data.name}` shows what its data has",
             )
         return cls(data, template, items)
 

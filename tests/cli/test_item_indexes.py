@@ -89,7 +89,7 @@ def test_the_build_of_a_bi_tuning_is_an_index_to_which_only_new_items_are_added(
     (first,) = told.json
     assert (first["kind"], first["status"], first["coefficients"]) == ("index", "succeeded", None)
     assert first["report"]["index"] == {"items": 6, "embedded": 2, "copied": 4, "untitled": 1, "from": "bundle"}
-    assert "without a title" in told.err
+    assert "1 item" in told.err
     assert things.standing() == ("fresh", ["fresh"])
     assert run(*REQUEST).json[0]["id"] == first["id"]
     with run.registry() as registry:
