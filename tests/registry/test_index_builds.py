@@ -98,12 +98,11 @@ def test_going_back_is_refused_while_indexes_are_there(
 ) -> None:
     url, plain = registry.settings.database_url, add("beauty", 1)
     merge = request(registry, plain, "m", MERGE)
-    migrate.downgrade(url, "0008")
+    migrate.downgrade(url, "0008", allow_loss=True)
     migrate.upgrade(url)
     migrate.check(url)
     assert registry.builds.get(merge.id) == merge
     request(registry, row, "a")
-    for allow in (False, True):
-        with pytest.raises(UsageError, match="index"):
-            migrate.downgrade(url, "0008", allow_loss=allow)
+    with pytest.raises(UsageError, match="an index of items"):
+        migrate.downgrade(url, "0008", allow_loss=True)
     migrate.check(url)
