@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog=example(
-        "reccocktail personalise films 42 -o ./for-42",
-        "reccocktail personalise films@v3 42 43 -o ./people --format checkpoint",
-        "reccocktail personalise films 42 -o ./for-42 --spirit 0.4",
+        "reccocktail personalise movies 42 -o ./for-42",
+        "reccocktail personalise movies@v3 42 43 -o ./people --format checkpoint",
+        "reccocktail personalise movies 42 -o ./for-42 --spirit 0.4",
     )
 )
 @click.argument("ref", metavar="DOMAIN")
@@ -87,7 +87,7 @@ def say_fallback(person: Person) -> None:
     """What is done for a user without a rated history."""
     if person.fallback:
         whose = "what its id says" if person.known else "what it does for an unknown user"
-        say(f"user {person.user} has no rated history in the domain's data: the recommender falls back on {whose}")
+        say(f"the domain's data have no ratings of a user {person.user}: the recommender falls back on {whose}")
 
 
 def _show(done: Personalised) -> None:

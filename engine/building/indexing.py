@@ -19,7 +19,7 @@ from ...registry.catalog.filters import BuildFilter
 from ...registry.catalog.references import BI_TUNING, INDEX, LORA
 from ...registry.digests import DigestMemory, digest_of_json
 from ...registry.errors import RecCocktailError, UsageError
-from ...tasks import DataError, DomainData, HistoryTemplate, Item, read_domain
+from ...tasks import DataError, DomainData, HistoryTemplate, Item
 from ...tasks.data import READING
 from ..frozen import Frozen
 from .planning import own_version
@@ -235,6 +235,8 @@ def _data(registry: Registry, row: Adapter) -> DomainData:
     folder = registry.domains.get(_domain(row)).data
     if folder is None:
         raise _no_data(row)
+    from ...tasks import read_domain  # the readers import numpy, and `status` seldom reads data
+
     return read_domain(Path(folder), _domain(row))
 
 

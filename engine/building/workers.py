@@ -80,7 +80,8 @@ class WorkerEvent:
         return WorkerEvent(what, build.id, build.domain, str(error) or type(error).__name__, worker)
 
     def __str__(self) -> str:
-        text = f"build {self.build} of {self.domain} {self.what}" if self.build else self.what
+        whole = "the worker says" if self.what == "says" else self.what
+        text = f"build {self.build} of {self.domain} {self.what}" if self.build else whole
         return text + (f": {self.detail}" if self.detail else "")
 
 

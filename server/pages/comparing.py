@@ -13,8 +13,8 @@ from ...engine.records import compare, find_pair
 from ...registry import Registry
 from ...registry.catalog.evaluations import EvaluationFilter
 from ...registry.catalog.filters import AdapterFilter
-from ...registry.errors import UsageError
 from ..identity import Reading
+from ..naming import expect_registered
 from .acting import attempt, show
 from .charts import heat_map, intervals
 
@@ -53,8 +53,7 @@ def comparing(
 
 
 def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:
-    if any("/" in name or "\\" in name or name.startswith(".") for name in (a, b)):
-        raise UsageError("a folder of the server's disk cannot be named here", hint="name a version, a build or an id")
+    expect_registered(a, b)
     document = describe_comparison(compare(registry, *find_pair(registry, a, b, domain=domain)))
     chart = intervals("difference", [*document["differences"].items()])
     options = [(key, document["a"]["task"].get(key), document["b"]["task"].get(key))

@@ -23,6 +23,7 @@ from ...registry.moments import moment
 from ..identity import Reading
 from ..listing import Page
 from ..models import EvaluationModel, EventModel, MoveModel, PublicationModel, page_of
+from ..naming import expect_registered
 from ..streams import Told, last_id, stream
 from .adapters import Text, Texts
 from .declaring import At, BaseName, Name, router
@@ -96,6 +97,7 @@ def list_evaluations(
     base: BaseName = None,
 ) -> Any:
     """What was measured, newest first, or the largest of a metric first."""
+    expect_registered(system or "")
     weights = None if system is None else find_system(registry, system, base=base).weights
     bounds = [MetricBound.parse(bound) for bound in metric or ()]
     wanted = EvaluationFilter(domain, weights, split, score, bounds)
@@ -118,6 +120,7 @@ def compare_evaluations(
     base: BaseName = None,
 ) -> dict[str, Any]:
     """A minus B with paired 95 % intervals: two evaluations by id, or the newest comparable ones of two systems."""
+    expect_registered(a, b)
     found = compare(registry, *find_pair(registry, a, b, domain=domain, base=base))
     return describe_comparison(found, metric or ())
 

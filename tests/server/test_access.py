@@ -134,6 +134,7 @@ def test_a_caller_asks_so_often_and_no_more(stocked, open_client):
     found = [guessing.get("/metrics") for _ in range(25)]
     assert (found[0].status_code, found[-1].status_code) == (401, 429)
     assert "Retry-After" in found[-1].headers
+    assert guessing.get("/metrics", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
 
 
 def test_a_body_that_is_too_long_ends_early(client):

@@ -81,7 +81,7 @@ class RecloraOptions(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps that warm up")] = 0.05
     batch_size: Annotated[int, Field(ge=1, description="rows per optimiser step")] = 32
     micro_batch: Annotated[
-        int, Field(ge=1, description="rows per forward pass, each with its user's own LoRA; batch_size at most")
+        int, Field(ge=1, description="rows per forward pass, each with its user's own LoRA; never more than batch_size")
     ] = 8
     max_tokens: Annotated[
         int, Field(ge=16, description="longest prompt plus answer; a row that is still longer is refused")
