@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,3 +227,10 @@ def built(bare: Shell, _built: Path) -> Shell:
     """As `prepared`, with two builds of `skin-care`: by `average`, then by its own recipe."""
     shutil.copytree(_built, bare.home)
     return bare
+
+
+def free_port() -> int:
+    """One that nobody listens on at the moment."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from .conftest import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_children")]
 
@@ -42,12 +43,6 @@ class Failing:
             raise ValueError("the second one fails")
         distributed.all_reduce(ones(1))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture

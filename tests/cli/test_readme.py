@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from reccocktail.tasks import generate, write_domain
 
+from .conftest import free_port
+
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "trip.md")  # the second continues the first
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -47,6 +49,7 @@ ROWS = {
 }
 """How many rows of which tables are new afterwards, by first words; the first that fits counts."""
 
+SERVER = "reccocktail server"
 BAD = ("Traceback", "a bug in RecCocktail", "━", "left 0:", "\x1b", "[0m", "[K")
 """What no screen shows in the end: a bug, a half-drawn bar, an escape code."""
 
@@ -69,6 +72,15 @@ def _counts(home: Path) -> dict[str, int]:
         return dict.fromkeys(tables, 0)
     with sqlite3.connect(home / "registry.sqlite") as database:
         return {table: database.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
+
+
+def _end(shown: Any, *, serves: bool) -> int:
+    """The exit code; what serves until it is stopped is stopped, and its 130 counts as 0."""
+    if not serves:
+        return shown.ends(300)
+    shown.wait_for("serving http")
+    shown.press_ctrl_c()
+    return shown.ends(120) - 130
 
 
 @pytest.mark.slow
@@ -107,11 +119,12 @@ def test_every_command_of_the_readme_and_the_trip_does_on_a_terminal_what_it_say
             instead["ID"] = builds[0]["id"]
         instead["2026-03-03"] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
         words = [instead.get(word, word) for word in shlex.split(command)[1:]]
+        words += ["--port", str(free_port())] if command.startswith(SERVER) else []
         words += [word for start, more in SMALLER.items() if command.startswith(start) for word in more]
         assert not CAPITALS.search(" ".join(words)), f"{page} shows {command!r}: this test has nothing to put there"
         before = _counts(bare.home)
         shown = on_warm_terminal(*words, environment=environment, folder=bare.folder)
-        code, screen = shown.ends(300), "\n".join(shown.screen)
+        code, screen = _end(shown, serves=command.startswith(SERVER)), "\n".join(shown.screen)
         after = _counts(bare.home)
         more = {table: after[table] - before[table] for table in after if after[table] != before[table]}
         expected = next((rows for start, rows in ROWS.items() if command.startswith(start)), {})
