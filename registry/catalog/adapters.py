@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from ..store.links import cached_repo
 from . import history
 from . import usage as lineage
 from .bases import Base, Bases, find_base
+from .build_queries import find_build_locked
 from .domains import find_domain
 from .evaluation_queries import Order, best_first, narrowed, within
 from .events import Event
@@ -36,9 +37,11 @@ from .gates import Passage
 from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
 from .references import LORA, Reference, check_name
 from .registration import Checks, Labels, owner_name
+from .serving import set_pin
 from .stored_adapters import StoredAdapter as StoredAdapter
 from .stored_adapters import copied_as_inspected, known_version, new_row
-from .training import PARTIAL, PERSONALISED
+from .trained_on import find_trained_on
+from .training import ON, PARTIAL, PERSONALISED
 from .usage import Reached
 from .versions import (
     Adapter,
@@ -79,6 +82,7 @@ class Adapters:
         `created` is which of these it was, `skipped` the files that were left out; `ignored` names what was given of
         `metrics`, `tags` and `note` and is not what the known version has; `notes` says what is peculiar about the adapter.
         What one that is taken with `allow_partial` lacks is kept in its context, under `partial`; what a bundle says of itself under `bundle`.
+        The build whose checkpoint a bi-tuning was trained on is found by its manifest's digest, kept in the context under `on`, and pinned.
         Raises InvalidArtifactError, NotFoundError for the domain, UsageError, and ConflictError for an archived version, or a known one where
         `checks` wants a new one.
         """
@@ -86,6 +90,13 @@ class Adapters:
         labels, remarks = (labels or Labels()).checked()
         with self._database.reading() as session:
             find_domain(session, name)  # before the bytes are moved
+        on = None
+        if not isinstance(folder, StoredAdapter) and (checks is None or checks.beside is None):
+            on = find_trained_on(self._database, self._store, Path(folder), base, name)
+        if on is not None:
+            labels = replace(labels, context={**labels.context, ON: asdict(on)})
+            checks = replace(checks or Checks(), beside=on.digest)
+            remarks = (*remarks, f"it was trained on build {on.build}, which is pinned")
 
         stored = (
             folder
@@ -121,6 +132,8 @@ class Adapters:
                 known = known_version(row, labels, stored.folder, must_be_new=not (checks or Checks()).reuse)
                 known = replace(known, aliases=set_aliases(session, row, labels))
                 return replace(known, skipped=stored.skipped, notes=(*stored.facts.notes, *remarks))
+            if on is not None:
+                set_pin(session, find_build_locked(session, on.build))
             row = new_row(stored, labels)
             row.base, row.domain, row.role, row.version = model, place, role, (newest or 0) + 1
             added = insert_version(session, row)

@@ -244,14 +244,7 @@ class Serving:
     def pin(self, build: str, *, base: str | None = None, undo: bool = False) -> str:
         """Keeps the files of a succeeded build, or ends that; the answer is its id. Raises ConflictError for other builds."""
         with self._database.writing() as session:
-            row = find_build_locked(session, _id(session, build, base))
-            if row.status != "succeeded":
-                raise ConflictError(f"build {row.id} is {row.status}; only one that has succeeded has files to keep")
-            _refuse_collected(row)
-            pinned = session.get(BuildPinRow, row.id) is not None
-            if pinned == undo:
-                events.append(session, "build.unpinned" if undo else "build.pinned", row.id, _about(row), _ids(row))
-            return row.id
+            return set_pin(session, find_build_locked(session, _id(session, build, base)), undo=undo)
 
     def pinned(self) -> frozenset[str]:
         with self._database.reading() as session:
@@ -369,6 +362,17 @@ def put(
     if name == _policy(session, row.domain).alias and not again:
         extra |= detail_of_promotion(session, row.domain_id, before and before.build_id, passage)
     events.append(session, "build.aliased", row.id, _about(row, name) | extra, _ids(row))
+
+
+def set_pin(session: Session, row: BuildRow, *, undo: bool = False) -> str:
+    """Of a build that is locked; the answer is its id. Raises ConflictError for one that has no files."""
+    if row.status != "succeeded":
+        raise ConflictError(f"build {row.id} is {row.status}; only one that has succeeded has files to keep")
+    _refuse_collected(row)
+    pinned = session.get(BuildPinRow, row.id) is not None
+    if pinned == undo:
+        events.append(session, "build.unpinned" if undo else "build.pinned", row.id, _about(row), _ids(row))
+    return row.id
 
 
 def _refuse_collected(row: BuildRow) -> None:

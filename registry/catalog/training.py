@@ -8,6 +8,7 @@ from typing import Any
 
 PARTIAL = "partial"
 PERSONALISED = "bundle"  # what a personalised LoRA says of itself
+ON = "on"  # the build that a bi-tuning was trained on
 ORIGINS = ("hub_repo", "hub_commit", "mlflow_registered", "mlflow_model", "mlflow_run")
 
 
@@ -72,7 +73,7 @@ class TrainingContext:
             data=_data(context.get("data"), "digest") or _data(context.get("tasks"), "data"),
             origin={key: context[key] for key in ORIGINS if key in context},
             lacking=tuple(map(str, lacking)) if isinstance(lacking, list) else (),
-            on=_on(context.get("on")),
+            on=_on(context.get(ON)),
         )
 
     @property

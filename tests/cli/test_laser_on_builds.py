@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import runpy
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reccocktail.engine.frozen import Frozen, open_beside
+from reccocktail.networks.bi_tuning import open_bi_tuning
 from reccocktail.networks.laser import load_frozen
 from reccocktail.registry.catalog.references import BI_TUNING
 from reccocktail.registry.catalog.registration import Checks
 from reccocktail.registry.errors import BaseMismatchError
 from reccocktail.tasks import read_domain
+from reccocktail.trainers.runs import base_digest
 
 OPTIONS = ("prefix=static", "rows=2", "examples=8", "batch_size=4", "stage1_epochs=1", "stage2_epochs=0", "validation_examples=4", "dtype=float32")  # fmt: skip
 TRAIN = ("train", "skin-care", "--trainer", "laser", *(word for option in OPTIONS for word in ("-o", option)))
@@ -70,3 +79,67 @@ def test_a_bi_tuning_is_trained_on_a_build_and_read_by_it(built: Any) -> None:
         assert built(*TRAIN[:4], *words, "--json", code=None).json["error"]["code"] == code, words
     other = ("train", "kitchen", *TRAIN[2:], "--on", newest["id"], "--json")
     assert built(*other, code=2).json["error"]["code"] == "usage"
+
+
+@pytest.fixture
+def bundle(built: Any, make_bi_tuning: Callable[..., Path], tmp_path: Path) -> Path:
+    """The folder of a bi-tuning on the build by `average` of `skin-care`."""
+    average = built("build", "list", "--json").json[1]
+    with built.registry() as registry:
+        model = registry.store.folder(average["digest"])
+        items = read_domain(registry.domains.get("skin-care").data, "skin-care").items
+        some = [item for item in items.values() if item.title][:12]
+        return make_bi_tuning(tmp_path / "bundle", base_digest(model), some, model=model)
+
+
+def test_the_build_of_a_bundle_is_found_by_its_manifest_when_it_is_added(built: Any, bundle: Path) -> None:
+    average = built("build", "list", "--json").json[1]["id"]
+    wrong = built("adapter", "add", bundle, "--base", "tiny", "--domain", "kitchen", "--json", code=None).json["error"]
+    assert wrong["code"] == "base_mismatch"
+    assert "build list --domain kitchen" in wrong["hint"]
+    added = built("adapter", "add", bundle, "--base", "tiny", "--domain", "skin-care", "--json").json
+    assert added["context"]["on"]["build"] == average
+    assert any(average in note for note in added["notes"])
+    with built.registry() as registry:
+        row = registry.adapters.resolve(f"skin-care@v{added['version']}", kind=BI_TUNING)
+        frozen = Frozen.of(registry, row)
+        assert (frozen.build, open_beside(registry, row).manifest.base) == (average, frozen.digest)
+        assert average in registry.serving.pinned()
+    assert not built("adapter", "add", bundle, "--base", "tiny", "--domain", "skin-care", "--json").json["created"]
+
+
+def test_the_card_of_a_bundle_on_a_build_names_its_repository_and_its_program_loads_that(
+    built: Any, bundle: Path, loopback_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    average = built("build", "list", "--json").json[1]["id"]
+    ref = f"skin-care@v{built('adapter', 'add', bundle, '--base', 'tiny', '--domain', 'skin-care', '--json').json['version']}"
+
+    def card(*words: str) -> str:
+        built("publish", ref, "--to", "acme/laser", *words)
+        return loopback_hub.files("acme/laser")["README.md"].decode()
+
+    assert all(word in card() for word in (average, "on no Hub", "recommend.py . BASE"))
+    built("publish", average, "--to", "acme/merged")
+    told = card()
+    assert all(word in told for word in (average, "base_model: acme/merged", "recommend.py . acme/merged"))
+    for repo in ("laser", "merged"):
+        for name, content in loopback_hub.files(f"acme/{repo}").items():
+            (tmp_path / repo / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / repo / name).write_bytes(content)
+    index = open_bi_tuning(bundle).index
+    with built.registry() as registry:
+        items = read_domain(registry.domains.get("skin-care").data, "skin-care").items
+    history = [items[item_id] for item_id in index.item_ids[:3]]
+    plain = [{"title": i.title, **{k: v if isinstance(v, str) else ", ".join(v) for k, v in i.fields.items()}} for i in history]  # fmt: skip
+    (tmp_path / "history.json").write_text(json.dumps(plain))
+    (program,) = re.findall(r"```python\n(.*?)```", told, re.DOTALL)
+    (tmp_path / "recommend.py").write_text(program)
+    places = [str(tmp_path / name) for name in ("recommend.py", "laser", "merged", "history.json")]
+    monkeypatch.setattr("sys.argv", places)
+    with redirect_stdout(io.StringIO()) as said:
+        runpy.run_path(places[0], run_name="__main__")
+    words = ("recommend", "skin-care", "--adapter", ref, "--history", " || ".join(i.title for i in history), "--json")
+    ours = built(*words).json["items"]
+    theirs = [line.split() for line in said.getvalue().splitlines()]
+    assert [name for name, _ in theirs] == [item["item_id"] for item in ours]
+    assert [float(score) for _, score in theirs] == pytest.approx([item["score"] for item in ours], abs=1e-5)
