@@ -75,6 +75,13 @@ class PublicationPlan:
         """Of the paths and contents that are published."""
         return digest_of_json({file.path: file.sha256 for file in self.files})
 
+    @property
+    def effect(self) -> str:
+        """A digest of all that carrying it out would change, for somebody who agrees to that alone."""
+        files = {file.path: [file.sha256, file.change] for file in self.files}
+        place = [self.repo, self.repo_exists, self.private, self.tag, self.parent, self.commit]
+        return digest_of_json([place, files, self.removed, self.replaced, self.kept])
+
 
 @dataclass(frozen=True)
 class Published:

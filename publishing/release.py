@@ -12,7 +12,7 @@ from ..engine.building.freshness import Freshness, chosen
 from ..registry import Adapter, Build, Publication, Registry
 from ..registry.catalog.publications import SIGNATURE
 from ..registry.catalog.references import SPIRIT
-from ..registry.errors import HubError, InvalidReferenceError, NotFoundError, UsageError
+from ..registry.errors import ConflictError, HubError, InvalidReferenceError, NotFoundError, UsageError
 from .package import publishable
 from .packing import Package, PublishOptions
 from .signing import alike, holds
@@ -137,6 +137,15 @@ def describe_plan(release: Release) -> dict[str, Any]:
         "adapter": None if is_build else subject.ref,
         "dry_run": True,
     }
+
+
+def agree(release: Release, seen: str) -> None:
+    """Raises ConflictError where publishing would change something else than what somebody saw: `seen` is the `effect` of that plan."""
+    if seen != release.plan.effect:
+        raise ConflictError(
+            f"what would be published to {release.plan.repo} is not what was shown",
+            hint="look at it again, then publish",
+        )
 
 
 def rehearse(release: Release, *, notify: Callable[[str], None] = lambda text: None) -> None:

@@ -31,6 +31,7 @@ DONE = {
     "pinned": "Pinned: its files are kept for good.",
     "unpinned": "No longer pinned.",
     "added": "Added as a new version.",
+    "published": "Published: the first of the list below.",
     "same": "A version that says the same was there already.",
 }
 """What a page says after the redirect, by the word in its address; nothing else of an address is shown as a message."""

@@ -23,10 +23,11 @@ UNITS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=
 
 @dataclass(frozen=True)
 class Place:
-    """An entry of the navigation."""
+    """An entry of the navigation, for those who have its scope."""
 
     path: str
     label: str
+    scope: str = "read"
 
 
 NAVIGATION = (
@@ -35,6 +36,7 @@ NAVIGATION = (
     Place("/activity", "Activity"),
     Place("/recipes", "Recipes"),
     Place("/compare", "Compare"),
+    Place("/publish", "Publish", "publish"),
 )
 """The pages that the navigation leads to, in its order."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import activity, adapters, builds, comparing, domains, login, overview, queue, recipes
+from . import activity, adapters, builds, comparing, domains, login, overview, publishing, queue, recipes
 
 PAGES = (
     overview.router,
@@ -13,5 +13,6 @@ PAGES = (
     activity.router,
     recipes.router,
     comparing.router,
+    publishing.router,
     login.router,
 )

@@ -27,7 +27,9 @@ def succeed(registry: Registry, key: str = "key", report: Any = None, coefficien
         "base": {"name": "tiny", "digest": base.digest},
         "adapters": [{"role": role, "ref": row.ref, "digest": row.digest} for role, row in parents],
     }
-    asked = registry.builds.request("skin-care", "tiny", key, {"output": {}}, inputs, own_recipe=True).build
+    asked = registry.builds.request(
+        "skin-care", "tiny", key, {"method": "linear", "output": {}}, inputs, own_recipe=True
+    ).build
     registry.builds.claim("w", build_id=asked.id)
     registry.builds.log(asked.id, "w", HOSTILE)
     return registry.builds.succeed(
@@ -63,6 +65,7 @@ def pages_of(build: Any) -> tuple[str, ...]:
     return (
         "/", "/domains/skin-care", "/domains/spirit", "/domains/skin-care/promote?ref=skin-care@v1", f"/builds/{build.id}",
         f"/builds/{build.id}/promote", "/adapters/skin-care@v1", "/adapters/spirit@v1", "/queue", "/activity", "/activity?domain=skin-care",
+        "/publish", f"/publish?what={build.id}",
     )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def _shoot(page, name):
 
 
 @pytest.mark.slow
-def test_every_page_is_accessible_and_fits_a_phone(stocked, serve, page, inaccessible, two_versions):
+def test_every_page_is_accessible_and_fits_a_phone(stocked, serve, page, inaccessible, two_versions, loopback_hub):
+    loopback_hub.add_repo("acme/skin-care", {"notes.txt": b"theirs", "README.md": b"# theirs"}, private=True)
     report = {"adaptation": ADAPTATION | {"comparison": None}, "outcome": "mixed"}
     build = succeed(stocked, report=report, coefficients={"spirit": 0.5, "ingredient": BY_MODULE})
     measure(stocked, "skin-care@v1", [0, 1, 2, None, 0, 1] * 8, "skin-care@v1")
@@ -42,6 +43,7 @@ def test_every_page_is_accessible_and_fits_a_phone(stocked, serve, page, inacces
             "/compare?a=skin-care@v2&b=skin-care@v1&weights=1",
             "/recipes",
             "/recipes/default",
+            "/publish?what=spirit@v1&to=acme/skin-care&replace=1",
         )
     ):
         page.set_viewport_size({"width": 1200, "height": 800})

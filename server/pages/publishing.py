@@ -1,0 +1,183 @@
+"""Publishing to the Hub: what it would change is shown with the card, and sent once somebody has agreed to exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel, Field, ValidationError
+
+from ...publishing.licenses import parse
+from ...publishing.packing import PublishOptions
+from ...publishing.release import Release, agree, find_subject, planned, rehearse, send
+from ...publishing.upload import check_names
+from ...registry import Adapter, Build, Registry
+from ...registry.errors import RecCocktailError
+from ..identity import Publishing
+from .acting import OWN_FORM, Done, back, show
+from .cards import ShownCard, shown_card
+
+router = APIRouter()
+SHOWN = 20
+ShortText = Annotated[str, Field(max_length=200)]
+
+
+class Wanted(BaseModel):
+    """What the form says. `what` is a domain, a build or NAME@vN; `seen` the digest of the plan that somebody agreed to."""
+
+    what: ShortText = ""
+    base: ShortText = ""
+    to: ShortText = ""
+    license: ShortText = ""
+    tag: ShortText = ""
+    visibility: Literal["private", "public"] = "private"
+    rebase: ShortText = ""
+    replace: ShortText = ""
+    strip_users: ShortText = ""
+    seen: ShortText = ""
+
+    def fields(self) -> dict[str, str]:
+        """What the form that agrees sends again."""
+        return self.model_dump(exclude={"seen"})
+
+    def options(self) -> PublishOptions:
+        """Raises UsageError."""
+        return PublishOptions(
+            self.to,
+            parse(self.license) if self.license else None,
+            rebase=bool(self.rebase),
+            replaces=bool(self.replace),
+            strip_users=bool(self.strip_users),
+        )
+
+
+@dataclass(frozen=True)
+class ShownFile:
+    """A file of the repository after and before: `new`, `changed`, `same`, `removed` or `kept`; `loss` says what somebody loses."""
+
+    path: str
+    change: str
+    bytes: int | None = None
+    loss: str | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What agreeing would do; `sent` is False where the Hub has all of it already."""
+
+    release: Release
+    files: list[ShownFile]
+    card: ShownCard
+    notes: list[str]
+
+
+async def _form(request: Request) -> Wanted:
+    """A body that is malformed is answered as one of the API is."""
+    try:
+        return Wanted.model_validate(
+            {key: text for key, text in (await request.form()).items() if isinstance(text, str)}
+        )
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
+
+
+@router.get("/publish")
+def preview(
+    request: Request, registry: Publishing, wanted: Annotated[Wanted, Query()], done: Done = None
+) -> HTMLResponse:
+    """What was published last; of what is named, the form; with a repository, what publishing would change there. Nothing is sent."""
+    found, refused = (None, None)
+    if wanted.what and wanted.to:
+        found, refused = _previewed(registry, wanted)
+    return _page(request, registry, wanted, done=done, preview=found, refused=refused)
+
+
+@router.post("/publish", dependencies=OWN_FORM)
+def publish(request: Request, registry: Publishing, wanted: Annotated[Wanted, Depends(_form)]) -> Response:
+    """Publishes what was seen, as one commit. What has changed since is shown again first."""
+    try:
+        with _planned(registry, wanted, []) as release:
+            agree(release, wanted.seen)
+            send(registry, release)
+    except RecCocktailError as error:  # also where the Hub is to blame: the form stays, so that it can be sent again
+        found = _previewed(registry, wanted)[0] if error.code == "conflict" else None
+        return _page(request, registry, wanted, preview=found, refused=error)
+    return back("/publish", "published", what=wanted.what, base=wanted.base or None)
+
+
+@contextmanager
+def _planned(registry: Registry, wanted: Wanted, notes: list[str]) -> Iterator[Release]:
+    check_names(wanted.to, wanted.tag or None)
+    subject, _ = find_subject(registry, wanted.what, base=wanted.base or None)
+    is_private = wanted.visibility == "private"
+    with planned(
+        registry, subject, wanted.options(), private=is_private, tag=wanted.tag or None, notify=notes.append
+    ) as release:
+        yield release
+
+
+def _previewed(registry: Registry, wanted: Wanted) -> tuple[Preview | None, RecCocktailError | None]:
+    """What would be done, and why it would be refused."""
+    found, notes = None, list[str]()
+    try:
+        with _planned(registry, wanted, notes) as release:
+            found = Preview(release, _files(release), shown_card(release.plan.card), notes)
+            rehearse(release, notify=notes.append)
+    except RecCocktailError as error:
+        return found, error
+    return found, None
+
+
+def _files(release: Release) -> list[ShownFile]:
+    """Every file that is there before or after, by its path."""
+    plan = release.plan
+    found = [
+        ShownFile(each.path, each.change or "not compared", each.bytes,
+                  "replaces a file that RecCocktail did not publish" if each.path in plan.replaced else None)
+        for each in plan.files
+    ]  # fmt: skip
+    found += [ShownFile(path, "removed", loss=_loss(path in plan.foreign)) for path in plan.removed]
+    found += [ShownFile(path, "kept") for path in plan.kept]
+    return sorted(found, key=lambda each: each.path)
+
+
+def _loss(is_foreign: bool) -> str:
+    return "RecCocktail did not publish it" if is_foreign else "not part of this publication"
+
+
+def _page(
+    request: Request, registry: Registry, wanted: Wanted, *, done: str | None = None,
+    preview: Preview | None = None, refused: RecCocktailError | None = None,
+) -> HTMLResponse:  # fmt: skip
+    about: dict[str, Any] = {"title": "", "home": "", "domain": None, "kind": ""}
+    if wanted.what:
+        subject, _ = find_subject(registry, wanted.what, base=wanted.base or None)
+        about = _about(subject)
+    earlier = registry.publications.list(about["domain"], limit=SHOWN)
+    if not wanted.to and about["domain"]:
+        repos = [
+            each.repo
+            for each in earlier
+            if each.withdrawn_at is None and bool(each.build) == (about["kind"] == "build")
+        ]
+        wanted = wanted.model_copy(update={"to": repos[0] if repos else ""})
+    return show(
+        request, "publish.html", done=done, refused=refused, form=wanted, about=about, earlier=earlier, preview=preview
+    )
+
+
+def _about(subject: Build | Adapter) -> dict[str, Any]:
+    if isinstance(subject, Build):
+        return {
+            "title": f"build {subject.id}",
+            "home": f"/builds/{subject.id}",
+            "domain": subject.domain,
+            "kind": "build",
+        }
+    home = f"/adapters/{subject.ref}?base={subject.base}"
+    return {"title": subject.ref, "home": home, "domain": subject.domain or subject.role, "kind": subject.kind}
