@@ -25,6 +25,7 @@ DONE = {
     "restored": "In use again.",
     "edited": "The changes are kept.",
     "requested": "The build is queued.",
+    "rebuilding": "Queued, unless there is a build of the same inputs.",
     "known": "There was a build of the same inputs already: this one.",
     "cancelled": "Cancelled.",
     "retried": "Queued again.",

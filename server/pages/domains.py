@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
-from ...engine.building.planning import request as request_build
+from ...engine.building.requesting import request_lacking
 from ...engine.building.rollback import plan_rollback, roll_back
 from ...engine.gates import may_move, move_champion
-from ...engine.recipe_book import DEFAULT, own_recipe
+from ...engine.recipe_book import DEFAULT
 from ...engine.standing_figures import METRIC
 from ...publishing.status import status_of
 from ...registry import Adapter, Registry
@@ -182,12 +182,9 @@ def archive(
 
 @router.post("/domains/{name}/build", dependencies=OWN_FORM)
 def request_one(request: Request, registry: Building, name: str, force: Short = "") -> Response:
-    """A build by the domain's own recipe, or the one that there is of the same inputs."""
-    row = registry.domains.get(name)
+    """What the domain lacks: a build by its own recipe, or the one that there is of the same inputs, and indexes that are stale."""
     found = []
-    refused = attempt(
-        lambda: found.append(request_build(registry, name, own_recipe(registry, row.recipe), force=bool(force)))
-    )
+    refused = attempt(lambda: found.extend(request_lacking(registry, name, force=bool(force))))
     if refused:
         return _page(request, registry, name, refused=refused)
     return back(f"/builds/{found[0].build.id}", "requested" if found[0].created else "known")

@@ -297,3 +297,42 @@ def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, sec
         assert re.findall(r"(-?\d\.\d{3}) <span", row[0]) == ["0.500", "0.333", "0.167"]
         assert "<script>alert" not in compared.text
     assert "NDCG@3" in ask("/adapters/skin-care@v1").text
+
+
+def test_builds_for_several_domains_are_asked_for_at_once(stocked, ask, second):
+    page = ask("/").text
+    assert 'name="domain" value="skin-care"' in page
+    assert ask("/rebuild", {"do": "request"}).status_code == 400
+    assert ask("/rebuild", {"do": "boil", "domain": "skin-care"}).status_code == 422
+    # one that is refused does not keep the other from its turn
+    refused = ask("/rebuild", {"do": "request", "domain": [f"n{HOSTILE[:20]}", "skin-care"]})
+    assert (refused.status_code, "1 of 2" in refused.text) == (200, True)
+    assert "<script>" not in refused.text
+    (build,) = stocked.builds.list()
+    assert (build.domain, build.status, build.own_recipe) == ("skin-care", "queued", True)
+    answer = ask("/rebuild", {"do": "request", "domain": "skin-care"})
+    assert answer.headers["location"] == "/?count=1&done=rebuilding"
+    assert 'role="status"' in ask(answer.headers["location"]).text
+    assert len(stocked.builds.list()) == 1
+    retry = {"do": "retry", "domain": "skin-care"}
+    assert "0 of 1" in ask("/rebuild", retry).text  # it has not failed
+    stocked.builds.claim("w", build_id=build.id)
+    stocked.builds.fail(build.id, "w", {"code": "x", "message": "m"})
+    assert "Retry all 1 that failed" in ask("/?state=failed").text
+    assert ask("/rebuild", retry).status_code == 303
+    assert stocked.builds.get(build.id).status == "queued"
+
+
+def test_the_overview_is_filtered_and_a_reason_selects_its_domains(stocked, ask, second):
+    build = succeed(stocked)
+    stocked.serving.promote(build.id)
+    stocked.adapters.alias("skin-care@v2", "champion")
+    stocked.domains.add("garden")
+    page = ask("/").text
+    reason = re.search(r'href="(/\?reason=[^"]*&amp;state=stale)"', page)
+    assert reason
+    selected = ask(reason[1].replace("&amp;", "&")).text
+    assert re.findall(r'<input type="checkbox" name="domain" value="([^"]*)"[^>]* checked>', selected) == ["skin-care"]
+    assert "garden</a></th>" not in selected
+    assert re.findall(r'row"><a href="[^"]*">(\w+)</a>', ask("/?name=GARD").text) == ["garden"]
+    assert "<script>alert" not in ask(f"/?name={HOSTILE}&reason={HOSTILE}").text
