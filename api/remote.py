@@ -138,6 +138,7 @@ class RemoteClient(Client):
 
     def build_folder(self, build: Build) -> Path:
         """The merged checkpoint in this user's cache, fetched if needed and checked against its digests."""
+        build.stored_digest()  # refuses an item index
         return self._fetched(f"/builds/{build.id}/files", {})
 
     def evaluate(self, *_: Any, **__: Any) -> Any:

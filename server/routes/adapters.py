@@ -12,7 +12,7 @@ from ...registry import Adapter
 from ...registry.catalog.filters import AdapterFilter, MetricBound
 from ...registry.errors import UsageError
 from ...registry.moments import moment
-from ..downloads import listed, sent
+from ..downloads import archived, listed, sent
 from ..identity import Reading
 from ..listing import Page
 from ..models import AdapterModel, EventModel, page_of
@@ -75,3 +75,10 @@ def list_files(registry: Reading, ref: Name, base: BaseName = None) -> dict[str,
 def send_file(request: Request, registry: Reading, ref: Name, path: str, base: BaseName = None) -> Response:
     """One file, or a range of it."""
     return sent(request, registry, registry.adapters.resolve(ref, base=base, kind=None).digest, path)
+
+
+@routes.get("/adapters/{ref}/archive", response_class=Response)
+def send_adapter(registry: Reading, ref: Name, base: BaseName = None) -> Response:
+    """All files as a tar."""
+    row = registry.adapters.resolve(ref, base=base, kind=None)
+    return archived(registry, row.digest, row.ref)

@@ -13,7 +13,7 @@ from ...registry import Build
 from ...registry.catalog.filters import BuildFilter
 from ...registry.errors import UsageError
 from ...registry.moments import moment
-from ..downloads import listed, sent
+from ..downloads import archived, listed, sent
 from ..identity import Reading
 from ..listing import Page
 from ..models import BuildAliasModel, BuildModel, LogLineModel, MoveModel, page_of
@@ -100,13 +100,20 @@ def _progress(row: Build) -> dict[str, Any]:
 
 @routes.get("/builds/{id}/files")
 def list_build_files(registry: Reading, id: Name) -> dict[str, Any]:  # noqa: A002
-    return listed(registry, registry.builds.get(id).stored_digest())
+    return listed(registry, registry.builds.get(id).stored_digest(None))
 
 
 @routes.get("/builds/{id}/files/{path:path}", response_class=Response)
 def send_build_file(request: Request, registry: Reading, id: Name, path: str) -> Response:  # noqa: A002
     """One file of the result, or a range of it."""
-    return sent(request, registry, registry.builds.get(id).stored_digest(), path)
+    return sent(request, registry, registry.builds.get(id).stored_digest(None), path)
+
+
+@routes.get("/builds/{id}/archive", response_class=Response)
+def send_build(registry: Reading, id: Name) -> Response:  # noqa: A002
+    """All files of the result as a tar."""
+    row = registry.builds.get(id)
+    return archived(registry, row.stored_digest(None), f"{row.domain}-{row.id}")
 
 
 @routes.get("/domains/{name}/served", response_model=list[BuildAliasModel])

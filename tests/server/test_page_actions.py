@@ -336,3 +336,26 @@ def test_the_overview_is_filtered_and_a_reason_selects_its_domains(stocked, ask,
     assert "garden</a></th>" not in selected
     assert re.findall(r'row"><a href="[^"]*">(\w+)</a>', ask("/?name=GARD").text) == ["garden"]
     assert "<script>alert" not in ask(f"/?name={HOSTILE}&reason={HOSTILE}").text
+
+
+def test_a_build_offers_what_its_state_allows(stocked, ask):
+    def offered(build: Any) -> set[str]:
+        text = ask(f"/builds/{build.id}").text
+        block = re.search(r'<div id="do".*?</div>', text, re.DOTALL)
+        assert block
+        return {each.strip() for each in re.findall(r">([^<>\n]+)</(?:button|a)>", block[0])}
+
+    again = "Build the domain as it is now"
+    build = stocked.builds.request("skin-care", "tiny", "k", {"output": {}}, {"adapters": []}).build
+    assert offered(build) == {"Cancel"}
+    stocked.builds.claim("w", build_id=build.id)
+    assert offered(build) == {"Cancel"}
+    stocked.builds.fail(build.id, "w", {"code": "x", "message": "m"})
+    assert offered(build) == {"Retry", again}
+    assert ask(f"/builds/{build.id}/retry", {}).status_code == ask(f"/builds/{build.id}/cancel", {}).status_code == 303
+    assert offered(build) == {"Retry", again}
+    done = succeed(stocked)
+    assert offered(done) == {"Pin", "Promote…", "Export", "Publish…", again}
+    stocked.serving.promote(done.id)
+    stocked.serving.pin(done.id)
+    assert offered(done) == {"Unpin", "Export", "Publish…", again}

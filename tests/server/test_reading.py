@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import threading
 from typing import Any
 
@@ -127,6 +129,21 @@ def test_files_are_sent_whole_and_in_ranges(get, client, stocked):
     assert {each["path"] for each in get(f"/builds/{build.id}/files")["files"]} >= {"model.safetensors", "config.json"}
     for path in ("../registry.sqlite", "..%2f..%2fregistry.sqlite", "nothing", "/etc/passwd"):
         assert client.get(f"{API}/adapters/skin-care/files/{path}").status_code == 404
+
+
+def test_all_files_are_sent_as_an_archive(client, stocked, tmp_path):
+    answer = client.get(f"{API}/adapters/skin-care@v1/archive")
+    assert answer.headers["content-disposition"] == 'attachment; filename="skin-care-v1.tar"'
+    assert len(answer.content) == int(answer.headers["content-length"])
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    folder = stocked.adapters.folder(stocked.adapters.resolve("skin-care@v1"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "skin-care-v1").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    assert client.get(f"{API}/adapters/skin-care@v1/archive").content == answer.content
+    build = stocked.builds.request("skin-care", "tiny", "k", {"output": {}}, {"adapters": []}).build
+    assert client.get(f"{API}/builds/{build.id}/archive").status_code == 409
 
 
 def test_a_build_is_followed_to_its_end(client, stocked):
