@@ -355,6 +355,8 @@ def test_a_build_offers_what_its_state_allows(stocked, ask):
     assert ask(f"/builds/{build.id}/retry", {}).status_code == ask(f"/builds/{build.id}/cancel", {}).status_code == 303
     assert offered(build) == {"Retry", again}
     done = succeed(stocked)
+    assert offered(done) == {"Pin", "Export", "Publish…", again}  # it is served already
+    stocked.serving.remove("skin-care@production")
     assert offered(done) == {"Pin", "Promote…", "Export", "Publish…", again}
     stocked.serving.promote(done.id)
     stocked.serving.pin(done.id)
