@@ -176,22 +176,15 @@ class Client:
         `candidates` are ids or titles; without them as in `reccocktail recommend`. `adapter` is a personalised LoRA or a
         bi-tuning, asked instead of a build. Raises NotFoundError, UsageError, EvaluationError.
         """
+        from ..engine.answering import answer
         from ..engine.models import pick_device
-        from ..engine.personal_recommending import bundle_asked, recommend_personally
-        from ..engine.recommending import RecommendationRequest
-        from ..engine.recommending import recommend as ask
+        from ..engine.recommending import RecommendationRequest, Recommendations
 
-        device = pick_device(self._registry.settings.device)
         wanted = RecommendationRequest(
             domain, user=user, history=history, candidates=candidates, build=build, adapter=adapter
         )
-        if (bundle := bundle_asked(self._registry, wanted)) is not None:
-            if bundle.kind == "bi-tuning":
-                from ..engine.index_recommending import recommend_by_index
-
-                return list(recommend_by_index(self._registry, bundle, wanted, count=k, device=device).items)
-            return list(recommend_personally(self._registry, bundle, wanted, device=device).items[:k])
-        return list(ask(self._registry, wanted, device=device).best[:k])
+        found = answer(self._registry, wanted, count=k, device=pick_device(self._registry.settings.device))
+        return list((found.best if isinstance(found, Recommendations) else found.items)[:k])
 
     def publish(
         self, subject: str, repo: str, *, private: bool = True, tag: str | None = None, license_id: str | None = None

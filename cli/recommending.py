@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.catalog.references import BI_TUNING
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .builds import about_choice, say_chosen
@@ -102,9 +101,10 @@ def recommend(
     the language model ranks them by whether the user would like each. Of a bi-tuning the language model reads the history once, and its
     item index is searched.
     """
-    from ..engine.personal_recommending import bundle_asked, recommend_personally
+    from ..engine.answering import answer as ask
+    from ..engine.index_recommending import IndexRecommendations
+    from ..engine.personal_recommending import PersonalRecommendations
     from ..engine.recommending import SEPARATOR, RecommendationRequest
-    from ..engine.recommending import recommend as ask
 
     wanted = RecommendationRequest(
         domain,
@@ -127,17 +127,13 @@ def recommend(
             yield shown.update
 
     with app.registry() as registry:
-        if (bundle := bundle_asked(registry, wanted)) is not None:
-            if bundle.kind == BI_TUNING:
-                from ..engine.index_recommending import recommend_by_index
-
-                nearest = recommend_by_index(registry, bundle, wanted, count=count, device=app.device())
-                tell_by_index(nearest, as_json=as_json)
-                return
-            personal = recommend_personally(registry, bundle, wanted, device=app.device(), bar=bar)
-            tell_personally(personal, count, as_json=as_json)
+        found = ask(registry, wanted, count=count, device=app.device(), bar=bar)
+        if isinstance(found, IndexRecommendations):
+            tell_by_index(found, as_json=as_json)
             return
-        found = ask(registry, wanted, device=app.device(), bar=bar)
+        if isinstance(found, PersonalRecommendations):
+            tell_personally(found, count, as_json=as_json)
+            return
     _say_about(found)
     answer(as_json, _document(found, count), lambda: _show(found, count))
 

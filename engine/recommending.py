@@ -24,7 +24,6 @@ from ..tasks import (
     Template,
     list_items,
     open_question,
-    read_domain,
     read_listed,
     score_parts,
     title_key,
@@ -34,6 +33,7 @@ from ..tasks.prompts import fit
 from ..tasks.ranking import prompt_text, token_ids
 from .adapting.mixture import Mixture
 from .building.freshness import Freshness, chosen
+from .domain_data import domain_data
 from .errors import EvaluationError, MergeError
 from .models import load_model
 from .recipe_book import find_template
@@ -332,17 +332,6 @@ def _build(registry: Registry, wanted: RecommendationRequest) -> tuple[Build, Fr
             f"build {build.id} is {build.status} and has no checkpoint", hint=f"reccocktail build show {build.id}"
         )
     return build, None
-
-
-def domain_data(registry: Registry, domain: str) -> DomainData:
-    """Raises UsageError where the domain has none."""
-    row = registry.domains.get(domain)
-    if row.data is None:
-        raise UsageError(
-            f"domain {domain!r} has no data, so there is no catalogue to recommend from",
-            hint=f"reccocktail domain add {domain} --data DIR",
-        )
-    return read_domain(Path(row.data), domain)
 
 
 def history_asked(data: DomainData, catalogue: Catalogue, wanted: RecommendationRequest) -> list[Item]:

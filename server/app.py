@@ -13,6 +13,8 @@ from starlette.staticfiles import StaticFiles
 
 from ..registry import Registry
 from . import answers, health
+from .asks import Asks
+from .catalogues import Catalogues
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages.routers import PAGES
@@ -64,6 +66,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
     app.state.uploads = Uploads(registry.settings.home / "uploads")
     app.state.status = StatusCache(registry)
+    app.state.asks, app.state.catalogues = Asks(answers.failure), Catalogues()
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)

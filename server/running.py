@@ -65,8 +65,9 @@ def run(
 
     `deliver` sends what is due to webhooks until the event is set, in a thread.
     """
+    app = create_app(registry, options)
     config = uvicorn.Config(
-        create_app(registry, options),
+        app,
         host=address.host,
         port=address.port,
         log_level="warning",
@@ -83,6 +84,8 @@ def run(
             raise UsageError(
                 f"the server cannot listen on {address.host}:{address.port}", hint="another --port, or end what has it"
             ) from error
+        finally:
+            app.state.asks.close(GRACE_SECONDS)
 
 
 @contextmanager

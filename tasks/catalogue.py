@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from .candidates import wording
@@ -41,6 +42,12 @@ class Catalogue:
                 hint="write the other one's id or title, or use JSON Lines with item_id or title",
             )
         return by_id or by_title
+
+    def search(self, text: str, limit: int) -> list[Item]:
+        """Items whose title has every word of the text, or a part of a word, whatever its case; no two whose titles say the same."""
+        asked = wording(text).split()
+        found = (item for key, item in self._by_title.items() if all(word in key for word in asked))
+        return sorted(islice(found, limit), key=lambda item: item.title) if asked else []
 
     def untitled(self, item_id: str) -> bool:
         """Whether there is an item with this id that cannot be shown, for lack of a title."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import BaseModel, ValidationError
 
 from ...registry.errors import RecCocktailError
 from ..answers import failure
 from ..errors import STATUSES
 from ..identity import expect_csrf
 from .rendering import render
+
+M = TypeVar("M", bound=BaseModel)
 
 OWN_FORM = [Depends(expect_csrf)]
 """The dependencies of every route that a form of a page asks."""
@@ -41,6 +45,21 @@ Text = Annotated[str, Form(max_length=2000)]
 Short = Annotated[str, Form(max_length=200)]
 Done = Annotated[str | None, Query(max_length=40)]
 Base = Annotated[str | None, Query(max_length=200)]
+
+
+def form_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency: the form as that model. One that is malformed is answered as a body of the API is."""
+
+    async def read(request: Request) -> M:
+        sent = {key: text for key, text in (await request.form()).items() if isinstance(text, str)}
+        try:
+            return model.model_validate(sent)
+        except ValidationError as error:
+            raise RequestValidationError(
+                [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+            ) from error
+
+    return read
 
 
 def show(

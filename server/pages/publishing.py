@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from ...publishing.licenses import parse
 from ...publishing.packing import PublishOptions
@@ -19,7 +18,7 @@ from ...publishing.upload import check_names
 from ...registry import Adapter, Build, Registry
 from ...registry.errors import RecCocktailError
 from ..identity import Publishing
-from .acting import OWN_FORM, Done, back, show
+from .acting import OWN_FORM, Done, back, form_of, show
 from .cards import ShownCard, shown_card
 
 router = APIRouter()
@@ -76,16 +75,6 @@ class Preview:
     notes: list[str]
 
 
-async def _form(request: Request) -> Wanted:
-    """A body that is malformed is answered as one of the API is."""
-    try:
-        return Wanted.model_validate(
-            {key: text for key, text in (await request.form()).items() if isinstance(text, str)}
-        )
-    except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
-
-
 @router.get("/publish")
 def preview(
     request: Request, registry: Publishing, wanted: Annotated[Wanted, Query()], done: Done = None
@@ -98,7 +87,7 @@ def preview(
 
 
 @router.post("/publish", dependencies=OWN_FORM)
-def publish(request: Request, registry: Publishing, wanted: Annotated[Wanted, Depends(_form)]) -> Response:
+def publish(request: Request, registry: Publishing, wanted: Annotated[Wanted, Depends(form_of(Wanted))]) -> Response:
     """Publishes what was seen, as one commit. What has changed since is shown again first."""
     try:
         with _planned(registry, wanted, []) as release:

@@ -36,6 +36,7 @@ NAVIGATION = (
     Place("/activity", "Activity"),
     Place("/recipes", "Recipes"),
     Place("/compare", "Compare"),
+    Place("/try", "Try it"),
     Place("/publish", "Publish", "publish"),
 )
 """The pages that the navigation leads to, in its order."""

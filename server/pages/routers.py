@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import activity, adapters, builds, comparing, domains, login, overview, publishing, queue, recipes
+from . import activity, adapters, builds, comparing, domains, login, overview, publishing, queue, recipes, trying
 
 PAGES = (
     overview.router,
@@ -13,6 +13,7 @@ PAGES = (
     activity.router,
     recipes.router,
     comparing.router,
+    trying.router,
     publishing.router,
     login.router,
 )

@@ -22,6 +22,13 @@ async function refresh() {
   }
 }
 
+// A part with `data-poll` is asked for again that often (in milliseconds), until it comes without.
+function poll() {
+  const place = document.querySelector("[data-poll]");
+  if (place) setTimeout(() => refresh().finally(poll), Number(place.dataset.poll));
+}
+poll();
+
 for (const place of document.querySelectorAll("[data-follow]")) {
   const source = new EventSource(place.dataset.follow);
   for (const kind of place.dataset.kinds.split(" ")) source.addEventListener(kind, soon);

@@ -65,7 +65,7 @@ def pages_of(build: Any) -> tuple[str, ...]:
     return (
         "/", "/domains/skin-care", "/domains/spirit", "/domains/skin-care/promote?ref=skin-care@v1", f"/builds/{build.id}",
         f"/builds/{build.id}/promote", "/adapters/skin-care@v1", "/adapters/spirit@v1", "/queue", "/activity", "/activity?domain=skin-care",
-        "/publish", f"/publish?what={build.id}",
+        "/publish", f"/publish?what={build.id}", "/try?domain=skin-care",
     )  # fmt: skip
 
 
