@@ -64,6 +64,7 @@ bench: setup  ## Benchmarks, about an hour: each prints its figures as ratios, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merging_cuda.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/building.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapting.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/choosing.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ranking.py
