@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..networks.item_index import ItemIndex
@@ -64,16 +65,29 @@ class IndexRecommender:
 
         Raises EmptyHistoryError, DataError where nothing is left.
         """
-        left_out = {item_id for item_id in self.index.item_ids if item_id not in self.data.items}
+        left_out = self._gone
         if exclude_seen:
             seen = {title_key(item.title) for item in history}
-            left_out |= {item_id for item_id, item in self.data.items.items() if title_key(item.title) in seen}
+            left_out = left_out.union(*(self._alike.get(title, ()) for title in seen))
         found = self.index.search(self.users.encode([history])[0], k, without=left_out)
         expect_some_items(found)
         return tuple(
             Recommendation(rank, each.item_id, self.data.items[each.item_id].title, each.score)
             for rank, each in enumerate(found, start=1)
         )
+
+    @cached_property
+    def _gone(self) -> frozenset[str]:
+        """Items of the index that the data has no more."""
+        return frozenset(item_id for item_id in self.index.item_ids if item_id not in self.data.items)
+
+    @cached_property
+    def _alike(self) -> dict[str, list[str]]:
+        """The items of each title, by what is compared of it."""
+        found: dict[str, list[str]] = {}
+        for item_id, item in self.data.items.items():
+            found.setdefault(title_key(item.title), []).append(item_id)
+        return found
 
 
 @dataclass(frozen=True)

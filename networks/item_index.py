@@ -20,6 +20,9 @@ from ..tasks.history_texts import items_digest
 
 INDEX = "index.safetensors"
 FORMAT = "1"
+MANY = 100_000  # items from which a search reads the rows in float16 first
+ERROR = 0.002  # most that a cosine in float16 is off: 2 · 2⁻¹¹ by rounding both sides, 2⁻¹¹ by rounding the sum, and less for adding up in float32
+BLOCK = 2048
 AGAIN = "build the index again, or take it again from where it was made"
 Encode = Callable[[Sequence[Item]], Tensor]
 
@@ -87,17 +90,31 @@ class ItemIndex:
 
     def search(self, query: Tensor, k: int, *, without: Collection[str] = ()) -> list[Found]:
         """The k items with the highest cosine, ties by item id. `query` [width] has length 1; items `without` are left out."""
-        scores = torch.from_numpy(
-            self.matrix.numpy() @ query.to(self.matrix).numpy()
-        )  # on all cores, as torch's is not
-        scores[[self._rows[item_id] for item_id in without if item_id in self._rows]] = -torch.inf
-        k = min(k, int((scores > -torch.inf).sum()))
+        left_out = [*{self._rows[item_id] for item_id in without if item_id in self._rows}]
+        k = min(k, len(self.item_ids) - len(left_out))
         if k < 1:
             return []
-        least = torch.topk(scores, k).values[-1]
-        places = torch.nonzero(scores >= least).squeeze(1)  # in the order of ids, with all that tie at the end
-        best = places[torch.argsort(scores[places], descending=True, stable=True)][:k]
-        return [Found(self.item_ids[place], float(scores[place])) for place in best.tolist()]
+        places, scores = self._near(query.to(self.matrix), k, left_out)
+        best = torch.argsort(scores, descending=True, stable=True)[:k]  # places are in the order of ids
+        return [Found(self.item_ids[places[each]], float(scores[each])) for each in best.tolist()]
+
+    def _near(self, query: Tensor, k: int, left_out: list[int]) -> tuple[Tensor, Tensor]:
+        """Places, ascending, among which are the k best and all that tie with them, and the cosine of each.
+
+        Of many items the halved rows say which are near, by what they may be off. Should one be off by more (a machine that adds up in
+        float16), all rows are read as they are.
+        """
+        if len(self.item_ids) >= MANY:
+            rough = (self._halves @ query.half()).float()
+            rough[left_out] = -torch.inf
+            places = _at_least(rough, k, 2 * ERROR)
+            scores = (self.matrix[places].double() @ query.double()).float()
+            if len(places) and (scores - rough[places]).abs().max() <= ERROR:
+                return places, scores
+        scores = torch.from_numpy(self.matrix.numpy() @ query.numpy())  # on all cores, as torch's is not
+        scores[left_out] = -torch.inf
+        places = _at_least(scores, k)
+        return places, scores[places]
 
     def write(self, path: Path) -> None:
         """Equal indices have equal bytes."""
@@ -127,12 +144,24 @@ class ItemIndex:
         return index
 
     @cached_property
+    def _halves(self) -> Tensor:
+        """The matrix in float16: half as many bytes, which is what a search takes its time for."""
+        return self.matrix.half()
+
+    @cached_property
     def _rows(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
     def _places(self) -> dict[tuple[str, str], int]:
         return {key: row for row, key in enumerate(zip(self.item_ids, self.texts, strict=True))}
+
+
+def _at_least(scores: Tensor, k: int, margin: float = 0.0) -> Tensor:
+    """Ascending places of all scores that are at most `margin` below the k-th highest, and perhaps of some lower ones."""
+    tops = torch.stack([block.max() for block in scores.split(BLOCK)])  # its k-th highest is at most that of all
+    least = torch.topk(tops if k <= len(tops) else scores, k).values[-1]
+    return torch.nonzero((scores >= least - margin) & (scores > -torch.inf)).squeeze(1)
 
 
 def _packed(values: Sequence[str]) -> Tensor:

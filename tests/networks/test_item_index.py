@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reccocktail.networks import item_index
 from reccocktail.networks.item_index import ItemIndex
 from reccocktail.registry.errors import InvalidArtifactError
 from reccocktail.tasks import HistoryTemplate, Item, TaskError, UntitledItemError
@@ -48,6 +49,33 @@ def test_a_search_is_the_best_k_by_cosine_with_ties_by_id(index: ItemIndex):
     seen = order[:3]
     assert [each.item_id for each in index.search(query, 2, without=[*seen, "unheard of"])] == order[3:5]
     assert index.search(query, 3, without=ITEMS) == []
+
+
+def test_a_search_by_halved_rows_first_is_as_exact(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(item_index, "MANY", 1)
+    generator = torch.Generator().manual_seed(1)
+    near = F.normalize(torch.randn(1, 32, generator=generator), dim=1)
+    rows = near + torch.randn(6000, 32, generator=generator) * 1e-4  # float16 cannot tell these apart
+    rows[1000:1010], rows[2000:4000] = near, torch.randn(2000, 32, generator=generator)
+    ids = tuple(f"i{number:04d}" for number in range(6000))
+    index = ItemIndex(ids, ids, F.normalize(rows, dim=1), "made up")
+    query, seen = F.normalize(near[0] + 0.1, dim=0), ids[::7]
+    exact = index.matrix.double() @ query.double()
+    order = sorted(ids, key=lambda item_id: (-float(exact[int(item_id[1:])].float()), item_id))
+    left = [item_id for item_id in order if item_id not in {*seen}]
+
+    def all_are_right() -> None:
+        for k in (1, 10, 2500, 7000):
+            assert [each.item_id for each in index.search(query, k)] == order[:k]
+        assert [each.item_id for each in index.search(query, 20, without=(*seen, *seen))] == left[:20]
+        assert index.search(query, 3, without=ids) == []
+
+    all_are_right()
+    places, _ = index._near(query, 10, [])
+    assert len(places) < 6000, "not all rows were read as they are"
+    monkeypatch.setitem(index.__dict__, "_halves", index._halves + 0.01)  # a machine that adds up with larger errors
+    read = ItemIndex(ids, ids, index.matrix, "made up").search(query, 10)
+    assert [each.score for each in index.search(query, 10)] == pytest.approx([each.score for each in read], abs=1e-6)
 
 
 def test_only_new_and_changed_items_are_encoded_and_the_rest_stays_bit_by_bit(index: ItemIndex):
