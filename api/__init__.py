@@ -27,11 +27,14 @@ def open_registry(
 ) -> Client:
     """A client of the registry that the arguments lead to. What is not given comes from the environment and the settings files.
 
-    `https://HOST` as `home` is a server (`reccocktail server`), asked with the `token`; nothing else is given then.
+    `https://HOST` as `home` is a server (`reccocktail server`), asked with the `token`; nothing else is given then. Without any argument, that of
+    RECCOCKTAIL_URL is asked with RECCOCKTAIL_TOKEN, if it is set.
 
     `actor` is the name that rows and events carry; by default the login name. With `create`, database and store are created
     where they are missing. Raises DatabaseError or StoreError if there is no registry, UsageError for a wrong setting.
     """
+    if home is None and database_url is None and store_url is None and (url := os.environ.get("RECCOCKTAIL_URL")):
+        home, token = url, token or os.environ.get("RECCOCKTAIL_TOKEN") or None
     if isinstance(home, str) and home.startswith(("http://", "https://")):
         if create or any(each is not None for each in (database_url, store_url, device, actor)):
             raise UsageError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +15,6 @@ from .evaluation_records import FIRST
 
 if TYPE_CHECKING:
     from ..registry import Adapter
-    from ..registry.catalog.evaluations import EvaluationRecord
 
 KINDS = ("lora", "personalised-lora", "bi-tuning")
 EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
@@ -66,36 +66,20 @@ def list_(
 
     `measured` is the newest evaluation on the test split of the version's own domain, `registered` what was given with it.
     """
-    from ..engine.documents import describe_adapters
-    from ..registry.catalog.adapters import AdapterFilter
-    from ..registry.catalog.filters import MetricBound
+    from ..engine.queries import AdapterQuery
 
     if spirit and domain is not None:
         raise UsageError("a spirit belongs to no domain: give --spirit or --domain, not both")
-    with app.registry() as registry:
-        rows = registry.adapters.list(
-            AdapterFilter(
-                domain=domain,
-                base=base,
-                role="spirit" if spirit else None,
-                kind=kind,
-                tags=tags,
-                metrics=[MetricBound.parse(bound) for bound in metrics],
-                text=text,
-            ),
-            sort=sort,
-            limit=limit + 1,
-            after=after,
-        )
-        keys, rows = [(row.base, row.ref) for row in rows], rows[:limit]
-        bases = {row.name: row.digest for row in registry.bases.list()}
-        measured = registry.evaluations.of_adapters(rows)
-        document = describe_adapters(registry, rows)
-    several = base is None and len(bases) > 1
+    query = AdapterQuery(domain, base, spirit, kind, tags, metrics, sort, text)
+    with app.backend() as backend:
+        found = backend.list_adapters(query, limit=limit + 1, after=after)
+        several = base is None and not as_json and len(backend.bases.list()) > 1
+    keys = [(row.base, row.ref) for row, _ in found]
+    rows, document = [row for row, _ in found[:limit]], [each for _, each in found[:limit]]
     mixed = len({a.base for a in rows}) > 1
 
     def show_rows() -> None:
-        figures = [_figures(measured.get((row.base, row.ref)), sort) for row in rows]
+        figures = [_figures(each["evaluation"], sort) for each in document]
         kinds = any(row.kind != "lora" for row in rows)
         columns = [
             "ref",
@@ -139,10 +123,10 @@ def list_(
     answer(as_json, document, show_rows)
 
 
-def _figures(measured: EvaluationRecord | None, sort: str | None) -> dict[str, float]:
+def _figures(measured: Mapping[str, Any] | None, sort: str | None) -> dict[str, float]:
     """The metric that the list is sorted by, else those that tables show, as they were measured last."""
     wanted = (sort,) if sort else FIRST
-    return {name: mean for name in wanted if measured and (mean := measured.mean(name)) is not None}
+    return {name: measured["metrics"][name]["mean"] for name in wanted if measured and name in measured["metrics"]}
 
 
 def _labels(row: Adapter) -> list[str]:

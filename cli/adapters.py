@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,13 +12,11 @@ from ..registry.catalog.event_text import happened
 from ..registry.errors import UsageError
 from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
-from .bases import say_unchecked
 from .console import NO_MORE, answer, details, page, progress, say, short, table, warn
 from .evaluation_records import show_measured
 
 if TYPE_CHECKING:
     from ..registry import Adapter
-    from ..registry.catalog.usage import Reached
 
 
 @click.group(epilog=example("reccocktail adapter list --domain beauty"))
@@ -94,34 +92,24 @@ def add(
 
     PATH_OR_REPO is a PEFT folder or that of a personalised LoRA, a model or run that MLflow wrote to a folder, or ORG/NAME on the Hub.
     """
-    from ..registry.artifacts.sources import find_adapter_source
+    from ..api.orders import NewAdapter
+    from ..registry.artifacts.provenance import made_by
     from ..registry.catalog.registration import Checks, Labels
 
     if spirit == (domain is not None):
         raise UsageError("give either --spirit or --domain NAME")
     figures = {key: number(key, value) for key, value in key_values(metrics, "--metric").items()}
-    from ..registry.artifacts.provenance import made_by
-
-    made = made_by(code, run)
-    with app.registry() as registry:
-        base = registry.bases.get(base_name)
-        if domain is not None:
-            registry.domains.get(domain)  # before anything is fetched or copied
-        found = find_adapter_source(source, revision=revision)
-        if origin := _describe_origin(found.origin):
-            say(origin)
-        say_unchecked(found.unchecked)
-        with progress("storing", unit="bytes") as bar:
-            total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
-            row = registry.adapters.add(
-                found.folder,
-                base=base,
-                role="spirit" if spirit else "ingredient",
-                domain=domain,
-                labels=Labels(figures, tags, note, context={**made, **found.origin}, aliases=aliases),
-                checks=Checks(allow_base_mismatch, allow_partial, scan=not no_scan, reuse=if_exists == "reuse"),
-                progress=lambda count: bar.add(count, total),
-            )
+    new = NewAdapter(
+        source,
+        base_name,
+        Labels(figures, tags, note, aliases=aliases),
+        Checks(allow_base_mismatch, allow_partial, scan=not no_scan, reuse=if_exists == "reuse"),
+        domain=domain,
+        revision=revision,
+        made=made_by(code, run),
+    )
+    with app.backend() as backend:
+        row = backend.add_adapter(new, storing=partial(progress, "storing", unit="bytes"), say=say)
     report_added(row, as_json)
 
 
@@ -151,15 +139,6 @@ def number(key: str, value: str) -> float:
         raise UsageError(f"--metric {key}={value}: what follows the = is not a number") from None
 
 
-def _describe_origin(origin: Mapping[str, Any]) -> str | None:
-    """Where an adapter came from, for people: the origin that `find_adapter_source` gives."""
-    if "hub_repo" in origin:
-        return f"from {origin['hub_repo']} on the Hub, commit {origin['hub_commit']}"
-    names = {"mlflow_registered": "registered model", "mlflow_model": "model", "mlflow_run": "run"}
-    parts = [f"{word} {origin[key]}" for key, word in names.items() if key in origin]
-    return f"from MLflow: {', '.join(parts)}" if parts else None
-
-
 @adapter.command(
     epilog=example("reccocktail adapter show beauty@champion", "reccocktail adapter show beauty --at 2026-03-03")
 )
@@ -178,33 +157,25 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
 
     With --at, what REF resolved to at that time, with the aliases, tags, note, description, links and metrics of that time.
     """
-    from ..engine.documents import describe_adapter, evaluations_of_adapter
-
     at = None if when is None else moment(when)
-    with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base, at=at, kind=None)
-        document = row.to_json() | {"path": _text(registry.store.local(row.digest))}
-        measured = [] if at else evaluations_of_adapter(registry, row)
-        whole = document if at else describe_adapter(registry, row, measured)
-        reached = registry.adapters.reached(row)
+    with app.backend() as backend:
+        row, document = backend.show_adapter(ref, base=base, at=at)
+        measured = [] if at or as_json else backend.evaluations_of_adapter(row)
+    facts = row.to_json() | {"path": document["path"]}
     if at is not None:
         say(f"as of {at.isoformat()}")
-        answer(as_json, document | {"at": at.isoformat()}, lambda: details(document))
+        answer(as_json, document, lambda: details(facts))
         return
 
     def show_all() -> None:
-        details({name: value for name, value in document.items() if name != "context"})
+        details({name: value for name, value in facts.items() if name != "context"})
         if row.context:
             click.echo("\ncontext:")
             details(_flat(row.context))
         show_measured(measured, row.ref)
-        _show_reached(row, reached)
+        _show_reached(row, document)
 
-    answer(as_json, whole, show_all)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    answer(as_json, document, show_all)
 
 
 def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -215,21 +186,21 @@ def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def _show_reached(row: Adapter, reached: Reached) -> None:
-    rows = [[b.id, b.domain, b.status, f"{b.created_at:%Y-%m-%d %H:%M}"] for b in reached.builds]
-    click.echo(f"\nbuilds that it is in: {reached.build_count}")
+def _show_reached(row: Adapter, document: Mapping[str, Any]) -> None:
+    rows = [[b["id"], b["domain"], b["status"], b["created_at"][:16].replace("T", " ")] for b in document["builds"]]
+    click.echo(f"\nbuilds that it is in: {document['build_count']}")
     if rows:
         table(["id", "domain", "status", "created"], rows, empty="")
-    if reached.build_count > len(rows):
+    if document["build_count"] > len(rows):
         say(f"({len(rows)} shown; all: reccocktail build list --adapter {row.ref} --base {row.base})")
-    click.echo(f"publications of those: {reached.publication_count}")
-    if reached.publications:
-        published = [
-            [p.repo, p.revision[:12], p.tag, p.build, f"{p.created_at:%Y-%m-%d}"] for p in reached.publications
-        ]
+    click.echo(f"publications of those: {document['publication_count']}")
+    published = [
+        [p["repo"], p["revision"][:12], p["tag"], p["build"], p["created_at"][:10]] for p in document["publications"]
+    ]
+    if published:
         table(["repo", "revision", "tag", "build", "published"], published, empty="")
-    if reached.publication_count > len(reached.publications):
-        say(f"({len(reached.publications)} shown)")
+    if document["publication_count"] > len(published):
+        say(f"({len(published)} shown)")
 
 
 @adapter.command(
@@ -252,8 +223,8 @@ def log(app: App, ref: str, base: str | None, limit: int, after: int | None, as_
 
     NAME@vN: that version and its aliases. NAME@ALIAS: every version that had the alias. NAME: all versions.
     """
-    with app.registry() as registry:
-        found = registry.adapters.log(ref, base=base, limit=limit + 1, after=after)
+    with app.backend() as backend:
+        found = backend.adapters.log(ref, base=base, limit=limit + 1, after=after)
     bases = {event.detail.get("base") for event in found}
     rows = [
         [f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, happened(e), *([e.detail.get("base")] * (len(bases) > 1))]
@@ -295,13 +266,11 @@ def alias(
             "give the alias to set, or --remove",
             hint="`reccocktail adapter alias REF NAME`, or `reccocktail adapter alias NAME@ALIAS --remove`",
         )
-    from ..engine.gates import move_champion
-
-    with app.registry() as registry:
+    with app.backend() as backend:
         if name is None:
-            row = registry.adapters.remove_alias(ref, base=base, override=override)
+            row = backend.adapters.remove_alias(ref, base=base, override=override)
         else:
-            row = move_champion(registry, ref, name, base=base, override=override)
+            row = backend.set_alias(ref, name, base=base, override=override)
     message = f"{row.ref} no longer has the alias {ref.partition('@')[2]}" if name is None else f"{name} is {row.ref}"
     answer(as_json, row.to_json(), lambda: say(message))
 
@@ -327,13 +296,11 @@ def archive(app: App, ref: str, force: bool, override: str | None, undo: bool, b
     """
     if (force or override is not None) and undo:
         raise UsageError("--force and --override are for archiving, not for --undo")
-    with app.registry() as registry:
+    with app.backend() as backend:
         if undo:
-            row, uses = registry.adapters.restore(ref, base=base), []
+            row, uses = backend.adapters.restore(ref, base=base), []
         else:
-            row = registry.adapters.resolve(ref, base=base, kind=None)
-            uses = registry.adapters.uses(row) if force and row.archived_at is None else []
-            row = registry.adapters.archive(row.ref, base=row.base, force=force, override=override)
+            row, uses = backend.archive(ref, base=base, force=force, override=override)
     for use in uses:
         warn(f"warning: {row.ref} is in use: {use}")
     message = f"{row.ref} is active again" if undo else f"{row.ref} is archived"

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import UsageError
+from ..registry.errors import LocalOnlyError, UsageError
 from ..registry.redaction import check_no_secret
 from ..registry.settings import Settings
 from .console import say, warn
 
 if TYPE_CHECKING:
+    from ..api.backend import LocalBackend
+    from ..api.remote_backend import RemoteBackend
     from ..registry import Registry
 
+    Backend = LocalBackend | RemoteBackend
+    """Whatever answers a command."""
+
 ACTOR_LENGTH = 100
+URL, TOKEN = "RECCOCKTAIL_URL", "RECCOCKTAIL_TOKEN"
+OF_A_REGISTRY = ("home", "database_url", "store_url")  # options that say where it is
 MAY_BE_EMPTY = (
     "--note",
     "--as",
@@ -32,16 +39,30 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class App:
-    """What every command gets: settings, the registry they lead to, and in whose name it is written."""
+    """What every command gets: settings, the registry or server that they lead to, and in whose name it is written.
+
+    With RECCOCKTAIL_URL it is a server: what `backend` does goes there, and whatever else would open this machine's registry is refused.
+    """
 
     def __init__(self, *, actor: str | None = None, **options: str | None) -> None:
         self._options = options
         self._said = False
+        self.url = os.environ.get(URL) or None
+        if self.url is not None:
+            _refuse_beside_url(actor, options)
         self.actor = _checked(actor if actor is not None else os.environ.get("RECCOCKTAIL_AS") or None)
         """The user whose name is written to rows; None means the login name."""
 
     @property
     def settings(self) -> Settings:
+        """Of the registry of this machine. Raises LocalOnlyError where a server is asked instead."""
+        if self.url is not None:
+            raise LocalOnlyError.of(f"`{_command()}`")
+        return self.here
+
+    @property
+    def here(self) -> Settings:
+        """Of this machine, for what needs no registry."""
         found = Settings.load(**self._options)  # pyright: ignore[reportArgumentType]
         if found.used is not None and not self._said:
             self._said = True
@@ -64,10 +85,40 @@ class App:
             warn(note)
         return opened
 
+    def backend(self) -> Backend:
+        """The registry of the settings, or the server; use it in a `with`. Raises as `registry`, UsageError for the address."""
+        if self.url is None:
+            from ..api.backend import LocalBackend
+
+            return LocalBackend(self.registry())
+        return self.remote()
+
+    def remote(self) -> RemoteBackend:
+        """The server that RECCOCKTAIL_URL names."""
+        from ..api.remote_backend import RemoteBackend
+
+        assert self.url is not None
+        return RemoteBackend(self.url, os.environ.get(TOKEN) or None)
+
     def device(self) -> str:
         from ..engine.models import pick_device
 
         return pick_device(self.settings.device)
+
+
+def _refuse_beside_url(actor: str | None, options: Mapping[str, str | None]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in OF_A_REGISTRY if options.get(name) is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} says where a registry is, and {URL} names a server", hint=f"give one of them: `unset {URL}`"
+        )
+    if actor is not None:
+        raise UsageError("--as says who acts, and on a server the token does", hint=f"leave --as out, or `unset {URL}`")
+
+
+def _command() -> str:
+    context = click.get_current_context(silent=True)
+    return "this command" if context is None else context.command_path
 
 
 def _checked(actor: str | None) -> str | None:

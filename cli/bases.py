@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import click
 
@@ -32,19 +33,12 @@ def add(app: App, name: str, source: str, revision: str | None, as_json: bool) -
     """Add a base model.
 
     SOURCE is a folder, a Hub repository, or package:NAME with a GGUF file in it."""
-    from ..registry.artifacts.checkpoints import checkpoint
+    from ..api.orders import NewBase
 
     check_name("base", name)  # before anything is fetched or converted
-    with app.registry() as registry, checkpoint(source, revision, say=say) as found:
-        total = sum(path.stat().st_size for path in found.folder.iterdir() if path.is_file())
-        with progress(f"storing {name}", unit="bytes") as bar:
-            row = registry.bases.add(
-                name,
-                found.folder,
-                source=found.source,
-                revision=found.revision,
-                progress=lambda count: bar.add(count, total),
-            )
+    with app.backend() as backend:
+        new = NewBase(name, source, revision)
+        row = backend.add_base(new, storing=partial(progress, f"storing {name}", unit="bytes"), say=say)
     if row.skipped:
         say(f"not stored, because no model needs it: {', '.join(row.skipped)}")
     answer(
@@ -66,8 +60,8 @@ def say_unchecked(names: Sequence[str]) -> None:
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """List the base models."""
-    with app.registry() as registry:
-        bases = registry.bases.list()
+    with app.backend() as backend:
+        bases = backend.bases.list()
     rows = [[b.name, b.architecture, b.dtype, f"{b.parameters:,}", size(b.bytes), short(b.digest)] for b in bases]
     answer(
         as_json,
@@ -88,8 +82,6 @@ def list_(app: App, as_json: bool) -> None:
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
     """Show a base model."""
-    with app.registry() as registry:
-        row = registry.bases.get(name)
-        path = registry.store.local(row.digest)
-        document = row.to_json() | {"path": None if path is None else str(path)}
+    with app.backend() as backend:
+        document = backend.describe_base(name)
     answer(as_json, document, lambda: details(document))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import time
 from typing import Any
 
 import click
 
 from ..registry.errors import UsageError
-from ..registry.moments import moment
 from .app import App, base_option, example, json_option, paging_options, pass_app
 from .build_table import show_builds
 from .builds import build
@@ -52,16 +50,12 @@ def list_(app: App, base: str | None, sort: str, limit: int, after: str | None, 
 
     `by` is who requested it, `age` how long ago. `outcome` is what came of the search, or why it failed.
     """
-    from ..registry.catalog.filters import BuildFilter
+    from ..engine.queries import BuildQuery
 
     if base is not None and wanted["adapter"] is None:
         raise UsageError("--base selects the base model of --adapter, which is missing")
-    if wanted["since"] is not None:
-        wanted["since"] = moment(wanted["since"], option="--since", of_day=time.min)
-    with app.registry() as registry:
-        if wanted["adapter"] is not None:
-            wanted["adapter"] = registry.adapters.resolve(wanted["adapter"], base=base)
-        builds = registry.builds.list(BuildFilter(**wanted), sort=sort, limit=limit + 1, after=after)
+    with app.backend() as backend:
+        builds = backend.list_builds(BuildQuery(**wanted, base=base, sort=sort), limit=limit + 1, after=after)
     narrowed = any(value is not None for value in wanted.values())
     empty = (
         NO_MORE if after else "no such build" if narrowed else "no build yet; `reccocktail build request DOMAIN --wait`"

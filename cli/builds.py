@@ -5,24 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.references import INDEX
 from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
-from .console import answer, counted, details, printable, say, stages, warn
+from .console import answer, counted, details, printable, progress, say, stages, warn
 from .evaluation_records import show_measured
 from .lineage import lineage_lines
 from .searches import show_search
 
 if TYPE_CHECKING:
-    from ..engine.building.freshness import Freshness
+    from ..engine.building.asking import Due
     from ..engine.building.job import BuildOutcome, Progress
-    from ..registry import Adapter, Build, Registry, Request
+    from ..registry import Build, Request
     from ..registry.catalog.build_records import LogLine
+    from .app import Backend
 
 MUCH_LOST = 0.1
 """The share of a change lost to rounding from which a person is told what that means."""
@@ -90,84 +93,75 @@ def request(
         )
     if keep_best and not wait:
         raise UsageError("--keep-best is for a build that runs here: add --wait")
-    from ..engine.building.freshness import freshness_by_domain
-    from ..engine.building.indexing import bi_tuning_of, has_only_bi_tunings, request_index, stale_indexes
-    from ..engine.building.labels import label_note
-    from ..engine.building.planning import request as ask
-    from ..engine.recipe_book import find_recipe, own_recipe, recipe_ref
+    from ..engine.building.asking import BuildOrder, Due
 
-    held_up = False
-    with app.registry() as registry:
-        names = list(domains)
-        given = find_recipe(registry, recipe_name) if recipe_name else None
-        named = recipe_ref(registry, recipe_name) if recipe_name else None
-        indexes = [each.adapter for each in stale_indexes(registry)] if stale and recipe_name is None else []
-        if adapter is not None or (domains and recipe_name is None):
-            indexes = [
-                bi_tuning_of(registry, name, adapter, base)
-                for name in domains
-                if adapter is not None or has_only_bi_tunings(registry, name, base)
-            ]
-            names = [name for name in names if name not in {row.domain for row in indexes}]
-        if not domains:
-            states = freshness_by_domain(registry, base=base, recipe=given)
-            for name, state in states.items():
-                if state.state == "blocked" and not has_only_bi_tunings(registry, name, base):
-                    warn(f"{name} cannot be built: {'; '.join(state.reasons)}")
-                    held_up |= recipe_name is None and state.build is not None
-                if state.state == "ready" and state.ready is not None and not all_:
-                    say(
-                        f"{name} has build {state.ready.id} of what it has now; `reccocktail build promote {state.ready.id}`"
-                    )
-                if state.state == "cold" or state.needs_data:
-                    say(f"{name} is skipped: {'; '.join(state.reasons)}; ask for it by name")
-            wanted = ("fresh", "ready", "stale", "unbuilt") if all_ else ("stale", "unbuilt")
-            names = [name for name, state in states.items() if state.state in wanted and not state.needs_data]
+    with app.backend() as backend:
+        due = Due(domains) if domains else backend.builds_due(every=all_, recipe=recipe_name, base=base)
+        _say_left_out(due)
+        orders = [
+            BuildOrder(name, recipe_name, adapter=adapter, base=base, force=force)
+            for name in dict.fromkeys(due.domains)
+        ]
+        orders += [BuildOrder(ref.partition("@")[0], adapter=ref, base=on, force=force) for ref, on in due.indexes]
         asked = []
-        for name in names:
-            recipe = given or own_recipe(registry, registry.domains.get(name).recipe)
-            answered = ask(registry, name, recipe, base=base, force=force, named=named)
+        for order in orders:
+            answered = backend.request_build(order)
             asked.append(answered.build)
-            if not answered.created:
-                say(f"{name}: build {answered.build.id} has the same inputs and is {answered.build.status}")
-            elif note := label_note(answered.build):
-                warn(f"{name}: {note}")
-        for row in indexes:
-            answered = request_index(registry, row, force=force)
-            asked.append(answered.build)
-            _say_index(row, answered)
+            _say_requested(answered)
         if wait:
             if len(asked) == 1:
-                asked = [carry_out(registry, asked[0], app.device(), keep_best=keep_best)]
+                asked = [carry_out(backend, asked[0], keep_best=keep_best)]
                 say(f"build {asked[0].id} of {asked[0].domain} is in {asked[0].path or 'the store'}")
             elif asked:
-                asked = carry_out_all(registry, asked, app.device(), keep_best=keep_best)
+                asked = carry_out_all(backend, asked, keep_best=keep_best)
     show_builds(asked, as_json, empty="nothing to build")
-    if held_up or (wait and any(row.status != "succeeded" for row in asked)):
+    if due.held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
 
 
-def _say_index(row: Adapter, answered: Request) -> None:
+def _say_left_out(due: Due) -> None:
+    """Which domains no build is requested of, and why."""
+    for name, reasons in due.blocked.items():
+        warn(f"{name} cannot be built: {reasons}")
+    for name, id_ in due.ready.items():
+        say(f"{name} has build {id_} of what it has now; `reccocktail build promote {id_}`")
+    for name, reasons in due.skipped.items():
+        say(f"{name} is skipped: {reasons}; ask for it by name")
+
+
+def _say_requested(answered: Request) -> None:
+    from ..engine.building.labels import label_note
+
+    build = answered.build
+    if build.kind == INDEX:
+        _say_index(answered)
+    elif not answered.created:
+        say(f"{build.domain}: build {build.id} has the same inputs and is {build.status}")
+    elif note := label_note(build):
+        warn(f"{build.domain}: {note}")
+
+
+def _say_index(answered: Request) -> None:
     build, items = answered.build, answered.build.inputs["items"]
     if not answered.created:
-        say(f"{row.domain}: build {build.id} is the index of {row.ref} over the same items and is {build.status}")
+        ref = build.inputs["adapters"][0]["ref"]
+        say(f"{build.domain}: build {build.id} is the index of {ref} over the same items and is {build.status}")
     if items["untitled"]:
-        say(f"{row.domain}: left out, for want of a title: {counted(items['untitled'], 'item')}")
+        say(f"{build.domain}: left out, for want of a title: {counted(items['untitled'], 'item')}")
 
 
-def carry_out(registry: Registry, row: Build, device: str, *, keep_best: bool = False) -> Build:
+def carry_out(backend: Backend, row: Build, *, keep_best: bool = False) -> Build:
     """Run a build here, or wait for the worker that has it, with progress. Raises what the build failed with."""
-    from ..engine.building.completion import Reports, complete
+    from ..engine.building.completion import Reports
 
-    reports = Reports(_bars, say, warn)
-    done = complete(registry, row, device=device, keep_best=keep_best, reports=reports)
+    done = backend.complete(row, keep_best=keep_best, reports=Reports(_bars, say, warn))
     _warn_of(done)
     return done
 
 
-def carry_out_all(registry: Registry, rows: Sequence[Build], device: str, *, keep_best: bool = False) -> list[Build]:
+def carry_out_all(backend: Backend, rows: Sequence[Build], *, keep_best: bool = False) -> list[Build]:
     """Run several builds, those over one base in one pass; each is reported as it ends, a failure too, and the others still run."""
-    from ..engine.building.completion import Reports, complete_all
+    from ..engine.building.completion import Reports
 
     def ended(outcome: BuildOutcome) -> None:
         done = outcome.build
@@ -177,7 +171,7 @@ def carry_out_all(registry: Registry, rows: Sequence[Build], device: str, *, kee
         _warn_of(done)
         say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
 
-    return complete_all(registry, rows, device=device, keep_best=keep_best, reports=Reports(_bars, say, warn, ended))
+    return backend.complete_all(rows, keep_best=keep_best, reports=Reports(_bars, say, warn, ended))
 
 
 @contextmanager
@@ -205,29 +199,26 @@ def show(app: App, id_: str, follow: bool, as_json: bool) -> None:
 
     A domain means its newest build, DOMAIN@production the one that it serves.
     """
-    from ..engine.documents import describe_build, evaluations_of_build
-
-    with app.registry() as registry:
-        row = named_build(registry, id_)
+    with app.backend() as backend:
+        row = named_build(backend, id_)
         if follow:
-            _follow(registry, row.id)
-            row = registry.builds.get(row.id)
-        measured = evaluations_of_build(registry, row)
-        document = describe_build(registry, row, measured)
-        written = registry.edits.of_build(row.id).to_json()
+            _follow(backend, row.id)
+            row = backend.builds.get(row.id)
+        document = backend.describe_build(row)
+        measured = [] if as_json else backend.evaluations_of_build(row)
 
     def show_all() -> None:
-        _show_one(row, document["lineage"], written)
+        _show_one(row, document)
         show_measured(measured, row.id)
 
     answer(as_json, document, show_all)
 
 
-def _follow(registry: Registry, id_: str) -> None:
+def _follow(backend: Backend, id_: str) -> None:
     """Bars of a build that runs anywhere, from what its worker notes in the row."""
     from ..engine.building.job import UNITS
 
-    row = registry.builds.get(id_)
+    row = backend.builds.get(id_)
     shown: str | None = None
     with stages(f"build {row.domain}", UNITS) as bars:
         while row.status in ("queued", "running"):
@@ -238,16 +229,17 @@ def _follow(registry: Registry, id_: str) -> None:
                 say(message)
                 shown = message
             time.sleep(1)
-            row = registry.builds.get(id_)
+            row = backend.builds.get(id_)
 
 
-def _show_one(row: Build, lineage: dict[str, Any], written: dict[str, Any]) -> None:
+def _show_one(row: Build, document: Mapping[str, Any]) -> None:
     from ..registry.catalog.collecting import request_options, result_is_gone
 
     if row.collected_at is not None:
         gone = result_is_gone(row.id, row.domain, request_options(row.inputs), row.collected_at)
         say(f"{gone}; {gone.hint}")
-    document = row.to_json() | written
+    lineage = document["lineage"]
+    document = {name: value for name, value in document.items() if name not in ("lineage", "evaluations")}
     report = document.pop("report") or {}
     document["coefficients"] = means(document["coefficients"])
     if document["stage"] and document["total"]:
@@ -297,13 +289,13 @@ def logs(app: App, id_: str, follow: bool, as_json: bool) -> None:
     """Show the log of a build."""
     if follow and as_json:
         raise UsageError("--follow is for people, --json for programs: one of them")
-    with app.registry() as registry:
-        id_ = named_build(registry, id_).id
-        lines = registry.builds.logs(id_)
+    with app.backend() as backend:
+        id_ = named_build(backend, id_).id
+        lines = backend.builds.logs(id_)
         answer(as_json, [line.to_json() for line in lines], lambda: _show_lines(lines))
-        while follow and registry.builds.get(id_).status in ("queued", "running"):
+        while follow and backend.builds.get(id_).status in ("queued", "running"):
             time.sleep(1)
-            more = registry.builds.logs(id_, after=lines[-1].id if lines else 0)
+            more = backend.builds.logs(id_, after=lines[-1].id if lines else 0)
             _show_lines(more)
             lines = more or lines
 
@@ -319,7 +311,7 @@ def _show_lines(lines: Sequence[LogLine]) -> None:
 @pass_app
 def cancel(app: App, ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel queued or running builds."""
-    _for_each(app, ids, lambda registry, id_: registry.builds.cancel(id_), as_json)
+    _for_each(app, ids, lambda backend, id_: backend.builds.cancel(id_), as_json)
 
 
 @build.command(epilog=example("reccocktail build retry 660d4 660d5"))
@@ -328,20 +320,20 @@ def cancel(app: App, ids: tuple[str, ...], as_json: bool) -> None:
 @pass_app
 def retry(app: App, ids: tuple[str, ...], as_json: bool) -> None:
     """Queue failed or cancelled builds again."""
-    _for_each(app, ids, lambda registry, id_: registry.builds.retry(id_), as_json)
+    _for_each(app, ids, lambda backend, id_: backend.builds.retry(id_), as_json)
 
 
-def _for_each(app: App, names: Sequence[str], change: Callable[[Registry, str], Build], as_json: bool) -> None:
+def _for_each(app: App, names: Sequence[str], change: Callable[[Backend, str], Build], as_json: bool) -> None:
     """Change each build that is named, and answer with it: one object for one name, a list for several.
 
     All names are resolved first. A build that refuses does not keep the others from their turn: of several, it is reported, and the exit code is 1.
     """
     changed, refused = [], 0
-    with app.registry() as registry:
-        rows = {row.id: row for row in (named_build(registry, name) for name in names)}
+    with app.backend() as backend:
+        rows = {row.id: row for row in (named_build(backend, name) for name in names)}
         for id_ in rows:
             try:
-                changed.append(change(registry, id_))
+                changed.append(change(backend, id_))
             except ConflictError as error:
                 if len(names) == 1:
                     raise
@@ -367,69 +359,50 @@ def export(app: App, id_: str, folder: Path, as_json: bool) -> None:
     """Copy a merged checkpoint, or an item index, into a new folder.
 
     For a domain, the build that `publish` would take."""
-    from ..engine.building.planning import result_folder
-    from ..registry.store.files import copy_folder, whole_folder
-
-    with app.registry() as registry:
-        row = named_build(registry, id_, to_serve=True)
-        source = result_folder(registry, row, row.kind)
+    with app.backend() as backend:
+        row = named_build(backend, id_, to_serve=True)
+        row.stored_digest(row.kind)  # before a folder is looked at
         target = new_folder(folder)
-        with whole_folder(target) as staged:
-            copy_folder(source, staged)
+        backend.copy_build(row, target, storing=partial(progress, f"fetching {row.id}", unit="bytes"))
     answer(as_json, {"id": row.id, "path": str(target)}, lambda: say(f"build {row.id} is in {target}"))
 
 
-def named_build(registry: Registry, text: str, *, to_serve: bool = False) -> Build:
+def named_build(backend: Backend, text: str, *, to_serve: bool = False) -> Build:
     """The build with the id or alias, or with the only id that begins or ends so; else the newest of the domain of that name.
 
     `to_serve` means the one that the domain serves. Raises NotFoundError, UsageError where several ids begin so.
     """
-    from ..engine.building.freshness import chosen
-    from ..registry.catalog.filters import BuildFilter
+    from ..engine.queries import BuildQuery
 
     try:
-        return registry.builds.get(text)
+        return backend.builds.get(text)
     except NotFoundError as error:
         try:
-            registry.domains.get(text)
+            backend.domains.get(text)
         except RecCocktailError:
             raise error from None  # it is no domain either
     if to_serve:
-        found = chosen(registry, text)
-        assert found.build is not None
-        say_chosen(text, found)
-        return found.build
-    newest = registry.builds.list(BuildFilter(domain=text), limit=1)
+        row, choice = backend.choose(text)
+        say_chosen(text, row.id, choice)
+        return row
+    newest = backend.list_builds(BuildQuery(domain=text), limit=1)
     if not newest:
         raise NotFoundError(f"domain {text!r} has no build yet", hint=f"reccocktail build request {text} --wait")
     say(f"the newest build of {text} is {newest[0].id}")
     return newest[0]
 
 
-def say_chosen(domain: str, found: Freshness) -> None:
-    """Which build a domain means, and why that one."""
-    assert found.build is not None
-    say(f"{domain} means build {found.build.id}: {found.why}")
-    if found.state != "fresh":
-        say(f"build {found.build.id} is not of what {domain} has now ({found.state}: {', '.join(found.reasons)})")
-    if found.ready is not None:
-        say(f"build {found.ready.id} is, and is not served; `reccocktail build promote {found.ready.id}`")
-    if found.trial is not None:
+def say_chosen(domain: str, build: str, choice: Mapping[str, Any]) -> None:
+    """Which build a domain means, and why that one, as `describe_choice` has it."""
+    say(f"{domain} means build {build}: {choice['why']}")
+    if choice["state"] != "fresh":
+        say(f"build {build} is not of what {domain} has now ({choice['state']}: {', '.join(choice['reasons'])})")
+    if choice["ready"] is not None:
+        say(f"build {choice['ready']} is, and is not served; `reccocktail build promote {choice['ready']}`")
+    if choice["trial"] is not None:
         say(
-            f"build {found.trial.id} is newer but by another recipe than the domain's own, so it does not represent the domain"
+            f"build {choice['trial']} is newer but by another recipe than the domain's own, so it does not represent the domain"
         )
-
-
-def about_choice(found: Freshness) -> dict[str, Any]:
-    """The same for programs."""
-    return {
-        "state": found.state,
-        "reasons": list(found.reasons),
-        "why": found.why,
-        "served": found.served and found.served.to_json(),
-        "ready": found.ready.id if found.ready else None,
-        "trial": found.trial.id if found.trial else None,
-    }
 
 
 def new_folder(folder: Path) -> Path:

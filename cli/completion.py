@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from .app import example
+from .app import URL, example
 
 Ask = Callable[[str, Mapping[str, str]], list[str]]
 """Answers a query, with named parameters, by its one column."""
@@ -121,6 +121,8 @@ def _names(context: click.Context, kind: str, start: str) -> Iterable[str]:
     """From the database, read only; nothing is made where none is, and none is waited for."""
     from ..registry.settings import Settings
 
+    if os.environ.get(URL):
+        return  # a server is not asked while somebody types
     name, at, _ = start.partition("@")
     queries = (_ALIASES, _VERSIONS) if kind == "reference" and at else KINDS[kind]
     given = context.find_root().params

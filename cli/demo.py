@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..api.backend import LocalBackend
 from .app import App, example, json_option, pass_app
 from .builds import carry_out
 from .console import answer, progress, say, size, table, tell, typed
@@ -217,7 +218,7 @@ class _Trip:
         made_from = f" ({like} with the demo's search)" if like not in (None, ref) else ""
         self._begin(f"build with recipe {ref}{made_from}: {SHIPPED[like or ref][0]}")
         asked = request(self._registry, domain, recipe, named=ref)
-        build = carry_out(self._registry, asked.build, self._device)
+        build = carry_out(LocalBackend(self._registry), asked.build)
         mix = ", ".join(f"{role} {mean(value):g}" for role, value in (build.coefficients or {}).items())
         say(f"      build {build.id}: {mix}")
         if note := _about_quick(self._sizes, build.report or {}):

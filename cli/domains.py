@@ -61,7 +61,10 @@ def add(
     if plugin is not None:
         row, found = _add_from_plugin(app, plugin, name, title, recipe)
     else:
-        row, found = _add(app, name, title, data, trainer, recipe)
+        from ..api.orders import NewDomain
+
+        with app.backend() as backend:
+            row, found = backend.add_domain(NewDomain(name, title, data, trainer, recipe), say=say)
     if found is not None:
         for line in facts_lines(found):
             say(line)
@@ -69,25 +72,6 @@ def add(
         warn("the title was kept without what looks like a secret")
     document = row.to_json() | ({"found": asdict(found)} if found else {})
     answer(as_json, document, lambda: say(f"domain {row.name} is registered"))
-
-
-def _add(
-    app: App, name: str, title: str | None, data: Path | None, trainer: str | None, recipe: str | None
-) -> tuple[Domain, DataFacts | None]:
-    from ..engine.recipe_book import settle_recipe
-    from ..tasks import describe, read_domain
-    from ..trainers.plugin import load
-
-    found = None
-    if data is not None:
-        data = data.expanduser().resolve()
-        found = describe(read_domain(data, name))
-    if trainer is not None:
-        load(trainer)
-    with app.registry() as registry:
-        recipe = recipe and settle_recipe(registry, recipe, say=say)
-        row = registry.domains.add(name, title=title, data=str(data) if data else None, trainer=trainer, recipe=recipe)
-    return row, found
 
 
 def _add_from_plugin(
@@ -246,8 +230,8 @@ def _brief(found: dict[str, Any]) -> str:
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """List the domains."""
-    with app.registry() as registry:
-        domains = registry.domains.list()
+    with app.backend() as backend:
+        domains = backend.domains.list()
     rows = [[d.name, d.title, d.trainer or "sft", d.recipe or "default", d.data] for d in domains]
     answer(
         as_json,
@@ -267,15 +251,14 @@ def list_(app: App, as_json: bool) -> None:
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
     """Show a domain, and what is in its data."""
-    from ..tasks import TaskError, describe, read_domain
+    from ..tasks import TaskError
 
-    with app.registry() as registry:
-        row = registry.domains.get(name)
-    found = None
-    if row.data is not None:
+    with app.backend() as backend:
+        row = backend.domains.get(name)
         try:
-            found = describe(read_domain(row.data, name))
+            found = backend.data_facts(row)
         except TaskError as error:
+            found = None
             warn(f"the data of {name} cannot be read here: {error}")
 
     def show_row() -> None:

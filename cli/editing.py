@@ -99,8 +99,8 @@ def edit_adapter(app: App, ref: str, base: str | None, as_json: bool, **given: A
     Weights and configuration of a version never change. `adapter log` shows who edited what.
     """
     change = _change(given)
-    with app.registry() as registry:
-        row = registry.edits.adapter(ref, change, base=base)
+    with app.backend() as backend:
+        row = backend.edits.adapter(ref, change, base=base)
     _report(row, row.ref, row.notes, as_json)
 
 
@@ -118,8 +118,8 @@ def edit_domain(app: App, name: str, as_json: bool, **given: Any) -> None:
     `domain add` changes title, data, trainer and recipe. `log --domain NAME` shows who edited what.
     """
     change = _change(given)
-    with app.registry() as registry:
-        row = registry.edits.domain(name, change)
+    with app.backend() as backend:
+        row = backend.edits.domain(name, change)
     _report(row, row.name, row.notes, as_json)
 
 
@@ -136,8 +136,8 @@ def edit_base(app: App, name: str, as_json: bool, **given: Any) -> None:
     Weights and source never change. `log --kind base` shows who edited what.
     """
     change = _change(given)
-    with app.registry() as registry:
-        row = registry.edits.base(name, change)
+    with app.backend() as backend:
+        row = backend.edits.base(name, change)
     _report(row, row.name, row.notes, as_json)
 
 
@@ -154,8 +154,8 @@ def edit_build(app: App, build_id: str, as_json: bool, **given: Any) -> None:
     The result of a build never changes. `log --kind build` shows who edited what.
     """
     change = _change(given)
-    with app.registry() as registry:
-        row = registry.edits.build(build_id, change)
+    with app.backend() as backend:
+        row = backend.edits.build(build_id, change)
     _report(row, row.id, row.notes, as_json)
 
 

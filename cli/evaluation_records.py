@@ -12,7 +12,7 @@ from .console import NO_MORE, answer, counted, details, page, say, table
 
 if TYPE_CHECKING:
     from ..registry import Registry
-    from ..registry.catalog.evaluations import EvaluationRecord, Weights
+    from ..registry.catalog.evaluations import EvaluationRecord
 
 FIRST = (
     "NDCG@3",
@@ -72,17 +72,11 @@ def list_(
     as_json: bool,
 ) -> None:
     """List evaluations, newest first."""
-    from ..registry.catalog.evaluations import EvaluationFilter
-    from ..registry.catalog.filters import MetricBound
+    from ..engine.queries import EvaluationQuery
 
-    with app.registry() as registry:
-        weights: Weights | None = None
-        if system is not None:
-            from ..engine.systems import find_system
-
-            weights = find_system(registry, system, base=base).weights
-        wanted = EvaluationFilter(domain, weights, split, score, [MetricBound.parse(bound) for bound in metrics])
-        rows = registry.evaluations.list(wanted, sort=sort, limit=limit + 1, after=after)
+    query = EvaluationQuery(domain, system, split, score, metrics, sort, base)
+    with app.backend() as backend:
+        rows = backend.list_evaluations(query, limit=limit + 1, after=after)
 
     def show_rows() -> None:
         narrowed = domain or system or split or score or metrics
@@ -112,11 +106,14 @@ def list_(
 @pass_app
 def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
     """Show one evaluation: metrics, task, and who measured it when."""
-    with app.registry() as registry:
-        row = registry.evaluations.get(id_)
-        document = row.to_json()
-        per_row = _per_row(registry, row) if ranks else {}
-        document |= per_row
+    if ranks:
+        with app.registry() as registry:
+            row = registry.evaluations.get(id_)
+            per_row = _per_row(registry, row)
+    else:
+        with app.backend() as backend:
+            row, per_row = backend.evaluations.get(id_), {}
+    document = row.to_json() | per_row
 
     def show_all() -> None:
         hidden = ("metrics", "task", "detail", "ranks", *per_row)
@@ -171,15 +168,11 @@ def compare(
     users are taken. Reports A minus B with paired 95 % intervals (bootstrap). Evaluations of different users or candidates
     are refused.
     """
-    from ..engine.documents import describe_comparison
-    from ..engine.records import compare as compared
-    from ..engine.records import find_pair
+    from ..registry.catalog.evaluations import EvaluationRecord
 
-    with app.registry() as registry:
-        found = compared(registry, *find_pair(registry, one, other, domain=domain, base=base))
-    first, second = found.one, found.other
-    document = describe_comparison(found, metrics)
-    differences = {name: each for name, each in found.differences.items() if name in document["differences"]}
+    with app.backend() as backend:
+        document = backend.compare(one, other, domain=domain, metrics=metrics, base=base)
+    first, second = EvaluationRecord.from_json(document["a"]), EvaluationRecord.from_json(document["b"])
 
     def show_all() -> None:
         click.echo(f"A: {_called(first)}\nB: {_called(second)}")
@@ -188,8 +181,8 @@ def compare(
             say(f"note: they were scored differently: {first.mode} and {second.mode}")
         rows = [
             [name, f"{first.metrics[name]['mean']:.3f}", f"{second.metrics[name]['mean']:.3f}",
-             f"{each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]", _verdict(name, each.low, each.high)]
-            for name, each in differences.items()
+             f"{each['mean']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]", _verdict(name, each["low"], each["high"])]
+            for name, each in document["differences"].items()
         ]  # fmt: skip
         table(["metric", "A", "B", "A minus B", ""], rows, empty="they have no metric in common")
 

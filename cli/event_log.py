@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..registry.catalog.event_text import brief_pairs
 from ..registry.errors import UsageError
-from ..registry.moments import moment
 from ..registry.signals import Stopped, exit_code
 from .app import App, example, json_option, pass_app
 from .console import NO_MORE, answer, page, say, table, tell
 
 if TYPE_CHECKING:
-    from ..registry import Event, Registry
-    from ..registry.catalog.events import EventFilter
+    from ..registry import Event
 
 SECONDS = 1.0  # between two looks for new events
 LIMIT, BEFORE = 50, 10  # past events that are shown: alone, and before the new ones
@@ -55,24 +51,19 @@ def log(app: App, limit: int | None, after: int | None, follow: bool, as_json: b
     """
     if follow and after is not None:
         raise UsageError("--after is a page of the past, and --follow is about what comes: one of them")
-    from ..registry.catalog.events import expect_kind
+    from ..engine.queries import EventQuery
 
-    with app.registry() as registry:
-        if wanted["domain"] not in (None, "spirit"):
-            registry.domains.get(wanted["domain"])
-        expect_kind(wanted["kind"])
-        if wanted["since"] is not None:
-            wanted["since"] = moment(wanted["since"], option="--since", of_day=datetime.min.time())
-        chosen: EventFilter = wanted  # pyright: ignore[reportAssignmentType]  the options have its names
+    query = EventQuery(**wanted)
+    with app.backend() as backend:
         if follow:
             try:
-                _follow(registry, chosen, limit or BEFORE, _write_json if as_json else _write_lines)
+                _follow(backend.follow_events(query, limit or BEFORE), _write_json if as_json else _write_lines)
             except Stopped:
                 raise
             except KeyboardInterrupt as error:  # how it ends
                 raise click.exceptions.Exit(exit_code(error)) from None
         limit = limit or LIMIT
-        found = registry.events.list(limit=limit + 1, after=after, **chosen)
+        found = backend.list_events(query, limit=limit + 1, after=after)
     rows = [[f"{e.created_at:%Y-%m-%d %H:%M:%S}", e.created_by, _what(e)] for e in found[:limit]]
 
     def show_rows() -> None:
@@ -88,18 +79,13 @@ def _what(event: Event) -> str:
     return ": ".join(filter(None, [f"{event.kind} {event.subject}", brief_pairs(event)]))
 
 
-def _follow(registry: Registry, wanted: EventFilter, count: int, write: Callable[[Sequence[Event]], None]) -> None:
-    """The last `count` events, and then each new one once, until the process is interrupted."""
-    from ..registry.catalog.following import EventFollower
-
-    following = EventFollower(registry.events, **wanted)
-    first = following.past(count)
-    write(first)
-    if not first:
+def _follow(looks: Iterator[Sequence[Event]], write: Callable[[Sequence[Event]], None]) -> None:
+    """What each look finds, the first of which is at the past, until the process is interrupted."""
+    if not (first := next(looks)):
         say("no such event yet")
-    while True:
-        time.sleep(SECONDS)
-        write(following.new())
+    write(first)
+    for found in looks:
+        write(found)
 
 
 def _write_json(events: Sequence[Event]) -> None:

@@ -137,9 +137,11 @@ def approve_adapter(app: App, ref: str, base: str | None, as_json: bool) -> None
 @pass_app
 def approve_build(app: App, id_: str, as_json: bool) -> None:
     """Approve a build that somebody else requested."""
-    with app.registry() as registry:
-        row = named_build(registry, id_)
-        names = registry.gates.approve_build(row.id)
+    from ..api.backend import LocalBackend
+
+    with LocalBackend(app.registry()) as backend:
+        row = named_build(backend, id_)
+        names = backend.gates.approve_build(row.id)
     answer(
         as_json, {"id": row.id, "approved_by": names}, lambda: say(f"build {row.id} is approved by {', '.join(names)}")
     )

@@ -108,7 +108,7 @@ def merge(
         given = {"dtype": mix.dtype} | given
     output = parse_output((recipe.output.model_dump(exclude_none=True) if recipe else {}) | given)
     says = mix or recipe
-    target, settings = new_folder(out), app.settings
+    target, settings = new_folder(out), app.here
     with ExitStack() as stack:
         inputs = stack.enter_context(closing(Inputs(app)))
         found = stack.enter_context(inputs.base(base))
@@ -123,12 +123,14 @@ def merge(
                     method=says.method if says else method or "linear",
                     options=says.options if says else dict(map(_option, options)),
                     output=output,
-                    device=device or app.settings.device,
+                    device=device or settings.device,
                     allow_base_mismatch=allow_base_mismatch,
                     allow_partial=allow_partial,
                     base_names=found.known_as,
                 ),
-                memory=DigestMemory(settings.own_folder("cache") / "digests") if settings.home.is_dir() else None,
+                memory=DigestMemory(settings.own_folder("cache") / "digests")
+                if settings.home.is_dir() and app.url is None
+                else None,
                 progress=bar.update,
             )
         except KeyboardInterrupt:

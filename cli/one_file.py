@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.errors import LocalOnlyError
 from .app import App, Interrupted, example, json_option, pass_app
 from .console import answer, progress, say, tell
 
 if TYPE_CHECKING:
+    from ..registry.declared.document import Document
     from ..registry.declared.outcomes import Outcome
 
 SIGNS = {"created": "+", "changed": "~", "failed": "!"}
 STDIN = "-"
+NOWHERE = Path("/beside-the-file")  # what relative paths are read as, to find them
 SHORT = 60  # characters of a value in a difference
 
 
@@ -41,10 +44,16 @@ def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     from ..engine.declared_versions import ways_of
     from ..registry.declared.applying import apply as apply_document
     from ..registry.declared.document import parse_document
-    from ..registry.declared.outcomes import described
+    from ..registry.declared.outcomes import Outcome, described
     from ..trainers.domains import DomainCheck
 
     data, name, folder, suffix = _read(source)
+    if app.url is not None:
+        _refuse_relative(parse_document(data, name=name, folder=NOWHERE, suffix=suffix))
+        with app.remote() as server:
+            found = server.apply(data, dry_run=dry_run)
+        _answer(found, [Outcome.from_json(each) for each in found["objects"]], dry_run, as_json)
+        return
     document = parse_document(data, name=name, folder=folder, suffix=suffix)
     outcomes: list[Outcome] = []
     try:
@@ -57,10 +66,26 @@ def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
         if not as_json:
             _show(outcomes, dry_run, nothing="nothing was done yet")
         raise Interrupted("run the same command again: it does what is left", error) from None
-    found = described(outcomes, dry_run)
+    _answer(described(outcomes, dry_run), outcomes, dry_run, as_json)
+
+
+def _answer(found: Mapping[str, Any], outcomes: list[Outcome], dry_run: bool, as_json: bool) -> None:
     answer(as_json, found, lambda: _show(outcomes, dry_run))
     if found["counts"].get("failed"):
         raise click.exceptions.Exit(1)
+
+
+def _refuse_relative(document: Document) -> None:
+    """An absolute path is the server's own, as an export of it has them. Raises LocalOnlyError for a file beside this one."""
+    paths = [path for each in document.domains for path in (each.data,)]
+    paths += [path for each in (*document.bases, *document.adapters) for path in (each.files, each.source)]
+    paths += [each.file for each in document.recipes]
+    for path in paths:
+        if path is not None and path.startswith(str(NOWHERE)):
+            beside = path.removeprefix(str(NOWHERE)).lstrip("/")
+            raise LocalOnlyError.of(
+                f"{beside!r}, a path beside the file,", hint="`base add`, `domain add` and `adapter add` send folders"
+            )
 
 
 def _read(source: str) -> tuple[bytes, str, Path, str]:
@@ -138,15 +163,15 @@ def export(app: App, as_json: bool) -> None:
     Applied to an empty registry it gives the same digests, versions, aliases and policies; builds and events are not in it. The files of
     bases and adapters are named by their place in this registry's store.
     """
-    from ..registry.declared.exporting import export as export_registry
     from ..registry.declared.exporting import to_json, to_yaml
 
-    with app.registry() as registry:
-        content = export_registry(registry)
-        left_out = [*registry.serving.aliases(), *registry.serving.pinned()]
+    with app.backend() as backend:
+        content = backend.export()
+        marks = backend.marks()
     click.echo((to_json if as_json else to_yaml)(content), nl=False)
-    if left_out:
+    if marks != 0:
+        count = "" if marks is None else f", of which there are {marks},"
         say(
-            f"note: aliases and pins of builds, of which there are {len(left_out)}, are not in the file, for builds are not;"
+            f"note: aliases and pins of builds{count} are not in the file, for builds are not;"
             " where it is applied, build again and `build promote`"
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import RecCocktailError, UsageError
+from ..registry.errors import LocalOnlyError, RecCocktailError, UsageError
 from ..registry.store.room import NO_ROOM, lacks_room
 from .app import App, base_option, example, json_option, paging_options, pass_app
-from .builds import about_choice, say_chosen
+from .builds import say_chosen
 from .console import NO_MORE, alarm, answer, counted, details, page, printable, say, size, table, warn
 from .display import begin_line, working
 
@@ -98,6 +99,12 @@ def publish(
 
     if repo is not None:
         check_names(repo, tag)
+    if app.url is not None:
+        _refuse_local(stale, card_template, key)
+        wanted = {"what": what, "to": repo, "base": base, "private": private, "tag": tag, "license": license_id,
+                  "rebase": rebase, "replace": replaces, "strip_users": strip_users, "offline": offline}  # fmt: skip
+        _publish_by_server(app, wanted, dry_run=dry_run, as_json=as_json)
+        return
     options = PublishOptions(
         repo,
         parse(license_id) if license_id else None,
@@ -124,6 +131,33 @@ def publish(
     answer(as_json, done.to_json() | choice, lambda: None)
 
 
+def _refuse_local(stale: bool, *files: Path | None) -> None:
+    """Raises LocalOnlyError for what a server does not do for others."""
+    if stale:
+        raise LocalOnlyError.of("--stale", hint="name the domains one by one: publish DOMAIN --to ORG/NAME")
+    if any(files):
+        raise LocalOnlyError.of("--card-template or --sign", hint="leave it out: a file of yours is not sent")
+
+
+def _publish_by_server(app: App, wanted: Mapping[str, Any], *, dry_run: bool, as_json: bool) -> None:
+    with app.remote() as server:
+        document = server.publish(wanted, dry_run=dry_run)
+    place = f"{document['build'] or document['adapter']} to {document['repo']}"
+
+    def show() -> None:
+        if not dry_run:
+            say(f"published: {place} at commit {document['revision']}")
+            return
+        for path in document["removed"]:
+            alarm(f"- would remove {path}")
+        rows = [[each["path"], size(each["bytes"]), each["change"] or "not compared"] for each in document["files"]]
+        table(["file", "size", "change"], rows, right=("size",), empty="no files")
+        click.echo(printable(document["card"], indent=""))
+        say(f"dry run: {place}, {size(document['bytes'])}; nothing was sent")
+
+    answer(as_json, document, show)
+
+
 def _is_given(option: str) -> bool:
     source = click.get_current_context().get_parameter_source(option)
     return source not in (None, click.core.ParameterSource.DEFAULT)
@@ -131,13 +165,16 @@ def _is_given(option: str) -> bool:
 
 def _subject(registry: Registry, text: str, base: str | None) -> tuple[Build | Adapter, dict[str, Any]]:
     """What is published, and for a domain, why its build is that one."""
+    from ..engine.documents import describe_choice
     from ..publishing.release import find_subject
+    from ..registry import Build
 
     subject, found = find_subject(registry, text, base=base)
-    if found is None:
+    if found is None or not isinstance(subject, Build):
         return subject, {}
-    say_chosen(text, found)
-    return subject, about_choice(found)
+    choice = describe_choice(found)
+    say_chosen(text, subject.id, choice)
+    return subject, choice
 
 
 def _send(registry: Registry, release: Release) -> Publication:
@@ -276,8 +313,8 @@ def list_(app: App, domain: str | None, repo: str | None, limit: int, after: str
     """List publications, newest first."""
     if after is not None and not after.isdecimal():
         raise UsageError(f"--after {after!r} is no publication's number")
-    with app.registry() as registry:
-        rows = registry.publications.list(domain, repo=repo, limit=limit + 1, after=int(after) if after else None)
+    with app.backend() as backend:
+        rows = backend.publications.list(domain, repo=repo, limit=limit + 1, after=int(after) if after else None)
 
     def show_rows() -> None:
         shown = [
@@ -300,10 +337,9 @@ def show(app: App, what: str, as_json: bool) -> None:
     """Show a publication and its files.
 
     For a repository, its newest publication."""
-    with app.registry() as registry:
-        row = registry.publications.get(what)
-    files = [{"path": path, "sha256": digest} for path, digest in sorted((row.files or {}).items())]
-    document = row.to_json() | {"files": files, "options": dict(row.options or {})}
+    with app.backend() as backend:
+        document = backend.describe_publication(what)
+    files = document["files"]
 
     def show_one() -> None:
         details({k: v for k, v in document.items() if k != "files"})
@@ -352,6 +388,8 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
             recorded = commit is not None and any(
                 row.revision == commit for row in registry.publications.of_repo(source)
             )
+    except LocalOnlyError:
+        raise
     except RecCocktailError as error:
         warn(f"the registry could not be read: {error}")
         recorded = None

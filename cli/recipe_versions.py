@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..registry.catalog.content_changes import differences, in_words
 from ..registry.errors import UsageError
-from .app import App
 from .console import answer, printable, say, table
 
 if TYPE_CHECKING:
+    from ..api.remote_nouns import RemoteRecipes
     from ..registry.catalog.recipes import Recipes, RecipeVersion
+
+
+T = TypeVar("T")
 
 
 def show_added(added: RecipeVersion, users: Mapping[str, Sequence[str]], as_json: bool) -> None:
@@ -35,7 +39,7 @@ def show_added(added: RecipeVersion, users: Mapping[str, Sequence[str]], as_json
     answer(as_json, added.to_json() | {"created": added.created, "domains_on_other_versions": older}, show)
 
 
-def show_log(kept: Recipes, name: str, as_json: bool) -> None:
+def show_log(kept: Recipes | RemoteRecipes, name: str, as_json: bool) -> None:
     """The versions, the newest first: who, when, and what each changed."""
     versions = kept.log(name)
     users = kept.users() if kept.kind == "recipe" else {}
@@ -65,7 +69,7 @@ def show_log(kept: Recipes, name: str, as_json: bool) -> None:
     answer(as_json, document, lambda: table(columns, rows, spare=("note", "by"), empty=""))
 
 
-def newest_two(kept: Recipes, name: str) -> tuple[str, str]:
+def newest_two(kept: Recipes | RemoteRecipes, name: str) -> tuple[str, str]:
     """The version before the newest, and the newest. Raises UsageError where there is one alone."""
     versions = kept.log(name)
     if len(versions) < 2:
@@ -88,14 +92,12 @@ def show_difference(names: tuple[str, str], before: Mapping[str, Any], after: Ma
     answer(as_json, {"before": names[0], "after": names[1], "changes": found}, show)
 
 
-def with_registry_if_any(app: App) -> Any:
-    """The registry in a `with`, or None in one, which is reported, where it cannot be opened: what ships needs none."""
-    from contextlib import nullcontext
-
+def if_any(opened: Callable[[], AbstractContextManager[T]]) -> AbstractContextManager[T | None]:
+    """What is opened, or None, which is reported, where there is no registry: what ships needs none."""
     from ..registry.errors import DatabaseError, StoreError
 
     try:
-        return app.registry()
+        return opened()
     except (DatabaseError, StoreError) as error:
         say(f"only what ships: {error}")
         return nullcontext()

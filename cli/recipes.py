@@ -11,10 +11,10 @@ from ..registry.errors import UsageError
 from .adapters import key_values
 from .app import App, example, json_option, pass_app
 from .console import answer, say, short, table
-from .recipe_versions import newest_two, show_added, show_difference, show_log, with_registry_if_any
+from .recipe_versions import if_any, newest_two, show_added, show_difference, show_log
 
 if TYPE_CHECKING:
-    from ..engine.recipes import Recipe
+    pass
 
 
 @click.group(epilog=example("reccocktail recipe show default", "reccocktail recipe add house house.yaml"))
@@ -38,11 +38,9 @@ def add(app: App, name: str, file: Path, note: str | None, as_json: bool) -> Non
     A file that says what a version says already adds nothing. The registry keeps the content: the file may change or go.
     A prompt template that the recipe names by its path is read in, too.
     """
-    from ..engine.recipe_book import add_recipe
-
-    with app.registry() as registry:
-        added = add_recipe(registry, name, file.expanduser(), note=note, say=say)
-        users = registry.recipes.users()
+    with app.backend() as backend:
+        added = backend.add_recipe(name, file.expanduser(), note=note, say=say)
+        users = backend.recipes.users()
     show_added(added, users, as_json)
 
 
@@ -53,8 +51,8 @@ def list_(app: App, as_json: bool) -> None:
     """List recipes: yours, and those that ship."""
     from ..engine.documents import describe_recipes
 
-    with with_registry_if_any(app) as registry:
-        document = describe_recipes(registry)
+    with if_any(app.backend) as backend:
+        document = backend.describe_recipes() if backend else describe_recipes(None)
     rows = [[d["ref"], len(d["domains"]) or None, d["summary"]] for d in document]
     answer(as_json, document, lambda: table(["name", "domains", "what it does"], rows, right=("domains",), empty=""))
 
@@ -67,19 +65,19 @@ def show(app: App, name: str, as_json: bool) -> None:
     """Print a recipe with its defaults, as YAML."""
     import yaml
 
-    content = _found(app, name).complete()
+    content = _found(app, name)
     answer(as_json, content, lambda: click.echo(yaml.safe_dump(content, sort_keys=False).rstrip()))
 
 
-def _found(app: App, name: str) -> Recipe:
-    """By its name, version or file; what ships and files need no registry."""
-    from ..engine.recipe_book import find_recipe, is_file_name
+def _found(app: App, name: str) -> dict[str, Any]:
+    """With its defaults, by its name, version or file; what ships and files need no registry."""
+    from ..engine.recipe_book import is_file_name
     from ..engine.recipes import SHIPPED, load_recipe
 
     if name in SHIPPED or is_file_name(name):
-        return load_recipe(name)
-    with app.registry() as registry:
-        return find_recipe(registry, name)
+        return load_recipe(name).complete()
+    with app.backend() as backend:
+        return backend.recipe(name)
 
 
 @recipe.command(epilog=example("reccocktail recipe log house"))
@@ -90,8 +88,8 @@ def log(app: App, name: str, as_json: bool) -> None:
     """Show who changed a recipe, when and how.
 
     With the domains that use each version."""
-    with app.registry() as registry:
-        show_log(registry.recipes, name, as_json)
+    with app.backend() as backend:
+        show_log(backend.recipes, name, as_json)
 
 
 @recipe.command(
@@ -111,10 +109,9 @@ def diff(app: App, before: str, after: str | None, as_json: bool) -> None:
     With one NAME: between its newest version and the one before.
     """
     if after is None:
-        with app.registry() as registry:
-            before, after = newest_two(registry.recipes, before)
-    one, other = _found(app, before), _found(app, after)
-    show_difference((before, after), one.complete(), other.complete(), as_json)
+        with app.backend() as backend:
+            before, after = newest_two(backend.recipes, before)
+    show_difference((before, after), _found(app, before), _found(app, after), as_json)
 
 
 @recipe.command(epilog=example("reccocktail recipe check my.yaml"))

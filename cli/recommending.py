@@ -11,7 +11,7 @@ import click
 
 from ..registry.errors import UsageError
 from .app import App, base_option, example, json_option, pass_app
-from .builds import about_choice, say_chosen
+from .builds import say_chosen
 from .candidates import about_candidates, say_of_list, where_from
 from .console import answer, progress, say, table
 from .index_recommending import tell_by_index
@@ -153,6 +153,8 @@ def _score(text: str | None) -> Score | None:
 
 def _document(found: Recommendations, count: int) -> dict[str, Any]:
     """The first `count` of each list; in the build's, each item's rank in the others."""
+    from ..engine.documents import describe_choice
+
     build, ranks = found.build, [{item.item_id: item.rank for item in each.items} for each in found.lists]
     candidates = found.candidates
     return {
@@ -162,7 +164,7 @@ def _document(found: Recommendations, count: int) -> dict[str, Any]:
             "digest": build.digest,
             "base": build.base,
             "outcome": found.outcome,
-            **(about_choice(found.choice) if found.choice else {}),
+            **(describe_choice(found.choice) if found.choice else {}),
         },
         "score": str(found.score),
         "score_from": found.score_origin,
@@ -198,7 +200,9 @@ def _say_about(found: Recommendations) -> None:
     """Which build, score and candidates, and what was read otherwise than it is written."""
     candidates, build = found.candidates, found.build
     if found.choice is not None:
-        say_chosen(build.domain, found.choice)
+        from ..engine.documents import describe_choice
+
+        say_chosen(build.domain, build.id, describe_choice(found.choice))
     if found.outcome == "parent":
         say(f"build {build.id} is one adapter alone, for no mix was shown to be as good")
     unknown = [item.title for item in found.history if not item.item_id]

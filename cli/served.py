@@ -18,8 +18,9 @@ from .console import NO_MORE, answer, details, page, say, table, tell, warn
 
 if TYPE_CHECKING:
     from ..engine.building.rollback import Rollback
-    from ..registry import Build, Registry
+    from ..registry import Build
     from ..registry.catalog.serving import BuildAlias, Move
+    from .app import Backend
 
 why_option = click.option("--why", metavar="TEXT", help="The reason, kept with the event.")
 
@@ -62,11 +63,11 @@ def alias(
         raise UsageError("--why belongs to setting an alias")
     if override is not None and not remove:
         raise UsageError("--override belongs to --remove", hint='reccocktail build promote ID --override "why"')
-    with app.registry() as registry:
+    with app.backend() as backend:
         if name is None:
-            found = registry.serving.remove(id_, base=base, override=override)
+            found = backend.serving.remove(id_, base=base, override=override)
         else:
-            found = registry.serving.alias(id_, name, base=base, why=why)
+            found = backend.serving.alias(id_, name, base=base, why=why)
     has = "no longer has" if name is None else "has"
     message = f"build {found.build} {has} the alias {found.domain}@{found.alias}"
     answer(as_json, found.to_json(), lambda: say(message))
@@ -87,17 +88,14 @@ def promote(
     `resolve DOMAIN --merged`, `publish DOMAIN` and `status` then mean this build. `rollback DOMAIN` goes back.
     Where the domain has a gate (`reccocktail domain gate`), the build has to pass it.
     """
-    from ..engine.gates import promote as promote_build
     from ..engine.recipe_book import DEFAULT
 
-    with app.registry() as registry:
-        rows = {row.id: row for row in (registry.builds.get(_id(registry, each, base)) for each in ids)}
-        moved = []
-        for row in rows.values():
-            moved.append(promote_build(registry, row, why=why, override=override))
+    with app.backend() as backend:
+        rows = {row.id: row for row in (backend.builds.get(_id(backend, each, base)) for each in ids)}
+        moved = [backend.promote(row, why=why, override=override) for row in rows.values()]
         for each in moved:
             if not (row := rows[each.build]).own_recipe:
-                warn(_about_trial(row, registry.domains.get(row.domain).recipe or DEFAULT))
+                warn(_about_trial(row, backend.domains.get(row.domain).recipe or DEFAULT))
     document = [each.to_json() for each in moved]
     answer(as_json, document if len(ids) > 1 else document[0], lambda: _say_served(moved))
 
@@ -115,8 +113,8 @@ def _say_served(moved: Sequence[BuildAlias]) -> None:
         say(f"{each.domain} serves build {each.build} ({each.alias}, base model {each.base})")
 
 
-def _id(registry: Registry, text: str, base: str | None) -> str:
-    return registry.serving.resolve(text, base=base).build if "@" in text else text
+def _id(backend: Backend, text: str, base: str | None) -> str:
+    return backend.serving.resolve(text, base=base).build if "@" in text else text
 
 
 @build.command(epilog=example("reccocktail build pin 660d4 660d5", "reccocktail build pin 660d4 --undo"))
@@ -130,10 +128,10 @@ def pin(app: App, ids: tuple[str, ...], undo: bool, as_json: bool) -> None:
     `store gc --builds-older-than` leaves them.
     """
     done, refused = [], 0
-    with app.registry() as registry:
-        for id_ in dict.fromkeys(named_build(registry, each).id for each in ids):
+    with app.backend() as backend:
+        for id_ in dict.fromkeys(named_build(backend, each).id for each in ids):
             try:
-                done.append(registry.serving.pin(id_, undo=undo))
+                done.append(backend.serving.pin(id_, undo=undo))
             except ConflictError as error:
                 if len(ids) == 1:
                     raise
@@ -195,8 +193,8 @@ def history(app: App, ref: str, base: str | None, limit: int, after: int | None,
     name = Reference.parse(ref)
     if name.version is not None:
         raise UsageError(f"{ref!r} names an adapter", hint="write DOMAIN, or DOMAIN@ALIAS")
-    with app.registry() as registry:
-        found = registry.serving.history(name.name, alias=name.alias, base=base, limit=limit + 1, after=after)
+    with app.backend() as backend:
+        found = backend.serving.history(name.name, alias=name.alias, base=base, limit=limit + 1, after=after)
     empty = f"no build of {ref} has had an alias" if after is None else NO_MORE
 
     def show() -> None:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import ConflictError, NotFoundError, UsageError
+from ..registry.errors import ConflictError, LocalOnlyError, NotFoundError, UsageError
 from .app import App, base_option, example, json_option, pass_app
-from .builds import about_choice, new_folder, say_chosen
+from .builds import new_folder, say_chosen
 from .console import answer, printable, say
 
 if TYPE_CHECKING:
-    from ..registry import Build, Registry
-    from ..serving.resolve import Servable
+    from ..registry import Build
+    from ..serving.resolve import Resizing
+    from .app import Backend
 
 
 @click.command(
@@ -52,11 +53,11 @@ def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, ba
         raise UsageError(
             "--format peft writes a folder, the other formats none", hint="-o DIR belongs to --format peft"
         )
-    with app.registry() as registry:
+    with app.backend() as backend:
         if merged:
-            document, lines = _merged(registry, ref, format_, base)
+            document, lines = _merged(backend, ref, format_, base)
         else:
-            document, lines = _adapter(registry, ref, format_, out, base)
+            document, lines = _adapter(backend, ref, format_, out, base)
 
     def show() -> None:
         for line in lines:
@@ -66,27 +67,33 @@ def resolve(app: App, ref: str, format_: str, merged: bool, out: Path | None, ba
 
 
 def _adapter(
-    registry: Registry, ref: str, format_: str, out: Path | None, base: str | None
+    backend: Backend, ref: str, format_: str, out: Path | None, base: str | None
 ) -> tuple[dict[str, Any], list[str]]:
+    from ..api.remote_backend import RemoteBackend
     from ..serving import resolve as serving
 
     target = None if out is None else new_folder(out)
-    found = serving.find(registry, ref, base=base)
+    if format_ != "path" and isinstance(backend, RemoteBackend):
+        raise LocalOnlyError.of(f"--format {format_}", hint="--format path; its base model is on the server")
+    located = backend.locate(ref, base=base)
+    origin, found = located.origin, located.servable
     about = {
         "kind": "adapter",
-        "adapter": None if found.origin.build else found.origin.ref,
-        "build": found.origin.build,
-        "base": found.origin.base,
-        "digest": found.origin.digest,
+        "adapter": None if origin.build else origin.ref,
+        "build": origin.build,
+        "base": origin.base,
+        "digest": origin.digest,
     }
+    if format_ == "path" or found is None or isinstance(backend, RemoteBackend):
+        about["path"] = str(located.folder)
+        return about | _resized(located.resizing) | _classified(located.folder), [str(located.folder)]
+    registry = backend.registry
     if target is not None:
         model = serving.write_for_peft(registry, found, target)
         say(f"{found.origin.ref} is in {target}, for the base model in {model}")
         about |= {"path": str(target), "base_model_name_or_path": str(model)}
-        return about | _resized(registry, found) | _classified(found.folder), [str(target)]
+        return about | _resized(located.resizing) | _classified(found.folder), [str(target)]
     about["path"] = str(found.folder)
-    if format_ == "path":
-        return about | _resized(registry, found) | _classified(found.folder), [str(found.folder)]
     module, command = serving.vllm_command(registry, found, ref)
     if found.is_uneven:
         say(f"{found.origin.ref} has a rank_pattern or an alpha_pattern: vLLM 0.32 supports it, older versions may not")
@@ -105,21 +112,16 @@ def _classified(folder: Path) -> dict[str, Any]:
     return {"auto_class": loaded}
 
 
-def _resized(registry: Registry, found: Servable) -> dict[str, Any]:
+def _resized(resizing: Resizing | None) -> dict[str, Any]:
     """Says what has to be done to the base model first; what a program reads of it."""
-    from ..serving import resolve as serving
-
-    resizing = serving.resizing(registry, found)
     if resizing is None:
         return {}
     say(f"{resizing}: {resizing.way}")
     return {"resize_token_embeddings": resizing.after, "base_vocabulary": resizing.before}
 
 
-def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
+def _merged(backend: Backend, domain: str, format_: str, base: str | None) -> tuple[dict[str, Any], list[str]]:
     """The build that the domain serves, or that has the alias or id."""
-    from ..engine.building.freshness import chosen
-    from ..engine.building.planning import result_folder
     from ..registry.catalog.references import SPIRIT, Reference
 
     ref = Reference.parse(domain)
@@ -133,31 +135,29 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
             "a merged checkpoint is no adapter", hint="--format path, for transformers and any other engine"
         )
     if ref.alias is not None:
-        found, build = None, registry.builds.get(registry.serving.resolve(domain, base=base).build)
+        choice, build = {}, backend.builds.get(backend.serving.resolve(domain, base=base).build)
     else:
         try:
-            registry.domains.get(domain)
+            backend.domains.get(domain)
         except NotFoundError:
-            found, build = None, _build(registry, domain, base)
+            choice, build = {}, _build(backend, domain, base)
         else:
-            found = chosen(registry, domain, base=base)
-            build = found.build
-    assert build is not None
+            build, choice = backend.choose(domain, base=base)
     if build.recipe.get("output", {}).get("format") == "adapter":
         raise ConflictError(
             f"build {build.id} of {domain!r} made an adapter, not a checkpoint",
             hint=f"reccocktail resolve {domain}" if ref.alias else f"reccocktail build export {build.id} DIR",
         )
-    folder = result_folder(registry, build)
-    if found is not None:
-        say_chosen(domain, found)
+    folder = backend.build_folder(build)
+    if choice:
+        say_chosen(domain, build.id, choice)
     about = {
         "kind": "checkpoint",
         "build": build.id,
         "base": build.base,
         "digest": build.digest,
         "path": str(folder),
-        **(about_choice(found) if found else {}),
+        **choice,
     }
     about |= _classified(folder)
     if format_ == "path":
@@ -166,10 +166,10 @@ def _merged(registry: Registry, domain: str, format_: str, base: str | None) -> 
     return about | {"command": command}, [shlex.join(command)]
 
 
-def _build(registry: Registry, text: str, base: str | None) -> Build:
+def _build(backend: Backend, text: str, base: str | None) -> Build:
     """The build whose id begins so. Raises NotFoundError, also for one on another base model."""
     try:
-        build = registry.builds.get(text)
+        build = backend.builds.get(text)
     except NotFoundError:
         raise NotFoundError(
             f"there is no domain and no build {text!r}",

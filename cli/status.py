@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +16,7 @@ from .gates import asked
 from .status_screen import fits, grouped, summary, with_names
 
 if TYPE_CHECKING:
-    from ..engine.standing_figures import StandingFigures
-    from ..publishing.outdated import Overview
+    from ..registry.catalog.evaluations import EvaluationRecord
 
 STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
 TROUBLED = ("stale", "blocked", "failed")
@@ -52,23 +51,20 @@ def status(app: App, domain: str | None, states: tuple[str, ...], at: str | None
             raise UsageError("--at is about the past, and --state and --check about now: one of them")
         _show_past(app, at, domain, as_json)
         return
-    from ..publishing.status import is_in, status_of
-
-    with app.registry() as registry:
-        found = status_of(registry, domain)
-    document = [entry for entry in found.entries if not states or is_in(entry, states)]
+    with app.backend() as backend:
+        document = backend.status(domain, states)
+        every = [] if domain is None or as_json else _measured(backend.evaluations.get, document)
     empty = "no domain yet; `reccocktail domain add NAME`" if not states else "no domain is in that state"
-    every = None if domain is None else found.figures[domain]
-    answer(as_json, document, lambda: _show(document, found.overview, empty, every))
-    if check and any(is_in(entry, TROUBLED) for entry in document):
+    answer(as_json, document, lambda: _show(document, empty, None if domain is None else every))
+    if check and any(_is_troubled(entry) for entry in document):
         raise click.exceptions.Exit(1)
 
 
 def _show_past(app: App, at: str, domain: str | None, as_json: bool) -> None:
     """What was served then, since when, and who had decided it."""
     when = moment(at)
-    with app.registry() as registry:
-        found = registry.serving.served_at(when, domain)
+    with app.backend() as backend:
+        found = backend.serving.served_at(when, domain)
 
     def show() -> None:
         rows = [[m.domain, m.base, m.alias, m.build, f"{m.at:%Y-%m-%d %H:%M:%S}", m.by] for m in found]
@@ -86,13 +82,28 @@ def _figure(measured: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _show_every(figures: StandingFigures) -> None:
-    """All metrics of one domain's champion and of what it serves."""
+def _is_troubled(entry: Mapping[str, Any]) -> bool:
+    return entry["state"] in TROUBLED or entry["failed"] is not None
+
+
+def _measured(
+    get: Callable[[int], EvaluationRecord], document: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, EvaluationRecord]]:
+    """What was measured of each domain's champion and of what it serves, and by which metric it counts."""
+    return [
+        (what, entry["measured"]["metric"], get(entry["measured"][what]["id"]))
+        for entry in document
+        for what in ("champion", "served")
+        if entry["measured"][what] is not None
+    ]
+
+
+def _show_every(measured: Sequence[tuple[str, str, EvaluationRecord]]) -> None:
+    """All metrics, that which counts first."""
     rows = [
         [what, row.label, name, figure(row, name), row.users, row.id, f"{row.created_at:%Y-%m-%d}"]
-        for what, row in (("champion", figures.champion), ("served", figures.served))
-        if row is not None
-        for name in sorted(row.metrics, key=lambda name: name != figures.metric)
+        for what, metric, row in measured
+        for name in sorted(row.metrics, key=lambda name: name != metric)
     ]
     if rows:
         columns = ["", "system", "metric", "mean", "users", "evaluation", "created"]
@@ -100,15 +111,18 @@ def _show_every(figures: StandingFigures) -> None:
 
 
 def _show(
-    document: Sequence[Mapping[str, Any]], found: Overview, empty: str, figures: StandingFigures | None = None
+    document: Sequence[Mapping[str, Any]],
+    empty: str,
+    measured: Sequence[tuple[str, str, EvaluationRecord]] | None = None,
 ) -> None:
+    """`measured` of one domain alone."""
     columns = ["domain", "spirit", "ingredient", "build", "state", "measured", "published"]
     rows = [[_version_alone(e[c]) if c in columns[1:3] else e[c] for c in columns] for e in document]
     for row, entry in zip(rows, document, strict=True):
         row[5] = _figure(entry["measured"])
         if entry["publication"] == "stale":
             row[-1] = f"{row[-1]} (stale)"
-    lines = [*_reasons(document), *grouped(document, lambda entry: _remarks([entry], found))]
+    lines = [*_reasons(document), *grouped(document, lambda entry: _remarks([entry]))]
     if fits(len(rows), lines):
         table(columns, rows, empty=empty, spare=("published", "measured", "build", "spirit", "ingredient"))
     else:
@@ -117,7 +131,7 @@ def _show(
         say(f"({len(rows)} domains, grouped to fit the screen: `status NAME`, --state or a pipe show each)")
     for line in lines:
         tell(line)
-    if figures is None:
+    if measured is None:
         return
     for entry in document:
         if gate := entry["gate"]:
@@ -126,7 +140,7 @@ def _show(
             where = f"build {index['build']}" if index["build"] else "the bundle"
             tell(f"{index['adapter']} answers by the index in {where}, which is {index['state']}")
     if document:
-        _show_every(figures)
+        _show_every(measured)
 
 
 def _reasons(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -142,7 +156,7 @@ def _reasons(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield with_names(f"{len(names)} are {state}: {reasons}", names)
 
 
-def _remarks(document: Sequence[Mapping[str, Any]], found: Overview) -> Iterator[str]:
+def _remarks(document: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for entry in document:
         name = entry["domain"]
         for build in entry["pending"]:
@@ -165,10 +179,9 @@ def _remarks(document: Sequence[Mapping[str, Any]], found: Overview) -> Iterator
             )
         if entry["trial"]:
             yield f"{name}: build {entry['trial']}, the newest, is by another recipe than the domain's own"
-        if entry["publication"] == "stale":
-            build, last = found.behind[name].build, found.behind[name].last
+        if (behind := entry["behind"]) is not None:
             yield (
-                f"{last.domain} was published to {last.repo} as build {last.build}, and it serves build {build.id};"
+                f"{name} was published to {behind['repo']} as build {behind['build']}, and it serves build {behind['serves']};"
                 " `reccocktail publish --stale`"
             )
 

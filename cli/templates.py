@@ -9,7 +9,7 @@ import click
 
 from .app import App, example, json_option, pass_app
 from .console import answer, table
-from .recipe_versions import newest_two, show_added, show_difference, show_log, with_registry_if_any
+from .recipe_versions import if_any, newest_two, show_added, show_difference, show_log
 
 if TYPE_CHECKING:
     from ..tasks import Template
@@ -45,7 +45,7 @@ def list_(app: App, as_json: bool) -> None:
     """List templates: yours, and those that ship."""
     from ..tasks import load_template, shipped_templates
 
-    with with_registry_if_any(app) as registry:
+    with if_any(app.registry) as registry:
         own = registry.templates.list() if registry else []
     document = [{"name": v.name, "ref": v.ref, "note": v.note, "digest": v.digest} for v in own]
     document += [

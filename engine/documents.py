@@ -12,6 +12,7 @@ from ..registry.errors import UsageError
 from .building.lineage import trace
 
 if TYPE_CHECKING:
+    from .building.freshness import Freshness
     from .records import RecordedComparison
 
 MOST_SHOWN = 10  # evaluations of one system, beside other things
@@ -63,6 +64,18 @@ def evaluations_of_build(registry: Registry, build: Build) -> list[EvaluationRec
         return []
     weights = weights_of_build(build, registry.bases.get(build.base).digest)
     return registry.evaluations.list(EvaluationFilter(weights=weights), limit=MOST_SHOWN + 1)
+
+
+def describe_choice(found: Freshness) -> dict[str, Any]:
+    """Which build a domain means and why."""
+    return {
+        "state": found.state,
+        "reasons": list(found.reasons),
+        "why": found.why,
+        "served": found.served and found.served.to_json(),
+        "ready": found.ready.id if found.ready else None,
+        "trial": found.trial.id if found.trial else None,
+    }
 
 
 def describe_recipes(registry: Registry | None) -> list[dict[str, Any]]:

@@ -72,7 +72,14 @@ def _entry(found: Overview, name: str, unsettled: Sequence[Build]) -> dict[str, 
         "published": f"{last.repo}@{last.revision[:12]}" if last else None,
         # of all repositories that the domain was published to
         "publication": None if last is None else "stale" if name in found.behind else "fresh",
+        "behind": _behind(found, name),
     }
+
+
+def _behind(found: Overview, name: str) -> dict[str, Any] | None:
+    """The repository that has another build than the one that is served; None without one."""
+    each = found.behind.get(name)
+    return each and {"repo": each.last.repo, "build": each.last.build, "serves": each.build.id}
 
 
 def _with_indexes(entry: Mapping[str, Any], indexes: Sequence[IndexFreshness]) -> dict[str, Any]:

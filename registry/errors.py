@@ -20,6 +20,19 @@ class UsageError(RecCocktailError):
     code = "usage"
 
 
+class LocalOnlyError(UsageError):
+    """What is asked for needs the files of this machine's registry, and a server was named."""
+
+    code = "local_only"
+
+    @classmethod
+    def of(cls, what: str, *, hint: str | None = None) -> LocalOnlyError:
+        return cls(
+            f"{what} runs on this machine's files only, and RECCOCKTAIL_URL names a server",
+            hint=hint or "run it where the registry is, without RECCOCKTAIL_URL",
+        )
+
+
 class InvalidReferenceError(UsageError):
     """The text is not `NAME`, `NAME@vN` or `NAME@ALIAS`."""
 

@@ -32,6 +32,7 @@ class TooLargeError(RecCocktailError):
 
 STATUSES = {
     "usage": 400,
+    "local_only": 400,
     "invalid_reference": 400,
     "webhook_target": 400,
     "unauthenticated": 401,

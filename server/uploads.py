@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..registry.errors import ConflictError, InvalidArtifactError, NotFoundError
+from ..registry.digests import digest_of_json
+from ..registry.errors import ConflictError, InvalidArtifactError, NotFoundError, StoreError
 from ..registry.filenames import check_file_names
 from ..registry.ownership import private_folder
 from .errors import TooLargeError
@@ -100,6 +101,19 @@ class Uploads:
                     f"{file.path} has the SHA-256 {found}, and {file.sha256} was announced", hint="begin a new upload"
                 )
         return place / "files"
+
+    def keep(self, id_: str, actor: str, folder: Path) -> Path:
+        """Moves the files of a complete upload into a folder of their own below `folder`, named by what they are; equal ones are there once."""
+        place, files = self._found(id_, actor)
+        said = sorted((each.path, each.sha256) for each in files)
+        target = folder / digest_of_json(said).removeprefix("sha256:")[:32]
+        private_folder(folder)
+        with suppress(OSError):  # it is there already
+            (place / "files").rename(target)
+        if not target.is_dir():
+            raise StoreError(f"{target} cannot be made", hint="is there room, and may the server write there?")
+        shutil.rmtree(place, ignore_errors=True)
+        return target
 
     def remove(self, id_: str, actor: str) -> None:
         """Raises NotFoundError."""

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,7 @@ _postgres = _beside("postgres")
 _terminal = _beside("terminal")
 _tiny = _beside("tiny")
 _warm = _beside("warm")
+_web_server = _beside("web_server")
 _webhook_receiver = _beside("webhook_receiver")
 
 _one_thread = _tiny._one_thread
@@ -45,6 +47,13 @@ postgres = _postgres.postgres
 make_bundle = _tiny.make_bundle
 make_bi_tuning = _bi_tunings.make_bi_tuning
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """(application): the address at which a browser or another client finds it."""
+    with ExitStack() as opened:
+        yield lambda app: opened.enter_context(_web_server.served(app))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import_graph = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(import_graph)
 
 MAY_IMPORT = {
-    "api": {"registry", "tasks", "engine", "publishing"},
+    "api": {"registry", "tasks", "engine", "publishing", "serving", "trainers"},
     "registry": set(),
     "tasks": set(),
     "networks": {"tasks"},
@@ -24,7 +24,18 @@ MAY_IMPORT = {
     "publishing": {"registry", "tasks", "engine"},
     "serving": {"registry", "tasks"},
     "trainers": {"registry", "tasks", "networks"},
-    "cli": {"registry", "tasks", "networks", "engine", "publishing", "serving", "server", "trainers", "migrations"},
+    "cli": {
+        "api",
+        "registry",
+        "tasks",
+        "networks",
+        "engine",
+        "publishing",
+        "serving",
+        "server",
+        "trainers",
+        "migrations",
+    },
     "server": {"registry", "tasks", "networks", "engine", "publishing", "serving", "trainers"},
     "migrations": {"registry"},
 }

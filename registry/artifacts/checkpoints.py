@@ -22,6 +22,13 @@ class Checkpoint:
     revision: str | None = None
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether ORG/NAME on the Hub is meant, and no folder that is there, path or address."""
+    if source.startswith((SCHEME, ".", "/", "~")) or source.count("/") != 1 or ":" in source:
+        return False
+    return not is_folder(Path(source)) and without_secrets(source) == source
+
+
 @contextmanager
 def checkpoint(
     source: str, revision: str | None, *, say: Callable[[str], None] = lambda line: None

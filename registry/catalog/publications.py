@@ -54,6 +54,11 @@ class Publication(Record):
         """What was published, as a person says it."""
         return f"build {self.build}" if self.build else str(self.adapter)
 
+    def describe(self) -> dict[str, Any]:
+        """With its files and what the next publication takes over."""
+        files = [{"path": path, "sha256": digest} for path, digest in sorted((self.files or {}).items())]
+        return self.to_json() | {"files": files, "options": dict(self.options or {})}
+
     def of(self, subject: Build | Adapter) -> bool:
         """Whether it carries this very build or adapter version."""
         if isinstance(subject, Build):

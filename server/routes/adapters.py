@@ -8,9 +8,8 @@ from fastapi import Query, Request
 from fastapi.responses import Response
 
 from ...engine.documents import describe_adapter, describe_adapters
+from ...engine.queries import AdapterQuery
 from ...registry import Adapter
-from ...registry.catalog.filters import AdapterFilter, MetricBound
-from ...registry.errors import UsageError
 from ...registry.moments import moment
 from ..downloads import archived, listed, sent
 from ..identity import Reading
@@ -38,12 +37,8 @@ def list_adapters(
     search: Text = None,
 ) -> Any:
     """Versions, newest first, each with what was measured of it last; `metric` is a bound such as `NDCG@3>=0.4`."""
-    if spirit and domain is not None:
-        raise UsageError("a spirit belongs to no domain: give spirit or domain, not both")
-    bounds = [MetricBound.parse(bound) for bound in metric or ()]
-    role = "spirit" if spirit else None
-    wanted = AdapterFilter(domain, base, role, kind, tuple(tag or ()), bounds, search)
-    rows = registry.adapters.list(wanted, sort=sort, limit=page.limit + 1, after=page.after)
+    query = AdapterQuery(domain, base, spirit, kind, tag or (), metric or (), sort, search)
+    rows = query.rows(registry, limit=page.limit + 1, after=page.after)
     return page.page(rows, _cursor, lambda shown: describe_adapters(registry, shown))
 
 

@@ -7,17 +7,15 @@ from typing import Annotated, Any
 from fastapi import Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...engine.building.planning import request as request_build
+from ...engine.building.asking import BuildOrder, ask_for_build
 from ...engine.gates import promote
-from ...engine.recipe_book import find_recipe, own_recipe, recipe_ref
-from ...registry import Registry
 from ...registry.catalog.build_requests import Once
 from ...registry.digests import digest_of_json
 from ..identity import Building, Promoting, identify
 from ..models import BuildAliasModel, BuildModel
 from .aliases import IfMatch, Why, expected
 from .builds import OPEN
-from .declaring import Name, named_recipe, router
+from .declaring import Name, expect_named_template, named_recipe, router
 
 routes = router("builds")
 Key = Annotated[str | None, Header(description="Names the request: sent again, it has the same answer.")]
@@ -25,11 +23,16 @@ ShortText = Annotated[str, Field(max_length=200)]
 
 
 class BuildRequest(BaseModel):
-    """A build of a domain, by its own recipe or by NAME or NAME@vN; `force` makes one although an equal one has succeeded."""
+    """A build of a domain, by its own recipe, by NAME or NAME@vN or by a recipe's `content`, or the index of an `adapter`.
+
+    `force` makes one although an equal one has succeeded.
+    """
 
     model_config = ConfigDict(extra="forbid")
     domain: ShortText
     recipe: ShortText | None = None
+    content: dict[str, Any] | None = None
+    adapter: ShortText | None = None
     base: ShortText | None = None
     force: bool = False
 
@@ -43,29 +46,22 @@ class Promotion(BaseModel):
 
 
 @routes.post("/builds", response_model=BuildModel, status_code=202)
-def ask_for_build(response: Response, registry: Building, wanted: BuildRequest, idempotency_key: Key = None) -> Any:
+def request_build(response: Response, registry: Building, wanted: BuildRequest, idempotency_key: Key = None) -> Any:
     """A build that is queued (202), or the one that there is of the same inputs (200 where it has succeeded)."""
     if idempotency_key is not None:
         once = Once(registry.actor, idempotency_key, digest_of_json(wanted.model_dump()))
         registry = registry.acting_as(registry.actor, once=once.checked())
     if (build := registry.builds.answered()) is None:
-        build, created = _requested(registry, wanted)
+        recipe = None if wanted.recipe is None else named_recipe(wanted.recipe)
+        expect_named_template(wanted.content)
+        order = BuildOrder(wanted.domain, recipe, wanted.content, wanted.adapter, wanted.base, wanted.force)
+        answered = ask_for_build(registry, order)
+        build, created = answered.build, answered.created
     else:
         created = False
     response.status_code = 202 if build.status in OPEN else 200
     response.headers["Location"] = f"/api/v1/builds/{build.id}"
     return build.to_json() | {"created": created}
-
-
-def _requested(registry: Registry, wanted: BuildRequest) -> tuple[Any, bool]:
-    domain = registry.domains.get(wanted.domain)
-    if wanted.recipe is None:
-        recipe, named = own_recipe(registry, domain.recipe), None
-    else:
-        name = named_recipe(wanted.recipe)
-        recipe, named = find_recipe(registry, name), recipe_ref(registry, name)
-    found = request_build(registry, domain.name, recipe, base=wanted.base, force=wanted.force, named=named)
-    return found.build, found.created
 
 
 @routes.post("/builds/{id}:cancel", response_model=BuildModel)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import time
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from ...engine.documents import describe_build
+from ...engine.queries import BuildQuery
 from ...registry import Build
-from ...registry.catalog.filters import BuildFilter
-from ...registry.errors import UsageError
-from ...registry.moments import moment
 from ..downloads import archived, listed, sent
 from ..identity import Reading
 from ..listing import Page
@@ -23,6 +20,7 @@ from .declaring import BaseName, Name, router
 routes = router("builds")
 Text = Annotated[str | None, Query(max_length=200)]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Kind = Literal["merge", "index"]
 Sort = Literal["created", "started", "finished", "domain", "status", "recipe", "requester"]
 OPEN = ("queued", "running")
 
@@ -33,6 +31,7 @@ def list_builds(
     page: Page,
     domain: Text = None,
     status: Status | None = None,
+    kind: Kind | None = None,
     recipe: Text = None,
     requester: Text = None,
     since: Text = None,
@@ -41,12 +40,8 @@ def list_builds(
     sort: Sort = "created",
 ) -> Any:
     """Builds, newest first or in another order."""
-    if base is not None and adapter is None:
-        raise UsageError("base selects the base model of adapter, which is missing")
-    version = None if adapter is None else registry.adapters.resolve(adapter, base=base)
-    begin = None if since is None else moment(since, option="since", of_day=time.min)
-    wanted = BuildFilter(domain, status, recipe, requester, begin, version)
-    rows = registry.builds.list(wanted, sort=sort, limit=page.limit + 1, after=page.after)
+    query = BuildQuery(domain, status, kind, recipe, requester, since, adapter, base, sort)
+    rows = query.rows(registry, limit=page.limit + 1, after=page.after)
     return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ...engine.documents import describe_recipes
 from ...engine.recipe_book import find_recipe
+from ...tasks import describe, read_domain
 from ..identity import Reading
 from ..models import BaseModelModel, DomainModel, RecipeModel
 from .declaring import Name, named_recipe, router
@@ -33,6 +36,13 @@ def list_domains(registry: Reading) -> Any:
 @routes.get("/domains/{name}", response_model=DomainModel)
 def show_domain(registry: Reading, name: Name) -> Any:
     return registry.domains.get(name).to_json()
+
+
+@routes.get("/domains/{name}/facts")
+def show_facts(registry: Reading, name: Name) -> dict[str, Any] | None:
+    """What is in a domain's data, which is read for it; null without any."""
+    data = registry.domains.get(name).data
+    return None if data is None else asdict(describe(read_domain(Path(data), name)))
 
 
 @routes.get("/domains/{name}/gate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from ...engine.recipe_book import is_file_name
 from ...engine.recipes import SHIPPED
 from ...registry.errors import UsageError
+from ...tasks import shipped_templates
 from ..models import Failure
 
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -48,6 +50,14 @@ def named_recipe(text: str) -> str:
             f"{text!r} is a file, and a recipe is NAME or NAME@vN here", hint="POST /api/v1/recipes adds one"
         )
     return text
+
+
+def expect_named_template(content: Mapping[str, Any] | None) -> None:
+    """A recipe's prompt template is one that ships or the registry's. Raises UsageError for a file: those of the server are not the caller's."""
+    adaptive = (content or {}).get("adaptive")
+    template = adaptive.get("template") if isinstance(adaptive, Mapping) else None
+    if isinstance(template, str) and template not in shipped_templates() and is_file_name(template):
+        raise UsageError(f"the template {template!r} is a file", hint="name one of the registry: NAME or NAME@vN")
 
 
 def router(noun: str) -> APIRouter:

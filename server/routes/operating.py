@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...engine.declared_versions import ways_of
+from ...engine.documents import describe_choice
 from ...publishing.licenses import parse
 from ...publishing.packing import PublishOptions
 from ...publishing.release import describe_plan, find_subject, planned, rehearse, send
@@ -14,6 +15,7 @@ from ...publishing.upload import check_names
 from ...registry.declared.applying import apply as apply_document
 from ...registry.declared.document import parse_document
 from ...registry.declared.outcomes import described
+from ...registry.errors import UsageError
 from ...trainers.domains import DomainCheck
 from ..identity import Administering, Publishing
 from .aliases import DryRun
@@ -24,7 +26,10 @@ ShortText = Annotated[str, Field(max_length=200)]
 
 
 class Publication(BaseModel):
-    """`what` is a domain, a build or NAME@vN; `to` is ORG/NAME. The server's own login at the Hub is used."""
+    """`what` is a domain, a build or NAME@vN; `to` is ORG/NAME. The server's own login at the Hub is used.
+
+    `offline` belongs to a dry run, and asks nothing of the Hub.
+    """
 
     model_config = ConfigDict(extra="forbid")
     what: ShortText
@@ -36,6 +41,7 @@ class Publication(BaseModel):
     rebase: bool = False
     replace: bool = False
     strip_users: bool = False
+    offline: bool = False
 
 
 @routes.post("/apply", openapi_extra=raw_body("application/yaml", "application/json"))
@@ -55,12 +61,20 @@ def publish(registry: Publishing, wanted: Publication, dry_run: DryRun = False) 
     """Publishes as one commit; with `dry_run` says what that would change, and sends nothing."""
     check_names(wanted.to, wanted.tag)
     license_ = parse(wanted.license) if wanted.license else None
+    if wanted.offline and not dry_run:
+        raise UsageError("offline asks nothing of the Hub, so it cannot publish", hint="dry_run=true")
     options = PublishOptions(
-        wanted.to, license_, rebase=wanted.rebase, replaces=wanted.replace, strip_users=wanted.strip_users
+        wanted.to,
+        license_,
+        rebase=wanted.rebase,
+        replaces=wanted.replace,
+        strip_users=wanted.strip_users,
+        offline=wanted.offline,
     )
-    subject, _ = find_subject(registry, wanted.what, base=wanted.base)
+    subject, found = find_subject(registry, wanted.what, base=wanted.base)
+    choice = describe_choice(found) if found else {}
     with planned(registry, subject, options, private=wanted.private, tag=wanted.tag) as release:
         if dry_run:
             rehearse(release)
-            return describe_plan(release)
-        return send(registry, release).to_json()
+            return describe_plan(release) | choice
+        return send(registry, release).to_json() | choice

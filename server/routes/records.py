@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import time
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Path, Query
 from fastapi.responses import StreamingResponse
 
+from ...engine.building.asking import Due, builds_due
 from ...engine.building.freshness import chosen
-from ...engine.documents import describe_comparison
+from ...engine.documents import describe_choice, describe_comparison
+from ...engine.queries import EvaluationQuery, EventQuery
+from ...engine.recipe_book import find_recipe
 from ...engine.records import compare, find_pair
-from ...engine.systems import find_system
 from ...publishing.status import is_in, status_of
-from ...registry.catalog.evaluations import EvaluationFilter
-from ...registry.catalog.events import EventFilter, expect_kind
-from ...registry.catalog.filters import MetricBound
 from ...registry.catalog.following import EventFollower
 from ...registry.declared.exporting import export
 from ...registry.errors import UsageError
 from ...registry.moments import moment
+from ...serving.resolve import Origin, find, meant, resizing
 from ..identity import Reading
 from ..listing import Page
-from ..models import EvaluationModel, EventModel, MoveModel, PublicationModel, page_of
+from ..models import EvaluationModel, EventModel, MoveModel, PublicationModel, model_of, page_of
 from ..naming import expect_registered
 from ..streams import Told, last_id, stream
 from .adapters import Text, Texts
-from .declaring import At, BaseName, Name, router
+from .declaring import At, BaseName, Name, named_recipe, router
 
 routes = router("records")
 State = Literal["fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed"]
@@ -47,14 +46,19 @@ def show_status(
     return [entry for entry in status_of(registry, domain).entries if not state or is_in(entry, state)]
 
 
+@routes.get("/status/due", response_model=model_of(Due))
+def show_due(registry: Reading, every: bool = False, recipe: Text = None, base: BaseName = None) -> Any:
+    """Of which domains a build is due, with `every` of which one can be built, and why not of others; by a recipe, as if it were their own."""
+    chosen_recipe = None if recipe is None else find_recipe(registry, named_recipe(recipe))
+    return builds_due(registry, every=every, recipe=chosen_recipe, base=base).to_json()
+
+
 @routes.get("/events", response_model=page_of(EventModel))
 def list_events(
     registry: Reading, page: Page, domain: Text = None, actor: Text = None, kind: Text = None, since: Text = None
 ) -> Any:
     """Who did what, newest first."""
-    wanted = _events_wanted(registry, domain, actor, kind)
-    if since is not None:
-        wanted["since"] = moment(since, option="since", of_day=time.min)
+    wanted = EventQuery(domain, actor, kind, since).filter(registry)
     found = registry.events.list(limit=page.limit + 1, after=page.after_number, **wanted)
     return page.page(found, lambda event: event.id, lambda shown: [event.to_json() for event in shown])
 
@@ -68,20 +72,13 @@ def follow_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """Each event from now on, or after `Last-Event-ID`, once, as server-sent events of its kind."""
-    wanted = _events_wanted(registry, domain, actor, kind)
+    wanted = EventQuery(domain, actor, kind).filter(registry)
     following = EventFollower(registry.events, known=last_id(last_event_id), **wanted)
 
     def look() -> tuple[list[Told], bool]:
         return [Told(event.id, event.kind, event.to_json()) for event in following.new()], False
 
     return stream(look)
-
-
-def _events_wanted(registry: Reading, domain: str | None, actor: str | None, kind: str | None) -> EventFilter:
-    if domain not in (None, "spirit"):
-        registry.domains.get(domain)
-    expect_kind(kind)
-    return {"domain": domain, "actor": actor, "kind": kind}
 
 
 @routes.get("/evaluations", response_model=page_of(EvaluationModel))
@@ -98,10 +95,8 @@ def list_evaluations(
 ) -> Any:
     """What was measured, newest first, or the largest of a metric first."""
     expect_registered(system or "")
-    weights = None if system is None else find_system(registry, system, base=base).weights
-    bounds = [MetricBound.parse(bound) for bound in metric or ()]
-    wanted = EvaluationFilter(domain, weights, split, score, bounds)
-    rows = registry.evaluations.list(wanted, sort=sort, limit=page.limit + 1, after=page.after_number)
+    query = EvaluationQuery(domain, system, split, score, metric or (), sort, base)
+    rows = query.rows(registry, limit=page.limit + 1, after=page.after_number)
     return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
 
 
@@ -132,13 +127,24 @@ def list_publications(registry: Reading, page: Page, domain: Text = None, repo: 
     return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
 
 
+@routes.get("/publications/{what:path}")
+def show_publication(registry: Reading, what: Annotated[str, Path(max_length=200)]) -> dict[str, Any]:
+    """A publication by its id, or the newest of a repository, with its files."""
+    return registry.publications.get(what).describe()
+
+
 @routes.get("/resolve/{ref}")
 def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, merged: bool = False) -> dict[str, Any]:
     """What a name means, now or at a moment: an adapter version, or, `merged`, the build that the domain serves."""
-    when = None if at is None else moment(at, option="at")
+    when, choice = None if at is None else moment(at, option="at"), None
     if not merged:
-        row = registry.adapters.resolve(ref, base=base, at=when)
-        about = {"kind": "adapter", "adapter": row.ref, "build": None, "base": row.base, "digest": row.digest}
+        found = (
+            meant(registry, ref, base=base)
+            if when is None
+            else Origin.of_adapter(registry.adapters.resolve(ref, base=base, at=when))
+        )
+        about = {"adapter": None if found.build else found.ref, "build": found.build}
+        about |= {"kind": "adapter", "base": found.base, "digest": found.digest}
         return {"ref": ref} | about | ({"at": when.isoformat()} if when else {})
     if when is not None:
         found = [move for move in registry.serving.served_at(when, ref) if base in (None, move.base)]
@@ -149,10 +155,19 @@ def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, 
         build = registry.builds.get(found[0].build)
     else:
         name = registry.serving.resolve(ref, base=base).build if "@" in ref else None
-        build = registry.builds.get(name) if name else chosen(registry, ref, base=base).build
+        choice = None if name else chosen(registry, ref, base=base)
+        build = choice.build if choice else registry.builds.get(name or "")
         assert build is not None
     about = {"kind": "checkpoint", "adapter": None, "build": build.id, "base": build.base, "digest": build.digest}
-    return {"ref": ref} | about | ({"at": when.isoformat()} if when else {})
+    why = {} if choice is None else {"choice": describe_choice(choice)}
+    return {"ref": ref} | about | why | ({"at": when.isoformat()} if when else {})
+
+
+@routes.get("/resolve/{ref}/needs")
+def show_needs(registry: Reading, ref: Name, base: BaseName = None) -> dict[str, Any] | None:
+    """What has to be done to the base model of an adapter before it fits, which its files say; null where nothing is."""
+    needed = resizing(registry, find(registry, ref, base=base))
+    return needed and {"resize_token_embeddings": needed.after, "base_vocabulary": needed.before}
 
 
 @routes.get("/export")

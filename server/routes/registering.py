@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...engine.recipe_book import is_file_name, keep_recipe, settle_recipe
+from ...engine.recipe_book import keep_recipe, settle_recipe
 from ...engine.recipes import parse_recipe
 from ...registry import Adapter, Registry
-from ...registry.artifacts.checkpoints import checkpoint
+from ...registry.artifacts.checkpoints import Checkpoint, checkpoint
+from ...registry.artifacts.gguf import SCHEME
 from ...registry.artifacts.sources import AdapterSource, find_adapter_source
 from ...registry.catalog.annotations import Edit
+from ...registry.catalog.editing import BuildAnnotation
 from ...registry.catalog.references import SPIRIT, check_name
 from ...registry.catalog.registration import Checks, Labels
 from ...registry.errors import UsageError
-from ...tasks import shipped_templates
 from ...trainers.domains import DomainCheck
 from ..identity import ADMIN, Registering, identify
-from ..models import AdapterModel, BaseModelModel, DomainModel, RecipeModel
+from ..models import AdapterModel, BaseModelModel, DomainModel, RecipeModel, model_of
 from ..uploads import MOST_FILES, AnnouncedFile, Uploads
-from .declaring import BaseName, Name, Raw, named_recipe, raw_body, router
+from .declaring import BaseName, Name, Raw, expect_named_template, named_recipe, raw_body, router
 
 routes = router("registering")
+BuildAnnotationModel = model_of(BuildAnnotation)
+MLFLOW = (
+    "mlflow_run",
+    "mlflow_model",
+    "mlflow_registered",
+    "mlflow_version",
+    "mlflow_created",
+    "mlflow_base",
+    "mlflow_base_revision",
+)
+"""What `find_adapter_source` says of an MLflow model, of which a client that uploads one tells."""
 ShortText = Annotated[str, Field(max_length=200)]
 Source = Annotated[str, Field(max_length=2000)]
 LongText = Annotated[str, Field(max_length=20_000)]
@@ -36,19 +49,24 @@ class _Sent(BaseModel):
 
 
 class NewBase(_Sent):
-    """`source` is ORG/NAME on the Hub; for `admin` also a folder of the server, or package:NAME."""
+    """`source` is ORG/NAME on the Hub; for `admin` also a folder of the server, or package:NAME.
+
+    With an `upload` it is where the folder was, an absolute path or package:NAME, which is recorded.
+    """
 
     name: ShortText
     source: Source
     revision: ShortText | None = None
+    upload: ShortText | None = None
 
 
 class NewDomain(_Sent):
-    """Of a domain that is there, what is given is changed. `data` is a folder of the server, which `admin` alone may name."""
+    """Of a domain that is there, what is given is changed. Its data are an `upload`, or `data`, a folder of the server, which `admin` alone may name."""
 
     name: ShortText
     title: ShortText | None = None
     data: Source | None = None
+    upload: ShortText | None = None
     trainer: ShortText | None = None
     recipe: ShortText | None = None
 
@@ -62,7 +80,10 @@ class NewRecipe(_Sent):
 
 
 class NewAdapter(_Sent):
-    """By `source` (as of a base model) or by an `upload` that is complete; of a `domain`, or without one a base spirit."""
+    """By `source` (as of a base model) or by an `upload` that is complete; of a `domain`, or without one a base spirit.
+
+    `context` is what is known of how it came about: `source` (the code), `run`, and of an upload what MLflow wrote beside it.
+    """
 
     base: ShortText
     domain: ShortText | None = None
@@ -76,6 +97,15 @@ class NewAdapter(_Sent):
     if_exists: Literal["reuse", "fail"] = "reuse"
     allow_base_mismatch: bool = False
     allow_partial: bool = False
+    scan: bool = True
+    context: dict[ShortText, Any] = {}
+
+
+class Archiving(_Sent):
+    """`force`: although it is in use; `override` is a reason in words to pass by the gate of a champion's domain."""
+
+    force: bool = False
+    override: LongText | None = None
 
 
 class Change(_Sent):
@@ -116,33 +146,52 @@ def _expect_hub(request: Request, source: str) -> None:
 @routes.post("/bases", response_model=BaseModelModel)
 def add_base(request: Request, response: Response, registry: Registering, new: NewBase) -> Any:
     """Fetches and registers a base model; an equal one is not added twice."""
-    _expect_hub(request, new.source)
     check_name("base", new.name)
-    with checkpoint(new.source, new.revision) as found:
+    with _checkpoint(request, registry, new) as found:
         row = registry.bases.add(new.name, found.folder, source=found.source, revision=found.revision)
+    _done_with(request, registry, new.upload)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created, "not_stored": list(row.skipped)}
+
+
+def _checkpoint(request: Request, registry: Registry, new: NewBase) -> AbstractContextManager[Checkpoint]:
+    if new.upload is None:
+        _expect_hub(request, new.source)
+        return checkpoint(new.source, new.revision)
+    if new.revision is not None or not new.source.startswith(("/", SCHEME)):
+        raise UsageError("an upload has no revision, and its source is the absolute path that it had, or package:NAME")
+    return nullcontext(Checkpoint(_uploads(request).complete(new.upload, registry.actor), new.source))
+
+
+def _done_with(request: Request, registry: Registry, upload: str | None) -> None:
+    if upload is not None:
+        _uploads(request).remove(upload, registry.actor)
 
 
 @routes.post("/domains", response_model=DomainModel)
 def add_domain(request: Request, registry: Registering, new: NewDomain) -> Any:
     """Adds a domain, or changes the given fields of one; trainer and data are looked at first."""
+    if new.data is not None and new.upload is not None:
+        raise UsageError("give either data or upload")
     if new.data is not None:
         identify(request).expect(ADMIN)
-    fields = {key: value for key, value in new.model_dump().items() if value is not None and key in ("data", "trainer")}
-    DomainCheck()(new.name, fields)
+    data = new.data
+    if new.upload is not None:
+        data = str(_uploads(request).complete(new.upload, registry.actor))
+    given = {"data": data, "trainer": new.trainer}
+    DomainCheck()(new.name, {key: value for key, value in given.items() if value is not None})
     recipe = new.recipe and settle_recipe(registry, named_recipe(new.recipe))
-    row = registry.domains.add(new.name, title=new.title, data=new.data, trainer=new.trainer, recipe=recipe)
+    if new.upload is not None:  # once it can be read
+        data = str(_uploads(request).keep(new.upload, registry.actor, registry.settings.own_folder("data") / "uploads"))
+    row = registry.domains.add(new.name, title=new.title, data=data, trainer=new.trainer, recipe=recipe)
     return row.to_json()
 
 
 @routes.post("/recipes", response_model=RecipeModel)
 def add_recipe(response: Response, registry: Registering, new: NewRecipe) -> Any:
     """Adds a version of a recipe; a prompt template is named as the registry or RecCocktail has it."""
+    expect_named_template(new.content)
     recipe = parse_recipe(new.content, where=new.name)
-    template = recipe.adaptive and recipe.adaptive.template
-    if template and template not in shipped_templates() and is_file_name(template):
-        raise UsageError(f"the template {template!r} is a file", hint="name one of the registry: NAME or NAME@vN")
     row = keep_recipe(registry, new.name, recipe, note=new.note)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created}
@@ -167,10 +216,14 @@ def add_adapter(request: Request, response: Response, registry: Registering, new
     if new.domain is not None:
         registry.domains.get(new.domain)
     row = _registered(registry, new, _source(request, registry, new))
-    if new.upload is not None:
-        request.app.state.uploads.remove(new.upload, registry.actor)
+    _done_with(request, registry, new.upload)
     response.status_code = 201 if row.created else 200
-    return row.to_json() | {"created": row.created, "not_stored": list(row.skipped), "notes": list(row.notes)}
+    return row.to_json() | {
+        "created": row.created,
+        "not_stored": list(row.skipped),
+        "ignored": list(row.ignored),
+        "notes": list(row.notes),
+    }
 
 
 def _source(request: Request, registry: Registry, new: NewAdapter) -> AdapterSource:
@@ -187,9 +240,36 @@ def _registered(registry: Registry, new: NewAdapter, source: AdapterSource) -> A
         base=registry.bases.get(new.base),
         role="spirit" if new.domain is None else "ingredient",
         domain=new.domain,
-        labels=Labels(new.metrics, new.tags, new.note, context=dict(source.origin), aliases=new.aliases),
-        checks=Checks(new.allow_base_mismatch, new.allow_partial, reuse=new.if_exists == "reuse"),
+        labels=Labels(new.metrics, new.tags, new.note, context={**_context(new), **source.origin}, aliases=new.aliases),
+        checks=Checks(new.allow_base_mismatch, new.allow_partial, new.scan, reuse=new.if_exists == "reuse"),
     )
+
+
+def _context(new: NewAdapter) -> dict[str, Any]:
+    """Raises UsageError for what only the registry itself says, such as how a trainer of its own made a version."""
+    allowed = {"source", "run", *(MLFLOW if new.upload is not None else ())}
+    if unknown := sorted(new.context.keys() - allowed):
+        raise UsageError(f"the context cannot say {unknown[0]!r}", hint=f"it has {', '.join(sorted(allowed))}")
+    return new.context
+
+
+@routes.post("/adapters/{ref}:archive", response_model=AdapterModel)
+def archive_adapter(
+    request: Request, registry: Registering, ref: Name, how: Archiving | None = None, base: BaseName = None
+) -> Any:
+    """Takes a version out of use; `uses` is what one that was forced is used by. A bare name does not mean it any more."""
+    how, row = how or Archiving(), registry.adapters.resolve(ref, base=base, kind=None)
+    if how.override is not None:
+        identify(request).expect(f"promote:{row.domain or SPIRIT}")
+    uses = registry.adapters.uses(row) if how.force and row.archived_at is None else []
+    row = registry.adapters.archive(row.ref, base=row.base, force=how.force, override=how.override)
+    return row.to_json() | {"uses": uses}
+
+
+@routes.post("/adapters/{ref}:restore", response_model=AdapterModel)
+def restore_adapter(registry: Registering, ref: Name, base: BaseName = None) -> Any:
+    """Puts an archived version into use again."""
+    return registry.adapters.restore(ref, base=base).to_json()
 
 
 @routes.patch("/adapters/{ref}", response_model=AdapterModel)
@@ -207,6 +287,13 @@ def edit_domain(registry: Registering, name: Name, change: Change) -> Any:
 @routes.patch("/bases/{name}", response_model=BaseModelModel)
 def edit_base(registry: Registering, name: Name, change: Change) -> Any:
     row = registry.edits.base(name, change.edit())
+    return row.to_json() | {"notes": list(row.notes)}
+
+
+@routes.patch("/builds/{id}", response_model=BuildAnnotationModel)
+def edit_build(registry: Registering, id: Name, change: Change) -> Any:  # noqa: A002
+    """What people write of a build; its result never changes."""
+    row = registry.edits.build(id, change.edit())
     return row.to_json() | {"notes": list(row.notes)}
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from reccocktail.registry import Registry
 from reccocktail.server.app import ServerOptions, create_app
@@ -34,29 +32,6 @@ def open_client() -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(stocked: Registry, open_client: Callable[..., TestClient]) -> TestClient:
     return open_client(stocked)
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The address of a server that runs in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not (server.started and server.servers):
-        thread.join(0.01)
-        assert thread.is_alive()
-    try:
-        yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Any], str]]:
-    """(application): the address at which a browser finds it."""
-    with ExitStack() as opened:
-        yield lambda app: opened.enter_context(served(app))
 
 
 @pytest.fixture

@@ -1,0 +1,163 @@
+"""The command against a server: the trip of the README gives the same JSON as beside the registry, and what needs this machine's files is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reccocktail.engine.building.completion import complete
+from reccocktail.registry import Registry
+from reccocktail.server.app import ServerOptions, create_app
+
+SCOPES = ["read", "register", "build", "promote:*", "publish"]
+TRIP = """
+base add tiny {tiny_base}
+base list
+base show tiny
+domain add kitchen --data {data}/kitchen
+domain add skin-care --title Skin --data {data}/skin-care --recipe {small_recipe}
+domain list
+domain show skin-care
+adapter add {spirit} --base tiny --spirit --tag 2026-11
+adapter add {ingredient} --base tiny --domain skin-care --metric HR@1=0.25 --note first --run https://runs.example.org/7
+adapter add {ingredient} --base tiny --domain skin-care --tag again
+adapter alias skin-care@v1 champion
+adapter edit skin-care@v1 --tag prod
+adapter show skin-care@champion
+adapter list --tag prod
+adapter log skin-care
+build request skin-care --recipe average --wait
+build request skin-care --recipe average
+build request --all --recipe average
+build list --domain skin-care --sort finished
+build show skin-care
+build logs skin-care
+build promote {build}
+build pin {build}
+build edit {build} --note checked
+build history skin-care
+status
+status skin-care --state stale
+resolve skin-care
+resolve skin-care --merged
+build export skin-care {target}
+recipe add house {small_recipe} --note n
+recipe list
+recipe show small
+recipe log small
+recipe diff small average
+evaluation list --domain skin-care
+publish skin-care --to acme/skin-care --dry-run --offline
+publication list
+adapter archive skin-care@v1 --force
+adapter archive skin-care@v1 --undo
+log --domain skin-care --kind alias
+export
+"""
+RUN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00|\d+:\d+ on cpu|\d+(\.\d+)? s\b")  # times, workers, seconds
+WHERE = ("path", "data", "files", "uploads")  # where a machine has its files
+NEVER = ("seconds", "worker", "peak", "rss")  # of one run alone
+
+
+@dataclass(frozen=True)
+class Way:
+    """The command in one way: what it is asked, and the build that was made."""
+
+    run: Callable[..., Any]
+    names: dict[str, Any]
+
+    def trip(self) -> Iterator[tuple[str, Any]]:
+        """Each command, and its JSON without what one run alone has."""
+        names = dict(self.names)
+        for line in TRIP.strip().splitlines():
+            found = self.run(*(word.format(**names) for word in line.split()), "--json").json
+            if line.startswith("build request") and "build" not in names:
+                names["build"] = found[0]["id"]
+            yield line, _alike(found, names)
+
+
+def _alike(found: Any, names: dict[str, Any]) -> Any:
+    text = RUN.sub("RUN", json.dumps(found)).replace(str(names.get("build")), "BUILD")
+    text = text.replace(str(names["target"]), "TARGET")
+    return _without(json.loads(text))
+
+
+def _without(found: Any) -> Any:
+    if isinstance(found, dict):
+        kept = {name: value for name, value in found.items() if not any(word in name for word in NEVER)}
+        return {
+            name: name if name in WHERE and isinstance(value, str | None) else _without(value)
+            for name, value in kept.items()
+        }
+    return [_without(each) for each in found] if isinstance(found, list) else found
+
+
+@pytest.fixture
+def worker(bare: Any) -> Iterator[Callable[[Registry], None]]:
+    """(registry): makes the first build that is asked for, beside the test."""
+    ended = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def work(registry: Registry) -> None:
+        while not ended.wait(0.05):
+            for build in registry.builds.claimable(limit=1):
+                complete(registry, build, device="cpu")
+
+    def begin(registry: Registry) -> None:
+        threads.append(threading.Thread(target=work, args=(registry,), daemon=True))
+        threads[0].start()
+
+    yield begin
+    ended.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def by_server(bare: Any, serve: Callable[[Any], str]) -> Iterator[Callable[..., Any]]:
+    """The command, asking a server on a registry that is not its own; `registry` is that one, `elsewhere` its home."""
+    home = bare.home.with_name("of-the-server")
+    bare("--home", home, "init")
+    from reccocktail.registry import Settings
+
+    with Registry.open(Settings.load(home=home, cwd=bare.folder, environ={"HOME": str(bare.folder)})) as registry:
+        secret = registry.tokens.create("anna", SCOPES, lasts=None).secret
+        url = serve(create_app(registry, ServerOptions(login=True)))
+
+        def run(*words: object, **options: Any) -> Any:
+            return bare(*words, **{"RECCOCKTAIL_URL": url, "RECCOCKTAIL_TOKEN": secret} | options)
+
+        run.registry, run.url = registry, url  # pyright: ignore[reportFunctionMemberAccess]
+        yield run
+
+
+def test_the_trip_gives_the_same_json_by_a_server(
+    bare: Any,
+    by_server: Any,
+    worker: Any,
+    tiny_base: Path,
+    loras: dict[str, Path],
+    data: Path,
+    small_recipe: Path,
+    tmp_path: Path,
+) -> None:
+    names = {"tiny_base": tiny_base, "data": data, "small_recipe": small_recipe, **loras}
+    cache = str(tmp_path / "cache")
+    worker(by_server.registry)
+    theirs = Way(lambda *words: by_server(*words, XDG_CACHE_HOME=cache), names | {"target": tmp_path / "theirs"}).trip()
+    there = dict(theirs)
+    assert not bare.home.exists()
+    bare("init")
+    bare("token", "create", "anna", "--scope", "read")  # so that events have the same numbers
+    ours = Way(lambda *words: bare("--as", "anna", *words), names | {"target": tmp_path / "ours"}).trip()
+    for line, expected in ours:
+        assert there.pop(line) == expected, line
+    assert not there
+    for file in (tmp_path / "ours").rglob("*.safetensors"):
+        assert (tmp_path / "theirs" / file.name).read_bytes() == file.read_bytes()
