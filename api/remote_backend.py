@@ -203,11 +203,12 @@ class RemoteBackend:
         return Due.from_json(self._server.get("/status/due", every=every, recipe=recipe, base=base))
 
     def complete(self, build: Build, *, keep_best: bool = False, reports: Reports | None = None) -> Build:
-        """The build, once a worker of the server's has made it, with its progress. Raises ConflictError for one that failed."""
+        """The build, once a worker of the server's has made it, with its progress. Raises ConflictError for one that failed.
+
+        `keep_best` is for a search in this process, and does nothing.
+        """
         from ..engine.building.completion import Reports
 
-        if keep_best:
-            raise LocalOnlyError.of("--keep-best", hint="leave it out: a worker of the server's makes the build")
         reports = reports or Reports()
         row = self._awaited(build, reports) if build.status in OPEN else build
         if row.status == "failed":

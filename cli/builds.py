@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.catalog.references import INDEX
-from ..registry.errors import ConflictError, NotFoundError, RecCocktailError, UsageError
+from ..registry.errors import ConflictError, LocalOnlyError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
 from .console import answer, counted, details, printable, progress, say, stages, warn
@@ -93,6 +93,8 @@ def request(
         )
     if keep_best and not wait:
         raise UsageError("--keep-best is for a build that runs here: add --wait")
+    if keep_best and app.url is not None:
+        raise LocalOnlyError.of("--keep-best", hint="leave it out: a worker of the server's makes the build")
     from ..engine.building.asking import BuildOrder, Due
 
     with app.backend() as backend:

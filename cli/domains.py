@@ -81,9 +81,9 @@ def _add_from_plugin(
     from ..trainers.domains import find_domain, register
     from ..trainers.plugin import load
 
-    trainer = load(plugin)
-    brought = find_domain(trainer, name)
     with app.registry() as registry:
+        trainer = load(plugin)
+        brought = find_domain(trainer, name)
         settle = partial(settle_recipe, registry, say=say)
         done = register(registry, trainer, brought, settle_recipe=settle, title=title, recipe=recipe, take_over=True)
     return done.domain, done.facts

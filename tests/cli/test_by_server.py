@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from reccocktail.cli import commands
 from reccocktail.engine.building.completion import complete
 from reccocktail.registry import Registry
 from reccocktail.server.app import ServerOptions, create_app
@@ -121,7 +126,7 @@ def worker(bare: Any) -> Iterator[Callable[[Registry], None]]:
 
 @pytest.fixture
 def by_server(bare: Any, serve: Callable[[Any], str]) -> Iterator[Callable[..., Any]]:
-    """The command, asking a server on a registry that is not its own; `registry` is that one, `elsewhere` its home."""
+    """The command, asking a server at `url` with the token `secret`, on another `registry` than that of its home."""
     home = bare.home.with_name("of-the-server")
     bare("--home", home, "init")
     from reccocktail.registry import Settings
@@ -133,7 +138,7 @@ def by_server(bare: Any, serve: Callable[[Any], str]) -> Iterator[Callable[..., 
         def run(*words: object, **options: Any) -> Any:
             return bare(*words, **{"RECCOCKTAIL_URL": url, "RECCOCKTAIL_TOKEN": secret} | options)
 
-        run.registry, run.url = registry, url  # pyright: ignore[reportFunctionMemberAccess]
+        run.registry, run.url, run.secret = registry, url, secret  # pyright: ignore[reportFunctionMemberAccess]
         yield run
 
 
@@ -161,3 +166,118 @@ def test_the_trip_gives_the_same_json_by_a_server(
     assert not there
     for file in (tmp_path / "ours").rglob("*.safetensors"):
         assert (tmp_path / "theirs" / file.name).read_bytes() == file.read_bytes()
+
+
+ONLY_HERE = """
+init
+doctor
+demo
+train skin-care
+evaluate popularity --domain skin-care
+recommend skin-care --user u
+personalise skin-care u -o lora
+worker --once
+server
+token create x --scope read
+token list
+token revoke x
+db upgrade
+db downgrade 0001
+db current
+db check
+store verify
+store gc
+template add t {small_recipe}
+template list
+template log t
+template diff t
+template show ours
+domain sync
+domain add books --from-plugin p
+domain rename a b
+domain remove a
+domain gate skin-care
+base remove tiny
+adapter diff skin-care@v1 spirit
+adapter verify spirit
+adapter approve spirit
+build approve 12
+build policy skin-care
+build request skin-care --wait --keep-best
+rollback skin-care
+recipe import {mix} --add mix
+unpublish acme/x
+verify {built}
+publish --stale
+publish skin-care --to acme/x --sign {small_recipe}
+evaluation show 1 --ranks
+resolve skin-care --format peft -o out
+apply -f {document}
+merge tiny -a spirit=1 -o merged
+webhook add ops https://example.org/ --secret-env S
+webhook edit ops --all-kinds
+webhook disable ops
+webhook enable ops
+webhook remove ops
+webhook list
+webhook show ops
+webhook test ops
+webhook deliver
+webhook log
+webhook redeliver 1
+"""
+OF_FILES = {("trainers", "list"), ("trainers", "show"), ("completion",), ("recipe", "check"), ("recipe", "methods")}
+"""What needs no registry, wherever one is."""
+BY_OTHERS = {("base", "edit"), ("domain", "edit"), ("build", "cancel"), ("build", "retry"), ("build", "alias")} | {
+    ("evaluation", "compare"), ("publication", "show")
+}  # fmt: skip
+"""What goes by the server and is not in the trip: the test of those that name nothing."""
+
+
+def _leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not isinstance(command, click.Group):
+        yield path
+        return
+    for name, below in command.commands.items():
+        yield from _leaves(below, (*path, name))
+
+
+def test_every_command_goes_to_the_server_or_is_refused(
+    bare: Any, by_server: Any, small_recipe: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "registry.yaml").write_text("domains:\n  skin-care: {data: ./data}\n")
+    (tmp_path / "mix.yaml").write_text("merge_method: linear\nmodels: [{model: a/b+c/d, parameters: {weight: 1}}]\n")
+    names = {"small_recipe": small_recipe, "mix": tmp_path / "mix.yaml", "document": tmp_path / "registry.yaml"}
+    lines = [line.split() for line in ONLY_HERE.strip().splitlines()]
+    by_server("domain", "add", "skin-care")
+    for words in lines:
+        as_json = () if words[0] == "server" else ("--json",)
+        answer = by_server(*(word.format(**names, built=data) for word in words), *as_json, code=2)
+        assert ("local_only" if as_json else "RECCOCKTAIL_URL") in answer.out + answer.err, (words, answer)
+    assert not bare.home.exists()
+    for words in ("build show 12", "build cancel 12", "build retry 12", "build alias 12 x", "evaluation show 7", "base edit x --tag t",
+                  "domain edit x --tag t", "evaluation compare 7 8", "publication show acme/x"):  # fmt: skip
+        assert by_server(*words.split(), "--json", code=1).json["error"]["code"] == "not_found", words
+    every = {path for command in commands.ALL for path in _leaves(command, (str(command.name),))}
+    asked = [tuple(line.split()) for line in (TRIP + ONLY_HERE).strip().splitlines()]
+    assert {path for path in every if not any(words[: len(path)] == path for words in asked)} == OF_FILES | BY_OTHERS
+
+
+def test_what_says_where_a_registry_is_does_not_go_with_a_server(bare: Any, by_server: Any) -> None:
+    for option in (("--home", "x"), ("--database-url", "sqlite:///x"), ("--store-url", "x"), ("--as", "eve")):
+        assert by_server(*option, "status", "--json", code=2).json["error"]["code"] == "usage", option
+    for url in ("ftp://host", "https://eve@host", "http://registry.example.org"):
+        assert by_server("status", "--json", code=2, RECCOCKTAIL_URL=url).json["error"]["code"] == "usage", url
+    assert by_server("status", "--json", code=1, RECCOCKTAIL_TOKEN="").json["error"]["code"] == "unauthenticated"
+    assert by_server("recipe", "add", "x", "nowhere.yaml", "--json", code=1).json["error"]["code"] == "recipe"
+
+
+def test_a_command_that_asks_a_server_is_light(by_server: Any, tmp_path: Path) -> None:
+    script = (
+        "import sys; from reccocktail.cli import main\n"
+        "try: main(['build', 'list', '--json'])\n"
+        "finally: print({'torch', 'transformers', 'pydantic', 'rich', 'numpy', 'alembic'} & set(sys.modules), file=sys.stderr)"
+    )
+    asking = {**os.environ, "RECCOCKTAIL_URL": by_server.url, "RECCOCKTAIL_TOKEN": by_server.secret}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=asking, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "set()\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from httpx2 import ReadError
 from reccocktail import api
+from reccocktail.api import connection
 from reccocktail.registry.errors import (
     ConflictError,
     InvalidArtifactError,
@@ -15,6 +17,7 @@ from reccocktail.registry.errors import (
     WrongKindError,
 )
 from reccocktail.server.app import ServerOptions, create_app
+from starlette.responses import PlainTextResponse, RedirectResponse
 
 
 @pytest.fixture
@@ -72,6 +75,42 @@ def test_errors_are_those_of_the_registry(remote, stocked, tmp_path):
     stocked.builds.cancel(build.id)
     with pytest.raises(ConflictError):
         remote.wait(build)
+
+
+def test_a_file_that_is_cut_off_is_fetched_on_from_where_it_was(remote, stocked, monkeypatch):
+    whole, asked = connection.Connection._from, []
+
+    def cut(self, address, params, there):
+        asked.append(there)
+        for piece in whole(self, address, params, there):
+            yield piece
+            if len(asked) < 3:
+                raise ReadError("the line was cut")
+
+    monkeypatch.setattr(connection, "PIECE", 1000)
+    monkeypatch.setattr(connection, "MOST_WAIT", 0.0)
+    monkeypatch.setattr(connection.Connection, "_from", cut)
+    row = stocked.adapters.resolve("skin-care@v1")
+    fetched = remote.adapter_folder(row)
+    assert asked[0] == 0 < asked[1]
+    for path in stocked.adapters.folder(row).iterdir():
+        assert (fetched / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_token_goes_to_its_server_alone(serve, monkeypatch):
+    seen = []
+
+    async def elsewhere(scope, receive, send):
+        seen.append(scope["path"])
+        await PlainTextResponse("thanks")(scope, receive, send)
+
+    other = serve(elsewhere)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, other)
+    client = api.open_registry(serve(RedirectResponse(f"{other}/stolen")), token="rct_x")
+    with client, pytest.raises(RecCocktailError, match="307"):
+        client.resolve("skin-care")
+    assert seen == []
 
 
 def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path):
