@@ -64,6 +64,17 @@ def identify(request: Request) -> Identity:
     return found
 
 
+def seen_as(request: Request) -> Identity | None:
+    """Whom a page is for that says what was refused: it is not counted, and asks nothing of a form."""
+    state = request.app.state
+    if (known := getattr(request.state, "caller", None)) is not None or "authorization" in request.headers:
+        return known
+    if (token := session_of(request).token) is not None:
+        found = state.registry.tokens.of_id(token)
+        return found and Identity(found.name, frozenset(found.scopes))
+    return None if state.options.login else Identity(state.registry.actor, frozenset({ADMIN}))
+
+
 def log_in(request: Request, secret: str) -> Session:
     """The session of who has the token. Raises UnauthenticatedError, TooManyRequestsError."""
     return Session.new(_token(request, secret).id)

@@ -24,6 +24,7 @@ OWN_FORM = [Depends(expect_csrf)]
 
 DONE = {
     "promoted": "Promoted.",
+    "approved": "Approved.",
     "rolled-back": "Rolled back.",
     "archived": "Archived.",
     "restored": "In use again.",

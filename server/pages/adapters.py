@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
 from ...engine.documents import describe_adapter
 from ...registry import Adapter, Registry
-from ...registry.catalog.annotations import Edit
 from ...registry.catalog.event_text import happened
 from ...registry.errors import RecCocktailError
 from ..identity import Reading, Registering
-from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, show
+from .acting import OWN_FORM, Base, Done, attempt, back, form_of, show
+from .words import Words
 
 router = APIRouter()
 EVENTS = 20
@@ -40,24 +42,11 @@ def _page(
 
 @router.post("/adapters/{ref}/edit", dependencies=OWN_FORM)
 def edit(
-    request: Request,
-    registry: Registering,
-    ref: str,
-    base: Short,
-    tags: Text = "",
-    note: Text = "",
-    description: Text = "",
+    request: Request, registry: Registering, ref: str, words: Annotated[Words, Depends(form_of(Words))]
 ) -> Response:
-    """What holds now is replaced by what the form says: tags by commas, note and description."""
-    row = registry.adapters.resolve(ref, base=base, kind=None)
-    wanted = [tag.strip() for tag in tags.split(",") if tag.strip()]
-    change = Edit(
-        description=description.strip(),
-        note=note.strip(),
-        tags=wanted,
-        untag=[tag for tag in row.tags if tag not in wanted],
-    )
-    refused = attempt(lambda: registry.edits.adapter(row.ref, change, base=row.base))
+    """What holds now is replaced by what the form says."""
+    row = registry.adapters.resolve(ref, base=words.base, kind=None)
+    refused = attempt(lambda: registry.edits.adapter(row.ref, words.edit(row), base=row.base))
     if refused:
         return _page(request, registry, row, refused=refused)
     return back(f"/adapters/{row.ref}", "edited", base=row.base)

@@ -85,10 +85,9 @@ def _ended(request: Request, registry: Registry, row: Build, refused: RecCocktai
 
 
 @router.get("/builds/{id_}/promote")
-def ask_to_promote(request: Request, registry: Reading, id_: str) -> HTMLResponse:
+def ask_to_promote(request: Request, registry: Reading, id_: str, done: Done = None) -> HTMLResponse:
     """What the gate says of a build, before anything changes."""
-    row = registry.builds.get(id_)
-    return _promotion(request, registry, row, attempt(lambda: may_promote(registry, row)), is_preview=True)
+    return _promotion(request, registry, registry.builds.get(id_), done=done)
 
 
 @router.post("/builds/{id_}/promote", dependencies=OWN_FORM)
@@ -100,13 +99,29 @@ def promote(request: Request, registry: Promoting, id_: str, why: Text = "", ove
     return _promotion(request, registry, row, refused) if refused else back(f"/builds/{row.id}", "promoted")
 
 
+@router.post("/builds/{id_}/approve", dependencies=OWN_FORM)
+def approve(request: Request, registry: Promoting, id_: str) -> Response:
+    """In the name of who is logged in, for a gate that asks for approvals."""
+    row = registry.builds.get(id_)
+    identify(request).expect(f"promote:{row.domain}")
+    refused = attempt(lambda: registry.gates.approve_build(row.id))
+    return _promotion(request, registry, row, refused) if refused else back(f"/builds/{row.id}/promote", "approved")
+
+
 def _promotion(
-    request: Request, registry: Registry, row: Build, refused: RecCocktailError | None, *, is_preview: bool = False
+    request: Request,
+    registry: Registry,
+    row: Build,
+    refused: RecCocktailError | None = None,
+    *,
+    done: str | None = None,
 ) -> HTMLResponse:
+    closed = attempt(lambda: may_promote(registry, row))
     served = [each.build for each in registry.serving.served(row.domain) if each.base == row.base]
     values = {
         "name": row.domain, "subject": f"build {row.id}", "what": registry.serving.policy(row.domain).alias,
-        "now": served[0] if served else None, "closed": refused, "gate": registry.gates.get(row.domain),
+        "now": served[0] if served else None, "closed": closed, "gate": registry.gates.get(row.domain),
+        "approvers": registry.gates.approvers(build=row.id), "approve": f"/builds/{row.id}/approve",
         "path": f"/builds/{row.id}/promote", "home": f"/builds/{row.id}", "fields": {}, "asks_why": True,
     }  # fmt: skip
-    return show(request, "promote.html", refused=None if is_preview else refused, form=values)
+    return show(request, "promote.html", refused=refused, done=done, form=values)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from ...engine.building.requesting import request_lacking
@@ -20,42 +23,56 @@ from ...registry.catalog.references import CHAMPION, SPIRIT, Reference
 from ...registry.errors import NotFoundError, RecCocktailError, UsageError
 from ...registry.moments import moment
 from ..identity import Building, Promoting, Reading, Registering
-from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, show
+from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, form_of, show
 from .charts import intervals
+from .sliders import Slider, slider_of
+from .words import Words
 
 router = APIRouter()
 VERSIONS, MOVES, BUILDS = 50, 30, 15
+
+
+@dataclass(frozen=True)
+class Past:
+    """When somebody looks back to: a day or moment as text, or else a day of the slider."""
+
+    at: str = ""
+    day: int | None = None
+
+
 When = Annotated[str | None, Query(max_length=40)]
 After = Annotated[str | None, Query(max_length=200)]
 
 
 @router.get("/domains/{name}")
 def domain(
-    request: Request, registry: Reading, name: str, at: When = None, after: After = None, done: Done = None
-) -> HTMLResponse:
-    """The domain now; with `at`, also what was champion and what was served then."""
-    return _page(request, registry, name, at=at, after=after, done=done)
+    request: Request, registry: Reading, name: str, at: When = None, after: After = None, done: Done = None,
+    day: Annotated[int | None, Query(ge=0, le=100_000)] = None,
+) -> HTMLResponse:  # fmt: skip
+    """The domain now; with `at`, or `day` of the slider, also what was champion and what was served then."""
+    return _page(request, registry, name, past=Past(at or "", day), after=after, done=done)
 
 
 def _page(
-    request: Request, registry: Registry, name: str, *, at: str | None = None, after: str | None = None,
-    done: str | None = None, refused: RecCocktailError | None = None,
+    request: Request, registry: Registry, name: str, *, past: Past | None = None, after: str | None = None,
+    done: str | None = None, refused: RecCocktailError | None = None, insist: Mapping[str, str] | None = None,
 ) -> HTMLResponse:  # fmt: skip
+    """`insist` are the fields of a form that does what was refused all the same."""
     is_spirit = name == SPIRIT
     row = None if is_spirit else registry.domains.get(name)
     entry = None if is_spirit else status_of(registry, name).entries[0]
     versions = registry.adapters.list(AdapterFilter(domain=name), limit=VERSIONS + 1, after=after or None)
-    past = {"at": at or "", "then": None, "problem": None}
-    if at:
-        try:
-            past["then"] = _then(registry, name, at, sorted({each.base for each in versions}))
-        except UsageError as error:
-            past["problem"] = f"{error}; {error.hint}"
+    history = _history(registry, name)
+    begun = [row.created_at] if row else []
+    slider = slider_of(
+        [*begun, *(event.created_at for event, _ in history["moves"]), *(move.at for move in history["served"])]
+    )
+    then = _then(registry, name, past or Past(), slider, sorted({each.base for each in versions}))
     return show(
-        request, "domain.html", done=done, refused=refused, name=name, row=row, entry=entry, past=past,
+        request, "domain.html", done=done, refused=refused, name=name, row=row, entry=entry, past=then, slider=slider, insist=insist,
         next=versions[VERSIONS - 1] if len(versions) > VERSIONS else None,
         **_versions(registry, versions[:VERSIONS], entry["measured"]["metric"] if entry else METRIC),
-        **_history(registry, name), recipe=row and (row.recipe or DEFAULT),
+        **history, recipe=row and (row.recipe or DEFAULT),
     )  # fmt: skip
 
 
@@ -80,14 +97,25 @@ def _history(registry: Registry, name: str) -> dict[str, Any]:
         "builds": builds,
         "marks": registry.serving.marks(build.id for build in builds),
         "gate": registry.gates.get(name),
+        "gates": registry.gates.history(name)[:MOVES],
         "policy": registry.serving.policy(name),
     }
 
 
-def _then(registry: Registry, name: str, at: str, bases: list[str]) -> dict[str, Any]:
-    """What was champion for each base, and what was served, at a moment. Raises UsageError for what is no moment, and for the future."""
-    when = moment(at, option="at")
-    champions = {}
+def _then(registry: Registry, name: str, past: Past, slider: Slider | None, bases: list[str]) -> dict[str, Any]:
+    """What was champion for each base, and what was served, at the end of a day or at a moment; `problem` for what is none, or to come."""
+    at = past.at or (slider.day(past.day) if slider is not None and past.day is not None else "")
+    found: dict[str, Any] = {"at": at, "then": None, "problem": None}
+    if at:
+        try:
+            found["then"] = _at(registry, name, moment(at, option="at"), bases)
+        except UsageError as error:
+            found["problem"] = f"{error}; {error.hint}"
+    return found
+
+
+def _at(registry: Registry, name: str, when: datetime, bases: list[str]) -> dict[str, Any]:
+    champions: dict[str, str | None] = {}
     for base in bases:
         try:
             champions[base] = registry.adapters.resolve(Reference(name, alias=CHAMPION), base=base, at=when).ref
@@ -98,11 +126,11 @@ def _then(registry: Registry, name: str, at: str, bases: list[str]) -> dict[str,
 
 @router.get("/domains/{name}/promote")
 def ask_to_promote(
-    request: Request, registry: Reading, name: str, ref: Annotated[str, Query(max_length=200)], base: Base = None
-) -> HTMLResponse:
+    request: Request, registry: Reading, name: str, ref: Annotated[str, Query(max_length=200)], base: Base = None,
+    done: Done = None,
+) -> HTMLResponse:  # fmt: skip
     """What the gate says of a version, before anything changes."""
-    row = _version_of(registry, name, ref, base)
-    return _promotion(request, registry, row, attempt(lambda: may_move(registry, row, CHAMPION)), is_preview=True)
+    return _promotion(request, registry, _version_of(registry, name, ref, base), done=done)
 
 
 @router.post("/domains/{name}/promote", dependencies=OWN_FORM)
@@ -115,6 +143,16 @@ def promote(request: Request, registry: Promoting, name: str, ref: Short, base: 
     return _promotion(request, registry, row, refused) if refused else back(f"/domains/{name}", "promoted")
 
 
+@router.post("/domains/{name}/approve", dependencies=OWN_FORM)
+def approve(request: Request, registry: Promoting, name: str, ref: Short, base: Short) -> Response:
+    """In the name of who is logged in, for a gate that asks for approvals."""
+    row = _version_of(registry, name, ref, base)
+    refused = attempt(lambda: registry.gates.approve_adapter(row.ref, base=row.base))
+    if refused:
+        return _promotion(request, registry, row, refused)
+    return back(f"/domains/{name}/promote", "approved", ref=row.ref, base=row.base)
+
+
 def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Adapter:
     """Raises UsageError for a version of another domain."""
     if Reference.parse(ref).name != name:
@@ -123,16 +161,22 @@ def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Ad
 
 
 def _promotion(
-    request: Request, registry: Registry, row: Adapter, refused: RecCocktailError | None, *, is_preview: bool = False
+    request: Request,
+    registry: Registry,
+    row: Adapter,
+    refused: RecCocktailError | None = None,
+    *,
+    done: str | None = None,
 ) -> HTMLResponse:
-    name = row.domain or SPIRIT
+    name, closed = row.domain or SPIRIT, attempt(lambda: may_move(registry, row, CHAMPION))
     now = [each for each in registry.adapters.aliases(name, base=row.base) if each.alias == CHAMPION]
     values = {
-        "name": name, "subject": row.ref, "what": CHAMPION, "now": now[0].ref if now else None, "closed": refused,
+        "name": name, "subject": row.ref, "what": CHAMPION, "now": now[0].ref if now else None, "closed": closed,
+        "approvers": registry.gates.approvers(adapter=(row.ref, row.base)), "approve": f"/domains/{name}/approve",
         "gate": registry.gates.get(name), "path": f"/domains/{name}/promote", "home": f"/domains/{name}",
         "fields": {"ref": row.ref, "base": row.base}, "asks_why": False,
     }  # fmt: skip
-    return show(request, "promote.html", refused=None if is_preview else refused, form=values)
+    return show(request, "promote.html", refused=refused, done=done, form=values)
 
 
 @router.get("/domains/{name}/rollback")
@@ -176,8 +220,21 @@ def archive(
     else:
         refused = attempt(lambda: registry.adapters.archive(row.ref, base=row.base, force=bool(force)))
     if refused:
-        return _page(request, registry, name, refused=refused)
+        insist = None if undo or force else {"ref": row.ref, "base": row.base, "force": "1"}
+        return _page(request, registry, name, refused=refused, insist=insist)
     return back(f"/domains/{name}", "restored" if undo else "archived")
+
+
+@router.post("/domains/{name}/edit", dependencies=OWN_FORM)
+def edit(
+    request: Request, registry: Registering, name: str, words: Annotated[Words, Depends(form_of(Words))]
+) -> Response:
+    """What people say of the domain is replaced by what the form says."""
+    row = registry.domains.get(name)
+    refused = attempt(lambda: registry.edits.domain(name, words.edit(row)))
+    if refused:
+        return _page(request, registry, name, refused=refused)
+    return back(f"/domains/{name}", "edited")
 
 
 @router.post("/domains/{name}/build", dependencies=OWN_FORM)

@@ -14,7 +14,8 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..identity import session_of
+from ...registry.errors import RecCocktailError
+from ..identity import Identity, seen_as, session_of
 
 FOLDER = Path(__file__).parents[1]
 LOGIN = "/login"
@@ -77,7 +78,15 @@ def error_page(
     """Of somebody who is not known yet, the way to the login."""
     if status == 401 and request.url.path != LOGIN:
         return RedirectResponse(LOGIN, 303)
+    request.state.caller = _seen(request)
     return render(request, "error.html", status=status, headers=headers, number=status, error=error)
+
+
+def _seen(request: Request) -> Identity | None:
+    try:
+        return seen_as(request)
+    except RecCocktailError:  # the database may be what is wrong
+        return None
 
 
 def age(since: datetime | str | None) -> str:

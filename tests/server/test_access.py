@@ -66,8 +66,12 @@ def test_somebody_with_a_token_logs_in_and_out(stocked, open_client):
     assert client.get("/", headers=HTML).status_code == 303
     client.post("/login", data={"csrf": _csrf(client.get("/login").text), "token": made.secret})
     assert client.get("/", headers=HTML).status_code == 200
+    for refused in (client.get("/nothing", headers=HTML), client.post("/logout", headers=HTML)):
+        assert refused.status_code in (403, 404)
+        assert 'aria-label="Pages"' in refused.text  # whatever was refused, the way goes on
     stocked.tokens.revoke("anna")
     assert client.get("/", headers=HTML).status_code == 303
+    assert 'aria-label="Pages"' not in client.get("/nothing", headers=HTML).text
 
 
 def test_a_session_is_signed_and_its_scripts_say_so(stocked, open_client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from reccocktail.registry.catalog.annotations import Edit
 from reccocktail.registry.catalog.evaluations import Measurement, Weights
 from reccocktail.registry.catalog.gates import Requirement
 from reccocktail.server.app import ServerOptions
+from reccocktail.server.pages.sliders import slider_of
 from sqlalchemy import Engine, event
 
 HTML = {"Accept": "text/html"}
@@ -73,12 +75,12 @@ def pages_of(build: Any) -> tuple[str, ...]:
 def ask(stocked, open_client):
     """(path, form): the answer to somebody on this machine, whose form carries what the page gave it."""
     client = open_client(stocked)
+    csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', client.get("/recipes").text)
+    assert csrf
 
     def answer(path: str, form: dict[str, str] | None = None) -> Any:
         if form is None:
             return client.get(path, headers=HTML)
-        csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', client.get("/domains/skin-care").text)
-        assert csrf
         return client.post(path, data=form | {"csrf": csrf[1]}, headers=HTML)
 
     return answer
@@ -150,9 +152,10 @@ def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, as
     assert stocked.adapters.resolve("skin-care@v1").archived_at is not None
     assert ask("/domains/skin-care/archive", {"ref": "skin-care@v1", "base": "tiny", "undo": "1"}).status_code == 303
     assert stocked.serving.marks([build.id])[build.id] == ("candidate", "production", "pinned")
-    # what is champion is archived only with `force`, and the page says why
+    # what is champion is archived only with `force`; the page says why, and offers it
     refused = ask("/domains/skin-care/archive", {"ref": "skin-care@v2", "base": "tiny"})
     assert (refused.status_code, 'role="alert"' in refused.text) == (409, True)
+    assert "Archive skin-care@v2 all the same" in refused.text
     assert ask(f"/builds/{build.id}/retry", {}).status_code == 409
     other = succeed(stocked, "another")
     stocked.serving.promote(other.id)
@@ -361,3 +364,68 @@ def test_a_build_offers_what_its_state_allows(stocked, ask):
     stocked.serving.promote(done.id)
     stocked.serving.pin(done.id)
     assert offered(done) == {"Unpin", "Export", "Publish…", again}
+
+
+def test_what_people_say_of_a_domain_and_a_version_is_replaced(stocked, ask):
+    for path, read in (
+        ("/domains/skin-care", lambda: stocked.domains.get("skin-care")),
+        ("/adapters/skin-care@v1", lambda: stocked.adapters.resolve("skin-care@v1")),
+    ):
+        form = {"base": "tiny", "tags": "a, b", "note": "n", "description": HOSTILE}
+        both = {"links": "our wiki https://wiki.example.org/x\n", "metrics": "HR@1 0.5\nlift 2"}
+        assert ask(f"{path}/edit", form | both).status_code == 303
+        row = read()
+        assert (row.tags, row.note, row.description) == (("a", "b"), "n", HOSTILE)
+        assert (row.links, row.metrics) == ({"our wiki": "https://wiki.example.org/x"}, {"HR@1": 0.5, "lift": 2.0})
+        page = ask(path).text
+        assert '<a href="https://wiki.example.org/x" rel="noreferrer">' in page
+        assert "<script>alert" not in page
+        for wrong in ({"links": "x javascript:alert(1)"}, {"links": "nothing"}, {"metrics": "HR@1 high"}):
+            refused = ask(f"{path}/edit", form | wrong)
+            assert (refused.status_code, 'role="alert"' in refused.text) == (400, True), wrong
+        assert ask(f"{path}/edit", form | {"tags": "b", "links": "", "metrics": "lift 3"}).status_code == 303
+        row = read()
+        assert (row.tags, row.links, row.metrics) == (("b",), {}, {"lift": 3.0})
+
+
+def test_who_approves_is_who_is_logged_in(stocked, ask, second, open_client):
+    build = succeed(stocked)
+    stocked.serving.remove("skin-care@production")
+    stocked.gates.set("skin-care", None, 1)
+    form = {"ref": "skin-care@v2", "base": "tiny"}
+    assert ask("/domains/skin-care/approve", form).status_code == 409  # it is theirs
+    anna = stocked.acting_as("anna")
+    client = open_client(anna)
+    for home, path, sent in (
+        ("/domains/skin-care/promote?ref=skin-care@v2", "/domains/skin-care/approve", form),
+        (f"/builds/{build.id}/promote", f"/builds/{build.id}/approve", {}),
+    ):
+        page = client.get(home, headers=HTML).text
+        assert "Approve as anna" in page
+        assert '<span class="state failed">closed' in page
+        csrf = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
+        assert csrf
+        assert client.post(path, data=sent).status_code == 403
+        answer = client.post(path, data=sent | {"csrf": csrf[1]}, headers=HTML)
+        assert answer.status_code == 303
+        page = client.get(answer.headers["location"], headers=HTML).text
+        assert '<span class="state fresh">open' in page
+        assert "Approve as" not in page
+    assert re.search(r"version 1: approvals 1</span>", ask("/domains/skin-care").text)
+
+
+def test_a_slider_looks_back_by_days(stocked, ask, monkeypatch):
+    now = datetime.now(UTC)
+    assert slider_of([]) is slider_of([now]) is None
+    slider = slider_of([now - timedelta(days=3), now - timedelta(days=10), now])
+    assert slider
+    assert (slider.days, slider.marks) == (9, (0, 7))
+    assert slider.day(99) == (now - timedelta(days=1)).date().isoformat()
+    assert [slider.value(slider.day(4)), slider.value("nonsense"), slider.value("1999-01-01")] == [4, 9, 0]
+    assert 'type="range"' not in ask("/domains/skin-care").text  # all of it happened today
+    monkeypatch.setattr("reccocktail.server.pages.domains.slider_of", lambda moments: slider)
+    page = ask("/domains/skin-care?day=2").text
+    assert f"At {slider.day(2)} 23:59 UTC" in page
+    assert 'max="9" value="2"' in page
+    assert "champion on tiny: none" in page
+    assert ask("/domains/skin-care?day=-1").status_code == 422

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
 from reccocktail.registry.catalog.gates import Requirement
 from reccocktail.server.app import create_app
+from reccocktail.server.pages.sliders import Slider
 
 from .test_page_actions import ADAPTATION, BY_MODULE, measure, pages_of, succeed
 
@@ -28,7 +30,11 @@ def _shoot(page, name):
 
 
 @pytest.mark.slow
-def test_every_page_is_accessible_and_fits_a_phone(stocked, serve, page, inaccessible, two_versions, loopback_hub):
+def test_every_page_is_accessible_and_fits_a_phone(
+    stocked, serve, page, inaccessible, two_versions, loopback_hub, monkeypatch
+):
+    slider = Slider(date(2026, 10, 1), 58, (3, 20, 41))
+    monkeypatch.setattr("reccocktail.server.pages.domains.slider_of", lambda moments: slider)
     loopback_hub.add_repo("acme/skin-care", {"notes.txt": b"theirs", "README.md": b"# theirs"}, private=True)
     report = {"adaptation": ADAPTATION | {"comparison": None}, "outcome": "mixed"}
     build = succeed(stocked, report=report, coefficients={"spirit": 0.5, "ingredient": BY_MODULE})
@@ -39,7 +45,7 @@ def test_every_page_is_accessible_and_fits_a_phone(stocked, serve, page, inacces
     for number, path in enumerate(
         (
             *pages_of(build),
-            "/domains/skin-care?at=2020-01-01",
+            "/domains/skin-care?day=30",
             "/compare?a=skin-care@v2&b=skin-care@v1&weights=1",
             "/recipes",
             "/recipes/default",
