@@ -18,6 +18,9 @@ FIRST_SECONDS = 5.0
 SLOW_SECONDS = 60.0
 """After how long a tenth of the way is too long to say nothing."""
 
+RESUMED = 0.02
+"""The share of the way from which a first report says what was done before, and not what took the time since the beginning."""
+
 WIDEST_BAR, NARROWEST_BAR = 40, 5  # columns
 
 
@@ -50,10 +53,14 @@ class Bar:
         self._adding = threading.Lock()
         self._tenths, self._last_line = 0, self.began
         self._last_seen = (0, "")
+        self._start: tuple[int, float] | None = None  # how much was done when the work went on, and when
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """Record the state. A Ctrl-C that Python has discarded since is raised here, if this is the main thread."""
         check()
+        if self._start is None:
+            resumed = total is not None and done >= RESUMED * total
+            self._start = (done, time.monotonic()) if resumed else (0, self.began)
         self.state = State(done, total, note)
 
     def add(self, count: int, total: int | None = None) -> None:
@@ -91,7 +98,9 @@ class Bar:
             parts = [self._amount(state.done) if state.done else "", _clock(spent), state.note]
             return set_cell_size(_joined(self.title, *parts), min(width, cell_len(_joined(self.title, *parts))))
         share = min(1.0, max(0.0, state.done / max(state.total, 1)))
-        left = f"left {_clock(spent * (1 - share) / share)}" if share else "left -:--:--"
+        before, since = self._start or (0, self.began)
+        own = state.done - before
+        left = f"left {_clock((now - since) * (state.total - state.done) / own)}" if own > 0 else "left -:--:--"
         parts = [f"{share:4.0%}", _clock(spent), left, state.note or self._rate(spent)]
         while len(parts) > 1 and cell_len(_joined(self.title, *parts)) + 1 + NARROWEST_BAR > width:
             parts.pop()

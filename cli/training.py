@@ -164,13 +164,17 @@ def _trained(
     registry: Registry, request: TrainingRequest, launch: Launch | None, stall_seconds: float | None
 ) -> Adapter | None:
     """The adapter; None in all processes of a launch but the first."""
+    from ..registry.catalog.lookup import CALLED
     from ..trainers.child import in_a_child
+    from ..trainers.plugin import LORA, kind_of
     from ..trainers.runs import in_this_process, take_part, train_and_register
 
     if launch is not None and launch.rank:
         take_part(registry, request, launch=launch, wait_seconds=stall_seconds)
         return None
-    with progress(f"training {request.role}", unit="steps") as bar:
+    kind = kind_of(request.trainer)
+    what = request.role if kind == LORA else CALLED[kind]
+    with progress(f"training {what}", unit="steps") as bar:
 
         def step(done: int, total: int, figures: Mapping[str, float]) -> None:
             bar.update(done, total, _note(figures))
@@ -179,11 +183,17 @@ def _trained(
         return train_and_register(registry, request, progress=step, carry_out=carry_out, launch=launch)
 
 
+NOTES = {
+    "loss": "loss {:.3f}",
+    "recommender": "recommender {:.0%}",
+    "items_embedded": "{:.0f} items embedded",
+    "users_validated": "{:.0f} users validated",
+}
+
+
 def _note(figures: Mapping[str, float]) -> str:
-    """What stands behind the steps: the loss, or how far what has none is."""
-    if "loss" in figures:
-        return f"loss {figures['loss']:.3f}"
-    return f"{figures['items_embedded']:.0f} items embedded" if "items_embedded" in figures else ""
+    """What stands behind the steps: the loss, or which stage without one is how far."""
+    return next((text.format(figures[name]) for name, text in NOTES.items() if name in figures), "")
 
 
 def _type(spec: Mapping[str, Any]) -> str:

@@ -96,6 +96,13 @@ def chosen(registry: Registry, domain: str, *, base: str | None = None) -> Fresh
         )
     if (last := registry.builds.newest_succeeded(domain)) is not None:
         raise NotFoundError(f"domain {domain!r} serves no build", hint=f"reccocktail build promote {last.id}")
+    from .indexing import has_only_bi_tunings  # which imports more than most need
+
+    if has_only_bi_tunings(registry, domain, base):
+        raise NotFoundError(
+            f"domain {domain!r} has a bi-tuning and nothing to merge, so it has no checkpoint",
+            hint=f"`reccocktail recommend {domain} --user USER` asks it; `reccocktail build list --domain {domain} --kind index` has its indexes, by id",
+        )
     raise NotFoundError(f"domain {domain!r} has no succeeded build", hint=f"reccocktail build request {domain} --wait")
 
 

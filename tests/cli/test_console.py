@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -226,3 +228,17 @@ def test_the_warning_of_too_few_users_is_no_fault_in_the_quick_demo() -> None:
     assert _about_quick(_Sizes(), unlooked) is None
     assert _about_quick(QUICK, {"outcome": "average", "adaptation": {"search": "ladder"}}) is None
     assert _about_quick(QUICK, {}) is None
+
+
+def test_what_was_done_before_a_resumption_is_not_counted_as_done_since() -> None:
+    bar = Bar("training")
+    bar.began -= 1000  # loading a model, and what came before
+    bar.update(60, 100)
+    assert "left -:--:--" in bar.drawn(100, time.monotonic())
+    bar.update(70, 100)
+    assert "70%" in (line := bar.drawn(100, time.monotonic() + 10))
+    assert re.search("left 0:00:(29|3[0-3])", line)
+    fresh = Bar("training")
+    fresh.began -= 10
+    fresh.update(1, 100)
+    assert re.search("left 0:16:", fresh.drawn(100, time.monotonic()))

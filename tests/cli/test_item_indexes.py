@@ -189,6 +189,16 @@ def test_what_cannot_be_indexed_is_refused_with_what_to_do(things: Things, tmp_p
     things.write([ITEMS[0]], taken=("i0", "i0", "i0"))
     (one,) = run(*REQUEST).json
     assert one["report"]["index"]["items"] == 1
+    asked = ("recommend", "things", "--user", "u0", "--json")
+    assert [item["item_id"] for item in run(*asked).json["items"]] == ["i0"]
+    assert run(*asked, "--exclude-seen", code=1).json["error"]["code"] == "data"
+    things.write([ITEMS[0], ITEMS[-1]], taken=("bare", "i0", "i0"))
+    assert [item["item_id"] for item in run(*asked).json["history"]] == ["i0", "i0"]
+    things.write([ITEMS[0], ITEMS[-1]], taken=("bare", "bare", "bare"))
+    assert run(*asked, code=None).json["error"]["code"] in ("usage", "data")
+    for words in (("resolve", "things", "--merged"), ("build", "export", "things", "there")):
+        error = run(*words, "--json", code=1).json["error"]
+        assert (error["code"], "recommend things" in error["hint"]) == ("not_found", True), words
 
 
 def test_the_index_recommends_what_is_nearest_to_the_history(things: Things, tiny_base: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from reccocktail.tasks import (
     ClickRow,
     DomainData,
     History,
+    Item,
     NoNegativesError,
     NoRatingsError,
     OneClassError,
@@ -38,7 +39,7 @@ from reccocktail.tasks import (
 )
 from reccocktail.trainers import testing
 from reccocktail.trainers.plugin import TrainerError, TrainingJob, TrainingResult
-from reccocktail.trainers.reclora import learning, stages
+from reccocktail.trainers.reclora import item_embeddings, learning, stages
 from reccocktail.trainers.reclora.item_embeddings import principal_components, titled
 from reccocktail.trainers.reclora.options import RecloraOptions
 from reccocktail.trainers.reclora.rows import Examples, Wording, draw
@@ -383,6 +384,32 @@ def test_a_training_that_was_killed_ends_where_an_undisturbed_one_does(
     assert (resumed.adapter / "training_log.jsonl").read_bytes() == (
         undisturbed.adapter / "training_log.jsonl"
     ).read_bytes()
+
+
+def test_items_that_were_embedded_before_an_interruption_are_kept(
+    bench: Bench, model: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_embeddings, "PART", 3)
+    monkeypatch.setattr(item_embeddings, "BATCH_TOKENS", 40)
+    titles = sorted({item.title for item in bench.toy.items.values()})
+    items = [Item(f"i{place}", " ".join(titles[place % 4 :][: 1 + place % 5])) for place in range(20)]
+    whole = item_embeddings.embed_items(model, words, items)
+
+    def interrupt(done: int) -> None:
+        if done > 12:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        item_embeddings.embed_items(model, words, items, interrupt, tmp_path / "parts")
+    newest = max((tmp_path / "parts").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-9])  # one that is not whole is made again
+    told: list[int] = []
+    again = item_embeddings.embed_items(model, words, items, told.append, tmp_path / "parts")
+    assert told[0] >= 5, "what was embedded before is reported at once"
+    assert told[-1] == 20
+    assert np.array_equal(again.vectors, whole.vectors)
+    changed = [Item("i0", titles[-1]), *items[1:]]
+    assert not np.array_equal(item_embeddings.embed_items(model, words, changed, parts=tmp_path / "parts").vectors, whole.vectors)  # fmt: skip
 
 
 @pytest.mark.slow

@@ -114,7 +114,9 @@ class Meter:
         return cls(job, task.steps // 10 if task.options.prefix == "m-former" else 0, task.steps)
 
     def of_recommender(self, done: int, total: int) -> None:
-        self.job.progress(self.recommender * done // total, self.recommender + self.steps, {})
+        self.job.progress(
+            self.recommender * done // total, self.recommender + self.steps, {"recommender": done / total}
+        )
 
     def of_steps(self, done: int, figures: Mapping[str, float]) -> None:
         self.job.progress(self.recommender + done, self.recommender + self.steps, figures)

@@ -25,10 +25,10 @@ class Meter:
         return cls(progress, -(-din_rows // DIN_ROWS), -(-items // ITEMS_READ), rows)
 
     def of_recommender(self, done: int, total: int) -> None:
-        self._report(self.recommender * done // total, {})
+        self._report(self.recommender * done // total, {"recommender": done / total})
 
     def of_items(self, done: int) -> None:
-        self._report(self.recommender + min(self.items, done // ITEMS_READ), {})
+        self._report(self.recommender + min(self.items, done // ITEMS_READ), {"items_embedded": done})
 
     def of_rows(self, done: int, figures: Mapping[str, float]) -> None:
         self._report(self.recommender + self.items + done, figures)

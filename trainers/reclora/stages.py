@@ -42,7 +42,7 @@ from .options import RecloraOptions
 from .rows import Drawn, Examples, Wording, draw, scored
 
 ADAPTER, RECOMMENDER, ITEMS, CHECKPOINTS = "adapter", "recommender", "items.safetensors", "checkpoints"
-LOG = "training_log.jsonl"
+ITEM_PARTS, LOG = "items.parts", "training_log.jsonl"
 
 
 def train(job: TrainingJob, options: RecloraOptions) -> TrainingResult:
@@ -108,7 +108,7 @@ def _load(job: TrainingJob) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _clear(folder: Path) -> None:
-    for name in (RECOMMENDER, CHECKPOINTS, ADAPTER):
+    for name in (RECOMMENDER, ITEM_PARTS, CHECKPOINTS, ADAPTER):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / ITEMS).unlink(missing_ok=True)
 
@@ -128,13 +128,15 @@ def trained_recommender(folder: Path, clicks: ClickData, options: DinOptions, me
 def embedded_items(
     path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], meter: Meter
 ) -> ItemEmbeddings:
-    """The items' vectors; those of the file where it is there already."""
+    """The items' vectors; those of the file where it is there already, or of its parts."""
+    parts = path.with_name(ITEM_PARTS)
     if not path.is_file():
-        made = embed_items(model, tokenizer, items, meter.of_items)
+        made = embed_items(model, tokenizer, items, meter.of_items, parts)
         half = path.with_suffix(".half")
         save_file({"vectors": made.vectors}, half)
         sync_all([half])
         half.rename(path)
+    shutil.rmtree(parts, ignore_errors=True)
     return ItemEmbeddings(tuple(item.item_id for item in items), load_file(path)["vectors"])
 
 
