@@ -12,7 +12,7 @@ from typing import Any
 from ...engine.coefficients import layer_of
 
 LEFT, PLOT, ROW = 130, 430, 26
-CURVE_WIDTH, CURVE_HEIGHT, MARGIN = 560, 240, 48
+CURVE_WIDTH, CURVE_HEIGHT, MARGIN, SIDE = 580, 240, 48, 70
 CELL_WIDTH, CELL_HEIGHT, NAMES = 22, 20, 150
 MOST_ROWS = 20
 
@@ -93,16 +93,16 @@ def curve(points: Sequence[tuple[float, float, bool]], across: str, down: str) -
         return None
     points = sorted(points)
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
-    wide, tall = CURVE_WIDTH - 2 * MARGIN, CURVE_HEIGHT - 2 * MARGIN
+    wide, tall = CURVE_WIDTH - SIDE - MARGIN, CURVE_HEIGHT - 2 * MARGIN
 
     def at(x: float, y: float) -> tuple[float, float]:
         spread = (xs[-1] - xs[0]) or 1.0, (max(ys) - min(ys)) or 1.0
         right, up = (x - xs[0]) / spread[0], (y - min(ys)) / spread[1]
-        return round(MARGIN + wide * right, 1), round(MARGIN + tall * (1 - up), 1)
+        return round(SIDE + wide * right, 1), round(MARGIN + tall * (1 - up), 1)
 
     drawn = [(*at(x, y), f"{across} {x:.3g}: {down} {y:.4g}", chosen) for x, y, chosen in points]
     base = CURVE_HEIGHT - MARGIN + 18.0
-    marks = [(MARGIN, base, f"{xs[0]:.3g}"), (CURVE_WIDTH - MARGIN, base, f"{xs[-1]:.3g}")]
+    marks = [(SIDE, base, f"{xs[0]:.3g}"), (CURVE_WIDTH - MARGIN, base, f"{xs[-1]:.3g}")]
     marks += [(6, at(xs[0], value)[1] + 4, f"{value:.3f}") for value in (min(ys), max(ys))]
     return Curve(drawn, marks, across, down)
 

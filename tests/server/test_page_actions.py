@@ -321,7 +321,7 @@ def test_builds_for_several_domains_are_asked_for_at_once(stocked, ask, second):
     assert "0 of 1" in ask("/rebuild", retry).text  # it has not failed
     stocked.builds.claim("w", build_id=build.id)
     stocked.builds.fail(build.id, "w", {"code": "x", "message": "m"})
-    assert "Retry all 1 that failed" in ask("/?state=failed").text
+    assert "everything that failed (1)" in ask("/?state=failed").text
     assert ask("/rebuild", retry).status_code == 303
     assert stocked.builds.get(build.id).status == "queued"
 
