@@ -156,6 +156,11 @@ class LocalBackend:
         uses = self.registry.adapters.uses(row) if force and row.archived_at is None else []
         return self.registry.adapters.archive(row.ref, base=row.base, force=force, override=override), uses
 
+    def approve_adapter(self, ref: str, *, base: str | None = None) -> tuple[str, list[str]]:
+        """The version, and who has approved it. Raises ConflictError for who registered it."""
+        row = self.registry.adapters.resolve(ref, base=base)
+        return row.ref, self.registry.gates.approve_adapter(row.ref, base=row.base)
+
     def locate(self, ref: str, *, base: str | None = None) -> Located:
         """Fetched where its files are not on this machine. Raises as `serving.find`."""
         from ..serving.resolve import find, resizing
@@ -239,6 +244,23 @@ class LocalBackend:
         from ..engine.gates import promote
 
         return promote(self.registry, row, why=why, override=override)
+
+    def roll_back(
+        self,
+        domain: str,
+        to: str | None = None,
+        *,
+        base: str | None = None,
+        why: str | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Serves an earlier build again, and what that changes. Raises as `plan_rollback`."""
+        from ..engine.building.rollback import describe_rollback, plan_rollback, roll_back, rollback_target
+
+        planned = plan_rollback(self.registry, domain, to=rollback_target(to), base=base)
+        if planned.is_needed and not dry_run:
+            roll_back(self.registry, planned, why=why)
+        return describe_rollback(planned) | {"dry_run": dry_run}
 
     # what happened and what was found
 

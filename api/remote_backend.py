@@ -23,6 +23,7 @@ from .remote_nouns import (
     RemoteDomains,
     RemoteEdits,
     RemoteEvaluations,
+    RemoteGates,
     RemotePublications,
     RemoteRecipes,
     RemoteServing,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ..tasks import DataFacts
 
 OPEN = ("queued", "running")
+CHOICE = ("state", "reasons", "why", "served", "ready", "trial")  # as `describe_choice`
 MOST_OF_A_SYSTEM = 11  # evaluations beside other things, one more than is shown
 POLL_SECONDS = 1.0
 
@@ -54,7 +56,7 @@ class RemoteBackend:
         self.bases, self.domains, self.adapters = RemoteBases(server), RemoteDomains(server), RemoteAdapters(server)
         self.builds, self.serving, self.edits = RemoteBuilds(server), RemoteServing(server), RemoteEdits(server)
         self.evaluations, self.publications = RemoteEvaluations(server), RemotePublications(server)
-        self.recipes = RemoteRecipes(server)
+        self.recipes, self.gates = RemoteRecipes(server), RemoteGates(server)
 
     def __enter__(self) -> RemoteBackend:
         return self
@@ -170,6 +172,10 @@ class RemoteBackend:
         found = self._server.ask("POST", f"/adapters/{quote(ref)}:archive", params=given(base=base), json=body)
         return adapter_of(found), found["uses"]
 
+    def approve_adapter(self, ref: str, *, base: str | None = None) -> tuple[str, list[str]]:
+        found = self._server.ask("POST", f"/adapters/{quote(ref)}:approve", params=given(base=base))
+        return found["ref"], found["approved_by"]
+
     def locate(self, ref: str, *, base: str | None = None) -> Located:
         """In this user's cache, fetched if needed and checked against its digests."""
         from ..serving.resolve import Origin, Resizing
@@ -257,7 +263,7 @@ class RemoteBackend:
 
     def choose(self, domain: str, *, base: str | None = None) -> tuple[Build, dict[str, Any]]:
         found = self._server.get(f"/resolve/{quote(domain)}", base=base, merged=True)
-        return self.builds.get(found["build"]), found["choice"]
+        return self.builds.get(found["build"]), {name: found[name] for name in CHOICE}
 
     def build_folder(self, row: Build) -> Path:
         """In this user's cache, fetched if needed and checked against its digests."""
@@ -283,6 +289,18 @@ class RemoteBackend:
     def apply(self, document: bytes, *, dry_run: bool) -> dict[str, Any]:
         """What became, or would become, of each object."""
         return self._server.ask("POST", "/apply", params=given(dry_run=dry_run), content=document)
+
+    def roll_back(
+        self,
+        domain: str,
+        to: str | None = None,
+        *,
+        base: str | None = None,
+        why: str | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        address, body = f"/domains/{quote(domain, safe='')}:rollback", {"to": to, "base": base, "why": why}
+        return self._server.ask("POST", address, params=given(dry_run=dry_run), json=body)
 
     # what happened and what was found
 

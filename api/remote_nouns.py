@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ..registry.catalog.build_records import LogLine
     from ..registry.catalog.editing import BuildAnnotation
     from ..registry.catalog.evaluations import EvaluationRecord
+    from ..registry.catalog.gates import Gate, GateChange, Requirement
     from ..registry.catalog.recipes import RecipeVersion
-    from ..registry.catalog.serving import BuildAlias, Move
+    from ..registry.catalog.serving import BuildAlias, Move, ServingPolicy
 
 
 def adapter_of(document: Mapping[str, Any]) -> Adapter:
@@ -140,6 +141,20 @@ class RemoteServing(_Noun):
     def pin(self, id_: str, *, undo: bool = False) -> str:
         return self._server.ask("POST", f"/builds/{id_}:pin", params=given(undo=undo))["id"]
 
+    def policy(self, domain: str) -> ServingPolicy:
+        from ..registry.catalog.serving import ServingPolicy
+
+        return ServingPolicy.from_json(self._server.get(f"/domains/{quote(domain, safe='')}/policy"))
+
+    def set_policy(
+        self, domain: str, *, alias: str | None = None, promote: str | None = None, override: str | None = None
+    ) -> ServingPolicy:
+        from ..registry.catalog.serving import ServingPolicy
+
+        body = given(alias=alias, promote=promote, override=override)
+        found = self._server.ask("PATCH", f"/domains/{quote(domain, safe='')}/policy", json=body)
+        return ServingPolicy.from_json(found)
+
     def history(
         self,
         domain: str,
@@ -164,6 +179,35 @@ class RemoteServing(_Noun):
 def _alias(text: str) -> str:
     domain, _, alias = text.partition("@")
     return f"/domains/{quote(domain, safe='')}/build-aliases/{quote(alias, safe='')}"
+
+
+class RemoteGates(_Noun):
+    def get(self, domain: str) -> Gate | None:
+        from ..registry.catalog.gates import Gate
+
+        found = self._server.get(_gate(domain))
+        return found and Gate.from_json(found)
+
+    def set(self, domain: str, require: Requirement | None, approvals: int) -> Gate:
+        from ..registry.catalog.gates import Gate
+
+        body = {"require": require and asdict(require), "approvals": approvals}
+        return Gate.from_json(self._server.ask("PUT", _gate(domain), json=body))
+
+    def remove(self, domain: str) -> None:
+        self._server.ask("DELETE", _gate(domain))
+
+    def history(self, domain: str) -> list[GateChange]:
+        from ..registry.catalog.gates import GateChange
+
+        return [GateChange.from_json(each) for each in self._server.get(f"{_gate(domain)}/history")]
+
+    def approve_build(self, id_: str) -> list[str]:
+        return self._server.ask("POST", f"/builds/{id_}:approve")["approved_by"]
+
+
+def _gate(domain: str) -> str:
+    return f"/domains/{quote(domain, safe='')}/gate"
 
 
 class RemoteEdits(_Noun):

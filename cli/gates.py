@@ -72,14 +72,14 @@ def gate(
     elif require is not None or approvals is not None:
         wanted = None if require is None else key_values(tuple(require.split(",")), "--require")
         given = {"require": wanted, "approvals": approvals or 0}
-    with app.registry() as registry:
+    with app.backend() as backend:
         if remove:
-            registry.gates.remove(name)
+            backend.gates.remove(name)
             row = None
         elif file is not None or given is not None:
-            row = registry.gates.set(name, *policy_of(given))
+            row = backend.gates.set(name, *policy_of(given))
         else:
-            row = registry.gates.get(name)
+            row = backend.gates.get(name)
 
     def show() -> None:
         if row is None:
@@ -91,8 +91,8 @@ def gate(
 
 
 def _show_log(app: App, name: str, as_json: bool) -> None:
-    with app.registry() as registry:
-        found = registry.gates.history(name)
+    with app.backend() as backend:
+        found = backend.gates.history(name)
 
     def show() -> None:
         rows = [
@@ -125,10 +125,9 @@ def approve_adapter(app: App, ref: str, base: str | None, as_json: bool) -> None
 
     A gate with `approvals` counts who has. An approval stays for good.
     """
-    with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base)
-        names = registry.gates.approve_adapter(row.ref, base=row.base)
-    answer(as_json, {"ref": row.ref, "approved_by": names}, lambda: say(f"{row.ref} is approved by {', '.join(names)}"))
+    with app.backend() as backend:
+        shown, names = backend.approve_adapter(ref, base=base)
+    answer(as_json, {"ref": shown, "approved_by": names}, lambda: say(f"{shown} is approved by {', '.join(names)}"))
 
 
 @build.command(name="approve", epilog=example("reccocktail build approve 660d4"))
@@ -137,9 +136,7 @@ def approve_adapter(app: App, ref: str, base: str | None, as_json: bool) -> None
 @pass_app
 def approve_build(app: App, id_: str, as_json: bool) -> None:
     """Approve a build that somebody else requested."""
-    from ..api.backend import LocalBackend
-
-    with LocalBackend(app.registry()) as backend:
+    with app.backend() as backend:
         row = named_build(backend, id_)
         names = backend.gates.approve_build(row.id)
     answer(

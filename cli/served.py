@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,11 @@ import click
 
 from ..registry.catalog.event_text import passed
 from ..registry.errors import ConflictError, UsageError
-from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
 from .console import NO_MORE, answer, details, page, say, table, tell, warn
 
 if TYPE_CHECKING:
-    from ..engine.building.rollback import Rollback
     from ..registry import Build
     from ..registry.catalog.serving import BuildAlias, Move
     from .app import Backend
@@ -165,12 +162,12 @@ def policy(app: App, domain: str, name: str | None, promotes: str | None, overri
     """
     if override is not None and name is None:
         raise UsageError("--override belongs to --alias")
-    with app.registry() as registry:
-        registry.domains.get(domain)
+    with app.backend() as backend:
+        backend.domains.get(domain)
         if name is None and promotes is None:
-            found = registry.serving.policy(domain)
+            found = backend.serving.policy(domain)
         else:
-            found = registry.serving.set_policy(domain, alias=name, promote=promotes, override=override)
+            found = backend.serving.set_policy(domain, alias=name, promote=promotes, override=override)
     answer(as_json, found.to_json(), lambda: details(found.to_json()))
 
 
@@ -232,48 +229,28 @@ def rollback(
 
     Shows what differs from the build that is served now, and what is out of date afterwards. What was published stays as it is.
     """
-    from ..engine.building.rollback import plan_rollback, roll_back
-
-    target: str | datetime | None = to
-    if to is not None and re.match(r"\d{4}-\d{2}-\d{2}", to):
-        target = moment(to, option="--to")
-    with app.registry() as registry:
-        planned = plan_rollback(registry, domain, to=target, base=base)
-        if planned.is_needed and not dry_run:
-            roll_back(registry, planned, why=why)
-    answer(as_json, _document(planned) | {"dry_run": dry_run}, lambda: _show(planned, dry_run))
+    with app.backend() as backend:
+        document = backend.roll_back(domain, to, base=base, why=why, dry_run=dry_run)
+        finished = None if as_json else backend.builds.get(document["to"]).finished_at
+    answer(as_json, document, lambda: _show(document, finished))
 
 
-def _document(planned: Rollback) -> dict[str, Any]:
-    return {
-        "domain": planned.now.domain,
-        "base": planned.now.base,
-        "alias": planned.alias,
-        "from": planned.now.id,
-        "to": planned.to.id,
-        "changes": list(planned.changes),
-        "state": planned.state,
-        "reasons": list(planned.reasons),
-        "publications": list(planned.publications),
-    }
-
-
-def _show(planned: Rollback, dry_run: bool) -> None:
-    domain = planned.now.domain
-    if not planned.is_needed:
-        say(f"{domain} serves build {planned.to.id} already: nothing to change")
+def _show(planned: Mapping[str, Any], finished: datetime | None) -> None:
+    domain, dry_run, state = planned["domain"], planned["dry_run"], planned["state"]
+    if planned["from"] == planned["to"]:
+        say(f"{domain} serves build {planned['to']} already: nothing to change")
         return
-    finished = f", finished {planned.to.finished_at:%Y-%m-%d %H:%M} UTC" if planned.to.finished_at else ""
+    when = f", finished {finished:%Y-%m-%d %H:%M} UTC" if finished else ""
     would = "would serve" if dry_run else "serves"
-    say(f"{domain} {would} build {planned.to.id}{finished}, and not {planned.now.id}")
-    for change in planned.changes:
+    say(f"{domain} {would} build {planned['to']}{when}, and not {planned['from']}")
+    for change in planned["changes"]:
         tell(f"  {change}")
-    if planned.state != "fresh":
-        reasons = f": {', '.join(planned.reasons)}" if planned.reasons else ""
-        tell(f"{domain} {'would be' if dry_run else 'is'} {planned.state} then{reasons}")
-    for repo in planned.publications:
+    if state != "fresh":
+        reasons = f": {', '.join(planned['reasons'])}" if planned["reasons"] else ""
+        tell(f"{domain} {'would be' if dry_run else 'is'} {state} then{reasons}")
+    for repo in planned["publications"]:
         tell(f"{repo} {'would have' if dry_run else 'has'} another build than the one that is served")
-    if planned.publications and not dry_run:
+    if planned["publications"] and not dry_run:
         say("`reccocktail publish --stale` publishes what is served")
     if dry_run:
         say("nothing was changed")

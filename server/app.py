@@ -18,7 +18,7 @@ from .catalogues import Catalogues
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
 from .pages.routers import PAGES
-from .routes import adapters, aliases, building, builds, catalog, operating, records, registering, webhooks
+from .routes import adapters, aliases, building, builds, catalog, governing, operating, records, registering, webhooks
 from .security import LOOPBACK, Guard
 from .sessions import Sessions, session_key
 from .status_cache import StatusCache
@@ -43,6 +43,7 @@ ROUTES = (
     aliases.routes,
     builds.routes,
     building.routes,
+    governing.routes,
     records.routes,
     registering.routes,
     operating.routes,

@@ -9,7 +9,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -19,6 +19,7 @@ from ..registry.catalog.evaluations import EvaluationRecord
 from ..registry.catalog.recipes import RecipeVersion
 from ..registry.catalog.records import Record
 from ..registry.catalog.serving import BuildAlias, Move
+from ..registry.declared.outcomes import Outcome
 
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -67,7 +68,154 @@ class Failure(BaseModel):
 AdapterModel, BaseModelModel, BuildModel = model_of(Adapter), model_of(Base), model_of(Build)
 DomainModel, EventModel, PublicationModel = model_of(Domain), model_of(Event), model_of(Publication)
 EvaluationModel, RecipeModel, LogLineModel = model_of(EvaluationRecord), model_of(RecipeVersion), model_of(LogLine)
+
+
 BuildAliasModel, MoveModel = model_of(BuildAlias), model_of(Move)
+
+
+class _Answer(BaseModel):
+    """More keys may come with a newer version."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ResolvedModel(_Answer):
+    """What a name means: an adapter version, the adapter that a build made, or a merged checkpoint (`kind`).
+
+    Of a domain's checkpoint `state` to `trial` say why it is that build.
+    """
+
+    ref: str
+    kind: Literal["adapter", "checkpoint"]
+    adapter: str | None = None
+    build: str | None
+    base: str
+    digest: str
+    at: Moment | None = None
+    state: str = ""
+    reasons: list[str] = []
+    why: str | None = None
+    served: BuildAliasModel | None = None  # pyright: ignore[reportInvalidTypeForm]
+    ready: str | None = None
+    trial: str | None = None
+
+
+class PendingModel(_Answer):
+    """A build that is under way."""
+
+    id: str
+    status: str
+    stage: str | None
+    done: int
+    total: int
+
+
+class FailedModel(_Answer):
+    """The newest build of a domain, which failed."""
+
+    id: str
+    error: dict[str, Any]
+
+
+class BehindModel(_Answer):
+    """A repository that has another build than the one that is served."""
+
+    repo: str
+    build: str | None
+    serves: str
+
+
+class IndexStateModel(_Answer):
+    """The index of a bi-tuning."""
+
+    adapter: str
+    base: str
+    state: str
+    reasons: list[str]
+    build: str | None
+
+
+class MeasuredModel(_Answer):
+    """The metric that counts, and what was measured of the champion and of what is served."""
+
+    metric: str
+    champion: dict[str, Any] | None
+    served: dict[str, Any] | None
+
+
+class StatusModel(_Answer):
+    """Where a domain stands."""
+
+    domain: str
+    spirit: str | None
+    ingredient: str | None
+    build: str | None
+    outcome: str | None
+    state: str
+    reasons: list[str]
+    why: str | None
+    served: BuildAliasModel | None  # pyright: ignore[reportInvalidTypeForm]
+    ready: str | None
+    trial: str | None
+    pending: list[PendingModel]
+    failed: FailedModel | None
+    published: str | None
+    publication: Literal["fresh", "stale"] | None
+    behind: BehindModel | None
+    indexes: list[IndexStateModel]
+    gate: dict[str, Any] | None
+    measured: MeasuredModel
+
+
+class IntervalModel(_Answer):
+    """A paired difference with its 95 % interval, over `n` users or rows."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class ComparisonModel(_Answer):
+    """A minus B, by metric."""
+
+    a: EvaluationModel  # pyright: ignore[reportInvalidTypeForm]
+    b: EvaluationModel  # pyright: ignore[reportInvalidTypeForm]
+    users: int
+    differences: dict[str, IntervalModel]
+
+
+class RecipeEntryModel(_Answer):
+    """A recipe of a list, with the domains that use it."""
+
+    name: str
+    ref: str
+    summary: str | None
+    digest: str
+    domains: list[str]
+
+
+class RollbackModel(_Answer):
+    """What going back from one build to another changes, and where the domain stands then."""
+
+    domain: str
+    base: str
+    alias: str
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+    changes: list[str]
+    state: str
+    reasons: list[str]
+    publications: list[str]
+    dry_run: bool
+
+
+class OutcomeCounts(_Answer):
+    """What became of each object of a file that was applied, and how many of each outcome there are."""
+
+    dry_run: bool
+    counts: dict[str, int]
+    objects: list[model_of(Outcome)]  # pyright: ignore[reportInvalidTypeForm]
 
 
 @cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ...registry import Build, Registry
 from ...registry.errors import ConflictError, NotFoundError, UsageError
+from ...registry.moments import moment
 from ..coefficients import mean
 from .freshness import chosen, differences, freshness_if
 
@@ -67,6 +70,26 @@ def plan_rollback(
         reasons=after.reasons,
         publications=tuple(sorted(p.repo for p in behind)),
     )
+
+
+def rollback_target(text: str | None) -> str | datetime | None:
+    """A build, or the moment that was written instead. Raises UsageError."""
+    return moment(text, option="--to") if text is not None and re.match(r"\d{4}-\d{2}-\d{2}", text) else text
+
+
+def describe_rollback(planned: Rollback) -> dict[str, Any]:
+    """What going back changes, as plain JSON."""
+    return {
+        "domain": planned.now.domain,
+        "base": planned.now.base,
+        "alias": planned.alias,
+        "from": planned.now.id,
+        "to": planned.to.id,
+        "changes": list(planned.changes),
+        "state": planned.state,
+        "reasons": list(planned.reasons),
+        "publications": list(planned.publications),
+    }
 
 
 def roll_back(registry: Registry, planned: Rollback, *, why: str | None = None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...engine.documents import describe_recipes
 from ...engine.recipe_book import find_recipe
-from ...tasks import describe, read_domain
+from ...tasks import DataFacts, describe, read_domain
 from ..identity import Reading
-from ..models import BaseModelModel, DomainModel, RecipeModel
+from ..models import BaseModelModel, DomainModel, RecipeEntryModel, RecipeModel
 from .declaring import Name, named_recipe, router
 
 routes = router("catalog")
@@ -38,22 +38,15 @@ def show_domain(registry: Reading, name: Name) -> Any:
     return registry.domains.get(name).to_json()
 
 
-@routes.get("/domains/{name}/facts")
-def show_facts(registry: Reading, name: Name) -> dict[str, Any] | None:
+@routes.get("/domains/{name}/facts", response_model=DataFacts | None)
+def show_facts(registry: Reading, name: Name) -> Any:
     """What is in a domain's data, which is read for it; null without any."""
     data = registry.domains.get(name).data
     return None if data is None else asdict(describe(read_domain(Path(data), name)))
 
 
-@routes.get("/domains/{name}/gate")
-def show_gate(registry: Reading, name: Name) -> dict[str, Any] | None:
-    """What a version has to show before it becomes champion; null without a gate."""
-    found = registry.gates.get(name)
-    return found and found.to_json()
-
-
-@routes.get("/recipes")
-def list_recipes(registry: Reading) -> list[dict[str, Any]]:
+@routes.get("/recipes", response_model=list[RecipeEntryModel])
+def list_recipes(registry: Reading) -> Any:
     """Recipes of the registry, and those that ship, with the domains that use them."""
     return describe_recipes(registry)
 

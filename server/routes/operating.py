@@ -18,6 +18,7 @@ from ...registry.declared.outcomes import described
 from ...registry.errors import UsageError
 from ...trainers.domains import DomainCheck
 from ..identity import Administering, Publishing
+from ..models import OutcomeCounts
 from .aliases import DryRun
 from .declaring import Raw, raw_body, router
 
@@ -44,8 +45,8 @@ class Publication(BaseModel):
     offline: bool = False
 
 
-@routes.post("/apply", openapi_extra=raw_body("application/yaml", "application/json"))
-def apply(registry: Administering, document: Raw, dry_run: DryRun = False) -> dict[str, Any]:
+@routes.post("/apply", response_model=OutcomeCounts, openapi_extra=raw_body("application/yaml", "application/json"))
+def apply(registry: Administering, document: Raw, dry_run: DryRun = False) -> Any:
     """Brings the registry to what the document says, YAML or JSON; relative paths are of the server's home.
 
     An object that fails is reported in `objects`, and the others are applied.

@@ -21,7 +21,17 @@ from ...registry.moments import moment
 from ...serving.resolve import Origin, find, meant, resizing
 from ..identity import Reading
 from ..listing import Page
-from ..models import EvaluationModel, EventModel, MoveModel, PublicationModel, model_of, page_of
+from ..models import (
+    ComparisonModel,
+    EvaluationModel,
+    EventModel,
+    MoveModel,
+    PublicationModel,
+    ResolvedModel,
+    StatusModel,
+    model_of,
+    page_of,
+)
 from ..naming import expect_registered
 from ..streams import Told, last_id, stream
 from .adapters import Text, Texts
@@ -31,7 +41,7 @@ routes = router("records")
 State = Literal["fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed"]
 
 
-@routes.get("/status", response_model=list[dict[str, Any]] | list[MoveModel])
+@routes.get("/status", response_model=list[StatusModel] | list[MoveModel])
 def show_status(
     registry: Reading,
     domain: Text = None,
@@ -105,7 +115,7 @@ def show_evaluation(registry: Reading, id: Annotated[int, Path(ge=1, lt=2**62)])
     return registry.evaluations.get(id).to_json()
 
 
-@routes.get("/compare")
+@routes.get("/compare", response_model=ComparisonModel)
 def compare_evaluations(
     registry: Reading,
     a: Annotated[str, Query(max_length=200)],
@@ -113,7 +123,7 @@ def compare_evaluations(
     domain: Text = None,
     metric: Texts = None,
     base: BaseName = None,
-) -> dict[str, Any]:
+) -> Any:
     """A minus B with paired 95 % intervals: two evaluations by id, or the newest comparable ones of two systems."""
     expect_registered(a, b)
     found = compare(registry, *find_pair(registry, a, b, domain=domain, base=base))
@@ -127,14 +137,14 @@ def list_publications(registry: Reading, page: Page, domain: Text = None, repo: 
     return page.page(rows, lambda row: row.id, lambda shown: [row.to_json() for row in shown])
 
 
-@routes.get("/publications/{what:path}")
-def show_publication(registry: Reading, what: Annotated[str, Path(max_length=200)]) -> dict[str, Any]:
+@routes.get("/publications/{what:path}", response_model=PublicationModel)
+def show_publication(registry: Reading, what: Annotated[str, Path(max_length=200)]) -> Any:
     """A publication by its id, or the newest of a repository, with its files."""
     return registry.publications.get(what).describe()
 
 
-@routes.get("/resolve/{ref}")
-def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, merged: bool = False) -> dict[str, Any]:
+@routes.get("/resolve/{ref}", response_model=ResolvedModel, response_model_exclude_unset=True)
+def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, merged: bool = False) -> Any:
     """What a name means, now or at a moment: an adapter version, or, `merged`, the build that the domain serves."""
     when, choice = None if at is None else moment(at, option="at"), None
     if not merged:
@@ -159,7 +169,7 @@ def resolve(registry: Reading, ref: Name, base: BaseName = None, at: At = None, 
         build = choice.build if choice else registry.builds.get(name or "")
         assert build is not None
     about = {"kind": "checkpoint", "adapter": None, "build": build.id, "base": build.base, "digest": build.digest}
-    why = {} if choice is None else {"choice": describe_choice(choice)}
+    why = {} if choice is None else describe_choice(choice)
     return {"ref": ref} | about | why | ({"at": when.isoformat()} if when else {})
 
 

@@ -120,7 +120,8 @@ def test_a_build_is_promoted_where_its_domain_may_be(ci, stocked, open_client):
     base = stocked.bases.get("tiny")
 
     def built(domain: str, key: str) -> str:
-        row = stocked.builds.request(domain, "tiny", key, {}, {"adapters": []}).build
+        inputs = {"adapters": [], "base": {"name": "tiny", "digest": base.digest}}
+        row = stocked.builds.request(domain, "tiny", key, {}, inputs).build
         stocked.builds.claim("w", build_id=row.id)
         return stocked.builds.succeed(row.id, "w", base.digest, None, None).id
 
@@ -139,3 +140,15 @@ def test_a_build_is_promoted_where_its_domain_may_be(ci, stocked, open_client):
     assert _code(ci.put(url, json={"build": foreign})) == (400, "usage")
     assert ci.post(f"{API}/builds/{one}:pin").json() == {"id": one, "pinned": True}
     assert {each["alias"] for each in ci.get(BUILD_ALIASES).json()} == {"production"}
+    back = f"{API}/domains/skin-care:rollback"
+    assert ci.post(back, params={"dry_run": True}).json()["to"] == one
+    assert ci.get(url).json()["build"] == two
+    assert ci.post(back, json={"why": "worse"}).json()["from"] == two
+    assert (ci.get(url).json()["build"], stocked.serving.history("skin-care")[0].rollback) == (one, True)
+    policy = f"{API}/domains/skin-care/policy"
+    assert ci.patch(policy, json={"promote": "automatic"}).json() == ci.get(policy).json()
+    assert ci.post(f"{API}/builds/{one}:approve").json() == {"id": one, "approved_by": ["ci"]}
+    assert ci.post(f"{API}/adapters/skin-care@v1:approve").json() == {"ref": "skin-care@v1", "approved_by": ["ci"]}
+    for path in (f"/builds/{foreign}:approve", "/adapters/spirit:approve", "/domains/garden:rollback"):
+        assert _code(ci.post(f"{API}{path}")) == (403, "forbidden"), path
+    assert _code(ci.put(f"{API}/domains/skin-care/gate", json={"approvals": 1})) == (403, "forbidden")
