@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..engine.building.freshness import Freshness, FreshnessIndex, freshness_of
+from ..engine.building.freshness import Freshness, FreshnessIndex, freshness_of, remembering
+from ..engine.building.planning import live_lookups
 from ..registry import Build, Publication, Registry
 
 
@@ -44,7 +45,8 @@ def overview(registry: Registry, domain: str | None = None) -> Overview:
         states = every.of([*((name, None) for name in every.domains), *_places(published)])
     else:
         places = {(domain, None), *_places(published)}
-        states = {(name, base): freshness_of(registry, name, base=base) for name, base in places}
+        look = remembering(live_lookups(registry))
+        states = {(name, base): freshness_of(registry, name, base=base, look=look) for name, base in places}
     late = [each for each in _behind(registry, states, published) if not each.skipped]
     return Overview(
         {name: state for (name, base), state in states.items() if base is None},

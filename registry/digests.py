@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class DigestMemory:
         note = self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
         signs = stat_fingerprint(place)
         about = self._about | {"path": place, "signs": signs}
-        with suppress(InvalidArtifactError):
-            kept = read_object(note, limit=OWN_LIMIT)
+        with suppress(InvalidArtifactError, OSError):
+            kept = _note(note, *_signs(note.stat()))
             if signs and kept == about | {"digest": kept.get("digest")}:
                 return str(kept["digest"])
         digest = compute()
@@ -76,6 +77,12 @@ class DigestMemory:
             with suppress(OSError, ValueError):
                 write_whole(note, json.dumps(about | {"digest": digest}))
         return digest
+
+
+@lru_cache(maxsize=5_000)
+def _note(path: Path, *_: int) -> dict[str, Any]:
+    """What a note says that has these signs; a process that asks again and again reads it once."""
+    return read_object(path, limit=OWN_LIMIT)
 
 
 def stat_fingerprint(path: str) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from itsdangerous import BadData, URLSafeTimedSerializer
 
 from ..registry.errors import StoreError, UsageError
-from ..registry.ownership import private_file
+from ..registry.ownership import private_file, private_folder
 from ..registry.settings import Settings
 
 COOKIE = "reccocktail_session"
@@ -86,6 +86,7 @@ def session_key(settings: Settings) -> str:
 
 def _make_key(path: Path) -> None:
     """Whole or not at all, and once, if several servers begin at the same time."""
+    private_folder(path.parent)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     private_file(draft)
     try:

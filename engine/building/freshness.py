@@ -46,10 +46,10 @@ class Freshness:
     champion: Weights | None = None
 
 
-def freshness_of(registry: Registry, domain: str, *, base: str | None = None) -> Freshness:
+def freshness_of(registry: Registry, domain: str, *, base: str | None = None, look: Lookups | None = None) -> Freshness:
     """Where one domain stands now."""
     row = registry.domains.get(domain)
-    look = live_lookups(registry)
+    look = look or remembering(live_lookups(registry))
     now = _now(look, row, base)
     current = None if isinstance(now, str) else registry.builds.newest_succeeded(domain, key=now.key)
     served = _served(registry.serving.served(domain), now, base)
@@ -122,12 +122,13 @@ class FreshnessIndex:
 
     def __init__(self, registry: Registry, *, recipe: Recipe | None = None) -> None:
         self.domains = {row.name: row for row in registry.domains.list()}
-        self._last = registry.builds.newest_succeeded_by_domain()
+        self._trials = registry.builds.newest_succeeded_by_domain(own_recipe=False)
         self._served = registry.serving.served_by_domain()
-        self._builds = registry.builds.with_ids(each.build for served in self._served.values() for each in served)
+        self._registry = registry
+        self._builds: dict[str, Build] = {}
+        self._fetch(each.build for served in self._served.values() for each in served)
         look = snapshot_lookups(registry, self.domains.values())
         self._look = look if recipe is None else replace(look, recipe=lambda name: recipe)
-        self._succeeded_with_keys = registry.builds.succeeded_with_keys
         self._stored = cache(registry.store.digests)
         self._plans: dict[tuple[str, str | None], Plan | str] = {}
         self._current: dict[str, Build | None] = {}
@@ -136,11 +137,16 @@ class FreshnessIndex:
     def of(self, places: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], Freshness]:
         """`standing` for each (domain, base), at one query for all that is not known yet."""
         plans = {place: self._plan(*place) for place in places}
-        asked = {
-            now.key for (name, _), now in plans.items() if isinstance(now, Plan) and name in self._last
-        } - self._current.keys()
-        self._current |= dict.fromkeys(asked) | self._succeeded_with_keys(asked)
+        asked = {now.key for now in plans.values() if isinstance(now, Plan)} - self._current.keys()
+        newest = self._registry.builds.ids_succeeded_with_keys(asked)
+        self._fetch(newest.values())
+        self._current |= dict.fromkeys(asked) | {key: self._builds[id_] for key, id_ in newest.items()}
         return {place: self._judge(*place, now) for place, now in plans.items()}
+
+    def _fetch(self, ids: Iterable[str]) -> None:
+        """Most are known: what is served is mostly of what there is now."""
+        if missing := {*ids} - self._builds.keys():
+            self._builds |= self._registry.builds.with_ids(missing)
 
     def _plan(self, name: str, base: str | None) -> Plan | str:
         if base is not None:
@@ -158,7 +164,7 @@ class FreshnessIndex:
         build = None if served is None else self._builds[served.build]
         found = _judged(self._look, row, base, now, build, current, lambda d: d in self._stored())
         found = replace(found, champion=_champion(self._look, name, base))
-        return _explained(found, served, self._last.get(name))
+        return _explained(found, served, self._trials.get(name))
 
 
 def _served(served: Sequence[BuildAlias], now: Plan | str, base: str | None) -> BuildAlias | None:
@@ -221,7 +227,7 @@ def _judged(
 
 
 def _explained(found: Freshness, served: BuildAlias | None, last: Build | None) -> Freshness:
-    """With why it is that build; `last` is the domain's newest succeeded build, whatever its recipe."""
+    """With why it is that build; `last` is the domain's newest succeeded build, which matters where its recipe is not the domain's own."""
     build = found.build
     why = None if served is None else f"it is {served.alias} since {served.since:%Y-%m-%d %H:%M} UTC, by {served.by}"
     if build is not None and build.own_recipe is False:
@@ -279,6 +285,17 @@ def snapshot_lookups(registry: Registry, domains: Iterable[Domain] = ()) -> Look
         recipe=cache(lambda text: own_recipe(registry, text, contents)),
         template=cache(lambda text: find_template(registry, text, templates)),
         data_digest=cache(lambda folder: data_digest(registry, folder)),
+    )
+
+
+def remembering(look: Lookups) -> Lookups:
+    """The same, for questions at one moment: each is asked once."""
+    return Lookups(
+        adapter=cache(look.adapter),
+        base=cache(look.base),
+        recipe=cache(look.recipe),
+        template=cache(look.template),
+        data_digest=cache(look.data_digest),
     )
 
 

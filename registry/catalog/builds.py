@@ -350,23 +350,31 @@ class Builds:
                 query = query.where(BuildRow.domain_id == find_domain(session, domain).id)
             return [self._build(row) for row in session.scalars(query)]
 
-    def newest_succeeded_by_domain(self) -> dict[str, Build]:
-        """What `newest_succeeded` answers for every domain that has one, in one query."""
+    def newest_succeeded_by_domain(self, *, own_recipe: bool | None = None) -> dict[str, Build]:
+        """What `newest_succeeded` answers for every domain that has one, in one query; with `own_recipe`, where that is so of it."""
         query = select(BuildRow).where(BuildRow.id.in_(select(newest_of_domain()).select_from(DomainRow)))
+        if own_recipe is not None:
+            query = query.where(BuildRow.own_recipe.is_(own_recipe))
         with self._database.reading() as session:
             return {row.domain.name: self._build(row) for row in session.scalars(query)}
 
     def succeeded_with_keys(self, keys: Iterable[str]) -> dict[str, Build]:
         """By key, the build of it that finished last, for those keys that have been built."""
+        newest = self.ids_succeeded_with_keys(keys)
+        builds = self.with_ids(newest.values())
+        return {key: builds[id_] for key, id_ in newest.items()}
+
+    def ids_succeeded_with_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """What `succeeded_with_keys` answers, by id."""
         wanted = [*dict.fromkeys(keys)]
-        found: dict[str, Build] = {}
+        found: dict[str, str] = {}
         with self._database.reading() as session:
             for start in range(0, len(wanted), KEYS_AT_ONCE):
-                some = wanted[start : start + KEYS_AT_ONCE]
-                query = select(BuildRow).where(BuildRow.key.in_(some), is_stored()).order_by(*_LATEST)
-                for row in session.scalars(query):
-                    if row.key not in found:
-                        found[row.key] = self._build(row)
+                some = BuildRow.key.in_(wanted[start : start + KEYS_AT_ONCE])
+                for key, id_ in session.execute(
+                    select(BuildRow.key, BuildRow.id).where(some, is_stored()).order_by(*_LATEST)
+                ):
+                    found.setdefault(key, id_)
         return found
 
     def with_result(self, digest: str) -> builtins.list[Build]:

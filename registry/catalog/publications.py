@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from ..database.connection import Database
 from ..database.tables import AdapterRow, BuildRow, PublicationRow, WithdrawalRow
@@ -23,6 +23,9 @@ from .events import EventIds
 from .lookup import find_adapter, ref_of
 from .records import NOT_IN_JSON, Record
 from .references import Reference
+
+_WHERE_IT_IS = joinedload(PublicationRow.build).load_only(BuildRow.base_id, BuildRow.domain_id)
+"""For many publications: nothing is read of what their builds are made of."""
 
 SIGNATURE = "model.sig"  # in a publication's `files` where it was signed
 
@@ -140,7 +143,7 @@ class Publications:
         after: int | None = None,
     ) -> builtins.list[Publication]:
         """Newest first, of one build if its whole id is given; `after` is the id that the page before ended with."""
-        query = select(PublicationRow).order_by(PublicationRow.id.desc()).limit(limit)
+        query = select(PublicationRow).order_by(PublicationRow.id.desc()).limit(limit).options(_WHERE_IT_IS)
         if build is not None:
             query = query.where(PublicationRow.build_id == build)
         if repo is not None:
@@ -166,6 +169,7 @@ class Publications:
             .where(PublicationRow.id.in_(newest), PublicationRow.build_id.is_not(None))
             .where(PublicationRow.id.not_in(select(WithdrawalRow.publication_id)))
             .order_by(PublicationRow.id.desc())
+            .options(_WHERE_IT_IS)
         )
         with self._database.reading() as session:
             if domain is not None:

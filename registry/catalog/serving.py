@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from ..database.connection import Database
 from ..database.tables import (
@@ -409,6 +409,10 @@ def _newest_first(session: Session, *here: Any) -> builtins.list[BuildAlias]:
         .outerjoin(ServingPolicyRow, ServingPolicyRow.domain_id == BuildAliasRow.domain_id)
         .where(BuildAliasRow.name == func.coalesce(ServingPolicyRow.alias, PRODUCTION), *here)
         .order_by(BuildAliasRow.event_id.desc())
+        .options(
+            joinedload(BuildAliasRow.build).load_only(BuildRow.base_id, BuildRow.domain_id),
+            joinedload(BuildAliasRow.event).load_only(EventRow.created_at, EventRow.created_by),
+        )
     )
     return [_alias(row) for row in session.scalars(query)]
 

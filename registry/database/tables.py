@@ -202,7 +202,9 @@ class PublicationRow(Table):
     options: Mapped[dict[str, Any] | None]
 
     build: Mapped[BuildRow | None] = relationship(lazy="joined")
-    adapter: Mapped[AdapterRow | None] = relationship(lazy="joined")
+    adapter: Mapped[AdapterRow | None] = relationship(
+        lazy="selectin"
+    )  # its own joins make a slow query of a joined one
     withdrawal: Mapped[WithdrawalRow | None] = relationship(lazy="joined", viewonly=True)
 
     __table_args__ = (CheckConstraint("(build_id IS NULL) <> (adapter_id IS NULL)", name="subject"),)

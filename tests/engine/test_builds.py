@@ -759,6 +759,8 @@ def test_the_newest_of_every_domain_and_of_every_key(stocked):
     first, second = made(stocked, AVERAGE), made(stocked, AVERAGE, force=True)
     other = work(stocked, request(stocked, "toys", load_recipe("spirit-only")).build)
     assert stocked.builds.newest_succeeded_by_domain() == {"skin-care": second, "toys": other}
+    own = [build for build in (second, other) if build.own_recipe]
+    assert stocked.builds.newest_succeeded_by_domain(own_recipe=True) == {build.domain: build for build in own}
     found = stocked.builds.succeeded_with_keys([first.key, first.key, other.key, "sha256:absent"])
     assert found == {first.key: second, other.key: other}
     assert stocked.builds.succeeded_with_keys([]) == {}

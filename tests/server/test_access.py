@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -113,6 +114,8 @@ def test_only_this_machine_is_served_without_a_token(stocked, monkeypatch):
     assert options("0.0.0.0").login
     assert options("0.0.0.0").hosts == ()
     assert "a.example" in options("0.0.0.0", "a.example").hosts
+    # an instance whose home is new has nothing there yet
+    assert session_key(replace(stocked.settings, home=stocked.settings.home / "new"))
     monkeypatch.setenv("RECCOCKTAIL_SESSION_KEY", "short")
     with pytest.raises(UsageError):
         session_key(stocked.settings)

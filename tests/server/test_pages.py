@@ -47,3 +47,13 @@ def test_the_state_of_all_domains_is_computed_once_for_everybody(stocked, monkey
     moment[0] += status_cache.SECONDS + 1
     cache.get()
     assert len(computed) == 3
+
+
+def test_pages_and_the_api_share_the_state_of_all_domains(client, monkeypatch):
+    computed = list[int]()
+    monkeypatch.setattr(status_cache, "status_of", lambda registry: computed.append(1) or status_of(registry))
+    monkeypatch.setattr(status_cache, "SECONDS", float("inf"))
+    assert client.get("/", headers={"Accept": "text/html"}).status_code == 200
+    assert [each["domain"] for each in client.get("/api/v1/status").json()] == ["skin-care"]
+    assert client.get("/api/v1/status", params={"state": "fresh"}).json() == []
+    assert len(computed) == 1
