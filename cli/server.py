@@ -16,7 +16,7 @@ from .console import say, warn
 from .workers import BAD_NEWS
 
 if TYPE_CHECKING:
-    from ..engine.building.workers import WorkerEvent
+    from ..engine.building.worker_events import WorkerEvent
     from ..registry import Registry
 
 
@@ -57,6 +57,11 @@ def server(
 
     On this machine alone nobody has to log in. Any other address needs tokens (`reccocktail token create`), and a proxy with TLS before it.
     """
+    beside = [name for name, wanted in (("a worker", with_worker), ("webhooks", with_webhooks)) if wanted]
+    more = f" with {' and '.join(beside)}" if beside else ""
+    say(
+        f"starting on {host}, port {port}, for the registry of {app.settings.home}{more}; `serving` follows when it is ready"
+    )
     try:
         from ..server.running import Address, options_for, run
     except ImportError as error:

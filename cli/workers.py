@@ -20,7 +20,7 @@ from .display import json_line, write
 
 if TYPE_CHECKING:
     from ..engine.building.job import Progress
-    from ..engine.building.workers import WorkerEvent
+    from ..engine.building.worker_events import WorkerEvent
     from ..registry import Build, Registry
     from .bars import Stages
 

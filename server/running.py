@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from ..engine.building.workers import Notify, WorkerOptions, one_beside
+from ..engine.building.worker_events import Notify
+from ..engine.building.workers import WorkerOptions, one_beside
 from ..registry import Registry
 from ..registry.errors import UsageError
 from .app import ServerOptions, create_app

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...registry import Registry
 from ...registry.errors import RecCocktailError, UsageError
-from .workers import WorkerEvent
+from .worker_events import WorkerEvent
 
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily

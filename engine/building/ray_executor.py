@@ -27,16 +27,9 @@ from .execution import worker_name
 from .job import RunOptions
 from .resources import Needs, needs_of
 from .retries import PATIENCE_SECONDS, retry_until_available
-from .workers import (
-    BROKEN_AFTER,
-    DatabaseOutage,
-    Notify,
-    StaleBuildPoller,
-    WorkerEvent,
-    WorkerOptions,
-    given_back,
-    run_claimed,
-)
+from .stale_builds import StaleBuildPoller
+from .worker_events import Notify, WorkerEvent
+from .workers import BROKEN_AFTER, DatabaseOutage, WorkerOptions, given_back, run_claimed
 
 if TYPE_CHECKING:
     import ray

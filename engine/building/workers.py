@@ -17,72 +17,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError, UnavailableError
 from ...registry.signals import check, raised
-from ..recipe_book import own_recipe
 from .execution import run_together, worker_name
-from .freshness import freshness_by_domain
-from .indexing import request_index, stale_indexes
-from .job import BuildOutcome, Progress, RunOptions
-from .planning import plan, request
+from .job import Progress, RunOptions
 from .retries import PATIENCE_SECONDS
+from .stale_builds import StaleBuildPoller
+from .worker_events import Notify, WorkerEvent
 
 POLL_SECONDS = 2.0
-WATCH_SECONDS = 30.0
 AWAY_SECONDS = 1.0  # between attempts to reach a database
 END_SECONDS = 30.0  # for a worker process to give its builds back
+LOOK_SECONDS = 0.5  # at the worker process beside a server
+FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 60.0  # before another takes its place, doubling
+STEADY_SECONDS = 600.0  # one that lived so long was of use
+BROKEN_BESIDE = 10  # so many in a row that were of none: about five minutes
 BROKEN_AFTER = 3  # processes or tasks one after the other that ended before they had begun a build
 GROUP = 8  # builds over one base in one pass: each is a result on the disk until all are done
 TOKEN = "RECCOCKTAIL_WORKER_TOKEN"  # noqa: S105  with it the process that started a worker releases its builds
 NUM_WORKERS = "RECCOCKTAIL_WORKERS"  # how many such processes there are
 PARENT = "RECCOCKTAIL_WORKER_PARENT"  # the process that started it, with which it ends
 
-Notify = Callable[["WorkerEvent"], None]
 Silent: Progress = lambda stage, done, total: None  # noqa: E731
-
-
-@dataclass(frozen=True)
-class WorkerEvent:
-    """A change of state: `what` is one of requested, begins, says, succeeded, failed, cancelled, postponed, lost, blocked;
-    of worker processes started, died, ended, error (that ends one), log (of a library); of the database waiting, back.
-    `seconds` is what a build took."""
-
-    what: str
-    build: str | None = None
-    domain: str | None = None
-    detail: str | None = None
-    worker: str = field(default_factory=worker_name)
-    seconds: float | None = None
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-    def to_json(self) -> dict:
-        return {k: v for k, v in asdict(self).items() if v is not None} | {"at": self.at.isoformat()}
-
-    @staticmethod
-    def from_json(content: dict) -> WorkerEvent:
-        """Raises KeyError, TypeError, ValueError."""
-        return WorkerEvent(**{**content, "at": datetime.fromisoformat(content["at"])})
-
-    @staticmethod
-    def of(ended: BuildOutcome, worker: str) -> WorkerEvent:
-        build, error = ended.build, ended.error
-        if error is None:
-            return WorkerEvent(
-                "succeeded", build.id, build.domain, build.digest, worker, (build.report or {}).get("seconds")
-            )
-        if build.worker not in (worker, None):
-            return WorkerEvent("lost", build.id, build.domain, f"{build.worker} has it now", worker)
-        what = "postponed" if build.status == "queued" else build.status
-        return WorkerEvent(what, build.id, build.domain, str(error) or type(error).__name__, worker)
-
-    def __str__(self) -> str:
-        whole = "the worker says" if self.what == "says" else self.what
-        text = f"build {self.build} of {self.domain} {self.what}" if self.build else whole
-        return text + (f": {self.detail}" if self.detail else "")
 
 
 @contextmanager
@@ -119,29 +78,6 @@ class DatabaseOutage:
             if self._since is not None:
                 self._since = None
                 self._notify(WorkerEvent("back", detail="the database is reachable again"))
-
-
-class StaleBuildPoller:
-    """Requests what has become stale, every now and then."""
-
-    def __init__(self, registry: Registry, wanted: bool, notify: Notify) -> None:
-        self._registry, self._wanted, self._notify = registry, wanted, notify
-        self._looked = float("-inf")
-        self._told: set[str] = set()
-
-    def look(self) -> None:
-        """Raises UnavailableError; a store that does not answer is reported, and tried again."""
-        if not self._wanted or time.monotonic() - self._looked < WATCH_SECONDS:
-            return
-        try:
-            request_what_is_stale(self._registry, self._notify, self._told)
-        except UnavailableError:
-            raise
-        except RecCocktailError as error:
-            if not error.retryable:
-                raise
-            self._notify(WorkerEvent("blocked", detail=f"stale domains cannot be determined now: {error}"))
-        self._looked = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -242,66 +178,6 @@ def run_claimed(
     return [each.build for each in ended]
 
 
-def request_what_is_stale(
-    registry: Registry, notify: Notify = lambda event: None, reported: set[str] | None = None
-) -> list[Build]:
-    """Builds of all domains whose inputs moved, or that were never built though there is something to mix, and stale item indexes.
-
-    What has failed or was cancelled with these very inputs is not requested again, but reported, once per build in `told`.
-    """
-    asked = []
-    reported = set() if reported is None else reported
-    for domain, state in freshness_by_domain(registry).items():
-        if state.state not in ("stale", "unbuilt") or state.needs_data:
-            continue
-        try:
-            recipe = own_recipe(registry, registry.domains.get(domain).recipe)
-            last = registry.builds.newest_of_key(plan(registry, domain, recipe).key)
-            if last is not None and last.status in ("failed", "cancelled"):
-                _report_once(last, domain, notify, reported)
-                continue
-            answered = request(registry, domain, recipe)
-        except UnavailableError:
-            raise
-        except RecCocktailError as error:  # it moved meanwhile
-            notify(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
-            continue
-        if answered.created:
-            why = "; ".join(state.reasons) or "never built"
-            notify(WorkerEvent("requested", answered.build.id, domain, why))
-            asked.append(answered.build)
-    return asked + _request_stale_indexes(registry, notify, reported)
-
-
-def _request_stale_indexes(registry: Registry, notify: Notify, reported: set[str]) -> list[Build]:
-    asked = []
-    for stale in stale_indexes(registry):
-        domain = stale.adapter.domain
-        try:
-            last = registry.builds.newest_of_key(stale.key or "")
-            if last is not None and last.status in ("failed", "cancelled"):
-                _report_once(last, domain, notify, reported)
-                continue
-            answered = request_index(registry, stale.adapter)
-        except UnavailableError:
-            raise
-        except RecCocktailError as error:  # it moved meanwhile
-            notify(WorkerEvent("blocked", None, domain, f"{domain}: {error}"))
-            continue
-        if answered.created:
-            notify(WorkerEvent("requested", answered.build.id, domain, "; ".join(stale.reasons)))
-            asked.append(answered.build)
-    return asked
-
-
-def _report_once(last: Build, domain: str | None, notify: Notify, reported: set[str]) -> None:
-    """That what would be requested has failed or was cancelled."""
-    if last.id not in reported:
-        reported.add(last.id)
-        why = f"{domain}: build {last.id} of the same inputs has {last.status}; `reccocktail build retry {last.id}`"
-        notify(WorkerEvent("blocked", None, domain, why))
-
-
 def processes(
     registry: Registry,
     options: WorkerOptions,
@@ -376,14 +252,58 @@ def processes(
 
 @contextmanager
 def one_beside(registry: Registry, options: WorkerOptions, notify: Notify) -> Iterator[None]:
-    """One worker process for as long as the block lasts; then its builds go back to the queue."""
-    child = _Child(_environment(registry, options, 1), options, notify)
+    """One worker process for as long as the block lasts; then its builds go back to the queue. One that dies is replaced."""
+    kept = KeptWorker(registry, options, notify)
+    ended = threading.Event()
+    thread = threading.Thread(target=kept.keep, args=(ended,), name="worker-keeper", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        _end([child])
-        with suppress(UnavailableError):  # otherwise its leases run out
-            registry.builds.free(child.token, f"worker {child.pid} was stopped")
+        ended.set()
+        thread.join()
+        _end([kept.child])
+        kept.free("was stopped")
+
+
+class KeptWorker:
+    """A worker process that is started again when it ends, later each time, until BROKEN_BESIDE in a row ended before they were of use."""
+
+    def __init__(self, registry: Registry, options: WorkerOptions, notify: Notify) -> None:
+        self._registry, self._options, self._notify = registry, options, notify
+        self._environment = _environment(registry, options, 1)
+        self._start()
+
+    def _start(self) -> None:
+        self.child = _Child(self._environment, self._options, self._notify)
+        self._since = time.monotonic()
+
+    def keep(self, ended: threading.Event) -> None:
+        """Until `ended` is set. The process that is there then is the caller's to end."""
+        useless = 0
+        while not ended.wait(LOOK_SECONDS):
+            if self.child.is_alive:
+                continue
+            was_of_use = self.child.has_begun or time.monotonic() - self._since > STEADY_SECONDS
+            useless = 0 if was_of_use else useless + 1
+            self.free(f"died ({self.child.ending})")
+            if useless >= BROKEN_BESIDE:
+                self._tell("died", f"and is not started again, as {useless} in a row ended so: {self.child.last_words}")
+                return
+            seconds = min(FIRST_RESTART_SECONDS * 2.0**useless, LONGEST_RESTART_SECONDS)
+            self._tell("died", f"{self.child.ending}; another one is started in {seconds:g} s")
+            if ended.wait(seconds):
+                return
+            self._start()
+            self._tell("started", "in its place")
+
+    def free(self, why: str) -> None:
+        """What it had goes back to the queue; without a database, when its leases have run out."""
+        with suppress(UnavailableError):
+            self._registry.builds.free(self.child.token, f"worker {self.child.pid} {why}")
+
+    def _tell(self, what: str, detail: str) -> None:
+        self._notify(WorkerEvent(what, detail=f"worker process {self.child.pid}: {detail}"))
 
 
 def _environment(registry: Registry, options: WorkerOptions, count: int) -> dict[str, str]:

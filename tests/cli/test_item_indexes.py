@@ -14,7 +14,8 @@ import torch
 from reccocktail import api
 from reccocktail.engine.building import index_execution
 from reccocktail.engine.building.indexing import index_file, indexes_of
-from reccocktail.engine.building.workers import WorkerEvent, request_what_is_stale
+from reccocktail.engine.building.stale_builds import request_what_is_stale
+from reccocktail.engine.building.worker_events import WorkerEvent
 from reccocktail.networks.bi_tuning import open_bi_tuning
 from reccocktail.networks.item_index import ItemIndex
 from reccocktail.networks.laser import load_frozen

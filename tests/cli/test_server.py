@@ -32,7 +32,8 @@ def test_a_token_is_made_listed_and_revoked(prepared):
 
 
 def test_a_server_begins_answers_and_ends(prepared):
-    assert prepared("server", "--host", "0.0.0.0", code=2).err.startswith("error: ")
+    refused = prepared("server", "--host", "0.0.0.0", code=2).err.splitlines()
+    assert [line.split()[0] for line in refused[:2]] == ["starting", "error:"]
     port = _free_port()
     command = [str(Path(sys.executable).with_name("reccocktail")), "server", "--port", port]
     process = subprocess.Popen(
@@ -40,6 +41,9 @@ def test_a_server_begins_answers_and_ends(prepared):
     )
     try:
         assert process.stderr is not None
+        begins = process.stderr.readline()
+        assert begins.startswith("starting")
+        assert f"127.0.0.1, port {port}," in begins
         assert process.stderr.readline() == f"serving http://127.0.0.1:{port}\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
             assert json.load(answer) == {"ok": True}

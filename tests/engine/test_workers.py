@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 from reccocktail.engine.building import ray_executor as placing_on_ray
-from reccocktail.engine.building import workers
+from reccocktail.engine.building import stale_builds, workers
+from reccocktail.engine.building.execution import worker_name
 from reccocktail.engine.building.freshness import freshness_of
 from reccocktail.engine.building.job import BuildOutcome
 from reccocktail.engine.building.planning import request
@@ -28,7 +29,8 @@ from reccocktail.engine.building.prometheus import Counters
 from reccocktail.engine.building.ray_executor import Cluster as RayCluster
 from reccocktail.engine.building.ray_executor import on_ray
 from reccocktail.engine.building.resources import Needs
-from reccocktail.engine.building.workers import WorkerEvent, WorkerOptions, inline, processes, stopped_by_signals
+from reccocktail.engine.building.worker_events import WorkerEvent
+from reccocktail.engine.building.workers import WorkerOptions, inline, processes, stopped_by_signals
 from reccocktail.engine.recipe_book import settle_recipe
 from reccocktail.engine.recipes import Recipe
 from reccocktail.registry import Build, Registry
@@ -132,7 +134,7 @@ def test_many_builds_that_fail_do_not_make_their_workers_pass_for_broken(stocked
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_watching_builds_what_moved(executor, address, stocked, base, make_adapter, monkeypatch):
-    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(stale_builds, "WATCH_SECONDS", 0.5)
     stocked.domains.add("skin-care", recipe="average")
     assert freshness_of(stocked, "skin-care").state == "unbuilt"
     assert [b.domain for b in serve(executor, address, stocked, once=True, watch=True)] == ["skin-care"]
@@ -144,6 +146,10 @@ def test_watching_builds_what_moved(executor, address, stocked, base, make_adapt
     serve(executor, address, stocked, once=True, watch=True, notify=told.append)
     assert freshness_of(stocked, "skin-care").state == "ready"
     assert str(told[0]).endswith("of skin-care requested: ingredient skin-care@v1 → skin-care@v2")
+    stocked.adapters.add(make_adapter(base, 10), base=row, role="ingredient", domain="skin-care")
+    for _ in range(2):  # what is known already is no event
+        stale_builds.StaleBuildPoller(stocked, True, told.append).look()
+    assert len(stocked.events.list(kind="domain.stale")) == 2
 
 
 def test_a_worker_process_that_is_killed_is_replaced_and_its_build_made_by_another(stocked):
@@ -175,6 +181,35 @@ def test_processes_that_die_at_once_are_not_started_for_ever(stocked, monkeypatc
     )
     with pytest.raises(ChildProcessError, match="died as soon as they were started: "):
         processes(stocked, WorkerOptions(device="cpu", once=True), count=1)
+
+
+def test_a_worker_beside_a_server_is_replaced_each_time_it_dies_until_that_is_of_no_use(stocked, monkeypatch):
+    asked = request(stocked, "skin-care", share(0.5)).build
+    started, waited, told = list[Any](), list[float | None](), list[WorkerEvent]()
+
+    def start(*_: Any) -> Any:
+        # the first two were of use; the others end as soon as they were started
+        number = len(started)
+        about = {"has_begun": number < 2, "is_alive": False, "ending": "SIGKILL", "last_words": "no torch"}
+        started.append(SimpleNamespace(token=f"token-{number}", pid=number, **about))
+        return started[-1]
+
+    class Never(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return False
+
+    monkeypatch.setattr(workers, "_Child", start)
+    kept = workers.KeptWorker(stocked, WorkerOptions(device="cpu"), told.append)
+    stocked.builds.claim(worker_name("token-0"), build_id=asked.id)
+    kept.keep(Never())
+    assert stocked.builds.get(asked.id).status == "queued"  # it was freed when its worker died
+    assert len(started) == 2 + workers.BROKEN_BESIDE
+    seconds = [each for each in waited if each != workers.LOOK_SECONDS]
+    assert seconds[:5] == [1.0, 1.0, 2.0, 4.0, 8.0]
+    assert seconds[-1] == workers.LONGEST_RESTART_SECONDS
+    assert Counter(event.what for event in told) == {"died": len(started), "started": len(started) - 1}
+    assert "no torch" in str(told[-1])
 
 
 def test_being_stopped_gives_builds_back(stocked):
@@ -360,9 +395,9 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
     file = stocked.settings.home / "bad.yaml"
     file.write_text("coefficients: {spirit: [0.1, 0.2, 0.3], ingredient: 1.0}\n")  # the base has two layers
     stocked.domains.add("skin-care", recipe=settle_recipe(stocked, str(file)))
-    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(stale_builds, "WATCH_SECONDS", 0.0)
     told: list[WorkerEvent] = []
-    watch = workers.StaleBuildPoller(stocked, True, told.append)
+    watch = stale_builds.StaleBuildPoller(stocked, True, told.append)
     for _ in range(3):
         watch.look()
         inline(stocked, WorkerOptions(device="cpu", once=True))
@@ -376,14 +411,14 @@ def test_watching_does_not_ask_again_for_what_failed_with_the_same_inputs(stocke
 
 
 def test_watching_goes_on_where_the_store_does_not_answer(stocked, monkeypatch):
-    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(stale_builds, "WATCH_SECONDS", 0.0)
     told: list[WorkerEvent] = []
 
     def away() -> set[str]:
         raise StoreError("the bucket does not answer")
 
-    monkeypatch.setattr(workers, "freshness_by_domain", lambda registry: away())
-    workers.StaleBuildPoller(stocked, True, told.append).look()
+    monkeypatch.setattr(stale_builds, "freshness_by_domain", lambda registry: away())
+    stale_builds.StaleBuildPoller(stocked, True, told.append).look()
     assert str(told[0]) == "blocked: stale domains cannot be determined now: the bucket does not answer"
 
 
