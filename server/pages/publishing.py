@@ -79,9 +79,12 @@ class Preview:
 def preview(
     request: Request, registry: Publishing, wanted: Annotated[Wanted, Query()], done: Done = None
 ) -> HTMLResponse:
-    """What was published last; of what is named, the form; with a repository, what publishing would change there. Nothing is sent."""
-    found, refused = (None, None)
-    if wanted.what and wanted.to:
+    """What was published last; of what is named, the form; with a repository, what publishing would change there. Nothing is sent.
+
+    A page elsewhere that leads here gets the form alone: it cannot make the server ask the Hub.
+    """
+    found, refused = None, None
+    if wanted.what and wanted.to and request.headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         found, refused = _previewed(registry, wanted)
     return _page(request, registry, wanted, done=done, preview=found, refused=refused)
 

@@ -56,6 +56,9 @@ def test_what_is_seen_is_sent_once_somebody_agrees_and_not_before(stocked, clien
 def test_refusals_of_the_hub_are_in_plain_words_and_without_secrets(stocked, client, loopback_hub, monkeypatch):
     asked = f"/publish?what=skin-care@v1&to={REPO}"
     form = _fields(client.get(asked, headers=HTML).text)
+    known = len(loopback_hub.requests)
+    led = client.get(asked, headers=HTML | {"Sec-Fetch-Site": "cross-site"})
+    assert (led.status_code, len(loopback_hub.requests)) == (200, known)  # a page elsewhere cannot make us ask the Hub
     loopback_hub.role = "read"
     for answer in (client.get(asked, headers=HTML), client.post("/publish", data=form, headers=HTML)):
         assert (answer.status_code, 'role="alert"' in answer.text) == (502, True)

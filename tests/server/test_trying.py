@@ -85,6 +85,33 @@ def test_what_cannot_be_asked_is_refused_in_plain_words(stocked, client, post):
     assert "<script>alert" not in page
 
 
+def test_whoever_waits_sees_it_without_scripts_and_asks_no_third_question(client, post, monkeypatch):
+    go_on = threading.Event()
+
+    def slow(registry: Any, wanted: Any, *, bar: Any, **_: Any) -> Any:
+        with bar("ranking with <b>") as progress:
+            progress(3, 7)
+            assert go_on.wait(60)
+        raise UsageError("no more")
+
+    monkeypatch.setattr("reccocktail.engine.answering.answer", slow)
+    first, second = (post(do="ask", user="a").headers["location"] for _ in range(2))
+    text = ""
+    while 'max="7"' not in text:  # until its turn has come
+        text = client.get(first, headers=HTML).text
+        assert '<noscript><meta http-equiv="refresh"' in text
+    assert "ranking with &lt;b&gt;" in text
+    assert "turn 1" in client.get(second, headers=HTML).text
+    third = post(do="ask", user="a")
+    assert (third.status_code, "<strong>too_many_requests</strong>" in third.text) == (429, True)
+    assert client.get("/healthz").status_code == 200
+    go_on.set()
+    for where in (first, second):
+        ask = client.app.state.asks.get(where.rpartition("/")[2], client.app.state.registry.actor)
+        assert ask.ended.wait(60)
+        assert 'http-equiv="refresh"' not in client.get(where, headers=HTML).text
+
+
 def test_a_bi_tuning_is_asked_whole(stocked, client, post, make_bi_tuning, tmp_path):
     base, shop = stocked.bases.get("tiny"), read_domain(tmp_path / "data")
     folder = make_bi_tuning(
