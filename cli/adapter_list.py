@@ -40,7 +40,11 @@ EMPTY = "no adapter yet; `reccocktail adapter add` or `train`"
     multiple=True,
     help="Condition such as 'NDCG@3>=0.4' on what was measured last, else registered; all must hold.",
 )
-@click.option("--sort", metavar="METRIC", help="Largest value of this metric first; only versions that have it.")
+@click.option(
+    "--sort",
+    metavar="METRIC",
+    help="Best value of this metric first, which is the smallest of a loss; only versions that have it.",
+)
 @click.option(
     "--search", "text", metavar="TEXT", help="Only with this text in domain, note or tags; case does not matter."
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.catalog.event_text import happened
+from ..registry.catalog.references import BI_TUNING, LORA
 from ..registry.errors import UsageError
 from ..registry.moments import moment
 from .app import App, base_option, example, json_option, pass_app
@@ -168,7 +169,7 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         return
 
     def show_all() -> None:
-        details({name: value for name, value in facts.items() if name != "context"})
+        details({name: value for name, value in facts.items() if name not in _left_out(row)})
         if row.context:
             click.echo("\ncontext:")
             details(_flat(row.context))
@@ -176,6 +177,12 @@ def show(app: App, ref: str, when: str | None, base: str | None, as_json: bool) 
         _show_reached(row, document)
 
     answer(as_json, document, show_all)
+
+
+def _left_out(row: Adapter) -> set[str]:
+    """Of a version's record: a bundle is no ingredient, and a bi-tuning has no rank."""
+    left = {"context"} if row.kind == LORA else {"context", "role"}
+    return left | ({"rank", "alpha"} if row.kind == BI_TUNING else set())
 
 
 def _flat(context: Mapping[str, Any], above: str = "") -> dict[str, Any]:

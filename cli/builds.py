@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from ..registry.catalog.references import INDEX
 from ..registry.errors import ConflictError, LocalOnlyError, NotFoundError, RecCocktailError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
-from .console import answer, counted, details, printable, progress, say, stages, warn
+from .console import answer, counted, details, printable, progress, prose, say, stages, warn
 from .evaluation_records import show_measured
 from .lineage import lineage_lines
 from .searches import show_search
@@ -251,7 +252,7 @@ def _show_one(row: Build, document: Mapping[str, Any]) -> None:
     details(document)
     click.echo("\nwhat went in:")
     for line in lineage_lines(lineage):
-        click.echo(f"  {printable(line)}")
+        click.echo(prose(line, stream=sys.stdout, lead="  ", indent="    "))
     for published in lineage["publications"]:
         tag = f", tag {published['tag']}" if published["tag"] else ""
         click.echo(printable(f"published: {published['repo']} at {published['revision']}{tag}"))

@@ -93,7 +93,8 @@ def _broken(line: str, indent: str, room: int, *, end: str = "") -> str:
     for space, piece in _pieces(line, room - len(hanging)):
         width = cell_len(piece)
         if column and column + len(space) + width > room:
-            text, column = f"{text}{end}\n{hanging}{piece}", len(hanging) + width
+            lead = hanging[: max(0, room - width)]  # a digest is set in less, so that it is not broken
+            text, column = f"{text.rstrip()}{end}\n{lead}{piece}", len(lead) + width
         else:
             text, column = f"{text}{space}{piece}", column + len(space) + width
     return text
@@ -187,7 +188,7 @@ def table(
     natural = {name: max(map(cell_len, [name, *column])) for name, column in cells.items()}
     least = {name: natural[name] if name in NAMES else _least(name, cells[name]) for name in columns}
     least |= {name: min(natural[name], max(cell_len(name), LEAST_CUT)) for name in cut}
-    room = Console().width if sys.stdout.isatty() else max(PIPE, _spread(least))
+    room = Console().width if sys.stdout.isatty() else display.columns() or max(PIPE, _spread(least))
     left_out = _left_out(least, spare, room)
     shown = [name for name in columns if name not in left_out]
     widths = _widths({name: natural[name] for name in shown}, least, room)

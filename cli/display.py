@@ -360,13 +360,18 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def columns() -> int | None:
+    """What COLUMNS says; None where it says nothing."""
+    told = os.environ.get("COLUMNS", "")
+    return int(told) or None if told.isdecimal() else None
+
+
 def room(stream: Any) -> int | None:
     """Columns of a terminal, 80 where they are not known; None of what is none."""
     if not is_terminal(stream):
         return None
-    told = os.environ.get("COLUMNS", "")
     try:
-        return int(told) if told.isdecimal() and int(told) else _Sink(stream).width()
+        return columns() or _Sink(stream).width()
     except (OSError, ValueError):  # it was closed a moment ago
         return None
 

@@ -50,7 +50,11 @@ def evaluation() -> None:
 @click.option(
     "--metric", "metrics", metavar="BOUND", multiple=True, help="Condition such as 'NDCG@3>=0.4'; all must hold."
 )
-@click.option("--sort", metavar="METRIC", help="Largest value of this metric first; without it, newest first.")
+@click.option(
+    "--sort",
+    metavar="METRIC",
+    help="Best value of this metric first, which is the smallest of a loss; without it, newest first.",
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option(
     "--after", type=click.IntRange(1), metavar="ID", help="Start after this entry: the last of the previous page."

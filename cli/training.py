@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.references import BI_TUNING, PERSONALISED_LORA
 from ..registry.errors import UsageError
 from .adapters import key_values, report_added
 from .app import App, Interrupted, base_option, example, json_option, pass_app
-from .console import answer, printable, progress, say, table, warn
+from .console import answer, counted, progress, say, table, tell, warn
 
 if TYPE_CHECKING:
     from ..registry import Adapter, Base, Build, Registry
@@ -138,8 +139,43 @@ def train(
             raise Interrupted(
                 "run the same command with --resume to continue from the last checkpoint", error
             ) from None
+        folder = None if row is None else registry.store.local(row.digest)
     if row is not None:
         report_added(row, as_json)
+        for line in _came_of_it(row, folder):
+            say(line)
+
+
+def _came_of_it(row: Adapter, folder: Path | None) -> Iterator[str]:
+    """How well it went, by how many steps, where it lies, and what comes next."""
+    told = [
+        f"{name} {value:.4g}"
+        for name, value in sorted(row.metrics.items(), key=lambda each: "validation" not in each[0])
+    ]
+    steps, kept = row.context.get("steps"), row.context.get("kept_step")
+    if isinstance(steps, int):
+        told.append(f"{counted(steps, 'step')}" + (f", kept is step {kept}" if isinstance(kept, int) else ""))
+    if told:
+        yield ", ".join(told)
+    if folder is not None:
+        yield f"files: {folder}"
+    yield f"next: {' or '.join(f'`reccocktail {command}`' for command in _next(row))}"
+
+
+def _next(row: Adapter) -> list[str]:
+    if row.domain is None or row.role == "spirit":
+        return ["train DOMAIN", "status"]
+    if row.kind == BI_TUNING:
+        return [
+            f"recommend {row.domain} --user USER --adapter {row.ref}",
+            f"evaluate {row.ref} --domain {row.domain} --task full",
+        ]
+    if row.kind == PERSONALISED_LORA:
+        written = (
+            [] if row.context.get("bundle", {}).get("target_dependent") else [f"personalise {row.ref} USER -o DIR"]
+        )
+        return [*written, f"recommend {row.domain} --user USER --adapter {row.ref}"]
+    return [f"build request {row.domain} --wait", f"evaluate {row.ref} --domain {row.domain}"]
 
 
 def _base(registry: Registry, name: str | None, on: Build | None) -> Base:
@@ -256,7 +292,7 @@ def show(name: str, as_json: bool) -> None:
     document = {"name": trainer.name, "summary": trainer.summary, "options": schema, "domains": domains}
 
     def show_all() -> None:
-        click.echo(printable(f"{trainer.name}: {trainer.summary}"))
+        tell(f"{trainer.name}: {trainer.summary}")
         table(["option", "type", "default", "meaning"], rows, empty="it takes no options")
         if domains:
             cells = [[d["name"], d["title"], d["recipe"] or "default", d["data"] or "made by it"] for d in domains]

@@ -67,13 +67,19 @@ def log(
         table(
             columns,
             rows,
-            empty="there is no such delivery" if after is None else NO_MORE,
+            empty=_none(name, status) if after is None else NO_MORE,
             right=("attempts",),
             spare=("attempts",),
         )
         page([each.id for each in found], limit)
 
     answer(as_json, [each.to_json() for each in found[:limit]], show)
+
+
+def _none(name: str | None, status: str | None) -> str:
+    if status is not None:
+        return f"no delivery is {status}"
+    return f"nothing was sent{'' if name is None else f' to {name}'} yet, and nothing waits; `reccocktail webhook test NAME` sends something"
 
 
 def _answered(each: Delivery) -> str:

@@ -192,7 +192,8 @@ def _measured(asked: _Asked, passage: Passage, found: _Found) -> Passage | None:
     compared = _compared(registry, row, others, wanted)
     if compared is not None and compared.users < FEWEST:
         found.problems.append(
-            f"evaluation {row.id} has {row.users} user{'s' * (row.users != 1)}, and fewer than {FEWEST} decide nothing"
+            f"evaluation {row.id} has {row.users} user{'s' * (row.users != 1)}, and a gate decides on {FEWEST} or more: evaluate without"
+            " --limit, or on a split with more users"
         )
         found.commands.append(_command(asked))
     for bound in () if compared is None else compared.bounds:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Adapter, Registry
-from ..registry.catalog.references import PERSONALISED_LORA, SPIRIT
-from ..registry.errors import UsageError
+from ..registry.catalog.references import PERSONALISED_LORA, SPIRIT, Reference
+from ..registry.errors import NotFoundError, UsageError
 from ..registry.filenames import is_reserved
 from ..registry.store.files import whole_folder
 from .errors import TargetDependentError
@@ -92,7 +92,7 @@ def personalise_users(
     Raises WrongKindError, UsageError without data, TargetDependentError, and what `personalise` raises.
     """
     users = tuple(dict.fromkeys(request.users))
-    row = registry.adapters.resolve(request.ref, base=request.base, kind=PERSONALISED_LORA)
+    row = _bundle(registry, request)
     refuse_target_dependent(row)
     data = data_of(registry, row)
     from ..networks.bundle import open_bundle
@@ -111,6 +111,28 @@ def personalise_users(
     return Personalised(
         row, tuple(Written(each, out / names[each.user] if len(people) > 1 else out) for each in people)
     )
+
+
+def _bundle(registry: Registry, request: PersonalRequest) -> Adapter:
+    """Raises NotFoundError, which says so where none can be trained because there are no ratings, WrongKindError."""
+    try:
+        return registry.adapters.resolve(request.ref, base=request.base, kind=PERSONALISED_LORA)
+    except NotFoundError as error:
+        domain = registry.domains.get(Reference.parse(request.ref).name)
+        if domain.data is None or _has_ratings(Path(domain.data), domain.name):
+            raise
+        raise type(error)(
+            f"{error}; and the data of {domain.name} have no ratings, from which it is learned",
+            hint="name the column of ratings in dataset.yaml and add the domain again, or choose a domain with ratings;"
+            " `reccocktail train DOMAIN --trainer laser` needs none",
+        ) from error
+
+
+def _has_ratings(folder: Path, name: str) -> bool:
+    from ..tasks import click_user, read_domain
+
+    data = read_domain(folder, name)
+    return any(click_user(data, history).rated for history in data.sequences)
 
 
 def refuse_target_dependent(row: Adapter) -> None:

@@ -237,6 +237,9 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise RecipeError(f"recipe file {path} cannot be read: it {error}") from error
     try:
         content = parse_written(data, path.suffix)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise RecipeError(f"recipe file {path}, line {line}: is not UTF-8", hint="save it as UTF-8") from error
     except ValueError as error:
         raise RecipeError(f"recipe file {path} is not valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(content, dict):
@@ -249,6 +252,11 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def unknown_recipe(name: str, registered: Iterable[str] = ()) -> RecipeError:
     """For a name that no recipe has, with those that ship and, where they are known, those of the registry."""
+    if Path(name).expanduser().is_file():
+        endings = ", ".join(SUFFIXES)
+        return RecipeError(
+            f"recipe file {name} ends in none of {endings}, which say how it is read", hint="give it such an ending"
+        )
     known = [*SHIPPED, *registered]
     return RecipeError(
         f"there is no recipe {name!r}{did_you_mean(name, known)}",

@@ -11,6 +11,7 @@ from ..engine.standing_figures import StandingFigures, standing_figures
 from ..registry import Build, Registry
 from ..registry.catalog.evaluations import EvaluationRecord
 from ..registry.catalog.gates import Gate
+from ..registry.catalog.references import PERSONALISED_LORA
 from .outdated import Overview, overview
 
 STATES = ("fresh", "ready", "stale", "unbuilt", "cold", "blocked", "failed")
@@ -34,8 +35,11 @@ def status_of(registry: Registry, domain: str | None = None) -> Status:
     gates = {gate.domain: gate for gate in registry.gates.list()}
     figures = standing_figures(registry, found.states, gates)
     indexes = indexes_by_domain(registry, domain)
+    bundles = {row.domain: row.ref for row in registry.adapters.current(PERSONALISED_LORA)}
     entries = [
-        _with_indexes(_entry(found, name, unsettled.get(name, [])), indexes.get(name, ()))
+        _with_indexes(
+            _with_bundle(_entry(found, name, unsettled.get(name, [])), bundles.get(name)), indexes.get(name, ())
+        )
         | {"gate": _gate(gates.get(name)), "measured": _measured(figures[name])}
         for name in found.states
     ]
@@ -80,6 +84,19 @@ def _behind(found: Overview, name: str) -> dict[str, Any] | None:
     """The repository that has another build than the one that is served; None without one."""
     each = found.behind.get(name)
     return each and {"repo": each.last.repo, "build": each.last.build, "serves": each.build.id}
+
+
+def _with_bundle(entry: Mapping[str, Any], bundle: str | None) -> Mapping[str, Any]:
+    """A domain that has a personalised LoRA and nothing to merge waits for nothing: it is cold."""
+    if bundle is None or entry["ingredient"] is not None or entry["build"] is not None:
+        return entry
+    if entry["state"] not in ("blocked", "cold"):
+        return entry
+    return {
+        **entry,
+        "state": "cold",
+        "reasons": [f"{bundle} is a personalised LoRA, which is asked as it is and never built"],
+    }
 
 
 def _with_indexes(entry: Mapping[str, Any], indexes: Sequence[IndexFreshness]) -> dict[str, Any]:

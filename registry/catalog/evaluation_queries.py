@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, case, false, func, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, false, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from ..database.tables import (
@@ -48,7 +48,7 @@ def narrowed(session: Session, ids: Select[Any], id_: Any, bounds: Iterable[Metr
 
 
 def best_first(session: Session, ids: Select[Any], id_: Any, order: Order) -> list[int]:
-    """A page of adapters' ids among `ids`, whose column is `id_` beside AdapterRow: the largest figure first.
+    """A page of adapters' ids among `ids`, whose column is `id_` beside AdapterRow: the largest figure first, of a loss the smallest.
 
     Of equal figures the measured come first, the newest evaluation before all, then the registered, the newest version first.
     Raises NotFoundError where the version to start after has no such metric.
@@ -74,9 +74,24 @@ class Order:
     after: int | None
     limit: int
 
+    @property
+    def sign(self) -> int:
+        """By which figures are multiplied so that the best is the largest: a loss is the better, the smaller it is."""
+        return -1 if self.metric.lower().endswith("loss") else 1
+
+    def behind(self, value: Any, other: float) -> ColumnElement[bool]:
+        """Whether the figure in the column is worse than the other."""
+        return value < other if self.sign > 0 else value > other
+
+    def first(self, value: Any) -> ColumnElement[Any]:
+        return value.desc() if self.sign > 0 else value.asc()
+
 
 class Place(NamedTuple):
-    """Where an adapter stands among the figures of a metric; `evaluation` is 0 where the figure was registered."""
+    """Where an adapter stands among the figures of a metric; `evaluation` is 0 where the figure was registered.
+
+    `value` is the figure by the order's sign.
+    """
 
     value: float
     evaluation: int
@@ -147,7 +162,9 @@ def _places(session: Session, adapters: list[int], order: Order) -> list[Place]:
     values = select(row.evaluation_id, row.value).where(row.name == order.metric, row.evaluation_id.in_(newest))
     measured = dict(session.execute(values).all())
     return [
-        Place(measured[evaluation], evaluation, id_) if evaluation in measured else Place(registered, 0, id_)
+        Place(order.sign * measured[evaluation], evaluation, id_)
+        if evaluation in measured
+        else Place(order.sign * registered, 0, id_)
         for id_, evaluation, registered in rows
         if evaluation in measured or registered is not None
     ]
@@ -166,11 +183,13 @@ def _best_measured(session: Session, ids: Select[Any], order: Order, last: Place
         .where(EvaluationMetricRow.name == order.metric, _checked(ids, order, evaluation == _newest()))
     )
     if last is not None:
-        before = tuple_(value, evaluation) < (last.value, last.evaluation)
-        same = and_(value == last.value, evaluation == last.evaluation, id_ < last.adapter)
-        query = query.where(value <= last.value, or_(before, same))
-    query = query.order_by(value.desc(), evaluation.desc(), id_.desc()).limit(order.limit)
-    return [Place(*row) for row in session.execute(query)]
+        figure = order.sign * last.value
+        worse = order.behind(value, figure)
+        before = or_(worse, and_(value == figure, evaluation < last.evaluation))
+        same = and_(value == figure, evaluation == last.evaluation, id_ < last.adapter)
+        query = query.where(or_(worse, value == figure), or_(before, same))
+    query = query.order_by(order.first(value), evaluation.desc(), id_.desc()).limit(order.limit)
+    return [Place(order.sign * found, *row) for found, *row in session.execute(query)]
 
 
 def _best_registered(
@@ -185,13 +204,12 @@ def _best_registered(
         .where(AdapterMetricRow.name == order.metric, _checked(ids, order, _measured(order.metric).is_(None)))
     )
     if above is not None:
-        query = query.where(value > above)
+        query = query.where(value > above if order.sign > 0 else value < -above)
     if last is not None:
-        query = query.where(value <= last.value)
-        if not last.evaluation:
-            query = query.where(or_(value < last.value, id_ < last.adapter))
-    rows = session.execute(query.order_by(value.desc(), id_.desc()).limit(order.limit))
-    return [Place(found, 0, adapter) for found, adapter in rows]
+        worse, same = order.behind(value, order.sign * last.value), value == order.sign * last.value
+        query = query.where(or_(worse, same if last.evaluation else and_(same, id_ < last.adapter)))
+    rows = session.execute(query.order_by(order.first(value), id_.desc()).limit(order.limit))
+    return [Place(order.sign * found, 0, adapter) for found, adapter in rows]
 
 
 def _checked(ids: Select[Any], order: Order, condition: ColumnElement[bool]) -> ColumnElement[bool]:

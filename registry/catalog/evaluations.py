@@ -19,7 +19,7 @@ from ..errors import NotFoundError
 from ..redaction import redacted, redacted_values
 from . import events
 from .domains import find_domain
-from .evaluation_queries import SHOWN_SPLIT, newest_evaluations
+from .evaluation_queries import SHOWN_SPLIT, Order, newest_evaluations
 from .events import EventIds
 from .filters import MetricBound
 from .records import Record
@@ -205,14 +205,18 @@ class Evaluations:
                 if after is not None:
                     query = query.where(EvaluationRow.id < after)
                 return [_record(row) for row in session.scalars(query)]
-            value, id_ = EvaluationMetricRow.value, EvaluationMetricRow.evaluation_id
+            value, id_, order = (
+                EvaluationMetricRow.value,
+                EvaluationMetricRow.evaluation_id,
+                Order(sort, (), after, limit),
+            )
             query = query.join(EvaluationMetricRow, id_ == EvaluationRow.id).where(EvaluationMetricRow.name == sort)
             if after is not None:
                 last = session.scalar(select(value).where(EvaluationMetricRow.name == sort, id_ == after))
                 if last is None:
                     raise NotFoundError(f"there is no evaluation {after} with the metric {sort}")
-                query = query.where(or_(value < last, and_(value == last, id_ < after)))
-            return [_record(row) for row in session.scalars(query.order_by(value.desc(), id_.desc()))]
+                query = query.where(or_(order.behind(value, last), and_(value == last, id_ < after)))
+            return [_record(row) for row in session.scalars(query.order_by(order.first(value), id_.desc()))]
 
     def newest(
         self, systems: Iterable[Weights], *, split: str = SHOWN_SPLIT, domain: str | None = None

@@ -17,6 +17,25 @@ def pairs(record: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def changes(changed: Mapping[str, Any]) -> str:
+    """What an edit made of each thing, as `note: none → good; tags: a → a, b`."""
+    parts = [
+        f"{name}: {_brief(each.get('from'))} → {_brief(each.get('to'))}"
+        if isinstance(each, Mapping) and {"from", "to"} & each.keys()
+        else pairs({name: each})
+        for name, each in changed.items()
+    ]
+    return "; ".join(parts)
+
+
+def _brief(value: Any) -> str:
+    if value in (None, "", [], {}):
+        return "none"
+    if isinstance(value, Mapping):
+        return pairs(value)
+    return ", ".join(map(_brief, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def brief_pairs(event: Event) -> str:
     """What an event says besides its subject, short: an alias from where to where, an error's message."""
     detail = dict(event.detail)
@@ -29,7 +48,11 @@ def brief_pairs(event: Event) -> str:
         )
     if isinstance(error := detail.get("error"), Mapping):
         detail["error"] = error.get("message")
-    return pairs({name: value for name, value in detail.items() if value not in (None, [], {}) and name not in LONG})
+    changed = detail.pop("changed", None)
+    told = pairs({name: value for name, value in detail.items() if value not in (None, [], {}) and name not in LONG})
+    if isinstance(changed, Mapping):
+        return "; ".join(filter(None, [told, changes(changed)]))
+    return ", ".join(filter(None, [told, pairs({"changed": changed}) if changed else ""]))
 
 
 def passed(detail: Mapping[str, Any]) -> str:
@@ -49,5 +72,5 @@ def happened(event: Event) -> str:
         text = f"{alias}: {detail.get('from', 'none')} → {detail.get('to', 'none')}"
     else:
         changed = detail.get("changed")
-        text = f"{event.subject} {verb}" + (f": {pairs(changed)}" if isinstance(changed, Mapping) else "")
+        text = f"{event.subject} {verb}" + (f": {changes(changed)}" if isinstance(changed, Mapping) else "")
     return "; ".join(filter(None, [text, passed(detail)]))

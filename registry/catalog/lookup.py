@@ -120,10 +120,12 @@ def _not_found(session: Session, ref: Reference, base: str | None, kind: str | N
                 f"{domain.name!r} has no adapter yet{where}, and {CALLED[kind]} is needed here",
                 hint=f"`reccocktail train {domain.name} --trainer reclora -o target_dependent=false` trains one",
             )
-        option = "--spirit" if domain.role == SPIRIT else f"--domain {domain.name}"
+        is_spirit = domain.role == SPIRIT
+        option = "--spirit" if is_spirit else f"--domain {domain.name}"
+        trained = "--spirit --domains A,B" if is_spirit else domain.name
         return NotFoundError(
             f"{domain.name!r} has no adapter yet{where}",
-            hint=f"run `reccocktail adapter add PATH --base {base or 'B'} {option}`",
+            hint=f"`reccocktail train {trained}` trains one; `reccocktail adapter add PATH --base {base or 'B'} {option}` registers one",
         )
     return NotFoundError(
         f"there is no {str(ref)!r}{where}{_like(session, ref, query)}",

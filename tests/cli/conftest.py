@@ -64,7 +64,8 @@ class Shell:
         folder.mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("RECCOCKTAIL_") and k != "XDG_CONFIG_HOME"}
+        theirs = ("XDG_CONFIG_HOME", "COLUMNS")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RECCOCKTAIL_") and k not in theirs}
         return kept | {"RECCOCKTAIL_HOME": str(self.home), "RECCOCKTAIL_DEVICE": "cpu", "HOME": str(self.folder)}
 
     def __call__(self, *words: object, code: int | None = 0, columns: int | None = None, **environment: str) -> Answer:

@@ -307,6 +307,25 @@ def test_training_with_an_unknown_option(refused: Refused) -> None:
     assert "reccocktail trainers show sft" in message
 
 
+@pytest.mark.parametrize("trainer", ["laser", "reclora"])
+def test_training_with_an_unknown_option_of_its_recommender(refused: Refused, trainer: str) -> None:
+    message = refused("train", "skin-care", "--trainer", trainer, "-o", "recommender=epoch=1")
+    assert "unknown option 'epoch'; did you mean 'epochs'?" in message
+
+
+def test_a_recipe_file_by_another_ending_or_in_another_encoding(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "mix.txt").write_text("method: linear")
+    (tmp_path / "mix.yaml").write_bytes(b"method: linear\nnote: caf\xe9")
+    for name, wrong in (("mix.txt", ".yaml"), ("mix.yaml", "line 2: is not UTF-8")):
+        assert wrong in refused("build", "request", "skin-care", "--recipe", tmp_path / name)
+
+
+def test_a_users_lora_where_there_are_no_ratings_to_learn_one_from(prepared: Any) -> None:
+    for domain, code in (("kitchen", "not_found"), ("skin-care", "wrong_kind")):
+        error = prepared("personalise", domain, "42", "-o", "there", "--json", code=1).json["error"]
+        assert (error["code"], "no ratings" in error["message"], "reclora" in error["hint"]) == (code, True, False)
+
+
 def test_training_with_an_unknown_trainer(refused: Refused) -> None:
     message = refused("train", "skin-care", "--trainer", "absent")
     assert "there is no trainer 'absent'; installed: laser, reclora, sft" in message

@@ -242,3 +242,12 @@ def test_what_was_done_before_a_resumption_is_not_counted_as_done_since() -> Non
     fresh.began -= 10
     fresh.update(1, 100)
     assert re.search("left 0:16:", fresh.drawn(100, time.monotonic()))
+
+
+def test_a_piped_table_is_as_wide_as_columns_says(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    for columns in ("40", "nonsense", ""):
+        monkeypatch.setenv("COLUMNS", columns)
+        table(["what", "how"], [["a", "long words " * 12]], empty="")
+        widths.append(max(map(len, capsys.readouterr().out.splitlines())))
+    assert widths[0] <= 40 < widths[1] == widths[2]

@@ -31,7 +31,7 @@ TRAIN = ("train", "skin-care", "--trainer", "laser", *(word for option in OPTION
 def test_a_bi_tuning_is_trained_on_a_build_and_read_by_it(built: Any) -> None:
     newest, average = built("build", "list", "--json").json
     told = built(*TRAIN, "--on", average["id"], "--json")
-    assert "pinned" in told.err
+    assert all(word in told.err for word in ("pinned", "validation_ndcg_10", "2 steps", "recommend skin-care --user"))
     with built.registry() as registry:
         row = registry.adapters.resolve("skin-care", kind=BI_TUNING)
         frozen, base = Frozen.of(registry, row), registry.bases.get("tiny")

@@ -21,6 +21,9 @@ def test_an_edit_is_seen_by_show_list_and_log(prepared: Any) -> None:
     kinds = [event["kind"] for event in prepared("adapter", "log", "skin-care@v1", "--json").json]
     assert kinds == ["adapter.edited", "adapter.edited", "adapter.added"]
     assert "skin-care@v1 edited" in prepared("adapter", "log", "skin-care@v1").out
+    logged = prepared("log").out
+    assert "note: none → Best" in logged
+    assert "{" not in logged
 
 
 def test_domains_bases_and_builds_are_edited(built: Any) -> None:

@@ -61,6 +61,12 @@ def test_a_bundle_is_listed_shown_and_verified_as_what_it_is(films: Any, tmp_pat
     assert (there["digest"], there["context"]) == (row["digest"], row["context"])
     (domain,) = [row for row in films("status", "--json").json if row["domain"] == "films"]
     assert domain["state"] == "cold"  # as any domain without an ingredient
+    films("adapter", "archive", "spirit@v1", "--force")
+    (alone,) = films("status", "films", "--json").json
+    assert (alone["state"], "films@v1 is a personalised LoRA" in alone["reasons"][0]) == ("cold", True)
+    told = films("adapter", "show", "films", columns=80).out
+    assert "ingredient" not in told
+    assert not [line for line in told.splitlines() if len(line) > 80 and "sha256:" in line]
 
 
 @pytest.mark.parametrize(

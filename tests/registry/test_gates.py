@@ -15,7 +15,8 @@ from reccocktail.registry.errors import ConflictError, GateError, NotFoundError,
 
 
 def record(registry: Registry, base: Base, adapter: Adapter, key: str, mean: float) -> int:
-    metrics = {"HR@1": {"mean": mean, "low": mean, "high": mean, "n": 9}}
+    figures = {"HR@1": mean, "log_loss": 1 - mean}
+    metrics = {name: {"mean": value, "low": value, "high": value, "n": 9} for name, value in figures.items()}
     return registry.evaluations.add(
         Measurement(
             key=key, system="sha256:s", weights=Weights(adapter.digest, base.digest), label=adapter.ref, domain="beauty",
@@ -51,13 +52,16 @@ def test_lists_go_by_the_newest_evaluation_and_else_by_what_was_registered(
     assert [row.id for row in rows] == [first]
     after = registry.evaluations.list(sort="HR@1", after=first)
     assert [row.id for row in after] == [second]
+    assert [row.id for row in registry.evaluations.list(sort="log_loss")] == [first, second]
+    assert [row.id for row in registry.evaluations.list(sort="log_loss", after=first)] == [second]
 
 
 def test_a_page_by_a_metric_is_the_same_however_it_is_found(
     registry: Registry, base: Base, add: Callable[..., Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.domains.add("beauty")
-    rows = [add("beauty", n, metrics={"HR@1": n / 9} if n % 2 else {}, tags=["odd"] if n % 2 else []) for n in range(8)]
+    given = [{"HR@1": n / 9, "log_loss": 1 - n / 9} if n % 2 else {} for n in range(8)]
+    rows = [add("beauty", n, metrics=given[n], tags=["odd"] if n % 2 else []) for n in range(8)]
     rows.append(add("spirit", 9))
     figures = {row.ref: ((n / 9, 0) if n % 2 else None) for n, row in enumerate(rows)}
     for number, (n, mean) in enumerate([(1, 0.9), (0, 0.3), (2, 3 / 9), (4, 3 / 9), (8, 3 / 9), (1, 0.1), (6, 0.3)]):
@@ -75,6 +79,7 @@ def test_a_page_by_a_metric_is_the_same_however_it_is_found(
     for few in (2_000, 0):  # looked at one by one, and along the index of figures
         monkeypatch.setattr("reccocktail.registry.catalog.evaluation_queries.FEW", few)
         assert pages(sort="HR@1") == best
+        assert pages(sort="log_loss") == best, "the smallest is the best"
         for text, holds in {
             "HR@1>=0.3": lambda f: f >= 0.3,
             "HR@1<0.2": lambda f: f < 0.2,

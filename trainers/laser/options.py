@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ...tasks import DEFAULT_HISTORY_TEMPLATE
-from ..option_pairs import pairs
+from ..option_pairs import pairs, wrong_inside
 
 if TYPE_CHECKING:  # these import torch, which listing options needs not
     from ...networks.bert4rec import Bert4RecOptions
@@ -112,8 +112,9 @@ class LaserOptions(BaseModel):
         try:
             _ = self.recommender and self.bert4rec
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"recommender={'.'.join(map(str, first['loc']))}=…: {first['msg']}") from None
+            from ...networks.bert4rec import Bert4RecOptions
+
+            raise wrong_inside("recommender", error, Bert4RecOptions) from None
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ...tasks import DEFAULT_CLICK_TEMPLATE, ClickOptions
-from ..option_pairs import pairs
+from ..option_pairs import pairs, wrong_inside
 
 if TYPE_CHECKING:  # these import torch, which listing options needs not
     from ...networks.din import DinOptions
@@ -121,8 +121,9 @@ class RecloraOptions(BaseModel):
         try:
             _ = self.recommender and self.din
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"recommender={'.'.join(map(str, first['loc']))}=…: {first['msg']}") from None
+            from ...networks.din import DinOptions
+
+            raise wrong_inside("recommender", error, DinOptions) from None
         return self
 
     @property
