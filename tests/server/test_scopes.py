@@ -58,3 +58,30 @@ def test_every_route_with_every_scope(clients, stocked, open_client):
     assert wrong == []
     refused = clients["build"].get("/api/v1/events/follow")
     assert refused.status_code == 403
+
+
+def test_every_form_wants_what_the_page_gave_and_its_scope(stocked, open_client):
+    forms = [
+        route for router in PAGES for route in router.routes if isinstance(route, APIRoute) and "POST" in route.methods
+    ]
+    assert len(forms) >= 16
+    local = open_client(stocked)
+    reader = open_client(stocked, ServerOptions(login=True))
+    secret = stocked.tokens.create("anna", ["read"], lasts=None).secret
+    reader.post("/login", data={"csrf": _csrf(reader.get("/login").text), "token": secret})
+    csrf = _csrf(reader.get("/recipes").text)
+    wrong = []
+    for route in forms:
+        _, path = _asked(route)
+        found = [local.post(path, data=form).status_code for form in ({}, {"csrf": "0" * 64})]
+        if scope_of(route) not in (None, "read"):
+            found.append(reader.post(path, data={"csrf": csrf}).status_code)
+        if set(found) != {403}:
+            wrong.append((path, found))
+    assert wrong == []
+
+
+def _csrf(page: str) -> str:
+    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
+    assert found
+    return found[1]
