@@ -159,7 +159,7 @@ def _came_of_it(row: Adapter, folder: Path | None) -> Iterator[str]:
         yield ", ".join(told)
     if folder is not None:
         yield f"files: {folder}"
-    yield f"next: {' or '.join(f'`reccocktail {command}`' for command in _next(row))}"
+    yield from (f"next: `reccocktail {command}`" for command in _next(row))
 
 
 def _next(row: Adapter) -> list[str]:

@@ -55,7 +55,7 @@ def _train(shell: Any, **_: Any) -> _Long:
     return _Long(
         ("train", "skin-care", "--resume", "-o", "epochs=1", "-o", "examples=8"),
         shows="training ingredient",
-        last="registered: skin-care@v2",
+        last="next: `reccocktail evaluate skin-care@v2",
         kept=lambda: _rows(shell, "adapters"),
         done=lambda: _rows(shell, "adapters") == 3,
         hint="--resume",
