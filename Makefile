@@ -50,7 +50,7 @@ quick: setup  ## The tests that take seconds
 SOAKED := engine/test_equality.py engine/test_chaos.py engine/test_served.py engine/test_recovered_weights.py engine/test_merge_faults.py \
 	engine/test_merge_resume.py registry/test_kills.py registry/test_webhook_kills.py registry/test_crowds.py \
 	registry/test_store_crowds.py registry/test_restore_drill.py registry/test_fuzz.py registry/test_broken_artifacts.py \
-	registry/test_inspect.py
+	registry/test_inspect.py server/test_kills.py
 soak: setup  ## The tests that `make test` runs shortened, at full length; about a quarter of an hour
 	RECCOCKTAIL_SOAK=1 $(PYTEST) --dist=worksteal --durations=15 $(addprefix tests/,$(SOAKED))
 

@@ -65,7 +65,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     app.state.registry, app.state.options = registry, options
     app.state.sessions = Sessions(session_key(registry.settings))
     app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
-    app.state.uploads = Uploads(registry.settings.home / "uploads")
+    app.state.uploads = Uploads(registry.store)
     app.state.status = StatusCache(registry)
     app.state.asks, app.state.catalogues = Asks(answers.failure), Catalogues()
     answers.install(app)

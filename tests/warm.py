@@ -40,7 +40,7 @@ LIBRARIES = (
     "peft",
     "transformers.models.llama.modeling_llama",
 )
-ROOMS = ("registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "cli")
+ROOMS = ("registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "server", "cli")
 LEFT_OUT = ("ray", "s3", "vllm", "postgres", "tuning")  # not always installed, or begin threads
 COMMAND = Path(sys.executable).with_name("reccocktail")
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from .files import Progress
+from .pieces import Pieces
 from .trees import StoredTree
 
 GRACE = timedelta(hours=24)
@@ -90,6 +91,10 @@ class Store(ABC):
 
         `known` are digests by name of files that were written and read back a moment ago, and need not be read once more.
         """
+
+    @abstractmethod
+    def pieces(self) -> Pieces:
+        """Where what arrives in pieces lies until it is whole and can be added."""
 
     @abstractmethod
     def link(self, source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
     blobs/sha256/ab/<hex>   every distinct file once, read-only; the manifests of trees too
     trees/<hex>/…           folders whose files are hard links to blobs; <hex> is the digest of the folder's manifest
     staging/                what is being written; nothing here is ever referred to
+    uploads/…               pieces of what arrives at a server, until it is whole
     staging/<name>.lock     held by the process to which staging/<name> belongs
     lock                    shared by those who commit, exclusive to a collection
     repair                  held while a damaged tree is replaced

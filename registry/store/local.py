@@ -15,6 +15,7 @@ from .contract import WAIT_SECONDS, Damage, Store
 from .files import Progress, copy_file, hash_file, link_file, sync_all
 from .garbage import CollectableFolder
 from .layout import inode
+from .pieces import FolderPieces, Pieces
 from .trees import FileEntry, StoredTree, checked_files, hex_of, list_files, write_manifest
 
 DISCARD = "discard"
@@ -194,6 +195,9 @@ class LocalStore(CollectableFolder, Store):
         # just installed, so they are sound
         sound = {inode(self._blob(entry.sha256).lstat()) for entry in tree.files.values()}
         return next(self._damages(tree.digest, folder, sound, None), None) is not None
+
+    def pieces(self) -> Pieces:
+        return FolderPieces(self)
 
     def link(self, source: Path, target: Path) -> None:
         with self.translated():

@@ -3,6 +3,7 @@
     reccocktail-store.json   says that this is a store
     blobs/sha256/ab/<hex>    every distinct file once
     trees/<hex>.json         the manifest of a tree; written last, so that a tree is whole or absent
+    uploads/<key>            pieces of what arrives at a server
     damaged/<hex>            `verify` found the blob damaged: the next `add` of the same bytes uploads them
 
 The cache is a local store, made when it is first needed: reading rows and metadata needs none. What is added is staged and
@@ -28,6 +29,7 @@ from .cache import Cache
 from .contract import GRACE, WAIT_SECONDS, Damage, GcReport, Store
 from .files import Progress, link_file
 from .locks import FileLock, StoreLock, shared_if_possible
+from .pieces import BucketPieces, Pieces
 from .trees import HEX, FileEntry, StoredTree, hex_of, read_manifest, write_manifest
 
 THREADS = 4
@@ -102,6 +104,9 @@ class ObjectStore(Store):
         self, staged: Path, *, known: Mapping[str, str] | None = None, progress: Progress | None = None
     ) -> StoredTree:
         return self._publish(staged, self._cache.hash_staged(staged, progress, known or {}))
+
+    def pieces(self) -> Pieces:
+        return BucketPieces(self._bucket)
 
     def link(self, source: Path, target: Path) -> None:
         self._cache.link(source, target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import pathlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, Path, Query, Request, Response
@@ -160,7 +162,13 @@ def _checkpoint(request: Request, registry: Registry, new: NewBase) -> AbstractC
         return checkpoint(new.source, new.revision)
     if new.revision is not None or not new.source.startswith(("/", SCHEME)):
         raise UsageError("an upload has no revision, and its source is the absolute path that it had, or package:NAME")
-    return nullcontext(Checkpoint(_uploads(request).complete(new.upload, registry.actor), new.source))
+    return _uploaded_checkpoint(request, registry, new.upload, new.source)
+
+
+@contextmanager
+def _uploaded_checkpoint(request: Request, registry: Registry, upload: str, source: str) -> Iterator[Checkpoint]:
+    with _uploads(request).folder(upload, registry.actor) as folder:
+        yield Checkpoint(folder, source)
 
 
 def _done_with(request: Request, registry: Registry, upload: str | None) -> None:
@@ -176,10 +184,9 @@ def add_domain(request: Request, registry: Registering, new: NewDomain) -> Any:
     if new.data is not None:
         identify(request).expect(ADMIN)
     data = new.data
-    if new.upload is not None:
-        data = str(_uploads(request).complete(new.upload, registry.actor))
-    given = {"data": data, "trainer": new.trainer}
-    DomainCheck()(new.name, {key: value for key, value in given.items() if value is not None})
+    with _uploaded(request, registry, new.upload) as folder:
+        given = {"data": data if folder is None else str(folder), "trainer": new.trainer}
+        DomainCheck()(new.name, {key: value for key, value in given.items() if value is not None})
     recipe = new.recipe and settle_recipe(registry, named_recipe(new.recipe))
     if new.upload is not None:  # once it can be read
         data = str(_uploads(request).keep(new.upload, registry.actor, registry.settings.own_folder("data") / "uploads"))
@@ -215,7 +222,8 @@ def add_adapter(request: Request, response: Response, registry: Registering, new
         identify(request).expect(f"promote:{new.domain or SPIRIT}")
     if new.domain is not None:
         registry.domains.get(new.domain)
-    row = _registered(registry, new, _source(request, registry, new))
+    with _uploaded(request, registry, new.upload) as folder:
+        row = _registered(registry, new, AdapterSource(folder) if folder else _on_hub(request, new))
     _done_with(request, registry, new.upload)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {
@@ -226,9 +234,12 @@ def add_adapter(request: Request, response: Response, registry: Registering, new
     }
 
 
-def _source(request: Request, registry: Registry, new: NewAdapter) -> AdapterSource:
-    if new.upload is not None:
-        return AdapterSource(request.app.state.uploads.complete(new.upload, registry.actor))
+def _uploaded(request: Request, registry: Registry, upload: str | None) -> AbstractContextManager[pathlib.Path | None]:
+    """The folder of a complete upload, if there is one, for as long as the block lasts."""
+    return nullcontext() if upload is None else _uploads(request).folder(upload, registry.actor)
+
+
+def _on_hub(request: Request, new: NewAdapter) -> AdapterSource:
     assert new.source is not None
     _expect_hub(request, new.source)
     return find_adapter_source(new.source, revision=new.revision)

@@ -497,6 +497,24 @@ def test_an_exclusive_lock_holds_writers_off_until_it_is_free(
     assert adding.result(timeout=10).digest in house.trees()
 
 
+def test_pieces_are_there_for_everybody_until_they_are_removed(house: House, store: Store, folder: Path) -> None:
+    pieces, others = store.pieces(), open_store(house.url, cache=house.cache).pieces()
+    assert pieces.find() == pieces.find("a/") == {}
+    tree = store.add_folder(folder)
+    for key, data in {"a/note": b"{}", "a/0/1": b"one", "b/note": b"old"}.items():
+        pieces.write(key, data)
+    pieces.write("b/note", b"")
+    assert {key: about.size for key, about in others.find().items()} == {"a/note": 2, "a/0/1": 3, "b/note": 0}
+    assert set(others.find("a/")) == {"a/note", "a/0/1"}
+    assert others.read("a/note") == b"{}"
+    assert others.read("a/other") is others.read("c/note") is None
+    assert b"".join(others.chunks("a/0/1", 3)) == b"one"
+    store.gc({tree.digest}, grace=AT_ONCE)
+    assert store.verify() == []
+    others.delete(["a/note", "a/0/1", "nothing"])
+    assert set(pieces.find()) == {"b/note"}
+
+
 @pytest.fixture
 def in_thread() -> Iterator[Callable[..., Any]]:
     from concurrent.futures import ThreadPoolExecutor

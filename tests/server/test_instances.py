@@ -1,16 +1,21 @@
-"""Two instances on one PostgreSQL: who logs in at one is known at the other, and no update is lost between them."""
+"""Two instances on one PostgreSQL: who logs in at one is known at the other, no update is lost, and an upload goes on at either."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import runpy
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from reccocktail.registry import Registry, Settings
 from reccocktail.server.app import API, ServerOptions, create_app
 
+s3: Any = runpy.run_path(str(Path(__file__).parents[1] / "registry" / "s3.py"))
 CLIENTS, ROUNDS = 12, 6
 
 
@@ -61,3 +66,44 @@ def test_two_instances_lose_no_update_and_share_sessions(instances):
         assert csrf
         browser.post(f"{addresses[0]}/login", data={"csrf": csrf[1], "token": secret})
         assert browser.get(f"{addresses[1]}/", headers={"Accept": "text/html"}).status_code == 200
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with s3["serve"](monkeypatch) as client:
+        yield client
+
+
+def test_an_upload_that_one_instance_began_is_continued_and_registered_by_another(
+    bucket, postgres, base, make_adapter, open_client, tmp_path
+):
+    name = postgres.create()
+    about = {"database_url": postgres.url(name), "store_url": "s3://shop/all", "cwd": tmp_path}
+    of_one, of_other = (
+        Settings.load(home=tmp_path / home, environ={"HOME": str(tmp_path)}, **about) for home in ("one", "other")
+    )
+    folder = make_adapter(base, 3, r=2)
+    with Registry.create(of_one) as first, Registry.open(of_other) as second:
+        first.bases.add("tiny", base, source=str(base))
+        first.domains.add("skin-care")
+        one, other = open_client(first), open_client(second)
+        files = [
+            {"path": each.name, "bytes": each.stat().st_size, "sha256": hashlib.sha256(each.read_bytes()).hexdigest()}
+            for each in sorted(folder.iterdir())
+        ]
+        upload = one.post(f"{API}/uploads", json={"files": files}).json()["id"]
+        for number, file in enumerate(files):
+            data, here = (folder / file["path"]).read_bytes(), f"{API}/uploads/{upload}/files/{file['path']}"
+            half = len(data) // 2
+            for client, offset, piece in ((one, 0, data[:half]), (other, half, data[half:])):
+                state = client.put(f"{here}?offset={offset}", content=piece).json()
+                assert state["files"][number]["received"] == offset + len(piece)
+        assert one.get(f"{API}/uploads/{upload}").json() == state
+        assert state["complete"]
+        new = {"base": "tiny", "domain": "skin-care", "upload": upload}
+        assert other.post(f"{API}/adapters", json=new).json()["ref"] == "skin-care@v1"
+        assert not any("/uploads/" in key for key in s3["keys"](bucket))
+        old = one.post(f"{API}/uploads", json={"files": files}).json()["id"]
+        assert other.delete(f"{API}/uploads/{old}").status_code == 204
+        assert one.get(f"{API}/uploads/{old}").status_code == 404
+    postgres.drop(name)

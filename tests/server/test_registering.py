@@ -63,7 +63,7 @@ def test_an_adapter_is_uploaded_in_pieces_and_registered(ci, stocked, folder):
     assert (added.status_code, added.json()["ref"], added.json()["created_by"]) == (201, "skin-care@v2", "ci")
     assert added.json()["tags"] == ["nightly"]
     assert _code(ci.get(url)) == (404, "not_found")
-    assert list((stocked.settings.home / "uploads").iterdir()) == []
+    assert stocked.store.pieces().find() == {}
 
 
 def test_an_upload_is_what_was_announced_and_of_who_began_it(ci, stocked, folder, open_client):
@@ -87,16 +87,33 @@ def test_an_upload_is_what_was_announced_and_of_who_began_it(ci, stocked, folder
     assert _code(ci.post(f"{API}/uploads", json={"files": []})) == (422, "usage")
 
 
-def test_an_upload_has_limits_and_an_end(tmp_path):
-    kept = Uploads(tmp_path / "uploads", largest=10)
-    file = AnnouncedFile("a", 6, "0" * 64)
+def test_an_upload_has_limits_and_an_end(stocked, tmp_path, monkeypatch):
+    kept, pieces = Uploads(stocked.store, largest=10), stocked.store.pieces()
+    file = AnnouncedFile("a", 6, hashlib.sha256(b"abcdef").hexdigest())
     with pytest.raises(TooLargeError):
         kept.begin("ci", [file, AnnouncedFile("b", 5, "0" * 64)])
     old = kept.begin("ci", [file])["id"]
-    for path in (tmp_path / "uploads" / old, *(tmp_path / "uploads" / old).rglob("*")):
+    # pieces may overlap, as when an answer was lost and the rest is cut elsewhere; not without end
+    for offset, data in ((0, b"ab"), (0, b"abcd"), (3, b"d"), (2, b"cdef")):
+        state = kept.write(old, "ci", "a", offset, data)
+    assert state["complete"]
+    with kept.folder(old, "ci") as folder:
+        assert (folder / "a").read_bytes() == b"abcdef"
+    assert not folder.exists()
+    assert (kept.keep(old, "ci", tmp_path / "kept") / "a").read_bytes() == b"abcdef"
+    old = kept.begin("ci", [file])["id"]
+    kept.write(old, "ci", "a", 0, b"ab")
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "MOST_PIECES", 1)
+        with pytest.raises(TooLargeError):
+            kept.write(old, "ci", "a", 2, b"cd")
+        assert kept.write(old, "ci", "a", 0, b"ab")["files"][0]["received"] == 2
+    for path in (stocked.settings.home / "store" / "uploads" / old).rglob("*"):
         os.utime(path, (0, path.stat().st_mtime - uploads.KEPT_SECONDS - 60))
     new = kept.begin("ci", [file])["id"]
-    assert [path.name for path in (tmp_path / "uploads").iterdir()] == [new]
+    assert {key.partition("/")[0] for key in pieces.find()} == {new}
+    kept.remove(new, "ci")
+    assert pieces.find() == {}
 
 
 def test_what_the_server_has_is_not_everybodys(ci, client, stocked, folder, tmp_path):
