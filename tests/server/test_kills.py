@@ -73,7 +73,10 @@ class Caller(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(0.005):
             with suppress(httpx2.TransportError):
-                put = httpx2.put(self._path, json={"ref": f"{self._home}@v1"}, timeout=PATIENCE)
+                only_new = {
+                    "If-None-Match": "*"
+                }  # it may be there: where the answer to its removal was lost, or its removal
+                put = httpx2.put(self._path, json={"ref": f"{self._home}@v1"}, headers=only_new, timeout=PATIENCE)
                 self.answered += put.status_code == 200
                 removed = httpx2.delete(self._path, timeout=PATIENCE)
                 self.answered += removed.status_code in (200, 204)
