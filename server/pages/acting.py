@@ -25,6 +25,8 @@ OWN_FORM = [Depends(expect_csrf)]
 DONE = {
     "promoted": "Promoted.",
     "approved": "Approved.",
+    "gated": "The gate is set.",
+    "ungated": "The gate is removed.",
     "rolled-back": "Rolled back.",
     "archived": "Archived.",
     "restored": "In use again.",

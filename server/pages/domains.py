@@ -22,9 +22,10 @@ from ...registry.catalog.filters import AdapterFilter, BuildFilter
 from ...registry.catalog.references import CHAMPION, SPIRIT, Reference
 from ...registry.errors import NotFoundError, RecCocktailError, UsageError
 from ...registry.moments import moment
-from ..identity import Building, Promoting, Reading, Registering
+from ..identity import Administering, Building, Promoting, Reading, Registering
 from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, form_of, show
 from .charts import intervals
+from .gating import GateForm
 from .sliders import Slider, slider_of
 from .words import Words
 
@@ -151,6 +152,17 @@ def approve(request: Request, registry: Promoting, name: str, ref: Short, base: 
     if refused:
         return _promotion(request, registry, row, refused)
     return back(f"/domains/{name}/promote", "approved", ref=row.ref, base=row.base)
+
+
+@router.post("/domains/{name}/gate", dependencies=OWN_FORM)
+def set_gate(
+    request: Request, registry: Administering, name: str, gate: Annotated[GateForm, Depends(form_of(GateForm))]
+) -> Response:
+    """Replaces the gate as a whole, or removes it."""
+    refused = attempt(lambda: gate.carry_out(registry, name))
+    if refused:
+        return _page(request, registry, name, refused=refused)
+    return back(f"/domains/{name}", "ungated" if gate.do == "remove" else "gated")
 
 
 def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Adapter:

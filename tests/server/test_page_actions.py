@@ -429,3 +429,27 @@ def test_a_slider_looks_back_by_days(stocked, ask, monkeypatch):
     assert 'max="9" value="2"' in page
     assert "champion on tiny: none" in page
     assert ask("/domains/skin-care?day=-1").status_code == 422
+
+
+def test_a_gate_is_set_and_removed_by_admins(stocked, ask):
+    gate = {
+        "metric": "NDCG@3",
+        "against": "parents",
+        "margin": "0.02",
+        "confidence": "0.9",
+        "split": "cold",
+        "approvals": "1",
+    }
+    assert ask("/domains/skin-care/gate", gate).status_code == 303
+    kept = stocked.gates.get("skin-care")
+    assert (kept.requirement, kept.approvals) == (Requirement("NDCG@3", "parents", 0.02, 0.9, "cold"), 1)
+    page = ask("/domains/skin-care").text
+    assert "<option selected>parents</option>" in page
+    for wrong in ({"metric": HOSTILE}, {"margin": "much"}, {"split": "x"}, {"metric": "", "approvals": "0"}):
+        refused = ask("/domains/skin-care/gate", gate | wrong)
+        assert (refused.status_code, "<script>alert" in refused.text) == (400, False), wrong
+    assert ask("/domains/skin-care/gate", {"approvals": "2"}).status_code == 303
+    assert (stocked.gates.get("skin-care").requirement, stocked.gates.get("skin-care").approvals) == (None, 2)
+    assert ask("/domains/spirit/gate", gate).status_code == 303
+    assert ask("/domains/skin-care/gate", {"do": "remove"}).headers["location"].endswith("done=ungated")
+    assert stocked.gates.get("skin-care") is None
