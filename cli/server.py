@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 @click.option("--with-webhooks", is_flag=True, help="Also send what is due to webhooks.")
 @click.option("--login", is_flag=True, help="Ask for a token on this machine, too.")
 @click.option(
+    "--oidc",
+    "oidc_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Let people log in at an OpenID Connect provider; YAML, see docs/server.md.",
+)
+@click.option(
     "--allow-host", "names", multiple=True, metavar="NAME", help="Also answer to this name; repeat it for several."
 )
 @click.option(
@@ -50,6 +58,7 @@ def server(
     with_worker: bool,
     with_webhooks: bool,
     login: bool,
+    oidc_file: Path | None,
     names: tuple[str, ...],
     requests_per_minute: int,
 ) -> None:
@@ -63,6 +72,7 @@ def server(
         f"starting on {host}, port {port}, for the registry of {app.settings.home}{more}; `serving` follows when it is ready"
     )
     try:
+        from ..server.oidc import OidcOptions
         from ..server.running import Address, options_for, run
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed", hint="pip install 'reccocktail[server]'") from error
@@ -71,7 +81,8 @@ def server(
     address = Address(host, port, names)
     try:
         with app.registry() as registry:
-            options = options_for(registry, address, login=login, requests_per_minute=requests_per_minute)
+            oidc = None if oidc_file is None else OidcOptions.read(oidc_file.expanduser())
+            options = options_for(registry, address, login=login, requests_per_minute=requests_per_minute, oidc=oidc)
             worker = WorkerOptions(app.device(), actor=app.actor) if with_worker else None
             run(
                 registry,

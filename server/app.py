@@ -17,6 +17,7 @@ from .asks import Asks
 from .catalogues import Catalogues
 from .identity import scope_of
 from .limits import LOGINS_PER_MINUTE, REQUESTS_PER_MINUTE, RateLimit
+from .oidc import OidcOptions, Provider
 from .pages.routers import PAGES
 from .routes import adapters, aliases, building, builds, catalog, governing, operating, records, registering, webhooks
 from .security import LOOPBACK, Guard
@@ -30,11 +31,12 @@ STATIC = Path(__file__).with_name("static")
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """`hosts` are the names that the server answers to; none: to any. With `login` everybody needs a token."""
+    """`hosts` are the names that the server answers to; none: to any. With `login` everybody needs a token, or logs in at the provider of `oidc`."""
 
     hosts: tuple[str, ...] = LOOPBACK
     login: bool = False
     requests_per_minute: int = REQUESTS_PER_MINUTE
+    oidc: OidcOptions | None = None
 
 
 ROUTES = (
@@ -63,7 +65,9 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
         redoc_url=None,
     )
     app.state.registry, app.state.options = registry, options
-    app.state.sessions = Sessions(session_key(registry.settings))
+    secure = options.oidc is not None and options.oidc.is_encrypted
+    app.state.sessions = Sessions(session_key(registry.settings), secure=secure)
+    app.state.provider = options.oidc and Provider(options.oidc)
     app.state.rate, app.state.logins = RateLimit(options.requests_per_minute), RateLimit(LOGINS_PER_MINUTE)
     app.state.uploads = Uploads(registry.store)
     app.state.status = StatusCache(registry)

@@ -17,6 +17,13 @@ class ForbiddenError(RecCocktailError):
     code = "forbidden"
 
 
+class ProviderError(RecCocktailError):
+    """The OpenID Connect provider does not answer, or not as it has to."""
+
+    code = "provider"
+    retryable = True
+
+
 class TooManyRequestsError(RecCocktailError):
     """The caller asks more often than the server allows."""
 
@@ -62,6 +69,7 @@ STATUSES = {
     "internal": 500,
     "hub": 502,
     "webhook": 502,
+    "provider": 502,
     "database": 503,
     "store": 503,
     "no_room": 507,

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from ..registry import Registry
 from ..registry.catalog.tokens import Token
 from .errors import ForbiddenError, UnauthenticatedError
+from .oidc import OidcOptions, Person
 from .sessions import Session
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -56,6 +57,10 @@ def identify(request: Request) -> Identity:
     elif (session := session_of(request)).token is not None:
         found = _identity(request, _valid(state.registry.tokens.of_id(session.token)))
         _expect_csrf_header(request, session)
+    elif session.person is not None:
+        found = _of_person(request, session.person)
+        state.rate.take(found.name)
+        _expect_csrf_header(request, session)
     elif state.options.login:
         raise UnauthenticatedError("this server wants a token", hint="Authorization: Bearer TOKEN, or log in at /login")
     else:
@@ -72,7 +77,35 @@ def seen_as(request: Request) -> Identity | None:
     if (token := session_of(request).token) is not None:
         found = state.registry.tokens.of_id(token)
         return found and Identity(found.name, frozenset(found.scopes))
+    if (person := session_of(request).person) is not None:
+        return _known(request, person)
     return None if state.options.login else Identity(state.registry.actor, frozenset({ADMIN}))
+
+
+def _known(request: Request, person: Person) -> Identity | None:
+    """Somebody who logged in at the provider that the server has now, with the scopes that its configuration gives now."""
+    options: OidcOptions | None = request.app.state.options.oidc
+    if options is None or options.issuer != person.issuer:
+        return None
+    scopes = options.scopes_of(person.groups)
+    return Identity(person.name, scopes) if scopes else None
+
+
+def _of_person(request: Request, person: Person) -> Identity:
+    if (found := _known(request, person)) is None:
+        raise UnauthenticatedError(
+            "the login is of a provider or group that has no scopes here", hint="log in at /login"
+        )
+    return found
+
+
+def log_in_person(request: Request, person: Person) -> Session:
+    """The session of who logged in at the provider. Raises UnauthenticatedError for somebody without scopes, or with the name of a token."""
+    if _known(request, person) is None:
+        raise UnauthenticatedError(f"{person.name} is in no group that has scopes here")
+    if any(token.name == person.name for token in request.app.state.registry.tokens.list()):
+        raise UnauthenticatedError(f"there is a token of the name {person.name}", hint="take another claim as `name`")
+    return Session.new(person=person)
 
 
 def log_in(request: Request, secret: str) -> Session:
@@ -112,10 +145,14 @@ def _expect_csrf_header(request: Request, session: Session) -> None:
 
 def _token(request: Request, secret: str) -> Token:
     """Guesses from one address are slowed down; a token that holds passes all the same, for a proxy gives all callers its address."""
-    state = request.app.state
-    if (found := state.registry.tokens.of_secret(secret)) is None:
-        state.logins.take(request.client.host if request.client else "unknown")
+    if (found := request.app.state.registry.tokens.of_secret(secret)) is None:
+        count_failure(request)
     return _valid(found)
+
+
+def count_failure(request: Request) -> None:
+    """A login that failed. Raises TooManyRequestsError where there were many from this address."""
+    request.app.state.logins.take(request.client.host if request.client else "unknown")
 
 
 def _valid(token: Token | None) -> Token:

@@ -16,6 +16,7 @@ from ..engine.building.workers import WorkerOptions, one_beside
 from ..registry import Registry
 from ..registry.errors import UsageError
 from .app import ServerOptions, create_app
+from .oidc import OidcOptions
 from .security import LOOPBACK
 
 GRACE_SECONDS = 5  # for answers that are under way, when the server is stopped
@@ -40,17 +41,19 @@ class Address:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
-def options_for(registry: Registry, address: Address, *, login: bool, requests_per_minute: int) -> ServerOptions:
+def options_for(
+    registry: Registry, address: Address, *, login: bool, requests_per_minute: int, oidc: OidcOptions | None = None
+) -> ServerOptions:
     """Raises UsageError where others could reach the server and nobody could log in."""
     login = login or not address.is_loopback
-    if login and not registry.tokens.is_any_valid():
+    if login and oidc is None and not registry.tokens.is_any_valid():
         where = "anybody needs a token" if address.is_loopback else f"{address.host} can be reached from elsewhere"
         raise UsageError(
             f"{where}, and there is no valid token",
             hint="reccocktail token create NAME --scope admin; or listen on 127.0.0.1",
         )
     names = (*LOOPBACK, *address.names) if address.is_loopback or address.names else ()
-    return ServerOptions(names, login, requests_per_minute)
+    return ServerOptions(names, login, requests_per_minute, oidc)
 
 
 def run(

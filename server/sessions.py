@@ -10,7 +10,7 @@ import hmac
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fastapi import Request, Response
@@ -19,8 +19,11 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from ..registry.errors import StoreError, UsageError
 from ..registry.ownership import private_file, private_folder
 from ..registry.settings import Settings
+from .oidc import Attempt, Person
 
 COOKIE = "reccocktail_session"
+ATTEMPT, ATTEMPT_PATH = "reccocktail_oidc", "/login/oidc"
+ATTEMPT_SECONDS = 600
 HOURS = 12
 VARIABLE = "RECCOCKTAIL_SESSION_KEY"
 SHORTEST_KEY = 32  # characters
@@ -28,36 +31,66 @@ SHORTEST_KEY = 32  # characters
 
 @dataclass(frozen=True)
 class Session:
-    """`token` is the id of the token that somebody logged in with; None for somebody on this machine who did not."""
+    """`token` is the id of the token that somebody logged in with, `person` who logged in at a provider; neither: somebody who did not log in."""
 
     token: int | None
     nonce: str
+    person: Person | None = None
+
+    @property
+    def is_login(self) -> bool:
+        return self.token is not None or self.person is not None
 
     @classmethod
-    def new(cls, token: int | None = None) -> Session:
-        return cls(token, secrets.token_urlsafe(16))
+    def new(cls, token: int | None = None, person: Person | None = None) -> Session:
+        return cls(token, secrets.token_urlsafe(16), person)
 
 
 class Sessions:
-    """Reads and writes the cookie with one key, which all instances of a server share."""
+    """Reads and writes the cookies with one key, which all instances of a server share; `secure`: over https alone."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key.encode()
+    def __init__(self, key: str, *, secure: bool = False) -> None:
+        self._key, self._secure = key.encode(), secure
         self._signer = URLSafeTimedSerializer(key, salt="session")
+        self._attempts = URLSafeTimedSerializer(key, salt="oidc")
 
     def read(self, request: Request) -> Session | None:
         """None without a cookie, for one that was not signed by us, and after HOURS."""
         try:
-            token, nonce = self._signer.loads(request.cookies.get(COOKIE, ""), max_age=HOURS * 3600)
-        except (BadData, ValueError, TypeError):
+            token, nonce, *rest = self._signer.loads(request.cookies.get(COOKIE, ""), max_age=HOURS * 3600)
+            person = Person(rest[0], rest[1], tuple(rest[2])) if rest else None
+        except (BadData, ValueError, TypeError, IndexError):
             return None
-        return Session(token, nonce)
+        return Session(token, nonce, person)
 
     def write(self, request: Request, response: Response, session: Session) -> None:
-        value = self._signer.dumps([session.token, session.nonce])
-        secure = request.url.scheme == "https"
+        person = [] if session.person is None else astuple(session.person)
+        self._set(
+            request, response, (COOKIE, "/"), self._signer.dumps([session.token, session.nonce, *person]), HOURS * 3600
+        )
+
+    def read_attempt(self, request: Request) -> Attempt | None:
+        """The login at a provider that this browser has begun; None without one, and after ATTEMPT_SECONDS."""
+        try:
+            return Attempt(*self._attempts.loads(request.cookies.get(ATTEMPT, ""), max_age=ATTEMPT_SECONDS))
+        except (BadData, ValueError, TypeError):
+            return None
+
+    def write_attempt(self, request: Request, response: Response, attempt: Attempt) -> None:
+        value = self._attempts.dumps(astuple(attempt))
+        self._set(request, response, (ATTEMPT, ATTEMPT_PATH), value, ATTEMPT_SECONDS)
+
+    def end_attempt(self, response: Response) -> None:
+        response.delete_cookie(ATTEMPT, path=ATTEMPT_PATH)
+
+    def _set(
+        self, request: Request, response: Response, where: tuple[str, str], value: str | bytes, seconds: int
+    ) -> None:
+        """`where` is the cookie's name and path. It is sent with the way back from a provider, and with no other site's requests."""
         assert isinstance(value, str)
-        response.set_cookie(COOKIE, value, HOURS * 3600, httponly=True, secure=secure, samesite="lax", path="/")
+        secure = self._secure or request.url.scheme == "https"
+        name, path = where
+        response.set_cookie(name, value, seconds, httponly=True, secure=secure, samesite="lax", path=path)
 
     def csrf(self, session: Session) -> str:
         """What a form of this session carries: nobody who cannot read its pages can know it."""

@@ -58,7 +58,7 @@ def render(
     """The page that a file of `templates/` makes of the values. `caller`, `path` and `csrf`, which every form carries, are there for each."""
     session, sessions = session_of(request), request.app.state.sessions
     values |= {"path": request.url.path, "caller": getattr(request.state, "caller", None)}
-    values |= {"csrf": sessions.csrf(session), "logged_in": session.token is not None}
+    values |= {"csrf": sessions.csrf(session), "logged_in": session.is_login}
     page = HTMLResponse(_templates().get_template(template).render(values), status, headers=dict(headers or {}))
     if request.state.is_new:
         sessions.write(request, page, session)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -32,6 +35,19 @@ def open_client() -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(stocked: Registry, open_client: Callable[..., TestClient]) -> TestClient:
     return open_client(stocked)
+
+
+@pytest.fixture(scope="session")
+def oidc_provider() -> ModuleType:
+    """tests/server/oidc_provider.py"""
+    spec = importlib.util.spec_from_file_location(
+        "reccocktail_tests_oidc", Path(__file__).with_name("oidc_provider.py")
+    )
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

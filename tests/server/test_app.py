@@ -35,6 +35,7 @@ def test_every_error_has_a_status_by_its_code():
         "error",
         "hub",
         "webhook",
+        "provider",
         "database",
         "store",
         "no_room",

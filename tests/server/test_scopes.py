@@ -11,7 +11,7 @@ from reccocktail.server.identity import scope_of
 
 SCOPES = ("read", "register", "build", "promote:skin-care", "publish", "admin")
 EVERY = [route for router in ROUTES for route in router.routes if isinstance(route, APIRoute)]
-OPEN_PAGES = {"/login", "/logout"}
+OPEN_PAGES = {"/login", "/login/oidc", "/login/oidc/callback", "/logout"}
 
 
 def _asked(route: APIRoute) -> tuple[str, str]:
