@@ -109,14 +109,9 @@ class Client:
 
         An equal build that is queued, running or succeeded is returned unless `force` is set. Raises NotFoundError, RecipeError.
         """
-        from ..engine.building.planning import request
-        from ..engine.recipe_book import find_recipe, own_recipe, recipe_ref
+        from ..engine.building.asking import BuildOrder, ask_for_build
 
-        if recipe is None:
-            chosen, named = own_recipe(self._registry, self._registry.domains.get(domain).recipe), None
-        else:
-            chosen, named = find_recipe(self._registry, recipe), recipe_ref(self._registry, recipe)
-        return request(self._registry, domain, chosen, base=base, force=force, named=named).build
+        return ask_for_build(self._registry, BuildOrder(domain, recipe, base=base, force=force)).build
 
     def wait(self, build: Build) -> Build:
         """The finished build: run in this process if no worker has it, else awaited. Raises what the build failed with."""
