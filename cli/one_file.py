@@ -101,10 +101,22 @@ def _read(source: str) -> tuple[bytes, str, Path, str]:
     try:
         data = regular_bytes(path, limit=LIMIT)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+        near = _like(path) if isinstance(error, FileNotFoundError) else ""
+        raise UsageError(f"{path}: cannot be read: {error.strerror}{near}") from error
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
     return data, str(path), path.resolve().parent, path.suffix.lower()
+
+
+def _like(path: Path) -> str:
+    """The file beside it whose name is much like the one that is not there."""
+    from ..registry.catalog.references import did_you_mean
+
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml", ".json")]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names, before="" if path.parent == Path() else f"{path.parent}/")
 
 
 def _show(outcomes: list[Outcome], dry_run: bool, *, nothing: str = "the file lists nothing") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..catalog.gates import Requirement
-from ..catalog.references import SPIRIT, Reference, check_name, did_you_mean
+from ..catalog.references import SPIRIT, Reference, check_name, did_you_mean, near_name
 from ..catalog.serving import PROMOTIONS
 from ..errors import RecCocktailError, UsageError
 from ..strict_json import parse_written, shown
@@ -245,6 +245,12 @@ _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
 SECTIONS = ("bases", "templates", "recipes", "domains", "adapters", "aliases", "policies")
 
 
+def _section(key: str) -> str:
+    """That what is called so is written elsewhere in the file, where it is."""
+    near = near_name(str(key), SECTIONS)
+    return "" if near is None else f"; there is a section {near!r} for that"
+
+
 class _Reader:
     def __init__(self, problems: Problems, folder: Path) -> None:
         self._problems = problems
@@ -382,7 +388,7 @@ class _Reader:
         before, found = self._problems.count, {}
         for key, value in entry.items():
             if key not in keys:
-                self._problems.add((*path, key), f"unknown key{did_you_mean(key, keys)}")
+                self._problems.add((*path, key), f"unknown key{did_you_mean(key, keys) or _section(key)}")
                 continue
             try:
                 found[key] = keys[key](value)

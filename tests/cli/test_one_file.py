@@ -109,3 +109,10 @@ def test_an_export_says_that_aliases_of_builds_are_not_in_it(built: Any) -> None
 def test_a_file_that_is_not_there_is_a_mistake_in_the_command(bare: Any) -> None:
     bare("init")
     assert bare("apply", "-f", "nowhere.yaml", "--json", code=2).json["error"]["code"] == "usage"
+
+
+def test_a_mistyped_file_or_a_key_that_is_a_section_is_answered_with_what_was_meant(bare: Any) -> None:
+    bare("init")
+    (bare.folder / "shop.yaml").write_text("domains:\n  beauty: {policy: {require: {metric: MRR}}}\n")
+    for name, meant in (("shpo.yaml", "did you mean 'shop.yaml'"), ("shop.yaml", "section 'policies'")):
+        assert meant in bare("apply", "-f", name, "--json", code=2).json["error"]["message"]
