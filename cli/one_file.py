@@ -38,7 +38,7 @@ SHORT = 60  # characters of a value in a difference
 def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     """Bring the registry to what a file says.
 
-    The file lists bases, recipes, domains, adapters, aliases and policies (docs/one-file.md). Applying it again changes nothing, and what it does
+    The file lists bases, recipes, domains, adapters, aliases, policies and webhooks (docs/one-file.md). Applying it again changes nothing, and what it does
     not list stays as it is. An object that fails is reported, the others are applied, and the command exits with 1.
     """
     from ..engine.declared_versions import ways_of

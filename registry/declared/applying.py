@@ -21,11 +21,12 @@ from ..redaction import redacted
 from ..registry import Registry
 from .ahead import Ahead, Ready
 from .annotating import difference
-from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, PolicyEntry, RecipeEntry
+from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, PolicyEntry, RecipeEntry, WebhookEntry
 from .outcomes import Outcome, failure, new
 from .policies import bring_policy
 from .problems import Place
-from .refusals import check_digest, check_version, nowhere, other_content
+from .refusals import check_digest, check_version, is_known, nowhere, other_content
+from .webhooks import bring_webhook
 
 
 class FoundBase(Protocol):
@@ -107,6 +108,7 @@ def apply(
         *((entry, applying.adapter) for entry in document.adapters),
         *((entry, applying.alias) for entry in document.aliases),
         *((entry, applying.policy) for entry in document.policies),
+        *((entry, applying.webhook) for entry in document.webhooks),
     ]
     with closing(applying.ahead):
         for done, (entry, bring) in enumerate(entries):
@@ -152,7 +154,7 @@ class _Applying:
 
     def _brought_base(self, entry: BaseEntry, outcome: Outcome) -> Outcome:
         known = self._bases.get(entry.name)
-        if known is not None and _is_known(known, entry):
+        if known is not None and is_known(known, entry):
             return outcome
         if known is not None and entry.digest is not None:
             raise other_content(known, entry.digest)
@@ -466,29 +468,18 @@ class _Applying:
         changes = {"version": (before and f"v{before}", f"v{version}")}
         return replace(outcome, action="created" if before is None else "changed", changes=changes)
 
-    # policies
+    # policies and webhooks
 
     def policy(self, entry: PolicyEntry) -> Iterator[Outcome]:
-        try:
-            self._require("domain", entry.name, self._domains)
-        except RecCocktailError as error:
-            yield failure(Outcome("policy", entry.name, None, "failed", entry.place.line), error)
-            return
-        is_new = self._domains[entry.name] is None
-        yield bring_policy(self._registry, entry, is_new=is_new, dry_run=self._dry_run)
+        yield bring_policy(self._registry, entry, self._is_planned, dry_run=self._dry_run)
 
+    def webhook(self, entry: WebhookEntry) -> Iterator[Outcome]:
+        yield bring_webhook(self._registry, entry, self._is_planned, dry_run=self._dry_run)
 
-def _is_known(known: Base, entry: BaseEntry) -> bool:
-    """Whether the base is what the entry says, as far as that shows without its files.
-
-    A folder has to be read: its files may have changed. What the Hub or a package has under a name was recorded with its commit or file.
-    """
-    if entry.digest is not None:
-        return entry.digest == known.digest
-    if entry.files is not None or entry.source is None or Path(entry.source).is_absolute():
-        return False
-    same = known.source == entry.source or known.source.startswith(f"{entry.source}/")
-    return same and entry.revision in (None, known.revision)
+    def _is_planned(self, domain: str) -> bool:
+        """Whether only a dry run would have the domain. Raises NotFoundError."""
+        self._require("domain", domain, self._domains)
+        return self._domains[domain] is None
 
 
 def _with_digest(here: list[_Version], digest: str | None) -> _Version | None:

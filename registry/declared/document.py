@@ -17,6 +17,8 @@ from ..catalog.serving import PROMOTIONS
 from ..errors import RecCocktailError, UsageError
 from ..strict_json import parse_written, shown
 from ..strict_yaml import parse_with_lines
+from ..webhooks.hooks import WebhookFields
+from ..webhooks.signing import reference
 from .problems import Place, Problems
 
 LIMIT = 16 << 20  # bytes; of YAML a megabyte takes some ten seconds to read, JSON a tenth of one
@@ -120,6 +122,15 @@ class PolicyEntry:
 
 
 @dataclass(frozen=True)
+class WebhookEntry:
+    """What is None of its fields stays as it is, or is as `webhook add` has it; one that is new is off unless `active` is true."""
+
+    name: str
+    place: Place
+    fields: WebhookFields
+
+
+@dataclass(frozen=True)
 class Document:
     bases: tuple[BaseEntry, ...] = ()
     recipes: tuple[RecipeEntry, ...] = ()
@@ -127,6 +138,7 @@ class Document:
     adapters: tuple[AdapterEntry, ...] = ()
     aliases: tuple[AliasEntry, ...] = ()
     policies: tuple[PolicyEntry, ...] = ()
+    webhooks: tuple[WebhookEntry, ...] = ()
 
 
 def parse_document(data: bytes, *, name: str, folder: Path, suffix: str = ".yaml") -> Document:
@@ -213,6 +225,14 @@ def _gate(value: Any) -> GateWish:
     return GateWish(None if require is None else Requirement.read(require), approvals)
 
 
+def _secret(value: Any) -> str:
+    """Where it is, and never what it is."""
+    kind, _, name = _text(value).partition(":")
+    if kind not in ("env", "file") or not name:
+        raise ValueError("must say where the secret is: env:VARIABLE or file:/PATH")
+    return reference(name if kind == "env" else None, Path(name) if kind == "file" else None)
+
+
 _ABOUT: dict[str, Callable[[Any], Any]] = {
     "description": _lone_text,
     "note": _lone_text,
@@ -239,10 +259,18 @@ _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "scan": _truth,
     },
     "policies": {"gate": _gate, "serve": _alias, "promote": _promotion},
+    "webhooks": {
+        "url": _text,
+        "kinds": _texts,
+        "domains": _texts,
+        "secret": _secret,
+        "allow_private": _truth,
+        "active": _truth,
+    },
 }
 """What can stand in an entry of each section, and how its value is read."""
 
-SECTIONS = ("bases", "templates", "recipes", "domains", "adapters", "aliases", "policies")
+SECTIONS = ("bases", "templates", "recipes", "domains", "adapters", "aliases", "policies", "webhooks")
 
 
 def _section(key: str) -> str:
@@ -270,6 +298,7 @@ class _Reader:
             tuple(self._adapters(content)),
             tuple(self._aliases(content)),
             tuple(self._policies(content)),
+            tuple(self._webhooks(content)),
         )
         self._each_once(document)
         return document
@@ -353,6 +382,13 @@ class _Reader:
                 del given["about"]
                 yield PolicyEntry(name, self._problems.place(("policies", name)), **given)
 
+    def _webhooks(self, content: Mapping[str, Any]) -> Iterator[WebhookEntry]:
+        for name, entry in self._entries(content, "webhooks", "webhook"):
+            given = self._given(("webhooks", name), entry, "webhooks")
+            if given is not None:
+                del given["about"]
+                yield WebhookEntry(name, self._problems.place(("webhooks", name)), WebhookFields(**given))
+
     def _named(
         self, content: Mapping[str, Any], section: str, kind: Literal["base", "domain"]
     ) -> Iterator[tuple[str, Place, dict[str, Any]]]:
@@ -364,7 +400,7 @@ class _Reader:
                 yield name, self._problems.place(path), given
 
     def _entries(
-        self, content: Mapping[str, Any], section: str, kind: Literal["base", "domain", "recipe", "template"]
+        self, content: Mapping[str, Any], section: str, kind: Literal["base", "domain", "recipe", "template", "webhook"]
     ) -> Iterator[tuple[str, Any]]:
         """The entries of a section that is a mapping of names, those with names that can be."""
         entries = content.get(section, {})

@@ -19,9 +19,10 @@ from ..registry import Registry
 from ..strict_json import read_object
 from .annotating import about
 from .policies import policies
+from .webhooks import webhooks
 
 
-def export(registry: Registry) -> dict[str, Any]:
+def export(registry: Registry, *, with_webhooks: bool = True) -> dict[str, Any]:
     """The file's content as plain JSON. Adapters come oldest first, so that they get the same numbers again."""
     bases = registry.bases.list()
     content = {
@@ -31,6 +32,7 @@ def export(registry: Registry) -> dict[str, Any]:
         "domains": {row.name: _domain(row) for row in registry.domains.list()},
         "adapters": [_adapter(registry, row, bases) for row in registry.adapters.versions()],
         "policies": policies(registry),
+        "webhooks": webhooks(registry) if with_webhooks else {},
     }
     return {section: entries for section, entries in content.items() if entries}
 

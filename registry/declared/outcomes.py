@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..catalog.records import Record
 from ..errors import RecCocktailError
 
-Kind = Literal["base", "template", "recipe", "domain", "adapter", "alias", "policy"]
+Kind = Literal["base", "template", "recipe", "domain", "adapter", "alias", "policy", "webhook"]
 Action = Literal["created", "changed", "unchanged", "failed"]
 
 

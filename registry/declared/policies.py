@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,11 +12,16 @@ from .document import GateWish, PolicyEntry
 from .outcomes import Outcome, failure
 
 
-def bring_policy(registry: Registry, entry: PolicyEntry, *, is_new: bool, dry_run: bool) -> Outcome:
-    """What becomes of a domain's policy; `is_new` where only a dry run would have the domain. What fails changes nothing of its gate."""
+def bring_policy(
+    registry: Registry, entry: PolicyEntry, is_planned: Callable[[str], bool], *, dry_run: bool
+) -> Outcome:
+    """What becomes of a domain's policy. What fails changes nothing of its gate.
+
+    `is_planned` says whether only a dry run would have the domain, and raises NotFoundError where not even that has it.
+    """
     outcome = Outcome("policy", entry.name, None, "unchanged", entry.place.line)
     try:
-        changes = _differences(registry, entry, is_new=is_new)
+        changes = _differences(registry, entry, is_new=is_planned(entry.name))
         if not dry_run:
             _set(registry, entry, {*changes})
     except RecCocktailError as error:

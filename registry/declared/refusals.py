@@ -6,7 +6,20 @@ from pathlib import Path
 
 from ..catalog.bases import Base
 from ..errors import ConflictError, InvalidArtifactError, NotFoundError
-from .document import AdapterEntry
+from .document import AdapterEntry, BaseEntry
+
+
+def is_known(known: Base, entry: BaseEntry) -> bool:
+    """Whether the base is what the entry says, as far as that shows without its files.
+
+    A folder has to be read: its files may have changed. What the Hub or a package has under a name was recorded with its commit or file.
+    """
+    if entry.digest is not None:
+        return entry.digest == known.digest
+    if entry.files is not None or entry.source is None or Path(entry.source).is_absolute():
+        return False
+    same = known.source == entry.source or known.source.startswith(f"{entry.source}/")
+    return same and entry.revision in (None, known.revision)
 
 
 def check_digest(folder: Path, digest: str | None, wanted: str | None) -> None:

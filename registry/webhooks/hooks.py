@@ -62,7 +62,7 @@ class Webhooks:
         if fields.url is None or fields.secret is None:
             raise UsageError("a webhook has a URL and a secret")
         allow_private = bool(fields.allow_private)
-        _check_target(fields.url, allow_private, resolve)
+        check_target(fields.url, allow_private, resolve)
         with self._database.writing() as session:
             lock_new_names(session)
             if session.scalar(select(WebhookRow.id).where(WebhookRow.name == name)) is not None:
@@ -88,7 +88,7 @@ class Webhooks:
             url = row.url if fields.url is None else fields.url
             allow_private = row.allow_private if fields.allow_private is None else fields.allow_private
         if (url, allow_private) != (row.url, row.allow_private):
-            _check_target(url, allow_private, resolve)
+            check_target(url, allow_private, resolve)
         with self._database.writing() as session:
             row = find_webhook(session, name, lock=True)
             before = _shown(session, row)
@@ -133,8 +133,8 @@ def find_webhook(session: Session, name: str, *, lock: bool = False) -> WebhookR
     return row
 
 
-def _check_target(url: str, allow_private: bool, resolve: targets.Resolve) -> None:
-    """What is allowed to be private need not be reachable from here."""
+def check_target(url: str, allow_private: bool, resolve: targets.Resolve = targets.resolve) -> None:
+    """Raises WebhookTargetError. What is allowed to be private need not be reachable from here."""
     target = targets.parse(url, allow_private=allow_private)
     if not allow_private:
         targets.addresses(target, allow_private=False, resolve=resolve)

@@ -19,7 +19,7 @@ from ...registry.declared.exporting import export
 from ...registry.errors import UsageError
 from ...registry.moments import moment
 from ...serving.resolve import Origin, find, meant, resizing
-from ..identity import Reading
+from ..identity import ADMIN, Reading, identify
 from ..listing import Page
 from ..models import (
     ComparisonModel,
@@ -187,6 +187,6 @@ def show_needs(registry: Reading, ref: Name, base: BaseName = None) -> dict[str,
 
 
 @routes.get("/export")
-def export_registry(registry: Reading) -> dict[str, Any]:
-    """The registry as the document that `apply` reads."""
-    return export(registry)
+def export_registry(request: Request, registry: Reading) -> dict[str, Any]:
+    """The registry as the document that `apply` reads; for `admin`, who alone sees webhooks, with these."""
+    return export(registry, with_webhooks=identify(request).may(ADMIN))

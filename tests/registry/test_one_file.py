@@ -313,6 +313,39 @@ def test_policies_are_set_changed_and_removed_and_each_change_is_an_event(bring:
             bring(f"policies: {{beauty: {wrong}}}")
 
 
+def test_webhooks_are_brought_without_secrets_and_a_copy_calls_nobody(bring: Any, registry: Registry) -> None:
+    text = "domains: {beauty: {}}\nwebhooks:\n  ops: {url: 'https://8.8.8.8/hook', secret: 'env:OPS', domains: [beauty, spirit], %s}\n"
+    first = text % "kinds: [build.failed]"
+    assert bring(first, dry_run=True)["webhook ops"].action == "created"
+    assert registry.webhooks.list() == []
+    made = bring(first)["webhook ops"]
+    hook = registry.webhooks.get("ops")
+    assert (made.action, bool(made.remarks), hook.active) == ("created", True, False)
+    assert (hook.kinds, hook.domains, hook.secret) == (("build.failed",), ("beauty", "spirit"), "env:OPS")
+    assert bring(first)["webhook ops"].action == "unchanged"
+    second = text % "kinds: [domain.stale, build.failed], active: true"
+    assert {*bring(second, dry_run=True)["webhook ops"].changes} == {"kinds", "active"}
+    assert {*bring(second)["webhook ops"].changes} == {"kinds", "active"}
+    assert (
+        bring(first.replace("kinds: [build.failed]", "kinds: [build.failed, domain.stale]"))["webhook ops"].action
+        == "unchanged"
+    )
+    assert registry.webhooks.get("ops").active
+
+    exported = export(registry)
+    assert "active" not in exported["webhooks"]["ops"]
+    assert "webhooks" not in export(registry, with_webhooks=False)
+    registry.webhooks.remove("ops")
+    copied = bring(to_yaml({"webhooks": exported["webhooks"]}))["webhook ops"]
+    assert (copied.action, registry.webhooks.get("ops").active) == ("created", False)
+    for wrong in ("{url: 'https://8.8.8.8/'}", "{secret: 'env:X'}", "{url: 'https://10.0.0.1/', secret: 'env:X'}",
+                  "{url: 'https://8.8.8.8/', secret: 'env:X', domains: [nowhere]}"):  # fmt: skip
+        assert bring(f"webhooks: {{new: {wrong}}}", dry_run=True)["webhook new"].action == "failed", wrong
+    for wrong in ("{secret: a-secret-of-mine-0123456789}", "{secret: 'env:'}", "{kind: [x]}", "{active: 1}"):
+        with pytest.raises(UsageError):
+            bring(f"webhooks: {{new: {wrong}}}")
+
+
 def test_without_its_source_the_bytes_come_from_the_store(
     bring: Any, registry: Registry, open_sql: Any, tmp_path: Path, create_registry: Callable[[Settings], Registry]
 ) -> None:

@@ -24,6 +24,8 @@ def test_webhooks_are_kept_by_admins_alone(client, stocked, open_client):
     secret = stocked.tokens.create("ci", ["read", "register", "publish"], lasts=None).secret
     other = open_client(stocked, ServerOptions(login=True), Authorization=f"Bearer {secret}")
     assert other.get(f"{API}/webhooks").status_code == 403
+    assert "webhooks" not in other.get(f"{API}/export").json()
+    assert client.get(f"{API}/export").json()["webhooks"]["ops"]["url"] == new["url"]
     assert client.delete(f"{API}/webhooks/ops").json()["name"] == "ops"
     assert client.get(f"{API}/webhooks/ops").status_code == 404
 
