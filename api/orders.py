@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -34,6 +34,16 @@ class Located:
     folder: Path
     resizing: Resizing | None
     servable: Servable | None = None
+
+
+class _Uncounted:
+    def add(self, count: int, total: int) -> None:
+        pass
+
+
+def uncounted() -> AbstractContextManager[Counting]:
+    """Where nobody watches."""
+    return nullcontext(_Uncounted())
 
 
 def unsaid(line: str) -> None:

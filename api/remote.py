@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from ..registry.errors import UsageError, WrongKindError
+from ..registry.errors import InvalidArtifactError, UsageError, WrongKindError
 from .client import Client
-from .connection import Connection, error_of, files_in
+from .connection import error_of
+from .orders import NewAdapter, NewBase, NewDomain, uncounted
+from .remote_backend import OPEN, RemoteBackend
 
 if TYPE_CHECKING:
     from ..registry import Adapter, Build, Publication
 
 POLL_SECONDS = 2.0
-OPEN = ("queued", "running")
 
 
 class RemoteClient(Client):
@@ -26,14 +25,14 @@ class RemoteClient(Client):
 
     def __init__(self, url: str, token: str | None = None) -> None:
         """Raises UsageError for an address that is none, and for a token that would cross a network unencrypted."""
-        self._server = Connection(url, token)
+        self._server = RemoteBackend(url, token)
 
     def close(self) -> None:
         self._server.close()
 
     def add_base(self, name: str, folder: str | os.PathLike[str]) -> str:
-        """As `Client.add_base`; `folder` is ORG/NAME on the Hub, or, for an admin, a folder of the server."""
-        return self._server.ask("POST", "/bases", json={"name": name, "source": os.fspath(folder)})["name"]
+        """As `Client.add_base`; the folder is sent. Of ORG/NAME on the Hub the server fetches it."""
+        return self._server.add_base(NewBase(name, os.fspath(folder)), storing=uncounted).name
 
     def add_domain(
         self,
@@ -43,11 +42,9 @@ class RemoteClient(Client):
         data: str | os.PathLike[str] | None = None,
         recipe: str | None = None,
     ) -> str:
-        """As `Client.add_domain`; `data` is a folder of the server, which an admin alone may name, and `recipe` no file."""
-        place = None if data is None else os.fspath(data)
-        return self._server.ask(
-            "POST", "/domains", json={"name": name, "title": title, "data": place, "recipe": recipe}
-        )["name"]
+        """As `Client.add_domain`; the data are sent, and what a file of a recipe says."""
+        folder = None if data is None else Path(data)
+        return self._server.add_domain(NewDomain(name, title, folder, recipe=recipe))[0].name
 
     def register_adapter(
         self,
@@ -60,45 +57,39 @@ class RemoteClient(Client):
         note: str | None = None,
     ) -> Adapter:
         """As `Client.register_adapter`; the folder is sent in pieces, and checked against its digests there."""
-        from ..registry import Adapter
+        from ..registry.catalog.registration import Checks, Labels
 
-        about = {"base": base, "domain": domain, "metrics": dict(metrics or {}), "tags": [*tags], "note": note}
-        found = self._server.ask(
-            "POST", "/adapters", json=about | {"upload": self._server.upload(Path(folder), files_in(Path(folder)))}
+        if not Path(folder).is_dir():
+            raise InvalidArtifactError(f"{folder} is no folder with files")
+        labels = Labels(metrics or {}, tags, note)
+        return self._server.add_adapter(
+            NewAdapter(os.fspath(folder), base, labels, Checks(), domain=domain), storing=uncounted
         )
-        return Adapter.from_json(found, notes=tuple(found["notes"]))
 
     def resolve(self, reference: str, *, base: str | None = None, kind: str = "lora") -> Adapter:
-        from ..registry import Adapter
-
-        found = Adapter.from_json(self._server.get(f"/adapters/{quote(reference)}", base=base))
+        found, _ = self._server.show_adapter(reference, base=base)
         if found.kind != kind:
             raise WrongKindError(f"{found.ref} is of the kind {found.kind}, and not {kind}")
         return found
 
     def set_alias(self, reference: str, alias: str) -> None:
-        name = reference.partition("@")[0]
-        self._server.ask("PUT", f"/domains/{quote(name)}/aliases/{quote(alias)}", json={"ref": reference})
+        self._server.set_alias(reference, alias)
 
     def adapter_folder(self, adapter: Adapter) -> Path:
         """The adapter's files in this user's cache, fetched if needed and checked against their digests."""
-        return self._server.fetched(f"/adapters/{quote(adapter.ref)}/files", base=adapter.base)
+        return self._server.adapters.folder(adapter)
 
     def request_build(
         self, domain: str, *, recipe: str | None = None, base: str | None = None, force: bool = False
     ) -> Build:
         """As `Client.request_build`; a request whose answer was lost is sent again, and makes no second build."""
-        from ..registry import Build
+        from ..engine.building.asking import BuildOrder
 
-        wanted = {"domain": domain, "recipe": recipe, "base": base, "force": force}
-        once = {"Idempotency-Key": secrets.token_hex(16)}
-        return Build.from_json(self._server.ask("POST", "/builds", json=wanted, headers=once))
+        return self._server.request_build(BuildOrder(domain, recipe, base=base, force=force)).build
 
     def wait(self, build: Build) -> Build:
         """The finished build, once a worker has made it. Raises what it failed with."""
-        from ..registry import Build
-
-        while (row := Build.from_json(self._server.ask("GET", f"/builds/{build.id}"))).status in OPEN:
+        while (row := self._server.builds.get(build.id)).status in OPEN:
             time.sleep(POLL_SECONDS)
         if row.status != "succeeded":
             error = dict(row.error or {})
@@ -109,7 +100,7 @@ class RemoteClient(Client):
     def build_folder(self, build: Build) -> Path:
         """The merged checkpoint in this user's cache, fetched if needed and checked against its digests."""
         build.stored_digest()  # refuses an item index
-        return self._server.fetched(f"/builds/{build.id}/files")
+        return self._server.build_folder(build)
 
     def evaluate(self, *_: Any, **__: Any) -> Any:
         raise UsageError("a server evaluates nothing", hint="evaluate where the models are: `reccocktail evaluate`")
@@ -123,6 +114,9 @@ class RemoteClient(Client):
         from ..registry import Publication
 
         wanted = {"what": subject, "to": repo, "private": private, "tag": tag, "license": license_id}
-        found = self._server.ask("POST", "/publications", json=wanted)
-        place = f"/builds/{found['build']}" if found["build"] else f"/adapters/{quote(found['adapter'])}"
-        return Publication.from_json(found, base=self._server.ask("GET", place)["base"])
+        found = self._server.publish(wanted, dry_run=False)
+        if found["build"]:
+            row = self._server.builds.get(found["build"])
+        else:
+            row, _ = self._server.show_adapter(found["adapter"])
+        return Publication.from_json(found, base=row.base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -83,6 +84,10 @@ class RemoteDomains(_Noun):
 class RemoteAdapters(_Noun):
     def added(self, document: Mapping[str, Any]) -> Adapter:
         return adapter_of(self._server.ask("POST", "/adapters", json=document))
+
+    def folder(self, adapter: Adapter) -> Path:
+        """In this user's cache, fetched if needed and checked against its digests."""
+        return self._server.fetched(f"/adapters/{quote(adapter.ref, safe='')}/files", base=adapter.base)
 
     def log(
         self, ref: str, *, base: str | None = None, limit: int = 50, after: int | None = None

@@ -222,6 +222,7 @@ def add_adapter(request: Request, response: Response, registry: Registering, new
         identify(request).expect(f"promote:{new.domain or SPIRIT}")
     if new.domain is not None:
         registry.domains.get(new.domain)
+    _check_context(new)
     with _uploaded(request, registry, new.upload) as folder:
         row = _registered(registry, new, AdapterSource(folder) if folder else _on_hub(request, new))
     _done_with(request, registry, new.upload)
@@ -251,17 +252,16 @@ def _registered(registry: Registry, new: NewAdapter, source: AdapterSource) -> A
         base=registry.bases.get(new.base),
         role="spirit" if new.domain is None else "ingredient",
         domain=new.domain,
-        labels=Labels(new.metrics, new.tags, new.note, context={**_context(new), **source.origin}, aliases=new.aliases),
+        labels=Labels(new.metrics, new.tags, new.note, context={**new.context, **source.origin}, aliases=new.aliases),
         checks=Checks(new.allow_base_mismatch, new.allow_partial, new.scan, reuse=new.if_exists == "reuse"),
     )
 
 
-def _context(new: NewAdapter) -> dict[str, Any]:
+def _check_context(new: NewAdapter) -> None:
     """Raises UsageError for what only the registry itself says, such as how a trainer of its own made a version."""
     allowed = {"source", "run", *(MLFLOW if new.upload is not None else ())}
     if unknown := sorted(new.context.keys() - allowed):
         raise UsageError(f"the context cannot say {unknown[0]!r}", hint=f"it has {', '.join(sorted(allowed))}")
-    return new.context
 
 
 @routes.post("/adapters/{ref}:archive", response_model=AdapterModel)

@@ -135,6 +135,32 @@ def test_what_the_server_has_is_not_everybodys(ci, client, stocked, folder, tmp_
     assert _code(client.post(f"{API}/adapters", json=new | {"if_exists": "fail"})) == (409, "conflict")
 
 
+def test_what_is_uploaded_says_nothing_of_the_servers_files_and_of_how_it_was_made(ci, stocked, folder, tmp_path):
+    def upload(place: Path) -> str:
+        begun = ci.post(f"{API}/uploads", json={"files": _announced(place)}).json()["id"]
+        for path in place.iterdir():
+            assert ci.put(f"{API}/uploads/{begun}/files/{path.name}", content=path.read_bytes()).status_code == 200
+        return begun
+
+    (tmp_path / "secret.csv").write_text("user_id,item_id,title\nu,i,t\n")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "dataset.yaml").write_text("interactions: ../../../secret.csv\n")
+    refused = ci.post(f"{API}/domains", json={"name": "garden", "upload": upload(tmp_path / "bad")})
+    assert _code(refused) == (422, "data")
+    model, adapter = upload(stocked.bases.folder(stocked.bases.get("tiny"))), upload(folder)
+    for path, body in (
+        ("bases", {"name": "x", "source": "acme/famous", "upload": model}),
+        ("bases", {"name": "x", "source": "/mine", "revision": "main", "upload": model}),
+        ("domains", {"name": "garden", "data": "/srv", "upload": model}),
+        ("adapters", {"base": "tiny", "upload": adapter, "context": {"trainer": "sft"}}),
+        ("adapters", {"base": "tiny", "source": "acme/x", "context": {"mlflow_run": "0"}}),
+    ):
+        assert _code(ci.post(f"{API}/{path}", json=body)) == (400, "usage"), body
+    assert [row.name for row in stocked.domains.list()] == ["skin-care"]
+    made = ci.post(f"{API}/bases", json={"name": "x", "source": "/mine", "upload": model})
+    assert (made.status_code, made.json()["source"], made.json()["created"]) == (201, "/mine", True)
+
+
 def test_domains_recipes_and_words_are_added_and_changed(ci, stocked):
     made = ci.post(f"{API}/domains", json={"name": "garden", "title": "<b>Garden</b>"})
     assert (made.status_code, made.json()["title"]) == (200, "<b>Garden</b>")

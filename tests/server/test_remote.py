@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_facade_is_the_same_over_http(remote, stocked, make_adapter, loopbac
         folder, base="tiny", domain="skin-care", metrics={"HR@1": 0.5}, tags=["a"], note="n"
     )
     local = stocked.adapters.resolve("skin-care@v2")
-    assert added == local
+    assert added == replace(local, created=True)
     assert (added.created_by, added.tags, added.metrics) == ("ci", ("a",), {"HR@1": 0.5})
     remote.set_alias("skin-care@v2", "champion")
     assert remote.resolve("skin-care@champion", base="tiny").ref == "skin-care@v2"
@@ -68,9 +69,11 @@ def test_errors_are_those_of_the_registry(remote, stocked, tmp_path):
     ):
         with pytest.raises(error):
             ask()
-    with pytest.raises(RecCocktailError) as caught:
-        remote.add_domain("garden", data="/srv/data")
-    assert caught.value.code == "forbidden"
+    assert remote.add_domain("garden", data=stocked.settings.home.parent / "data", recipe="average") == "garden"
+    kept = stocked.domains.get("garden")
+    assert Path(str(kept.data)).parent == stocked.settings.home / "data" / "uploads"
+    assert remote.add_base("again", stocked.bases.folder(stocked.bases.get("tiny"))) == "again"
+    assert stocked.bases.get("again").digest == stocked.bases.get("tiny").digest
     build = remote.request_build("skin-care", recipe="average")
     stocked.builds.cancel(build.id)
     with pytest.raises(ConflictError):
