@@ -101,7 +101,7 @@ def list_(
                 a.ref,
                 *([a.kind] * kinds),
                 *([a.base] * mixed),
-                a.rank,
+                a.rank or None,
                 size(a.bytes),
                 _labels(a),
                 cell,

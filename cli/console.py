@@ -29,10 +29,11 @@ NAMES = frozenset(
         "state",
         "check",
         "created",
+        "size",
         "when (UTC)",
     }
 )
-"""Columns that are typed again in the next command, and times: they are broken over lines only where all else fails."""
+"""Columns that are typed again in the next command, times and sizes: they are broken over lines only where all else fails."""
 
 LONG_WORD = 24
 """Cells up to which a word in another column is not broken either."""

@@ -24,7 +24,9 @@ from ..registry.store.room import NO_ROOM, lacks_room
 from . import display
 from .app import CONTEXT, QUIET, App, Interrupted, _empty, example
 from .console import json_text, printable, prose
+from .help_text import WholeWords
 
+click.Context.formatter_class = WholeWords  # of all commands
 COMPLETE = "_RECCOCKTAIL_COMPLETE"  # set by the scripts of `completion`, when a person presses Tab
 
 

@@ -83,6 +83,10 @@ class Order:
         """Whether the figure in the column is worse than the other."""
         return value < other if self.sign > 0 else value > other
 
+    def not_before(self, value: Any, other: float) -> ColumnElement[bool]:
+        """Whether it is worse or the same, in a form that an index is gone along by."""
+        return value <= other if self.sign > 0 else value >= other
+
     def first(self, value: Any) -> ColumnElement[Any]:
         return value.desc() if self.sign > 0 else value.asc()
 
@@ -187,7 +191,7 @@ def _best_measured(session: Session, ids: Select[Any], order: Order, last: Place
         worse = order.behind(value, figure)
         before = or_(worse, and_(value == figure, evaluation < last.evaluation))
         same = and_(value == figure, evaluation == last.evaluation, id_ < last.adapter)
-        query = query.where(or_(worse, value == figure), or_(before, same))
+        query = query.where(order.not_before(value, figure), or_(before, same))
     query = query.order_by(order.first(value), evaluation.desc(), id_.desc()).limit(order.limit)
     return [Place(order.sign * found, *row) for found, *row in session.execute(query)]
 
@@ -206,8 +210,10 @@ def _best_registered(
     if above is not None:
         query = query.where(value > above if order.sign > 0 else value < -above)
     if last is not None:
-        worse, same = order.behind(value, order.sign * last.value), value == order.sign * last.value
-        query = query.where(or_(worse, same if last.evaluation else and_(same, id_ < last.adapter)))
+        figure = order.sign * last.value
+        query = query.where(order.not_before(value, figure))
+        if not last.evaluation:
+            query = query.where(or_(order.behind(value, figure), id_ < last.adapter))
     rows = session.execute(query.order_by(order.first(value), id_.desc()).limit(order.limit))
     return [Place(order.sign * found, 0, adapter) for found, adapter in rows]
 

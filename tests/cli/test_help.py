@@ -68,3 +68,10 @@ def test_each_command_is_listed_once_and_in_whole(
     lines = bare(*([group.name] if group else []), "--help").out.splitlines()[1:]
     assert [found[1] for line in lines if (found := re.match(r"  ([a-z]+)  ", line))] == wanted
     assert not [line for line in lines if line.endswith("...")]
+
+
+def test_no_name_is_broken_at_its_hyphens(bare: Callable[..., Any]) -> None:
+    for command in ("evaluate", "train", "publish"):
+        told = bare(command, "--help", columns=80).out
+        assert not [line for line in told.splitlines() if line.rstrip().endswith("-")]
+        assert told.isascii() or "\N{NON-BREAKING HYPHEN}" not in told
