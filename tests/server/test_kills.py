@@ -23,7 +23,7 @@ from reccocktail.server.app import API
 from sqlalchemy import select
 
 SOAK = os.environ.get("RECCOCKTAIL_SOAK") == "1"  # `make soak`
-KILLS = 100 if SOAK else 3
+KILLS = 100 if SOAK else 2
 BUSY_SECONDS = 0.8  # a kill comes so long after the server has changed something, at most
 HOMES = ("skin-care", "toys", "spirit")
 PATIENCE = 120.0
