@@ -361,17 +361,22 @@ def test_a_training_that_was_killed_ends_where_an_undisturbed_one_does(
     bench: Bench, undisturbed: TrainingResult, tmp_path: Path, stage: str
 ):
     told: list[int] = []
+    of: set[str] = set()
     first, total = 1 + 6, 1 + 6 + 80  # of the rows that the language model learns from; all
     at = {"recommender": 0, "items": 3, "first rows": first + 12, "last rows": first + 60}[stage]
 
     def kill(done: int, all_of_them: int, figures: Any) -> None:
         assert all_of_them == total
         told.append(done)
+        of.update(figures)
         if done >= at:
             raise Interrupted
 
     with pytest.raises(Interrupted):
         RecloraTrainer().train(bench.job(tmp_path / "killed", progress=kill, **SHORT))
+    assert of >= (
+        {"recommender", "items_embedded", "loss"} if "rows" in stage else {"recommender"}
+    )  # the bar names these
     half = tmp_path / "killed" / "checkpoints" / "step-000099"  # a save that was killed has no state
     half.mkdir(parents=True)
     (tmp_path / "killed" / "recommender.half").mkdir(exist_ok=True)
