@@ -290,7 +290,7 @@ class KeptWorker:
             if useless >= BROKEN_BESIDE:
                 self._tell("died", f"and is not started again, as {useless} in a row ended so: {self.child.last_words}")
                 return
-            seconds = min(FIRST_RESTART_SECONDS * 2.0**useless, LONGEST_RESTART_SECONDS)
+            seconds = min(FIRST_RESTART_SECONDS * 2.0 ** max(0, useless - 1), LONGEST_RESTART_SECONDS)
             self._tell("died", f"{self.child.ending}; another one is started in {seconds:g} s")
             if ended.wait(seconds):
                 return

@@ -206,7 +206,7 @@ def test_a_worker_beside_a_server_is_replaced_each_time_it_dies_until_that_is_of
     assert stocked.builds.get(asked.id).status == "queued"  # it was freed when its worker died
     assert len(started) == 2 + workers.BROKEN_BESIDE
     seconds = [each for each in waited if each != workers.LOOK_SECONDS]
-    assert seconds[:5] == [1.0, 1.0, 2.0, 4.0, 8.0]
+    assert seconds[:6] == [1.0, 1.0, 1.0, 2.0, 4.0, 8.0]
     assert seconds[-1] == workers.LONGEST_RESTART_SECONDS
     assert Counter(event.what for event in told) == {"died": len(started), "started": len(started) - 1}
     assert "no torch" in str(told[-1])
