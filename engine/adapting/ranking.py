@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,12 +77,12 @@ def choose_mix(
         ladder = Ladder(fitted.margins, len(roles), groups=len(mixture.groups), pair=pair, blocks=blocks)
         ladder.begin()
         interrupted = climbed(ladder, scale=adaptive.scale, keep_best=keep_best)
-        compared, best = _judged(ladder, fitted, scorer, given, adaptive)
+        compared, among_parents, best = _judged(ladder, fitted, scorer, given, adaptive)
         modules = {group: tuple(mixture.spread(place)) for place, group in enumerate(mixture.groups)}
         found = FoundCoefficients(roles, mixture.groups, modules, ladder.best.weights, adaptive.granularity)
     bar.finish()
     verdict = _verdict(found, ladder, fitted, labels, compared, best, guarded=adaptive.guard != "off")
-    verdict = replace(verdict, asked=scorer.asked)
+    verdict = replace(verdict, asked=scorer.asked, among_parents=among_parents)
     warnings = _warnings_of(verdict)
     if verdict.outcome == "parent" and compared is not None and adaptive.guard == "fail":
         raise GuardError(warnings[0], hint="more labelled users, another mix, or `guard: ship-parent`")
@@ -104,22 +104,25 @@ def climbed(ladder: Ladder, *, scale: bool, keep_best: bool) -> bool:
 
 def _judged(
     ladder: Ladder, fitted: FittedScores, scorer: MixtureScores, given: RankingInput, adaptive: Adaptive
-) -> tuple[Comparison | None, int]:
-    """The mix beside every parent on the users kept apart, unless it is one of them; and the best parent's place."""
+) -> tuple[Comparison | None, Comparison, int]:
+    """On the users kept apart: the mix beside every parent, unless it is one of them, and the best parent beside the others; and its place."""
     labels, chosen = given.labels, ladder.best.weights
     alone = [look.weights for look in ladder.parents]
     gate = [scorer.margins(weights, labels.gate, fitted.score) for weights in alone]
+    parents = {role: ranks(margin) for role, margin in zip(given.parts, gate, strict=True)}
+
+    def beside(ours: Sequence[int | None], theirs: Mapping[str, Sequence[int | None]]) -> Comparison:
+        candidates = len(labels.gate[0].titles)
+        more: dict[str, Any] = {"metric": adaptive.metric, "margin": adaptive.margin, "looks": labels.looks}
+        return compare(ours, theirs, candidates=candidates, **more)
+
     compared = None
     if chosen not in alone:
-        compared = compare(
-            ranks(scorer.margins(chosen, labels.gate, fitted.score)),
-            {role: ranks(margin) for role, margin in zip(given.parts, gate, strict=True)},
-            metric=adaptive.metric,
-            margin=adaptive.margin,
-            looks=labels.looks,
-            candidates=len(labels.gate[0].titles),
-        )
-    return compared, best_parent([fitted.margins(weights) for weights in alone], gate)
+        compared = beside(ranks(scorer.margins(chosen, labels.gate, fitted.score)), parents)
+    place = best_parent([fitted.margins(weights) for weights in alone], gate)
+    best = tuple(parents)[place]
+    others = {role: found for role, found in parents.items() if role != best}
+    return compared, beside(parents[best], others), place
 
 
 def _verdict(
@@ -306,18 +309,22 @@ def _too_few(labels: Labels) -> str:
 
 def _warnings_of(verdict: Verdict) -> tuple[str, ...]:
     """What a person should know before trusting it."""
-    compared = verdict.comparison
-    if compared is None:
+    compared, among = verdict.comparison, verdict.among_parents
+    if compared is None or compared.safe:
         return ()
+    ships = f"so the {verdict.parent} alone ships" if verdict.outcome == "parent" else "and ships, as `guard: off` says"
+    more = f"; about {verdict.more_users:,} more labelled users would decide" if verdict.more_users else ""
+    shown = _worst_of(compared, "")
+    found = f"the mix may be worse than an adapter alone by more than {compared.margin:g}, {ships}: {shown}{more}"
+    if verdict.outcome != "parent" or among is None or among.safe:
+        return (found,)
+    return (found, f"nor is it sure which adapter is the best one: {_worst_of(among, f'the {verdict.parent} alone ')}")
+
+
+def _worst_of(compared: Comparison, whose: str) -> str:
+    """The parent that is passed by least, in words."""
     worst = min(compared.bounds, key=lambda bound: bound.low)
-    shown = (
-        f"{compared.metric} {worst.mix_mean:.3f}, the {worst.parent} alone {worst.parent_mean:.3f}"
+    return (
+        f"{compared.metric} {whose}{worst.mix_mean:.3f}, the {worst.parent} alone {worst.parent_mean:.3f}"
         f" (difference {worst.difference:+.3f}, at least {worst.low:+.3f} with {1 - compared.alpha:.3g} confidence, {compared.users} users)"
     )
-    if not compared.safe:
-        ships = (
-            f"so the {verdict.parent} alone ships" if verdict.outcome == "parent" else "and ships, as `guard: off` says"
-        )
-        more = f"; about {verdict.more_users:,} more labelled users would decide" if verdict.more_users else ""
-        return (f"the mix may be worse than an adapter alone by more than {compared.margin:g}, {ships}: {shown}{more}",)
-    return ()

@@ -39,7 +39,7 @@ class Verdict(FoundCoefficients):
 
     `chosen` are those of the ladder, which differ where the guard did not let them pass; `parent` is the adapter that ships alone, if one
     does. `fit` and `gate` count users. `comparison` is None where no mix was chosen, or no user could judge it. `asked` counts the
-    candidates' questions that the models ranked.
+    candidates' questions that the models ranked. `among_parents` has the best adapter beside the others, on the same users as `comparison`.
     """
 
     outcome: Outcome
@@ -52,6 +52,7 @@ class Verdict(FoundCoefficients):
     seen: int
     asked: int = 0
     comparison: Comparison | None = None
+    among_parents: Comparison | None = None
     points: tuple[RankedPoint, ...] = ()
     rungs: tuple[Rung, ...] = ()
     scores: tuple[ScoreLoss, ...] = ()
@@ -70,12 +71,9 @@ class Verdict(FoundCoefficients):
     def to_json(self) -> dict:
         """Everything, down to the coefficients of every point."""
         content = asdict(self)
-        if self.comparison is not None:
-            content["comparison"] |= {
-                "safe": self.comparison.safe,
-                "win": self.comparison.win,
-                "users_needed": self.comparison.users_needed,
-            }
+        for name, found in (("comparison", self.comparison), ("among_parents", self.among_parents)):
+            if found is not None:
+                content[name] |= {"safe": found.safe, "win": found.win, "users_needed": found.users_needed}
         return content | {"more_users": self.more_users}
 
     def summary(self) -> dict:

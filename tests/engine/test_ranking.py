@@ -171,6 +171,9 @@ def test_a_mix_that_fails_on_users_kept_apart_does_not_ship(choose, world):
     assert not found.comparison.safe
     assert 0 < found.chosen[0][1] < 1
     assert "may be worse than an adapter alone" in found.warnings[0]
+    assert found.among_parents is not None
+    assert found.among_parents.safe  # these users leave no doubt which adapter is the better one
+    assert len(found.warnings) == 1
     with pytest.raises(GuardError):
         choose(fit, gate, guard="fail")
     off = choose(fit, gate, guard="off")
@@ -201,6 +204,11 @@ def test_few_users_to_judge_by_let_no_mix_pass(choose, world):
     found = choose(asked[:FIT], asked[FIT : FIT + 5])
     assert found.outcome == "parent"
     assert found.more_users is not None
+    other = ({"spirit", "ingredient"} - {found.parent}).pop()
+    assert found.among_parents is not None
+    assert [bound.parent for bound in found.among_parents.bounds] == [other]
+    assert not found.to_json()["among_parents"]["safe"]
+    assert f"the {other} alone" in found.warnings[1]  # nor do five users say which adapter is the better one
 
 
 @pytest.mark.parametrize("fit", [0, 19])
