@@ -269,7 +269,7 @@ UNREADABLE = {
     "bad YAML": ("r.yaml", b"method: [linear\n", "not valid YAML"),
     "bad TOML": ("r.toml", b"method = linear\n", "not valid TOML"),
     "bad JSON": ("r.json", b"{'method': 1}", "not valid JSON"),
-    "not text": ("r.yaml", b"\xff\xfe\x00", "not valid YAML"),
+    "not text": ("r.yaml", b"\xff\xfe\x00", "line 1: is not UTF-8"),
     "too deep": ("r.json", b"[" * 100_000, "not valid JSON"),
     "python in YAML": ("r.yaml", b"method: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
 }
