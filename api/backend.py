@@ -36,6 +36,7 @@ class LocalBackend:
         self.bases, self.domains, self.adapters = registry.bases, registry.domains, registry.adapters
         self.builds, self.serving, self.gates = registry.builds, registry.serving, registry.gates
         self.recipes, self.templates = registry.recipes, registry.templates
+        self.webhooks, self.outbox = registry.webhooks, registry.outbox
         self.evaluations, self.publications, self.edits = registry.evaluations, registry.publications, registry.edits
 
     def __enter__(self) -> LocalBackend:
@@ -300,6 +301,12 @@ class LocalBackend:
     def describe_publication(self, what: str) -> dict[str, Any]:
         """A publication by its id, or a repository's newest, with its files."""
         return self.registry.publications.get(what).describe()
+
+    def test_webhook(self, name: str) -> dict[str, Any]:
+        """Sends a test event now. Raises WebhookError where it does not arrive."""
+        from ..registry.webhooks.delivery import expect_test
+
+        return expect_test(self.registry.webhooks.get(name))
 
     # recipes
 

@@ -50,6 +50,7 @@ class Connection:
             headers=headers,
             timeout=600,
             follow_redirects=False,  # a token is for this host alone
+            verify=parts.scheme == "https",  # to read the certificates takes longer than most answers
             trust_env=parts.scheme == "https",  # a proxy of the environment would read what is not encrypted
         )
 

@@ -30,6 +30,7 @@ from .remote_nouns import (
     adapter_of,
     build_of,
 )
+from .remote_webhooks import RemoteOutbox, RemoteWebhooks
 
 if TYPE_CHECKING:
     from ..engine.building.asking import BuildOrder, Due
@@ -56,6 +57,7 @@ class RemoteBackend:
         self.bases, self.domains, self.adapters = RemoteBases(server), RemoteDomains(server), RemoteAdapters(server)
         self.builds, self.serving, self.edits = RemoteBuilds(server), RemoteServing(server), RemoteEdits(server)
         self.evaluations, self.publications = RemoteEvaluations(server), RemotePublications(server)
+        self.webhooks, self.outbox = RemoteWebhooks(server), RemoteOutbox(server)
         self.recipes, self.gates = RemoteRecipes(server), RemoteGates(server)
 
     def __enter__(self) -> RemoteBackend:
@@ -334,6 +336,9 @@ class RemoteBackend:
 
     def describe_publication(self, what: str) -> dict[str, Any]:
         return self._server.get(f"/publications/{quote(what)}")
+
+    def test_webhook(self, name: str) -> dict[str, Any]:
+        return self._server.ask("POST", f"/webhooks/{quote(name, safe='')}:test")
 
     # recipes
 

@@ -54,8 +54,8 @@ def log(
             raise UsageError("--delivery is about one delivery: leave the name, --status and --after out")
         _show_attempts(app, delivery, as_json)
         return
-    with app.registry() as registry:
-        found = registry.outbox.list(DeliveryFilter(name, status), limit=limit + 1, after=after)
+    with app.backend() as backend:
+        found = backend.outbox.list(DeliveryFilter(name, status), limit=limit + 1, after=after)
 
     def show() -> None:
         rows = [
@@ -87,8 +87,8 @@ def _answered(each: Delivery) -> str:
 
 
 def _show_attempts(app: App, delivery: int, as_json: bool) -> None:
-    with app.registry() as registry:
-        found = registry.outbox.attempts(delivery)
+    with app.backend() as backend:
+        found = backend.outbox.attempts(delivery)
     rows = [
         [f"{each.at:%Y-%m-%d %H:%M:%S}", each.status_code, f"{each.seconds:.2f} s", each.error or "delivered"]
         for each in found
@@ -111,8 +111,8 @@ def redeliver(app: App, ids: tuple[int, ...], dead: str | None, as_json: bool) -
         raise UsageError(
             "name deliveries by their ids, or give --dead NAME", hint="`reccocktail webhook log` has the ids"
         )
-    with app.registry() as registry:
-        found = registry.outbox.redeliver(ids or registry.outbox.dead(dead or ""))
+    with app.backend() as backend:
+        found = backend.outbox.redeliver(ids or backend.outbox.dead(dead or ""))
     what = "1 delivery" if len(found) == 1 else f"{len(found):,} deliveries"
     message = f"{what} will be sent again by `reccocktail webhook deliver`"
     answer(as_json, [each.to_json() for each in found], lambda: say(message))

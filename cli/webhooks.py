@@ -78,8 +78,8 @@ def add(
     from ..registry.webhooks.signing import reference
 
     secret = reference(secret_env, secret_file)
-    with app.registry() as registry:
-        found = registry.webhooks.add(
+    with app.backend() as backend:
+        found = backend.webhooks.add(
             name, replace(_fields(**chosen), url=url, secret=secret, allow_private=allow_private)
         )
 
@@ -154,8 +154,8 @@ def edit(
 
 
 def _change(app: App, name: str, fields: WebhookFields, as_json: bool, message: str) -> None:
-    with app.registry() as registry:
-        found = registry.webhooks.edit(name, fields)
+    with app.backend() as backend:
+        found = backend.webhooks.edit(name, fields)
     answer(as_json, found.to_json(), lambda: say(message))
 
 
@@ -190,8 +190,8 @@ def enable(app: App, name: str, as_json: bool) -> None:
 @pass_app
 def remove(app: App, name: str, as_json: bool) -> None:
     """Delete a webhook and its delivery log."""
-    with app.registry() as registry:
-        found = registry.webhooks.remove(name)
+    with app.backend() as backend:
+        found = backend.webhooks.remove(name)
     lost = f"; events that were still to be sent: {found.pending}" if found.pending else ""
     answer(as_json, found.to_json(), lambda: say(f"webhook {name} is removed{lost}"))
 
@@ -201,8 +201,8 @@ def remove(app: App, name: str, as_json: bool) -> None:
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """List webhooks: what each is told of, and what waits."""
-    with app.registry() as registry:
-        found = registry.webhooks.list()
+    with app.backend() as backend:
+        found = backend.webhooks.list()
 
     def show() -> None:
         rows = [
@@ -235,8 +235,8 @@ def _state(found: Webhook) -> str:
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
     """Show a webhook."""
-    with app.registry() as registry:
-        found = registry.webhooks.get(name)
+    with app.backend() as backend:
+        found = backend.webhooks.get(name)
     shown = found.to_json() | {"domains": found.domains or "all"}
     answer(as_json, found.to_json(), lambda: details(shown))
 
@@ -250,11 +250,6 @@ def test(app: App, name: str, as_json: bool) -> None:
 
     It is of the kind `test` and in no log. Exit code 1 if the target does not answer with success.
     """
-    from ..registry.webhooks.delivery import send_test
-
-    with app.registry() as registry:
-        found = send_test(registry.webhooks.get(name))
-    if found.error is not None:
-        raise WebhookError(f"the test event did not arrive: {found.error}", hint=f"`reccocktail webhook show {name}`")
-    document = {"webhook": name, "status_code": found.status_code, "seconds": found.seconds}
-    answer(as_json, document, lambda: say(f"{name} answered {found.status_code} in {found.seconds:.2g} s"))
+    with app.backend() as backend:
+        found = backend.test_webhook(name)
+    answer(as_json, found, lambda: say(f"{name} answered {found['status_code']} in {found['seconds']:.2g} s"))

@@ -97,6 +97,16 @@ def send_test(hook: Webhook, surroundings: Surroundings | None = None) -> Answer
     return _sent(message, read_secret(hook.secret, around.environ), moment, around.resolve)
 
 
+def expect_test(hook: Webhook, surroundings: Surroundings | None = None) -> dict[str, Any]:
+    """As `send_test`: what the target answered, as plain JSON. Raises WebhookError where the event did not arrive, too."""
+    found = send_test(hook, surroundings)
+    if found.error is not None:
+        raise WebhookError(
+            f"the test event did not arrive: {found.error}", hint=f"`reccocktail webhook show {hook.name}`"
+        )
+    return {"webhook": hook.name, "status_code": found.status_code, "seconds": found.seconds}
+
+
 @dataclass(frozen=True)
 class _Message:
     """What is sent, before it is signed; `headers` without their common beginning."""

@@ -34,6 +34,12 @@ domain show skin-care
 adapter add {spirit} --base tiny --spirit --tag 2026-11
 adapter add {ingredient} --base tiny --domain skin-care --metric HR@1=0.25 --note first --run https://runs.example.org/7
 adapter add {ingredient} --base tiny --domain skin-care --tag again
+webhook add ops http://127.0.0.1:9/hook --secret-env SECRET --kind alias.moved --allow-private
+webhook edit ops --all-kinds
+webhook disable ops
+webhook enable ops
+webhook list
+webhook show ops
 adapter alias skin-care@v1 champion
 adapter edit skin-care@v1 --tag prod
 adapter show skin-care@champion
@@ -70,6 +76,9 @@ publish skin-care --to acme/skin-care --dry-run --offline
 publication list
 adapter archive skin-care@v1 --force
 adapter archive skin-care@v1 --undo
+webhook log ops
+webhook log --delivery 1
+webhook remove ops
 log --domain skin-care --kind alias
 export
 """
@@ -237,22 +246,14 @@ evaluation show 1 --ranks
 resolve skin-care --format peft -o out
 apply -f {document}
 merge tiny -a spirit=1 -o merged
-webhook add ops https://example.org/ --secret-env S
-webhook edit ops --all-kinds
-webhook disable ops
-webhook enable ops
-webhook remove ops
-webhook list
-webhook show ops
-webhook test ops
+webhook add ops https://example.org/ --secret-file s
 webhook deliver
-webhook log
-webhook redeliver 1
 """
 OF_FILES = {("trainers", "list"), ("trainers", "show"), ("completion",), ("recipe", "check"), ("recipe", "methods")}
 """What needs no registry, wherever one is."""
 BY_OTHERS = {("base", "edit"), ("domain", "edit"), ("build", "cancel"), ("build", "retry"), ("build", "alias")} | {
-    ("evaluation", "compare"), ("publication", "show"), ("build", "approve"), ("adapter", "approve")
+    ("evaluation", "compare"), ("publication", "show"), ("build", "approve"), ("adapter", "approve"),
+    ("webhook", "test"), ("webhook", "redeliver")
 }  # fmt: skip
 """What goes by the server and is not in the trip: the test of those that name nothing."""
 
@@ -279,7 +280,8 @@ def test_every_command_goes_to_the_server_or_is_refused(
         assert ("local_only" if as_json else "RECCOCKTAIL_URL") in answer.out + answer.err, (words, answer)
     assert not bare.home.exists()
     for words in ("build show 12", "build cancel 12", "build retry 12", "build alias 12 x", "evaluation show 7", "base edit x --tag t",
-                  "domain edit x --tag t", "evaluation compare 7 8", "publication show acme/x", "build approve 12", "adapter approve x"):  # fmt: skip
+                  "domain edit x --tag t", "evaluation compare 7 8", "publication show acme/x", "build approve 12", "adapter approve x",
+                  "webhook test ops", "webhook redeliver 7"):  # fmt: skip
         assert by_server(*words.split(), "--json", code=1).json["error"]["code"] == "not_found", words
     every = {path for command in commands.ALL for path in _leaves(command, (str(command.name),))}
     asked = [tuple(line.split()) for line in (TRIP + ONLY_HERE).strip().splitlines()]
