@@ -15,10 +15,10 @@ from ...engine.recipe_book import find_recipe, keep_recipe
 from ...engine.recipes import SHIPPED, parse_recipe
 from ...registry import Registry
 from ...registry.catalog.content_changes import differences, in_words
-from ...registry.errors import NotFoundError, RecCocktailError
+from ...registry.errors import RecCocktailError
 from ...registry.strict_yaml import parse_yaml
 from ..identity import Reading, Registering
-from ..routes.declaring import named_recipe
+from ..routes.declaring import expect_named_template, named_recipe
 from .acting import OWN_FORM, Done, Short, Text, attempt, back, show
 
 router = APIRouter()
@@ -84,18 +84,5 @@ def _kept(registry: Registry, form: Mapping[str, str], *, is_check: bool) -> Any
     if not isinstance(content, dict):
         raise RecipeError("a recipe is a mapping", hint="method: …, coefficients: …, output: …")
     found = parse_recipe(content, where=form["name"] or "text")
-    if found.adaptive is not None:
-        _expect_template(registry, found.adaptive.template)
+    expect_named_template(registry, content)
     return found if is_check else keep_recipe(registry, form["name"], found, note=form["note"] or None)
-
-
-def _expect_template(registry: Registry, name: str) -> None:
-    """Raises RecipeError for a template that is a file: a page cannot read somebody's disk."""
-    from ...tasks import shipped_templates
-
-    if name in shipped_templates():
-        return
-    try:
-        registry.templates.get(name)
-    except NotFoundError as error:
-        raise RecipeError(f"there is no template {name!r}", hint="reccocktail template list") from error

@@ -53,7 +53,7 @@ def request_build(response: Response, registry: Building, wanted: BuildRequest, 
         registry = registry.acting_as(registry.actor, once=once.checked())
     if (build := registry.builds.answered()) is None:
         recipe = None if wanted.recipe is None else named_recipe(wanted.recipe)
-        expect_named_template(wanted.content)
+        expect_named_template(registry, wanted.content)
         order = BuildOrder(wanted.domain, recipe, wanted.content, wanted.adapter, wanted.base, wanted.force)
         answered = ask_for_build(registry, order)
         build, created = answered.build, answered.created

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 
 from ...engine.recipe_book import is_file_name
 from ...engine.recipes import SHIPPED
-from ...registry.errors import UsageError
+from ...registry import Registry
+from ...registry.errors import NotFoundError, UsageError
 from ...tasks import shipped_templates
 from ..models import Failure
 
@@ -52,12 +53,18 @@ def named_recipe(text: str) -> str:
     return text
 
 
-def expect_named_template(content: Mapping[str, Any] | None) -> None:
-    """A recipe's prompt template is one that ships or the registry's. Raises UsageError for a file: those of the server are not the caller's."""
+def expect_named_template(registry: Registry, content: Mapping[str, Any] | None) -> None:
+    """A recipe's prompt template is one that ships or the registry's. Raises UsageError otherwise: the server's files are not the caller's."""
     adaptive = (content or {}).get("adaptive")
     template = adaptive.get("template") if isinstance(adaptive, Mapping) else None
-    if isinstance(template, str) and template not in shipped_templates() and is_file_name(template):
-        raise UsageError(f"the template {template!r} is a file", hint="name one of the registry: NAME or NAME@vN")
+    if not isinstance(template, str) or template in shipped_templates():
+        return
+    try:
+        registry.templates.get(template)
+    except (NotFoundError, UsageError) as error:
+        raise UsageError(
+            f"there is no template {template!r}", hint="NAME or NAME@vN of `reccocktail template list`"
+        ) from error
 
 
 def router(noun: str) -> APIRouter:

@@ -197,7 +197,7 @@ def add_domain(request: Request, registry: Registering, new: NewDomain) -> Any:
 @routes.post("/recipes", response_model=RecipeModel)
 def add_recipe(response: Response, registry: Registering, new: NewRecipe) -> Any:
     """Adds a version of a recipe; a prompt template is named as the registry or RecCocktail has it."""
-    expect_named_template(new.content)
+    expect_named_template(registry, new.content)
     recipe = parse_recipe(new.content, where=new.name)
     row = keep_recipe(registry, new.name, recipe, note=new.note)
     response.status_code = 201 if row.created else 200

@@ -161,7 +161,7 @@ def test_what_is_uploaded_says_nothing_of_the_servers_files_and_of_how_it_was_ma
     assert (made.status_code, made.json()["source"], made.json()["created"]) == (201, "/mine", True)
 
 
-def test_domains_recipes_and_words_are_added_and_changed(ci, stocked):
+def test_domains_recipes_and_words_are_added_and_changed(ci, stocked, tmp_path, monkeypatch):
     made = ci.post(f"{API}/domains", json={"name": "garden", "title": "<b>Garden</b>"})
     assert (made.status_code, made.json()["title"]) == (200, "<b>Garden</b>")
     content = {"method": "linear", "coefficients": {"spirit": 0.3, "ingredient": 0.7}}
@@ -170,8 +170,11 @@ def test_domains_recipes_and_words_are_added_and_changed(ci, stocked):
     assert ci.post(f"{API}/recipes", json={"name": "house", "content": content}).status_code == 200
     assert ci.post(f"{API}/recipes:check", json=content).json()["ok"]
     assert _code(ci.post(f"{API}/recipes:check", json={"method": "stir"})) == (422, "recipe")
-    adaptive = {"adaptive": {"template": "/etc/passwd"}}
-    assert _code(ci.post(f"{API}/recipes", json={"name": "house", "content": adaptive})) == (400, "usage")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text('{"name": "mine", "user": "{history}"}')
+    for file in ("/etc/passwd", "mine", "./mine", "mine@v1"):
+        adaptive = {"adaptive": {"template": file}}
+        assert _code(ci.post(f"{API}/recipes", json={"name": "house", "content": adaptive})) == (400, "usage")
     assert ci.post(f"{API}/domains", json={"name": "garden", "recipe": "house"}).json()["recipe"] == "house@v1"
     edited = ci.patch(
         f"{API}/adapters/skin-care@v1", json={"tags": ["prod"], "note": "checked", "metrics": {"HR@1": 0.4}}
