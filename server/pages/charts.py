@@ -5,7 +5,7 @@ Sizes are in units of the drawing; what a chart says stands in a table or a titl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ LEFT, PLOT, ROW = 130, 430, 26
 CURVE_WIDTH, CURVE_HEIGHT, MARGIN, SIDE = 580, 240, 48, 70
 CELL_WIDTH, CELL_HEIGHT, NAMES = 22, 20, 150
 MOST_ROWS = 20
+APART = 50  # of two labels along an axis, so that neither lies on the other
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Intervals:
-    """`marks` are (place across, label) along the axis."""
+    """`marks` are (place across, label) along the axis; `zero` is the place of 0, where it is drawn."""
 
     metric: str
     bars: Sequence[Bar]
     marks: Sequence[tuple[float, str]]
     width: int
     height: int
+    zero: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ class HeatMap:
     height: int
 
 
-def intervals(metric: str, figures: Sequence[tuple[str, Mapping[str, float]]]) -> Intervals | None:
-    """Of (label, {mean, low, high}); None for nothing. At most MOST_ROWS are drawn, the first ones."""
+def intervals(
+    metric: str, figures: Sequence[tuple[str, Mapping[str, float]]], *, with_zero: bool = False
+) -> Intervals | None:
+    """Of (label, {mean, low, high}); None for nothing. At most MOST_ROWS are drawn, the first ones. Differences are drawn `with_zero`."""
     figures = figures[:MOST_ROWS]
     if not figures:
         return None
-    low, high = min(each["low"] for _, each in figures), max(each["high"] for _, each in figures)
+    shown = [0.0] if with_zero else []
+    low, high = min(shown + [each["low"] for _, each in figures]), max(shown + [each["high"] for _, each in figures])
     spread = (high - low) or max(abs(high), 0.1)
     low, high = low - 0.05 * spread, high + 0.05 * spread
 
@@ -84,7 +89,10 @@ def intervals(metric: str, figures: Sequence[tuple[str, Mapping[str, float]]]) -
         for n, (label, f) in enumerate(figures)
     ]  # fmt: skip
     marks = [(place(value), f"{value:.3f}") for value in (low, (low + high) / 2, high)]
-    return Intervals(metric, bars, marks, LEFT + PLOT + 30, ROW * len(bars) + 24)
+    zero = place(0.0) if with_zero else None
+    if zero is not None:
+        marks = [(zero, "0"), *(mark for mark in marks if abs(mark[0] - zero) > APART)]
+    return Intervals(metric, bars, marks, LEFT + PLOT + 30, ROW * len(bars) + 24, zero)
 
 
 def curve(points: Sequence[tuple[float, float, bool]], across: str, down: str) -> Curve | None:
@@ -129,7 +137,7 @@ def heat_map(title: str, values: Mapping[str, float], *, span: float = 0.05) -> 
     """Of values by module or layer: layers across, modules down. Colours span at least `span`, so that what is even looks even."""
     if len(values) < 2:
         return None
-    layers = list(dict.fromkeys(_layer(name) for name in values))
+    layers = _in_order(dict.fromkeys(_layer(name) for name in values))
     kinds = list(dict.fromkeys(_kind(name) for name in values))
     low, high = min(values.values()), max(values.values())
     spare = max(0.0, span - (high - low)) / 2
@@ -159,6 +167,13 @@ def coefficient_maps(coefficients: Mapping[str, Any] | None) -> list[HeatMap]:
         if (drawn := heat_map(f"λ of the {role}", values)) is not None:
             found.append(drawn)
     return found
+
+
+def _in_order(layers: Iterable[str]) -> list[str]:
+    """By their numbers in each stack, the stacks as they came."""
+    split = [(stack, int(number or -1), layer) for layer in layers for stack, _, number in [layer.rpartition(".")]]
+    stacks = list(dict.fromkeys(stack for stack, _, _ in split))
+    return [layer for _, _, layer in sorted(split, key=lambda each: (stacks.index(each[0]), each[1]))]
 
 
 def _layer(name: str) -> str:

@@ -38,7 +38,15 @@ def comparing(
         refused = refused or of_weights
     recent = registry.evaluations.list(EvaluationFilter(domain=domain or None), limit=CHOICES)
     versions = registry.adapters.list(AdapterFilter(domain=domain or None), limit=CHOICES)
-    values = {"measured": None, "chart": None, "tasks": [], "differ": None, "map": None, "total": None} | found
+    values = {
+        "measured": None,
+        "names": None,
+        "chart": None,
+        "tasks": [],
+        "differ": None,
+        "map": None,
+        "total": None,
+    } | found
     form = {"a": a, "b": b, "domain": domain, "weights": weights}
     return show(
         request,
@@ -55,10 +63,23 @@ def comparing(
 def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:
     expect_registered(a, b)
     document = describe_comparison(compare(registry, *find_pair(registry, a, b, domain=domain)))
-    chart = intervals("difference", [*document["differences"].items()])
+    chart = intervals("difference", [*document["differences"].items()], with_zero=True)
     options = [(key, document["a"]["task"].get(key), document["b"]["task"].get(key))
                for key in dict.fromkeys((*document["a"]["task"], *document["b"]["task"]))]  # fmt: skip
-    return {"measured": document, "chart": chart, "tasks": [each for each in options if each[1] != each[2]]}
+    tasks = [each for each in options if each[1] != each[2]]
+    return {"measured": document, "names": _names(document, a, b), "chart": chart, "tasks": tasks}
+
+
+def _names(document: dict[str, Any], a: str, b: str) -> tuple[str, str]:
+    """What the systems were called when they were evaluated; what was asked for where that is the same of both."""
+    one, other = document["a"]["label"], document["b"]["label"]
+    if one != other:
+        return one, other
+    return _asked(a, one), _asked(b, other)
+
+
+def _asked(text: str, label: str) -> str:
+    return f"{label} (evaluation {text})" if text.isdigit() else text
 
 
 def _weights(registry: Registry, a: str, b: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from reccocktail.registry.catalog.annotations import Edit
 from reccocktail.registry.catalog.evaluations import Measurement, Weights
 from reccocktail.registry.catalog.gates import Requirement
 from reccocktail.server.app import ServerOptions
+from reccocktail.server.pages.charts import LEFT, PLOT, heat_map, intervals
 from reccocktail.server.pages.sliders import slider_of
 from sqlalchemy import Engine, event
 
@@ -299,7 +300,29 @@ def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, sec
         assert row
         assert re.findall(r"(-?\d\.\d{3}) <span", row[0]) == ["0.500", "0.333", "0.167"]
         assert "<script>alert" not in compared.text
+        assert compared.text.count('class="zero"') == 1
+        assert "same files" not in compared.text
+    assert 'class="zero"' not in page
+    stocked.adapters.alias("skin-care@v2", "best")
+    same = ask("/compare?a=skin-care@v2&b=skin-care@best").text
+    assert "skin-care@v2 less skin-care@best" in same
+    assert "same files" in same
     assert "NDCG@3" in ask("/adapters/skin-care@v1").text
+
+
+def test_charts_have_layers_by_number_and_differences_zero():
+    names = [f"model.layers.{n}.mlp.up_proj" for n in sorted(map(str, range(21)))]
+    drawn = heat_map("cosine", dict.fromkeys(["lm_head", *names], 0.5))
+    assert drawn
+    assert [text for _, text in drawn.columns] == ["–", *map(str, range(21))]
+    for low, high in ((0.1, 0.3), (-0.3, -0.1)):
+        chart = intervals(
+            "difference", [("HR@1", {"mean": (low + high) / 2, "low": low, "high": high})], with_zero=True
+        )
+        assert chart
+        assert chart.zero
+        assert LEFT <= chart.zero <= LEFT + PLOT
+        assert (chart.zero < chart.bars[0].low, chart.zero > chart.bars[0].high) == (low > 0, low < 0)
 
 
 def test_builds_for_several_domains_are_asked_for_at_once(stocked, ask, second):
