@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,6 +66,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
         redoc_url=None,
     )
     app.state.registry, app.state.options = registry, options
+    app.state.ending = threading.Event()
     secure = options.oidc is not None and options.oidc.is_encrypted
     app.state.sessions = Sessions(session_key(registry.settings), secure=secure)
     app.state.provider = options.oidc and Provider(options.oidc)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 
@@ -81,7 +82,7 @@ def run(
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = _Server(config, listening)
+    server = _Server(config, listening, app.state.ending)
     with one_beside(registry, worker, notify) if worker else nullcontext(), _delivering(deliver):
         try:
             server.run()
@@ -108,11 +109,15 @@ def _delivering(deliver: Callable[[threading.Event], None] | None) -> Iterator[N
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens."""
+    """Says when it listens, and sets `ending` when it is asked to end: the streams of events, which have no end of their own, look at it."""
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None], ending: threading.Event) -> None:
         super().__init__(config)
-        self._listening = listening
+        self._listening, self._ending = listening, ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ending.set()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list | None = None) -> None:
         await super().startup(sockets)

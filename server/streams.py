@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 from anyio.to_thread import run_sync
+from fastapi import Depends, Request
 from fastapi.responses import StreamingResponse
 
 SECONDS = 1.0  # between two looks
@@ -28,8 +30,16 @@ class Told:
         return f"{head}event: {self.kind}\ndata: {json.dumps(self.data)}\n\n"
 
 
-def stream(look: Callable[[], tuple[Sequence[Told], bool]]) -> StreamingResponse:
-    """Tells what each look finds, until one says that it was the last. `look` runs in a thread."""
+def _ending(request: Request) -> threading.Event:
+    return request.app.state.ending
+
+
+Ending = Annotated[threading.Event, Depends(_ending)]
+"""Set when the server is asked to end: an answer that would go on for ever ends then."""
+
+
+def stream(look: Callable[[], tuple[Sequence[Told], bool]], ending: threading.Event) -> StreamingResponse:
+    """Tells what each look finds, until one says that it was the last, or the server ends. `look` runs in a thread."""
 
     async def told() -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
@@ -38,7 +48,7 @@ def stream(look: Callable[[], tuple[Sequence[Told], bool]]) -> StreamingResponse
             found, is_last = await run_sync(look)
             for each in found:
                 yield each.encoded()
-            if is_last:
+            if is_last or ending.is_set():
                 return
             quiet = 0.0 if found else quiet + SECONDS
             if quiet >= BEAT_SECONDS:

@@ -14,7 +14,7 @@ from ..downloads import archived, listed, sent
 from ..identity import Reading
 from ..listing import Page
 from ..models import BuildAliasModel, BuildModel, LogLineModel, MoveModel, page_of
-from ..streams import Told, last_id, stream
+from ..streams import Ending, Told, last_id, stream
 from .declaring import BaseName, Name, router
 
 routes = router("builds")
@@ -60,11 +60,13 @@ def show_logs(registry: Reading, id: Name, after: Annotated[int, Query(ge=0, lt=
 @routes.get("/builds/{id}/follow", response_class=StreamingResponse)
 def follow(
     registry: Reading,
+    ending: Ending,
     id: Name,  # noqa: A002
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """Lines (`line`) and progress (`progress`) as they come, to the build's end (`end`), as server-sent events."""
-    return stream(_Watched(registry, registry.builds.get(id).id, last_id(last_event_id) or 0).look)
+    watched = _Watched(registry, registry.builds.get(id).id, last_id(last_event_id) or 0)
+    return stream(watched.look, ending)
 
 
 class _Watched:

@@ -33,7 +33,7 @@ from ..models import (
     page_of,
 )
 from ..naming import expect_registered
-from ..streams import Told, last_id, stream
+from ..streams import Ending, Told, last_id, stream
 from .adapters import Text, Texts
 from .declaring import At, BaseName, Name, named_recipe, router
 
@@ -82,6 +82,7 @@ def list_events(
 @routes.get("/events/follow", response_class=StreamingResponse)
 def follow_events(
     registry: Reading,
+    ending: Ending,
     domain: Text = None,
     actor: Text = None,
     kind: Text = None,
@@ -94,7 +95,7 @@ def follow_events(
     def look() -> tuple[list[Told], bool]:
         return [Told(event.id, event.kind, event.to_json()) for event in following.new()], False
 
-    return stream(look)
+    return stream(look, ending)
 
 
 @routes.get("/evaluations", response_model=page_of(EvaluationModel))

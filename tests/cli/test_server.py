@@ -49,8 +49,12 @@ def test_a_server_begins_answers_and_ends(prepared):
             assert json.load(answer) == {"ok": True}
         again = prepared.process("server", "--port", port, code=2)
         assert "cannot listen" in again.err
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        # a page that shows what happens as it does, and has no end of its own
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/events/follow", timeout=60) as followed:
+            assert followed.readline() == b"retry: 2000\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert followed.read() == b"\n"  # it ends as an answer does, and is not cut off
         assert process.stderr.read() == "stopped\n"
     finally:
         process.kill()
