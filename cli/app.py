@@ -34,6 +34,7 @@ MAY_BE_EMPTY = (
     "--at",
 )  # an empty note equals no note; the others are refused by their own checks
 CHECK_ARGUMENTS = ("adapter", "base")  # groups whose commands refuse an empty argument in words of their own
+KEPT = "what was finished is kept"
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -166,8 +167,8 @@ def _empty(words: list[str]) -> str | None:
 
 
 class Interrupted(click.exceptions.Abort):
-    """Ctrl-C, or a signal that asks the process to end (see `cause`), with what to do next."""
+    """Ctrl-C, or a signal that asks the process to end (see `cause`), with what has become of the work and what to do next."""
 
-    def __init__(self, hint: str, cause: KeyboardInterrupt) -> None:
+    def __init__(self, hint: str, cause: KeyboardInterrupt, *, state: str = KEPT) -> None:
         super().__init__()
-        self.hint, self.cause = hint, cause
+        self.hint, self.cause, self.state = hint, cause, state

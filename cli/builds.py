@@ -14,7 +14,7 @@ import click
 
 from ..registry.catalog.references import INDEX
 from ..registry.errors import ConflictError, LocalOnlyError, NotFoundError, RecCocktailError, UsageError
-from .app import App, base_option, example, json_option, pass_app
+from .app import App, Interrupted, base_option, example, json_option, pass_app
 from .build_table import means, show_builds
 from .console import answer, counted, details, printable, progress, prose, say, stages, warn
 from .evaluation_records import show_measured
@@ -112,14 +112,31 @@ def request(
             asked.append(answered.build)
             _say_requested(answered)
         if wait:
-            if len(asked) == 1:
-                asked = [carry_out(backend, asked[0], keep_best=keep_best)]
-                say(f"build {asked[0].id} of {asked[0].domain} is in {asked[0].path or 'the store'}")
-            elif asked:
-                asked = carry_out_all(backend, asked, keep_best=keep_best)
+            asked = _carried_out(app, backend, asked, keep_best=keep_best)
     show_builds(asked, as_json, empty="nothing to build")
     if due.held_up or (wait and any(row.status != "succeeded" for row in asked)):
         raise click.exceptions.Exit(1)
+
+
+def _carried_out(app: App, backend: Backend, asked: Sequence[Build], *, keep_best: bool) -> list[Build]:
+    """Raises Interrupted where a server goes on with what was asked for."""
+    open_ = {row.id for row in asked if row.status in ("queued", "running")}
+    try:
+        if len(asked) == 1:
+            done = carry_out(backend, asked[0], keep_best=keep_best)
+            say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
+            return [done]
+        return carry_out_all(backend, asked, keep_best=keep_best, ended=open_.discard) if asked else []
+    except KeyboardInterrupt as error:
+        if app.url is None or not open_:
+            raise
+        ids = [row.id for row in asked if row.id in open_]
+        goes_on = f"build {ids[0]} goes on" if len(ids) == 1 else f"builds {', '.join(ids)} go on"
+        raise Interrupted(
+            f"`reccocktail build cancel {' '.join(ids)}` ends {'it' if len(ids) == 1 else 'them'}",
+            error,
+            state=f"{goes_on} at the server",
+        ) from error
 
 
 def _say_left_out(due: Due) -> None:
@@ -162,19 +179,25 @@ def carry_out(backend: Backend, row: Build, *, keep_best: bool = False) -> Build
     return done
 
 
-def carry_out_all(backend: Backend, rows: Sequence[Build], *, keep_best: bool = False) -> list[Build]:
-    """Run several builds, those over one base in one pass; each is reported as it ends, a failure too, and the others still run."""
+def carry_out_all(
+    backend: Backend, rows: Sequence[Build], *, keep_best: bool = False, ended: Callable[[str], None] = lambda id_: None
+) -> list[Build]:
+    """Run several builds, those over one base in one pass; each is reported as it ends, a failure too, and the others still run.
+
+    `ended` is told the id of each that is no longer open.
+    """
     from ..engine.building.completion import Reports
 
-    def ended(outcome: BuildOutcome) -> None:
+    def report(outcome: BuildOutcome) -> None:
         done = outcome.build
+        ended(done.id)
         if outcome.error is not None:
             warn(f"build {done.id} of {done.domain} failed: {outcome.error}")
             return
         _warn_of(done)
         say(f"build {done.id} of {done.domain} is in {done.path or 'the store'}")
 
-    return backend.complete_all(rows, keep_best=keep_best, reports=Reports(_bars, say, warn, ended))
+    return backend.complete_all(rows, keep_best=keep_best, reports=Reports(_bars, say, warn, report))
 
 
 @contextmanager

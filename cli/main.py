@@ -22,7 +22,7 @@ from ..registry.redaction import redacted
 from ..registry.signals import Stopped, exit_code, raised
 from ..registry.store.room import NO_ROOM, lacks_room
 from . import display
-from .app import CONTEXT, QUIET, App, Interrupted, _empty, example
+from .app import CONTEXT, KEPT, QUIET, App, Interrupted, _empty, example
 from .console import json_text, printable, prose
 from .help_text import WholeWords
 
@@ -134,7 +134,7 @@ def _run(words: list[str], as_json: bool) -> int:
         hint = getattr(error, "hint", "run the same command again")
         number = exit_code(cause or error)
         display.begin_line()
-        return _fail("interrupted", f"{what}; what was finished is kept", hint, number, as_json, words)
+        return _fail("interrupted", f"{what}; {getattr(error, 'state', KEPT)}", hint, number, as_json, words)
     except click.exceptions.NoArgsIsHelpError as error:
         display.write(f"{error.format_message()}\n")  # the help: nothing was asked for, and nothing was wrong
         return error.exit_code

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,28 @@ def test_the_trip_gives_the_same_json_by_a_server(
     assert not there
     for file in (tmp_path / "ours").rglob("*.safetensors"):
         assert (tmp_path / "theirs" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_ctrl_c_says_which_builds_go_on_at_the_server(
+    by_server: Any, tiny_base: Path, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    by_server("base", "add", "tiny", tiny_base)
+    by_server("adapter", "add", loras["spirit"], "--base", "tiny", "--spirit")
+    for name, role in (("skin-care", "ingredient"), ("kitchen", "newer")):
+        by_server("domain", "add", name)
+        by_server("adapter", "add", loras[role], "--base", "tiny", "--domain", name)
+    monkeypatch.setattr(time, "sleep", interrupt)
+    for names in (["skin-care"], ["skin-care", "kitchen"]):
+        error = by_server("build", "request", *names, "--recipe", "average", "--wait", "--json", code=130).json["error"]
+        ids = [row.id for row in by_server.registry.builds.list()][::-1]
+        assert len(ids) == len(names)
+        assert error["code"] == "interrupted"
+        assert f"build cancel {' '.join(ids)}`" in error["hint"]
+        assert "kept" not in error["message"]
+        assert all(id_ in error["message"] for id_ in ids)
 
 
 ONLY_HERE = """
