@@ -57,5 +57,9 @@ def _confine(token: Token) -> None:
         token.attrs.pop("href", None)
     if token.type == "link_open":
         token.attrs["rel"] = "noreferrer nofollow"
+    if (style := str(token.attrs.pop("style", ""))).startswith(
+        "text-align:"
+    ):  # the policy of pages refuses styles in elements
+        token.attrs["class"] = style.removeprefix("text-align:")
     for child in token.children or ():
         _confine(child)

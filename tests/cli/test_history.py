@@ -117,12 +117,18 @@ def test_the_exact_moment_is_said_and_is_in_the_document(moved: Any) -> None:
     assert "as of 2026-03-02T23:59:59.999999+00:00" in moved("adapter", "show", "spirit", "--at", "2026-03-02").err
 
 
-def test_the_future_is_refused_and_so_is_a_day_that_is_not_over(moved: Any) -> None:
+def test_the_future_is_refused_and_today_means_until_now(moved: Any) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     answer = moved("adapter", "show", "spirit", "--at", f"{tomorrow:%Y-%m-%dT%H:%M}", code=2)
     assert "is in the future" in answer.err
-    answer = moved("adapter", "show", "spirit", "--at", f"{datetime.now(UTC) + timedelta(seconds=5):%Y-%m-%d}", code=2)
+    answer = moved("adapter", "show", "spirit", "--at", f"{datetime.now(UTC) + timedelta(days=2):%Y-%m-%d}", code=2)
     assert "leave out --at" in answer.err
+    begun = datetime.now(UTC)
+    answer = moved(
+        "adapter", "show", "spirit", "--at", f"{begun:%Y-%m-%d}", "--json"
+    )  # also if midnight comes meanwhile
+    assert begun.date() == datetime.fromisoformat(answer.json["at"]).date()
+    assert datetime.fromisoformat(answer.json["at"]) <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize(

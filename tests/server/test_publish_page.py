@@ -100,4 +100,7 @@ def test_a_card_can_do_no_harm(text):
     assert HOSTILE in shown.metadata
     for each in ("<script", "<img", "<h1", 'href="javascript'):
         assert each not in shown.body
+    aligned = shown_card("| a | b | c |\n|---|---:|:---:|\n| 1 | 2 | 3 |\n").body
+    assert "style=" not in aligned  # the policy of pages refuses it
+    assert [aligned.count(f'class="{side}"') for side in ("right", "center")] == [2, 2]
     assert shown_card("no metadata").body == "<p>no metadata</p>\n"
