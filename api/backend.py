@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..registry.closing import Closing
 from .orders import Located, NewAdapter, NewBase, NewDomain, Say, Storing, unsaid
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0  # between two looks for new events
 
 
-class LocalBackend:
+class LocalBackend(Closing):
     """An open registry. Use it as a context manager, or call `close`."""
 
     def __init__(self, registry: Registry) -> None:
@@ -38,14 +38,6 @@ class LocalBackend:
         self.recipes, self.templates = registry.recipes, registry.templates
         self.webhooks, self.outbox = registry.webhooks, registry.outbox
         self.evaluations, self.publications, self.edits = registry.evaluations, registry.publications, registry.edits
-
-    def __enter__(self) -> LocalBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self.registry.close()

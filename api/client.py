@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
+
+from ..registry.closing import Closing
 
 if TYPE_CHECKING:
     from ..engine.evaluation import Evaluation
@@ -14,19 +15,11 @@ if TYPE_CHECKING:
     from ..registry import Adapter, Build, Publication, Registry
 
 
-class Client:
+class Client(Closing):
     """An open registry. Use it as a context manager, or call `close`. Threads may share one; processes open their own."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the connections to the database."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..registry.closing import Closing
 from ..registry.errors import ConflictError, LocalOnlyError, RecCocktailError
 from .backend import facts_of, say_origin
 from .connection import Connection, files_in, given
@@ -48,7 +48,7 @@ MOST_OF_A_SYSTEM = 11  # evaluations beside other things, one more than is shown
 POLL_SECONDS = 1.0
 
 
-class RemoteBackend:
+class RemoteBackend(Closing):
     """A server, asked in the name of one token."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -59,14 +59,6 @@ class RemoteBackend:
         self.evaluations, self.publications = RemoteEvaluations(server), RemotePublications(server)
         self.webhooks, self.outbox = RemoteWebhooks(server), RemoteOutbox(server)
         self.recipes, self.gates = RemoteRecipes(server), RemoteGates(server)
-
-    def __enter__(self) -> RemoteBackend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._server.close()

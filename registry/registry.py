@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
 
 from sqlalchemy import select
 
@@ -27,6 +26,7 @@ from .catalog.references import Reference
 from .catalog.serving import Serving
 from .catalog.staleness import Staleness
 from .catalog.tokens import Tokens
+from .closing import Closing
 from .database.connection import Database, make_private
 from .database.migrate import require_head, upgrade
 from .database.tables import AdapterRow, BaseModelRow, BuildRow, DomainRow, EvaluationRow
@@ -47,7 +47,7 @@ class Missing:
     digest: str
 
 
-class Registry:
+class Registry(Closing):
     """Use it as a context manager, or close it. Threads may share one; processes open their own."""
 
     def __init__(self, settings: Settings, database: Database, store: Store, *, once: Once | None = None) -> None:
@@ -189,11 +189,3 @@ class Registry:
 
     def close(self) -> None:
         self._database.close()
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ...registry.errors import RecCocktailError
 from ..answers import failure
@@ -18,6 +18,7 @@ from ..identity import expect_csrf
 from .rendering import render
 
 M = TypeVar("M", bound=BaseModel)
+ShortText = Annotated[str, Field(max_length=200)]
 
 OWN_FORM = [Depends(expect_csrf)]
 """The dependencies of every route that a form of a page asks."""

@@ -8,8 +8,7 @@ from pydantic import BaseModel, Field
 
 from ...engine.gates import policy_of
 from ...registry import Registry
-
-ShortText = Annotated[str, Field(max_length=200)]
+from .acting import ShortText
 
 
 class GateForm(BaseModel):

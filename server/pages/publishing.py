@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from ...publishing.licenses import parse
 from ...publishing.packing import PublishOptions
@@ -18,12 +18,11 @@ from ...publishing.upload import check_names
 from ...registry import Adapter, Build, Registry
 from ...registry.errors import RecCocktailError
 from ..identity import Publishing
-from .acting import OWN_FORM, Done, back, form_of, show
+from .acting import OWN_FORM, Done, ShortText, back, form_of, show
 from .cards import ShownCard, shown_card
 
 router = APIRouter()
 SHOWN = 20
-ShortText = Annotated[str, Field(max_length=200)]
 
 
 class Wanted(BaseModel):

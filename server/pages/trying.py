@@ -20,7 +20,7 @@ from ...registry.catalog.references import BI_TUNING, PERSONALISED_LORA
 from ...registry.errors import RecCocktailError, UsageError
 from ..asks import Ask, Asks
 from ..identity import Reading
-from .acting import OWN_FORM, attempt, form_of, show
+from .acting import OWN_FORM, ShortText, attempt, form_of, show
 
 if TYPE_CHECKING:  # loads torch
     from ...engine.answering import Answer
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # loads torch
 
 router = APIRouter()
 FOUND, VERSIONS = 20, 50
-ShortText = Annotated[str, Field(max_length=200)]
 
 
 class Question(BaseModel):
