@@ -83,7 +83,8 @@ webhook remove ops
 log --domain skin-care --kind alias
 export
 """
-RUN = re.compile(r"\d{4}-\d\d-\d\d(T[\d:.]+\+00:00| \d\d:\d\d UTC)|\d+:\d+ on cpu|\d+(\.\d+)? s\b")  # times, workers, seconds
+# times, workers, seconds
+RUN = re.compile(r"\d{4}-\d\d-\d\d(T[\d:.]+\+00:00| \d\d:\d\d UTC)|\d+:\d+ on cpu|\d+(\.\d+)? s\b")
 WHERE = ("path", "data", "files", "uploads")  # where a machine has its files
 NEVER = ("seconds", "worker", "peak", "rss")  # of one run alone
 
