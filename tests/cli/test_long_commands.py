@@ -63,15 +63,21 @@ def _train(shell: Any, **_: Any) -> _Long:
 
 
 def _evaluate(shell: Any, **_: Any) -> _Long:
+    """Thousands of users, so that no machine has finished before it is interrupted; then hundreds."""
     data, kept = shell.folder / "many", shell.home / "evaluations"
-    write_domain(generate("skin-care", users=100), data)
-    shell("domain", "add", "many", "--data", data)
+
+    def generated(users: int) -> None:
+        write_domain(generate("skin-care", users=users), data)
+        shell("domain", "add", "many", "--data", data)
+
+    generated(5000)
     return _Long(
         ("evaluate", "tiny", "--domain", "many"),
         shows="ranking with tiny ━",
         last="",  # a table
         kept=lambda: sorted(kept.rglob("*.json")),
         done=lambda: len(list(kept.glob("*.json"))) == 1,
+        shorten=lambda: generated(100),
     )
 
 
