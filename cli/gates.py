@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.errors import UsageError
+from ..registry.errors import GateError, NotFoundError, UsageError
 from .adapters import adapter, key_values
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
-from .console import answer, counted, details, say, table
+from .console import answer, counted, details, say, table, warn
 from .domains import domain
+
+if TYPE_CHECKING:
+    from .app import Backend
 
 
 @domain.command(
@@ -53,7 +56,7 @@ def gate(
     """Show, set or remove the gate of a domain (or of `spirit`).
 
     Through a gate, `champion` moves only to a version whose stored evaluation is good enough, and that others have approved if
-    the gate says so. FILE is YAML with `require` and `approvals`. The gate is replaced as a whole.
+    the gate says so. Until one is champion, the domain's name alone means no version. FILE is YAML with `require` and `approvals`. The gate is replaced as a whole.
     """
     if sum((file is not None, require is not None or approvals is not None, remove, log)) > 1:
         raise UsageError("give a file, or --require and --approvals, or --remove, or --log")
@@ -80,6 +83,9 @@ def gate(
             row = backend.gates.set(name, *policy_of(given))
         else:
             row = backend.gates.get(name)
+        waits = None if row is None else _unmeant(backend, name)
+    if waits is not None:
+        warn(f"note: {waits}\nhint: {waits.hint}")
 
     def show() -> None:
         if row is None:
@@ -88,6 +94,17 @@ def gate(
             details(row.to_json())
 
     answer(as_json, row and row.to_json(), show)
+
+
+def _unmeant(backend: Backend, name: str) -> GateError | None:
+    """Why the domain's bare name means nothing, where the gate is the reason."""
+    try:
+        backend.show_adapter(name)
+    except GateError as error:
+        return error
+    except (NotFoundError, UsageError):  # it has no version yet, or several, each for another base model
+        return None
+    return None
 
 
 def _show_log(app: App, name: str, as_json: bool) -> None:

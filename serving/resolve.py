@@ -21,6 +21,7 @@ from ..registry.digests import DigestMemory
 from ..registry.errors import (
     BaseMismatchError,
     ConflictError,
+    GateError,
     InvalidArtifactError,
     InvalidReferenceError,
     NotFoundError,
@@ -280,6 +281,8 @@ def _for_other_bases(registry: Registry, ref: Reference, base: str) -> str | Non
     for other in registry.bases.list():
         try:
             registry.adapters.resolve(ref, base=other.name)
+        except GateError:
+            pass
         except NotFoundError:
             if _build_called(registry, ref, other.name) is None:
                 continue

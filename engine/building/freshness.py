@@ -9,9 +9,11 @@ from typing import Any
 
 from ...registry import Adapter, Build, Domain, Registry
 from ...registry.catalog.evaluations import Weights
+from ...registry.catalog.lookup import no_champion
 from ...registry.catalog.references import SPIRIT, did_you_mean
 from ...registry.catalog.serving import BuildAlias
 from ...registry.errors import (
+    GateError,
     NotFoundError,
     RecCocktailError,
     UsageError,
@@ -239,7 +241,7 @@ def _explained(found: Freshness, served: BuildAlias | None, last: Build | None) 
 def _one(look: Lookups, name: str, base: str | None) -> Adapter | None:
     try:
         return look.adapter(name, base)
-    except (NotFoundError, UsageError):
+    except (NotFoundError, GateError, UsageError):
         return None
 
 
@@ -260,6 +262,9 @@ def snapshot_lookups(registry: Registry, domains: Iterable[Domain] = ()) -> Look
     versions: dict[str, dict[str, Adapter]] = {}
     for version_ in registry.adapters.current():
         versions.setdefault(version_.domain or SPIRIT, {})[version_.base] = version_
+    held: dict[str, dict[str, Adapter]] = {}
+    for version_ in registry.adapters.held_back():
+        held.setdefault(version_.domain or SPIRIT, {})[version_.base] = version_
 
     def adapter(name: str, base: str | None) -> Adapter:
         here = versions.get(name, {})
@@ -274,6 +279,9 @@ def snapshot_lookups(registry: Registry, domains: Iterable[Domain] = ()) -> Look
             raise NotFoundError(
                 f"there is no base model {base!r}{did_you_mean(base, bases)}", hint="`reccocktail base list` shows them"
             )
+        if waiting := [row for its_base, row in held.get(name, {}).items() if base in (None, its_base)]:
+            named = base if base is not None or len(waiting) == 1 else waiting[-1].base
+            raise no_champion(name, waiting[-1].ref, named)
         where = "" if base is None else f" for base model {base!r}"
         if any(name == domain and base in (None, its_base) for its_base, domain in placed):
             raise NotFoundError(f"there is no {name!r}{where}")

@@ -34,7 +34,7 @@ from .events import Event
 from .expecting import Expected
 from .filters import AdapterFilter, MetricBound
 from .gates import Passage
-from .lookup import find_adapter, find_adapter_locked, parsed, preferred, ref_of
+from .lookup import find_adapter, find_adapter_locked, held_back, parsed, preferred, ref_of
 from .references import LORA, Reference, check_name
 from .registration import Checks, Labels, owner_name
 from .serving import set_pin
@@ -238,7 +238,8 @@ class Adapters:
         """The version a reference means now, or meant `at` a moment. A bare name never means an archived one.
 
         Only a plain LoRA is an ingredient of anything, so others are for those who ask for their `kind`, or with None for any.
-        Raises NotFoundError; WrongKindError of that family; UsageError where it means versions for several bases and none is given.
+        Raises NotFoundError; WrongKindError of that family; GateError for a bare name of a gated domain without a champion; UsageError
+        where it means versions for several bases and none is given.
         """
         with self._database.reading() as session:
             if at is None:
@@ -250,6 +251,13 @@ class Adapters:
         """What each bare name means now, for every base: at most one plain LoRA, or other kind, per base and domain, in one query."""
         # few versions have many aliases, so these come in the same query
         query = select(AdapterRow).where(AdapterRow.id.in_(preferred(kind))).options(joinedload(AdapterRow.aliases))
+        with self._database.reading() as session:
+            return [adapter_of(row) for row in session.scalars(query).unique()]
+
+    def held_back(self) -> builtins.list[Adapter]:
+        """The newest plain LoRAs, per base, of gated domains without a champion in use: their bare names mean nothing, in one query."""
+        query = select(AdapterRow).where(AdapterRow.id.in_(held_back())).order_by(AdapterRow.id)
+        query = query.options(joinedload(AdapterRow.aliases))
         with self._database.reading() as session:
             return [adapter_of(row) for row in session.scalars(query).unique()]
 
@@ -388,7 +396,7 @@ class Adapters:
     ) -> Adapter:
         """Takes the alias of `NAME@ALIAS` away; the answer is the version that had it.
 
-        Without a champion a bare name means the newest version, so a gate lets it go only with an `override`, the reason in words.
+        In a gated domain a bare name means the champion or nothing, so a gate lets it go only with an `override`, the reason in words.
         Raises NotFoundError, UsageError, GateError, PreconditionError.
         """
         ref = parsed(ref)

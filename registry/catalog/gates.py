@@ -20,9 +20,9 @@ from . import events
 from .build_queries import find_build_locked
 from .domains import find_domain
 from .events import EventIds
-from .lookup import find_adapter, find_adapter_locked, ref_of
+from .lookup import find_adapter, find_adapter_locked, mark_current_spirits, ref_of
 from .records import Record
-from .references import CHAMPION
+from .references import CHAMPION, SPIRIT
 
 Opponent = Literal["champion", "parents"]
 SPLITS = ("test", "cold", "validation")
@@ -161,6 +161,7 @@ class Gates:
             row.created_at, row.created_by = event.created_at, event.created_by
             session.add(row)
             session.flush()
+            _mark_spirits(session, place)
             return _gate(row, domain)
 
     def remove(self, domain: str) -> bool:
@@ -172,6 +173,7 @@ class Gates:
                 detail = {"version": row.version, "from": {"require": row.requirement, "approvals": row.approvals}}
                 events.append(session, "domain.ungated", domain, detail, EventIds(domain_id=place.id))
                 session.delete(row)
+                _mark_spirits(session, place)
             return row is not None
 
     def history(self, domain: str) -> builtins.list[GateChange]:
@@ -212,6 +214,12 @@ class Gates:
             if adapter is None:
                 return _approvers(session, ApprovalRow.build_id == build)
             return _approvers(session, ApprovalRow.adapter_id == find_adapter(session, *adapter).id)
+
+
+def _mark_spirits(session: Session, place: DomainRow) -> None:
+    """A gate before spirits changes which are current: those without a champion are not."""
+    if place.role == SPIRIT:
+        mark_current_spirits(session, place.id)
 
 
 def _approve(

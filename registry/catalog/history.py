@@ -9,12 +9,13 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from ..database.tables import AdapterRow, EventRow
-from ..errors import NotFoundError, UsageError
+from ..errors import GateError, NotFoundError, UsageError
 from .annotations import Annotation, annotation_of
 from .bases import find_base
 from .domains import find_domain
 from .events import Event, event_of
-from .lookup import check_kind
+from .gates import GATINGS
+from .lookup import check_kind, no_champion, ref_of
 from .references import CHAMPION, LORA, Reference
 
 ARCHIVINGS = ("adapter.archived", "adapter.restored")
@@ -59,17 +60,22 @@ def _page(session: Session, here: ColumnElement[bool], limit: int, after: int | 
 
 
 def find_at(session: Session, ref: Reference, base: str | None, moment: datetime, kind: str | None = None) -> Past:
-    """What the reference meant then. Raises NotFoundError, WrongKindError, and UsageError for versions of several bases."""
+    """What the reference meant then. Raises NotFoundError, WrongKindError, GateError, and UsageError for versions of several bases."""
     domain = find_domain(session, ref.name)
     if base is not None:
         bases = [find_base(session, base).id]
     else:
         bases = [*session.scalars(select(AdapterRow.base_id).where(AdapterRow.domain_id == domain.id).distinct())]
-    found = [
-        past for base_id in bases if (past := _find_in(session, ref, (base_id, domain.id), moment, kind)) is not None
-    ]
+    found, refused = list[Past](), None
+    for base_id in bases:
+        try:
+            past = _find_in(session, ref, (base_id, domain.id), moment, kind)
+        except GateError as error:
+            refused = error
+        else:
+            found += [past] if past is not None else []
     if not found:
-        raise NotFoundError(
+        raise refused or NotFoundError(
             f"there was no {str(ref)!r} at {moment.isoformat()}", hint=f"reccocktail adapter log {ref.name}"
         )
     if len(found) > 1:
@@ -109,10 +115,17 @@ def _find_in(
         active = versions.where(AdapterRow.id.not_in(archived))
         newest = active.order_by(AdapterRow.kind != (kind or LORA), AdapterRow.version.desc())
         row = session.scalar(newest.limit(1))
+        if row is not None and row.kind == LORA and kind in (None, LORA) and _was_gated(session, domain_id, moment):
+            raise no_champion(ref.name, ref_of(row), row.base.name, when=f" at {moment.isoformat()}")
     if row is None:
         return None
     names = sorted(name for name, adapter_id in aliases.items() if adapter_id == row.id)
     return Past(row, tuple(names), archived.get(row.id), _about_then(session, row, moment))
+
+
+def _was_gated(session: Session, domain_id: int, moment: datetime) -> bool:
+    here = (EventRow.domain_id == domain_id, EventRow.kind.in_(GATINGS), EventRow.created_at <= moment)
+    return session.scalar(select(EventRow.kind).where(*here).order_by(EventRow.id.desc()).limit(1)) == "domain.gated"
 
 
 def _about_then(session: Session, row: AdapterRow, moment: datetime) -> Annotation:

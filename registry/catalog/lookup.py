@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
-from sqlalchemy import Select, bindparam, func, select, true
+from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, func, select, true, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
-from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow
-from ..errors import NotFoundError, UsageError, WrongKindError
+from ..database.tables import AdapterRow, AliasRow, BaseModelRow, DomainRow, GateRow
+from ..errors import GateError, NotFoundError, UsageError, WrongKindError
 from .bases import find_base
 from .domains import find_domain
 from .references import BI_TUNING, CHAMPION, LORA, PERSONALISED_LORA, SPIRIT, Reference, did_you_mean
@@ -20,7 +20,8 @@ CALLED = {"lora": "a plain LoRA", "personalised-lora": "a personalised LoRA", "b
 def find_adapter(session: Session, ref: str | Reference, base: str | None, kind: str | None = None) -> AdapterRow:
     """One query where all is well; without a `kind`, of whatever kind it is.
 
-    Raises NotFoundError, WrongKindError where it means a version of another kind, and UsageError for versions of several bases.
+    Raises NotFoundError, WrongKindError where it means a version of another kind, GateError for a bare name that means nothing before
+    a version has passed the gate of its domain, and UsageError for versions of several bases.
     """
     ref = parsed(ref)
     suffix = "version" if ref.version is not None else "alias" if ref.alias is not None else None
@@ -28,6 +29,8 @@ def find_adapter(session: Session, ref: str | Reference, base: str | None, kind:
     rows = session.scalars(_finding(suffix, base is not None, kind), given).unique().all()
     rows = [row for row in rows if kind in (None, row.kind)] or rows
     if not rows:
+        if suffix is None and kind in (None, LORA):
+            _refuse_ungated(session, ref.name, base)
         if kind is not None and suffix is None:
             for other in session.scalars(_finding(None, base is not None, None), given).unique():
                 check_kind(other, kind)
@@ -86,26 +89,72 @@ def _finding(suffix: Literal["version", "alias"] | None, with_base: bool, kind: 
 def preferred(kind: str | None = LORA) -> Select[int]:
     """The ids that bare names mean: per base and domain the champion, otherwise the newest, of those of the kind that are not archived.
 
-    Without a kind a plain LoRA comes first, and only where there is none the newest of whatever kind. The champion is always a plain LoRA.
+    Where the domain has a gate, a plain LoRA is meant only as champion: nothing else has passed. Without a kind a plain LoRA comes first,
+    and only where there is none the newest of whatever kind. The champion is always a plain LoRA.
     """
+    newest_lora, no_lora = _newest_active(LORA), _newest_active(LORA).is_(None)
+    ungated = select(newest_lora).where(~_is_gated()).correlate(DomainRow, BaseModelRow).scalar_subquery()
+    if kind not in (None, LORA):
+        return _per_base_and_domain(_newest_active(kind))
+    if kind == LORA:
+        return _per_base_and_domain(func.coalesce(_champion(), ungated))
+    other = select(_newest_active(None)).where(no_lora).correlate(DomainRow, BaseModelRow).scalar_subquery()
+    return _per_base_and_domain(func.coalesce(_champion(), ungated, other))
+
+
+def held_back() -> Select[int]:
+    """The ids of the newest plain LoRAs that bare names would mean, had their domain no gate: it has one, and no champion that is in use."""
+    return _per_base_and_domain(_newest_active(LORA)).where(_is_gated(), _champion().is_(None))
+
+
+def _per_base_and_domain(id_: ColumnElement[int] | ScalarSelect[int]) -> Select[int]:
+    return select(id_).select_from(DomainRow).join(BaseModelRow, true()).correlate(None)
+
+
+def _champion() -> ScalarSelect[int]:
+    """The version with the alias, if it is not archived; of the base and domain of the query around it, as all of these."""
     version, alias = aliased(AdapterRow), aliased(AliasRow)
-    active = (
-        version.base_id == BaseModelRow.id,
-        version.domain_id == DomainRow.id,
-        version.archived_at.is_(None),
+    here = (alias.base_id == BaseModelRow.id, alias.domain_id == DomainRow.id, alias.name == CHAMPION)
+    query = select(version.id).join(alias, alias.adapter_id == version.id).where(version.archived_at.is_(None), *here)
+    return query.correlate(DomainRow, BaseModelRow).scalar_subquery()
+
+
+def _newest_active(kind: str | None) -> ScalarSelect[int]:
+    version = aliased(AdapterRow)
+    active = (version.base_id == BaseModelRow.id, version.domain_id == DomainRow.id, version.archived_at.is_(None))
+    query = select(version.id).where(*active, *(() if kind is None else [version.kind == kind]))
+    return query.order_by(version.version.desc()).limit(1).correlate(DomainRow, BaseModelRow).scalar_subquery()
+
+
+def _is_gated() -> ColumnElement[bool]:
+    return select(GateRow.domain_id).where(GateRow.domain_id == DomainRow.id).correlate(DomainRow).exists()
+
+
+def _refuse_ungated(session: Session, name: str, base: str | None) -> None:
+    """Raises GateError where the domain has versions, and none that has passed its gate."""
+    query = select(AdapterRow).where(AdapterRow.id.in_(held_back().where(DomainRow.name == name)))
+    if base is not None:
+        query = query.join(AdapterRow.base).where(BaseModelRow.name == base)
+    if rows := session.scalars(query.order_by(AdapterRow.id)).all():
+        raise no_champion(name, ref_of(rows[-1]), rows[-1].base.name if base is not None or len(rows) > 1 else None)
+
+
+def no_champion(name: str, newest: str, base: str | None = None, *, when: str = "") -> GateError:
+    """Of a bare name in a gated domain; `newest` is the version that could pass, for this base model where one has to be named."""
+    option = "" if base is None else f" --base {base}"
+    return GateError(
+        f"{name!r} has a gate and no champion in use{when}, so the name alone means no version",
+        hint=f"`reccocktail adapter alias {newest} {CHAMPION}{option}` asks the gate; or name a version, such as {newest}",
     )
-    on_champion = (alias.base_id == BaseModelRow.id, alias.domain_id == DomainRow.id, alias.name == CHAMPION)
-    champion = select(version.id).join(alias, alias.adapter_id == version.id).where(*active, *on_champion)
-    newest = select(version.id).where(*active).order_by(version.version.desc()).limit(1)
-    of_kind = newest.where(version.kind == (kind or LORA))
-    chosen = [*([champion] if kind in (None, LORA) else []), of_kind, *([newest] if kind is None else [])]
-    found = [query.correlate(DomainRow, BaseModelRow).scalar_subquery() for query in chosen]
-    return (
-        select(func.coalesce(*found) if found[1:] else found[0])
-        .select_from(DomainRow)
-        .join(BaseModelRow, true())
-        .correlate(None)
-    )
+
+
+def mark_current_spirits(session: Session, domain_id: int) -> None:
+    """Keeps the database's word on the current spirits the same as what bare `spirit` means; the id is the domain's of all spirits."""
+    session.flush()
+    of_spirits = AdapterRow.domain_id == domain_id
+    session.execute(update(AdapterRow).where(of_spirits, AdapterRow.is_current).values(is_current=False))
+    meant = AdapterRow.id.in_(preferred().where(DomainRow.name == SPIRIT))
+    session.execute(update(AdapterRow).where(of_spirits, meant).values(is_current=True))
 
 
 def _not_found(session: Session, ref: Reference, base: str | None, kind: str | None = None) -> NotFoundError:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from ..database.tables import AdapterRow, AdapterWordsRow, AliasRow, DomainRow, EventRow
+from ..database.tables import AdapterRow, AdapterWordsRow, AliasRow, EventRow
 from ..errors import ConflictError, UsageError
 from . import events
 from .annotations import annotation_of, search_words
 from .events import EventIds
 from .expecting import Expected
 from .gates import Passage, detail_of_move, detail_of_override
-from .lookup import check_kind, preferred, ref_of
+from .lookup import check_kind, mark_current_spirits, ref_of
 from .records import NOT_IN_JSON, Record
 from .references import CHAMPION, LORA, SPIRIT, Reference
 from .registration import Labels
@@ -128,7 +128,7 @@ def detail_of_removal(session: Session, row: AdapterRow, alias: str, override: s
     """What the event has to say that takes the alias from the version. Raises GateError, UsageError."""
     name = row.domain.name
     if alias == CHAMPION:
-        why = f"{name} has a gate, and without a champion its name would mean the newest version, whatever that is"
+        why = f"{name} has a gate, and without a champion its name would mean no version, and nothing could be built of it"
         command = f"reccocktail adapter alias {Reference(name, alias=alias)} --remove"
         return detail_of_override(session, row.domain_id, why, override, command=command)
     if override is not None:
@@ -139,7 +139,7 @@ def detail_of_removal(session: Session, row: AdapterRow, alias: str, override: s
 def detail_of_archiving(session: Session, row: AdapterRow, override: str | None) -> dict[str, Any]:
     """As `detail_of_removal`, of the event that archives the version."""
     if any(alias.name == CHAMPION for alias in row.aliases):
-        why = f"{row.domain.name} has a gate, and without its champion its name would mean the newest version, whatever that is"
+        why = f"{row.domain.name} has a gate, and without its champion its name would mean no version, and nothing could be built of it"
         command = f"reccocktail adapter archive {ref_of(row)} --force"
         return detail_of_override(session, row.domain_id, why, override, command=command)
     if override is not None:
@@ -200,15 +200,9 @@ def append_event(
 
 
 def mark_current_spirit(session: Session, row: AdapterRow) -> None:
-    """Keeps the database's word on the current spirit the same as what bare `spirit` means."""
-    if row.role != SPIRIT:
-        return
-    here = (AdapterRow.base_id == row.base_id, AdapterRow.domain_id == row.domain_id)
-    session.flush()
-    session.execute(update(AdapterRow).where(*here, AdapterRow.is_current).values(is_current=False))
-    current = select(AdapterRow.id).where(*here, AdapterRow.id.in_(preferred().where(DomainRow.name == SPIRIT)))
-    if (current_id := session.scalar(current)) is not None:
-        session.execute(update(AdapterRow).where(AdapterRow.id == current_id).values(is_current=True))
+    """As `mark_current_spirits`, where the version is a spirit."""
+    if row.role == SPIRIT:
+        mark_current_spirits(session, row.domain_id)
 
 
 def adapter_of(row: AdapterRow) -> Adapter:

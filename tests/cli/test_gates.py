@@ -122,7 +122,7 @@ def test_somebody_else_approves(shop: Any) -> None:
     assert shop("--as", "bob", *approve, code=1).json["error"]["code"] == "conflict"
     assert shop("--as", "ann", *approve).json["approved_by"] == ["ann"]
     shop(*move)
-    # without a champion the name would mean the newest
+    # without a champion the name would mean nothing
     refused(shop, "adapter", "alias", "skin-care@champion", "--remove")
     refused(shop, "adapter", "archive", "skin-care@v2", "--force")
     shop("adapter", "alias", "skin-care@champion", "--remove", "--override", "withdrawn")
@@ -145,6 +145,20 @@ def test_the_database_and_other_callers_are_held_to_the_gate_too(shop: Any) -> N
         )
         with pytest.raises(sqlite3.IntegrityError, match="approve"):
             database.execute(row)
+
+
+def test_without_a_champion_a_gated_name_is_refused_and_every_place_says_so(shop: Any) -> None:
+    promote = "reccocktail adapter alias skin-care@v2 champion"
+    assert promote in shop("domain", "gate", "skin-care", "--approvals", "1").err
+    assert promote in shop("domain", "gate", "skin-care").err
+    for words in (("adapter", "show"), ("resolve",), ("build", "request"), ("adapter", "approve")):
+        assert promote in refused(shop, *words, "skin-care")["hint"]
+    (state,) = shop("status", "skin-care", "--json").json
+    assert (state["state"], state["ingredient"]) == ("blocked", None)
+    assert "gate" in state["reasons"][0]
+    shop("adapter", "alias", "skin-care@v1", "champion", "--override", "the first one")
+    assert "champion" not in shop("domain", "gate", "skin-care").err
+    assert shop("adapter", "show", "skin-care", "--json").json["ref"] == "skin-care@v1"
 
 
 def test_a_gate_is_read_from_a_file_shown_and_removed(shop: Any) -> None:

@@ -170,6 +170,7 @@ def test_what_was_measured_last_of_the_champion_and_of_what_is_served_is_shown(b
     assert "NDCG@3=0.400" in out
     assert "(LoRA)" not in out
     assert "0.500" not in out, "one metric of each domain"
+    built("adapter", "alias", "skin-care@v1", "champion")
     built("domain", "gate", "skin-care", "--require", "metric=HR@1,split=cold")
     assert _of(built("status", "--json"), "skin-care")["measured"]["metric"] == "HR@1"
     assert "HR@1=0.800" in built("status", columns=80).out

@@ -497,5 +497,9 @@ def test_the_database_knows_the_current_spirit_as_the_bare_name_does(
     for step, expected in zip([lambda: None, *steps], [3, 1, 2, 3, 1], strict=True):
         step()
         assert current() == [expected] == [registry.adapters.resolve("spirit").version]
+    registry.gates.set("spirit", None, 1)
+    assert current() == [], "a gate lets only a champion through"
+    registry.gates.remove("spirit")
+    assert current() == [1]
     registry.adapters.archive("spirit@v1")
     assert current() == []

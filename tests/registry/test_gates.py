@@ -7,11 +7,16 @@ from functools import partial
 from typing import Any
 
 import pytest
+from reccocktail.engine.building.freshness import freshness_by_domain, freshness_of
+from reccocktail.engine.building.planning import request
+from reccocktail.engine.recipes import SHIPPED
 from reccocktail.registry import Adapter, Base, Registry
 from reccocktail.registry.catalog.evaluations import EvaluationFilter, Measurement, Weights
 from reccocktail.registry.catalog.filters import AdapterFilter, MetricBound
 from reccocktail.registry.catalog.gates import Passage, Requirement
+from reccocktail.registry.catalog.references import Reference
 from reccocktail.registry.errors import ConflictError, GateError, NotFoundError, UsageError
+from reccocktail.serving.resolve import find
 
 
 def record(registry: Registry, base: Base, adapter: Adapter, key: str, mean: float) -> int:
@@ -146,6 +151,44 @@ def test_the_database_keeps_evaluations_and_gates(registry: Registry, base: Base
     registry.adapters.alias("beauty@v1", "champion")
     kinds = [event.kind for event in registry.events.list(domain="beauty", kind="domain")]
     assert kinds == ["domain.ungated", "domain.gated", "domain.gated", "domain.added"]
+
+
+def test_in_a_gated_domain_a_bare_name_means_the_champion_or_nothing(
+    registry: Registry, base: Base, two: list[Adapter], add: Callable[..., Adapter]
+) -> None:
+    add("spirit", 3)
+    bare = [Reference("beauty"), Reference("spirit")]
+    registry.gates.set("beauty", None, 1)
+    registry.gates.set("spirit", None, 1)
+    for name, newest in (("beauty", "beauty@v2"), ("spirit", "spirit@v1")):
+        for ask in (registry.adapters.resolve, registry.gates.approve_adapter, partial(find, registry)):
+            for given in ({}, {"base": base.name}):
+                with pytest.raises(GateError) as caught:
+                    ask(name, **given)
+                assert f"reccocktail adapter alias {newest} champion" in (caught.value.hint or "")
+    assert registry.adapters.resolve("beauty@v2").ref == "beauty@v2"
+    assert registry.adapters.current() == []
+    assert [row.ref for row in registry.adapters.held_back()] == ["beauty@v2", "spirit@v1"]
+    assert registry.adapters.digests(bare, base=base.name) == {}
+    state = freshness_by_domain(registry)["beauty"]
+    assert (state.state, state.ingredient) == ("blocked", None)
+    assert state == freshness_of(registry, "beauty")
+
+    passed = Passage(None, override="the first one")
+    registry.adapters.alias("beauty@v1", "champion", passage=passed)
+    assert registry.adapters.resolve("beauty").ref == "beauty@v1"
+    with pytest.raises(GateError):
+        request(registry, "beauty", SHIPPED["average"][1])
+    registry.gates.remove("spirit")
+    assert {row.ref for row in registry.adapters.current()} == {"spirit@v1", "beauty@v1"}
+    assert registry.adapters.digests(bare, base=base.name).keys() == {*bare}
+    registry.adapters.archive("beauty@v1", force=True, override="it leaks")
+    with pytest.raises(GateError):
+        registry.adapters.resolve("beauty", kind=None)
+    with pytest.raises(NotFoundError):
+        registry.adapters.resolve("beauty", kind="bi-tuning")
+    registry.gates.remove("beauty")
+    assert registry.adapters.resolve("beauty").ref == "beauty@v2"
 
 
 def test_what_a_gated_domain_serves_is_taken_away_only_with_an_override(

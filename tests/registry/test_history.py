@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from reccocktail.registry import Adapter, Base, Build, Registry, Settings
 from reccocktail.registry.catalog.adapters import AdapterFilter
 from reccocktail.registry.catalog.filters import MetricBound
+from reccocktail.registry.catalog.gates import Passage
 from reccocktail.registry.catalog.references import Reference
-from reccocktail.registry.errors import ConflictError, NotFoundError, UsageError
+from reccocktail.registry.errors import ConflictError, GateError, NotFoundError, UsageError
 
 Add = Callable[..., Adapter]
 Make = Callable[..., Path]
@@ -177,7 +178,7 @@ def test_two_bases_had_adapters_of_the_name(
 
 MOVES = st.lists(
     st.tuples(
-        st.sampled_from(["alias", "remove", "archive", "restore"]),
+        st.sampled_from(["alias", "remove", "archive", "restore", "gate", "ungate"]),
         st.integers(1, 3),
         st.sampled_from(["champion", "candidate"]),
     ),
@@ -196,8 +197,8 @@ def test_the_past_is_what_the_present_was(beauty: Registry, moves: list[tuple[st
         for ref in refs:
             try:
                 adapter = beauty.adapters.resolve(ref)
-            except NotFoundError:
-                found.append(None)
+            except (NotFoundError, GateError) as error:
+                found.append(error.code)
             else:
                 found.append((adapter.ref, adapter.aliases, adapter.archived_at is None))
         return found
@@ -207,22 +208,30 @@ def test_the_past_is_what_the_present_was(beauty: Registry, moves: list[tuple[st
         for ref in refs:
             try:
                 adapter = beauty.adapters.resolve(ref, at=at)
-            except NotFoundError:
-                found.append(None)
+            except (NotFoundError, GateError) as error:
+                found.append(error.code)
             else:
                 found.append((adapter.ref, adapter.aliases, adapter.archived_at is None))
         return found
 
     seen = []
     for what, version, name in moves:
+        why = "a test" if name == "champion" else None
         try:
             match what:
                 case "alias":
-                    beauty.adapters.alias(f"beauty@v{version}", name)
+                    passage = Passage(None, override=why) if why else None
+                    beauty.adapters.alias(f"beauty@v{version}", name, passage=passage)
                 case "remove":
-                    beauty.adapters.remove_alias(f"beauty@{name}")
+                    beauty.adapters.remove_alias(f"beauty@{name}", override=why)
                 case "archive":
-                    beauty.adapters.archive(f"beauty@v{version}", force=True)
+                    is_champion = "champion" in beauty.adapters.resolve(f"beauty@v{version}").aliases
+                    override = "a test" if is_champion else None
+                    beauty.adapters.archive(f"beauty@v{version}", force=True, override=override)
+                case "gate":
+                    beauty.gates.set("beauty", None, version)
+                case "ungate":
+                    beauty.gates.remove("beauty")
                 case _:
                     beauty.adapters.restore(f"beauty@v{version}")
         except (ConflictError, NotFoundError):
