@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from ...registry.errors import RecCocktailError
 from ..answers import failure
 from ..errors import STATUSES
 from ..identity import expect_csrf
+from .forms import Filled, FormError
 from .rendering import render
 
-M = TypeVar("M", bound=BaseModel)
 ShortText = Annotated[str, Field(max_length=200)]
+LongText = Annotated[str, Field(max_length=2000)]
 
 OWN_FORM = [Depends(expect_csrf)]
 """The dependencies of every route that a form of a page asks."""
@@ -45,34 +45,20 @@ DONE = {
 }
 """What a page says after the redirect, by the word in its address; nothing else of an address is shown as a message."""
 
-Text = Annotated[str, Form(max_length=2000)]
 Short = Annotated[str, Form(max_length=200)]
 Done = Annotated[str | None, Query(max_length=40)]
 Base = Annotated[str | None, Query(max_length=200)]
 
 
-def form_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency: the form as that model. One that is malformed is answered as a body of the API is."""
-
-    async def read(request: Request) -> M:
-        sent = {key: text for key, text in (await request.form()).items() if isinstance(text, str)}
-        try:
-            return model.model_validate(sent)
-        except ValidationError as error:
-            raise RequestValidationError(
-                [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-            ) from error
-
-    return read
-
-
 def show(
-    request: Request, template: str, *, done: str | None = None, refused: RecCocktailError | None = None, **values: Any
-) -> HTMLResponse:
-    """A page that says what was done, or, with the error's status, what was refused and what helps."""
+    request: Request, template: str, *, done: str | None = None, refused: RecCocktailError | None = None,
+    typed: Mapping[str, str] | None = None, **values: Any,
+) -> HTMLResponse:  # fmt: skip
+    """A page that says what was done, or, with the error's status, what was refused and what helps; its form has what was typed."""
     error = refused and failure(refused.code, str(refused), refused.hint)["error"]
     status = STATUSES.get(refused.code, 500) if refused else 200
-    return render(request, template, status=status, done=DONE.get(done or ""), refused=error, **values)
+    filled = Filled(typed or {}, refused.problems if isinstance(refused, FormError) else {})
+    return render(request, template, status=status, done=DONE.get(done or ""), refused=error, filled=filled, **values)
 
 
 def attempt(change: Callable[[], object]) -> RecCocktailError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -12,7 +13,8 @@ from ...registry import Adapter, Registry
 from ...registry.catalog.event_text import happened
 from ...registry.errors import RecCocktailError
 from ..identity import Reading, Registering
-from .acting import OWN_FORM, Base, Done, attempt, back, form_of, show
+from .acting import OWN_FORM, Base, Done, attempt, back, show
+from .forms import Sent, form_of
 from .words import Words
 
 router = APIRouter()
@@ -31,10 +33,11 @@ def _page(
     *,
     done: str | None = None,
     refused: RecCocktailError | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:
     events = registry.adapters.log(row.ref, base=row.base, limit=EVENTS)
     return show(
-        request, "adapter.html", done=done, refused=refused, row=row, training=row.training,
+        request, "adapter.html", done=done, refused=refused, typed=typed, row=row, training=row.training,
         document=describe_adapter(registry, row), home=row.domain or row.role,
         events=[(event, happened(event)) for event in events],
     )  # fmt: skip
@@ -42,11 +45,11 @@ def _page(
 
 @router.post("/adapters/{ref}/edit", dependencies=OWN_FORM)
 def edit(
-    request: Request, registry: Registering, ref: str, words: Annotated[Words, Depends(form_of(Words))]
+    request: Request, registry: Registering, ref: str, sent: Annotated[Sent[Words], Depends(form_of(Words))]
 ) -> Response:
     """What holds now is replaced by what the form says."""
-    row = registry.adapters.resolve(ref, base=words.base, kind=None)
-    refused = attempt(lambda: registry.edits.adapter(row.ref, words.edit(row), base=row.base))
+    row = registry.adapters.resolve(ref, base=sent.known.base, kind=None)
+    refused = attempt(lambda: registry.edits.adapter(row.ref, sent.read().edit(row), base=row.base))
     if refused:
-        return _page(request, registry, row, refused=refused)
+        return _page(request, registry, row, refused=refused, typed=sent.typed)
     return back(f"/adapters/{row.ref}", "edited", base=row.base)

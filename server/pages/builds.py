@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
 from ...engine.coefficients import mean
@@ -15,8 +16,10 @@ from ...registry import Build, Registry
 from ...registry.errors import RecCocktailError
 from ..downloads import listed
 from ..identity import Building, Promoting, Reading, identify
-from .acting import OWN_FORM, Done, Short, Text, attempt, back, show
+from .acting import OWN_FORM, Done, Short, attempt, back, show
 from .charts import coefficient_maps, search_curve
+from .forms import Sent, form_of
+from .gating import Promotion
 
 router = APIRouter()
 OPEN = ("queued", "running")
@@ -91,12 +94,20 @@ def ask_to_promote(request: Request, registry: Reading, id_: str, done: Done = N
 
 
 @router.post("/builds/{id_}/promote", dependencies=OWN_FORM)
-def promote(request: Request, registry: Promoting, id_: str, why: Text = "", override: Text = "") -> Response:
+def promote(
+    request: Request, registry: Promoting, id_: str, sent: Annotated[Sent[Promotion], Depends(form_of(Promotion))]
+) -> Response:
     """Makes the build what its domain serves, through the gate; what the gate refuses is shown with what helps."""
     row = registry.builds.get(id_)
     identify(request).expect(f"promote:{row.domain}")
-    refused = attempt(lambda: promote_build(registry, row, why=why.strip() or None, override=override.strip() or None))
-    return _promotion(request, registry, row, refused) if refused else back(f"/builds/{row.id}", "promoted")
+
+    def change() -> None:
+        said = sent.read()
+        promote_build(registry, row, why=said.why.strip() or None, override=said.override.strip() or None)
+
+    if refused := attempt(change):
+        return _promotion(request, registry, row, refused, typed=sent.typed)
+    return back(f"/builds/{row.id}", "promoted")
 
 
 @router.post("/builds/{id_}/approve", dependencies=OWN_FORM)
@@ -115,6 +126,7 @@ def _promotion(
     refused: RecCocktailError | None = None,
     *,
     done: str | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:
     closed = attempt(lambda: may_promote(registry, row))
     served = [each.build for each in registry.serving.served(row.domain) if each.base == row.base]
@@ -124,4 +136,4 @@ def _promotion(
         "approvers": registry.gates.approvers(build=row.id), "approve": f"/builds/{row.id}/approve",
         "path": f"/builds/{row.id}/promote", "home": f"/builds/{row.id}", "fields": {}, "asks_why": True,
     }  # fmt: skip
-    return show(request, "promote.html", refused=refused, done=done, form=values)
+    return show(request, "promote.html", refused=refused, done=done, typed=typed, form=values)

@@ -17,6 +17,7 @@ from ..identity import Reading
 from ..naming import expect_registered
 from .acting import attempt, show
 from .charts import heat_map, intervals
+from .forms import Problems
 
 router = APIRouter()
 CHOICES = 30
@@ -61,7 +62,12 @@ def comparing(
 
 
 def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:
-    expect_registered(a, b)
+    problems = Problems()
+    for name, text in (("a", a), ("b", b)):
+        with problems.of(name):
+            expect_registered(text)
+            find_pair(registry, text, text, domain=domain)
+    problems.expect_none()
     document = describe_comparison(compare(registry, *find_pair(registry, a, b, domain=domain)))
     chart = intervals("difference", [*document["differences"].items()], with_zero=True)
     options = [(key, document["a"]["task"].get(key), document["b"]["task"].get(key))

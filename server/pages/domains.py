@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from ...engine.building.requesting import request_lacking
-from ...engine.building.rollback import plan_rollback, roll_back
 from ...engine.gates import may_move, move_champion
 from ...engine.recipe_book import DEFAULT
 from ...engine.standing_figures import METRIC
@@ -23,9 +22,10 @@ from ...registry.catalog.references import CHAMPION, SPIRIT, Reference
 from ...registry.errors import NotFoundError, RecCocktailError, UsageError
 from ...registry.moments import moment
 from ..identity import Administering, Building, Promoting, Reading, Registering
-from .acting import OWN_FORM, Base, Done, Short, Text, attempt, back, form_of, show
+from .acting import OWN_FORM, Base, Done, Short, attempt, back, show
 from .charts import intervals
-from .gating import GateForm
+from .forms import Sent, form_of
+from .gating import GateForm, Promotion
 from .sliders import Slider, slider_of
 from .words import Words
 
@@ -57,8 +57,9 @@ def domain(
 def _page(
     request: Request, registry: Registry, name: str, *, past: Past | None = None, after: str | None = None,
     done: str | None = None, refused: RecCocktailError | None = None, insist: Mapping[str, str] | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:  # fmt: skip
-    """`insist` are the fields of a form that does what was refused all the same."""
+    """`insist` are the fields of a form that does what was refused all the same, `typed` those of a form that is shown again."""
     is_spirit = name == SPIRIT
     row = None if is_spirit else registry.domains.get(name)
     entry = None if is_spirit else status_of(registry, name).entries[0]
@@ -70,7 +71,8 @@ def _page(
     )
     then = _then(registry, name, past or Past(), slider, sorted({each.base for each in versions}))
     return show(
-        request, "domain.html", done=done, refused=refused, name=name, row=row, entry=entry, past=then, slider=slider, insist=insist,
+        request, "domain.html", done=done, refused=refused, typed=typed, name=name, row=row, entry=entry, past=then, slider=slider,
+        insist=insist,
         next=versions[VERSIONS - 1] if len(versions) > VERSIONS else None,
         **_versions(registry, versions[:VERSIONS], entry["measured"]["metric"] if entry else METRIC),
         **history, recipe=row and (row.recipe or DEFAULT),
@@ -135,13 +137,18 @@ def ask_to_promote(
 
 
 @router.post("/domains/{name}/promote", dependencies=OWN_FORM)
-def promote(request: Request, registry: Promoting, name: str, ref: Short, base: Short, override: Text = "") -> Response:
+def promote(
+    request: Request, registry: Promoting, name: str, ref: Short, base: Short,
+    sent: Annotated[Sent[Promotion], Depends(form_of(Promotion))],
+) -> Response:  # fmt: skip
     """Makes a version champion, through the gate; what the gate refuses is shown with what helps."""
     row = _version_of(registry, name, ref, base)
     refused = attempt(
-        lambda: move_champion(registry, row.ref, CHAMPION, base=row.base, override=override.strip() or None)
+        lambda: move_champion(registry, row.ref, CHAMPION, base=row.base, override=sent.read().override.strip() or None)
     )
-    return _promotion(request, registry, row, refused) if refused else back(f"/domains/{name}", "promoted")
+    if refused:
+        return _promotion(request, registry, row, refused, typed=sent.typed)
+    return back(f"/domains/{name}", "promoted")
 
 
 @router.post("/domains/{name}/approve", dependencies=OWN_FORM)
@@ -156,13 +163,13 @@ def approve(request: Request, registry: Promoting, name: str, ref: Short, base: 
 
 @router.post("/domains/{name}/gate", dependencies=OWN_FORM)
 def set_gate(
-    request: Request, registry: Administering, name: str, gate: Annotated[GateForm, Depends(form_of(GateForm))]
+    request: Request, registry: Administering, name: str, sent: Annotated[Sent[GateForm], Depends(form_of(GateForm))]
 ) -> Response:
     """Replaces the gate as a whole, or removes it."""
-    refused = attempt(lambda: gate.carry_out(registry, name))
+    refused = attempt(lambda: sent.read().carry_out(registry, name))
     if refused:
-        return _page(request, registry, name, refused=refused)
-    return back(f"/domains/{name}", "ungated" if gate.do == "remove" else "gated")
+        return _page(request, registry, name, refused=refused, typed=sent.typed)
+    return back(f"/domains/{name}", "ungated" if sent.known.do == "remove" else "gated")
 
 
 def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Adapter:
@@ -179,6 +186,7 @@ def _promotion(
     refused: RecCocktailError | None = None,
     *,
     done: str | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:
     name, closed = row.domain or SPIRIT, attempt(lambda: may_move(registry, row, CHAMPION))
     now = [each for each in registry.adapters.aliases(name, base=row.base) if each.alias == CHAMPION]
@@ -188,35 +196,7 @@ def _promotion(
         "gate": registry.gates.get(name), "path": f"/domains/{name}/promote", "home": f"/domains/{name}",
         "fields": {"ref": row.ref, "base": row.base}, "asks_why": False,
     }  # fmt: skip
-    return show(request, "promote.html", refused=refused, done=done, form=values)
-
-
-@router.get("/domains/{name}/rollback")
-def ask_to_roll_back(
-    request: Request, registry: Reading, name: str, to: After = None, base: Base = None
-) -> HTMLResponse:
-    """What going back would change; nothing is changed."""
-    return _rollback(request, registry, name, to or None, base)
-
-
-@router.post("/domains/{name}/rollback", dependencies=OWN_FORM)
-def carry_out_rollback(
-    request: Request, registry: Promoting, name: str, to: Short, base: Short, why: Text = ""
-) -> Response:
-    planned = plan_rollback(registry, name, to=to, base=base)
-    refused = attempt(lambda: roll_back(registry, planned, why=why.strip() or None) if planned.is_needed else None)
-    if refused:
-        return _rollback(request, registry, name, to, base, refused)
-    return back(f"/domains/{name}", "rolled-back")
-
-
-def _rollback(
-    request: Request, registry: Registry, name: str, to: str | None, base: str | None,
-    refused: RecCocktailError | None = None,
-) -> HTMLResponse:  # fmt: skip
-    target = moment(to, option="to") if to and to[:4].isdigit() and to[4:5] == "-" else to
-    planned = plan_rollback(registry, name, to=target, base=base)
-    return show(request, "rollback.html", refused=refused, name=name, planned=planned)
+    return show(request, "promote.html", refused=refused, done=done, typed=typed, form=values)
 
 
 @router.post("/domains/{name}/archive", dependencies=OWN_FORM)
@@ -239,13 +219,13 @@ def archive(
 
 @router.post("/domains/{name}/edit", dependencies=OWN_FORM)
 def edit(
-    request: Request, registry: Registering, name: str, words: Annotated[Words, Depends(form_of(Words))]
+    request: Request, registry: Registering, name: str, sent: Annotated[Sent[Words], Depends(form_of(Words))]
 ) -> Response:
     """What people say of the domain is replaced by what the form says."""
     row = registry.domains.get(name)
-    refused = attempt(lambda: registry.edits.domain(name, words.edit(row)))
+    refused = attempt(lambda: registry.edits.domain(name, sent.read().edit(row)))
     if refused:
-        return _page(request, registry, name, refused=refused)
+        return _page(request, registry, name, refused=refused, typed=sent.typed)
     return back(f"/domains/{name}", "edited")
 
 

@@ -1,14 +1,19 @@
-"""The form that sets or removes a domain's gate."""
+"""The forms about gates: the one that sets or removes a domain's, and the one that promotes through it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from ...engine.gates import policy_of
 from ...registry import Registry
-from .acting import ShortText
+from ...registry.catalog.gates import Requirement
+from .acting import LongText, ShortText
+from .forms import Problems
+
+NAMES = ("metric", "against", "margin", "confidence", "split")
+ANY_METRIC = "MRR"  # beside which the other fields are looked at one by one
 
 
 class GateForm(BaseModel):
@@ -23,13 +28,23 @@ class GateForm(BaseModel):
     do: Literal["set", "remove"] = "set"
 
     def carry_out(self, registry: Registry, domain: str) -> None:
-        """Raises UsageError for a gate that means nothing."""
+        """Raises FormError for a gate that means nothing."""
         if self.do == "remove":
             registry.gates.remove(domain)
-        else:
-            registry.gates.set(domain, *policy_of(self._content()))
+            return
+        problems = Problems()
+        require = {name: getattr(self, name).strip() for name in NAMES} if self.metric.strip() else None
+        for name, text in (require or {}).items():
+            with problems.of(name):
+                Requirement.read({"metric": ANY_METRIC, name: text})
+        problems.expect_none()
+        with problems.of("metric"):
+            registry.gates.set(domain, *policy_of({"require": require, "approvals": self.approvals}))
+        problems.expect_none()
 
-    def _content(self) -> dict[str, Any]:
-        names = ("metric", "against", "margin", "confidence", "split")
-        require = {name: getattr(self, name).strip() for name in names} if self.metric.strip() else None
-        return {"require": require, "approvals": self.approvals}
+
+class Promotion(BaseModel):
+    """`why` is kept with the event; `override` is a reason to pass the gate by."""
+
+    why: LongText = ""
+    override: LongText = ""

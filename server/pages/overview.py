@@ -93,7 +93,7 @@ def _page(
     )
     return show(
         request, "overview.html", done=done, refused=refused, entries=shown, count=outcome.done if outcome else count,
-        errors=errors, states=[(each, counts[each]) for each in STATES if counts[each]], chosen=wanted,
+        errors=errors, ticked=set(outcome.refused if outcome else ()), states=[(each, counts[each]) for each in STATES if counts[each]], chosen=wanted,
         total=len(entries), reasons=grouped(shown), failed=[entry["domain"] for entry in shown if entry["failed"]],
     )  # fmt: skip
 

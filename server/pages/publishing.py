@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
@@ -18,11 +18,13 @@ from ...publishing.upload import check_names
 from ...registry import Adapter, Build, Registry
 from ...registry.errors import RecCocktailError
 from ..identity import Publishing
-from .acting import OWN_FORM, Done, ShortText, back, form_of, show
+from .acting import OWN_FORM, Done, ShortText, attempt, back, show
 from .cards import ShownCard, shown_card
+from .forms import Problems, Sent, form_of, query_of
 
 router = APIRouter()
 SHOWN = 20
+NOTHING: dict[str, Any] = {"title": "", "home": "", "domain": None, "kind": ""}
 
 
 class Wanted(BaseModel):
@@ -42,6 +44,20 @@ class Wanted(BaseModel):
     def fields(self) -> dict[str, str]:
         """What the form that agrees sends again."""
         return self.model_dump(exclude={"seen"})
+
+    def subject(self, registry: Registry) -> Build | Adapter:
+        """What is meant, once every field can be meant so. Raises FormError."""
+        problems = Problems()
+        with problems.of("to"):
+            check_names(self.to)
+        with problems.of("tag"):
+            check_names("any/name", self.tag or None)
+        with problems.of("license"):
+            self.options()
+        with problems.of("what"):
+            found, _ = find_subject(registry, self.what, base=self.base or None)
+        problems.expect_none()
+        return found
 
     def options(self) -> PublishOptions:
         """Raises UsageError."""
@@ -76,35 +92,38 @@ class Preview:
 
 @router.get("/publish")
 def preview(
-    request: Request, registry: Publishing, wanted: Annotated[Wanted, Query()], done: Done = None
+    request: Request, registry: Publishing, sent: Annotated[Sent[Wanted], Depends(query_of(Wanted))], done: Done = None
 ) -> HTMLResponse:
     """What was published last; of what is named, the form; with a repository, what publishing would change there. Nothing is sent.
 
     A page elsewhere that leads here gets the form alone: it cannot make the server ask the Hub.
     """
-    found, refused = None, None
-    if wanted.what and wanted.to and request.headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+    found, refused, wanted = None, attempt(sent.read), sent.known
+    is_ours = request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if wanted.what and wanted.to and is_ours and not refused:
         found, refused = _previewed(registry, wanted)
-    return _page(request, registry, wanted, done=done, preview=found, refused=refused)
+    return _page(request, registry, sent, done=done, preview=found, refused=refused)
 
 
 @router.post("/publish", dependencies=OWN_FORM)
-def publish(request: Request, registry: Publishing, wanted: Annotated[Wanted, Depends(form_of(Wanted))]) -> Response:
+def publish(
+    request: Request, registry: Publishing, sent: Annotated[Sent[Wanted], Depends(form_of(Wanted))]
+) -> Response:
     """Publishes what was seen, as one commit. What has changed since is shown again first."""
+    wanted = sent.known
     try:
-        with _planned(registry, wanted, []) as release:
+        with _planned(registry, sent.read(), []) as release:
             agree(release, wanted.seen)
             send(registry, release)
     except RecCocktailError as error:  # also where the Hub is to blame: the form stays, so that it can be sent again
         found = _previewed(registry, wanted)[0] if error.code == "conflict" else None
-        return _page(request, registry, wanted, preview=found, refused=error)
+        return _page(request, registry, sent, preview=found, refused=error)
     return back("/publish", "published", what=wanted.what, base=wanted.base or None)
 
 
 @contextmanager
 def _planned(registry: Registry, wanted: Wanted, notes: list[str]) -> Iterator[Release]:
-    check_names(wanted.to, wanted.tag or None)
-    subject, _ = find_subject(registry, wanted.what, base=wanted.base or None)
+    subject = wanted.subject(registry)
     is_private = wanted.visibility == "private"
     with planned(
         registry, subject, wanted.options(), private=is_private, tag=wanted.tag or None, notify=notes.append
@@ -142,13 +161,13 @@ def _loss(is_foreign: bool) -> str:
 
 
 def _page(
-    request: Request, registry: Registry, wanted: Wanted, *, done: str | None = None,
+    request: Request, registry: Registry, sent: Sent[Wanted], *, done: str | None = None,
     preview: Preview | None = None, refused: RecCocktailError | None = None,
 ) -> HTMLResponse:  # fmt: skip
-    about: dict[str, Any] = {"title": "", "home": "", "domain": None, "kind": ""}
-    if wanted.what:
-        subject, _ = find_subject(registry, wanted.what, base=wanted.base or None)
-        about = _about(subject)
+    wanted, problems, about = sent.known, Problems(), NOTHING
+    with problems.of("what"):
+        about = _about(find_subject(registry, wanted.what, base=wanted.base or None)[0]) if wanted.what else NOTHING
+    refused = refused or attempt(problems.expect_none)
     earlier = registry.publications.list(about["domain"], limit=SHOWN)
     if not wanted.to and about["domain"]:
         repos = [
@@ -157,9 +176,11 @@ def _page(
             if each.withdrawn_at is None and bool(each.build) == (about["kind"] == "build")
         ]
         wanted = wanted.model_copy(update={"to": repos[0] if repos else ""})
+    typed = {name: text for name, text in sent.typed.items() if text}
     return show(
-        request, "publish.html", done=done, refused=refused, form=wanted, about=about, earlier=earlier, preview=preview
-    )
+        request, "publish.html", done=done, refused=refused, typed=typed, form=wanted, about=about, earlier=earlier,
+        preview=preview,
+    )  # fmt: skip
 
 
 def _about(subject: Build | Adapter) -> dict[str, Any]:

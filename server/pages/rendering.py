@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...registry.errors import RecCocktailError
 from ..identity import Identity, seen_as, session_of
+from .hints import on_page
 
 FOLDER = Path(__file__).parents[1]
 LOGIN = "/login"
@@ -46,7 +47,7 @@ NAVIGATION = (
 @cache
 def _templates() -> Environment:
     found = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-    found.filters |= {"age": age, "moment": moment, "short": short}
+    found.filters |= {"age": age, "moment": moment, "short": short, "on_page": on_page}
     found.trim_blocks = found.lstrip_blocks = True
     found.globals |= {"navigation": NAVIGATION, "version": version("reccocktail")}
     return found

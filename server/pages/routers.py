@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from . import activity, adapters, builds, comparing, domains, login, overview, publishing, queue, recipes, trying
+from . import (
+    activity,
+    adapters,
+    builds,
+    comparing,
+    domains,
+    login,
+    overview,
+    publishing,
+    queue,
+    recipes,
+    rolling_back,
+    trying,
+)
 
 PAGES = (
     overview.router,
     domains.router,
+    rolling_back.router,
     builds.router,
     adapters.router,
     queue.router,

@@ -6,7 +6,7 @@ A model is loaded for it, so that it is asked in a thread (`server.asks`), and t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,8 @@ from ...registry.catalog.references import BI_TUNING, PERSONALISED_LORA
 from ...registry.errors import RecCocktailError, UsageError
 from ..asks import Ask, Asks
 from ..identity import Reading
-from .acting import OWN_FORM, ShortText, attempt, form_of, show
+from .acting import OWN_FORM, ShortText, attempt, show
+from .forms import Problems, Sent, form_of
 
 if TYPE_CHECKING:  # loads torch
     from ...engine.answering import Answer
@@ -78,8 +79,11 @@ def show_answer(request: Request, registry: Reading, id_: str) -> HTMLResponse:
 
 
 @router.post("/try", dependencies=OWN_FORM)
-def go_on(request: Request, registry: Reading, question: Annotated[Question, Depends(form_of(Question))]) -> Response:
+def go_on(request: Request, registry: Reading, sent: Annotated[Sent[Question], Depends(form_of(Question))]) -> Response:
     """Searches the catalogue, takes a title into the history, or asks."""
+    if refused := attempt(sent.read):
+        return _page(request, registry, sent.known, refused=refused, typed=sent.typed)
+    question = sent.known
     if question.do != "ask":
         taken = question.do.removeprefix("add:") if question.do.startswith("add:") else None
         return _picking(request, registry, question, taken)
@@ -106,10 +110,15 @@ def _picking(request: Request, registry: Registry, question: Question, taken: st
 
 
 def _ask(request: Request, registry: Registry, question: Question) -> Ask[Shown]:
-    """Raises NotFoundError, UsageError, TooManyRequestsError. What else is wrong is found while it is answered."""
+    """Raises NotFoundError, FormError, TooManyRequestsError. What else is wrong is found while it is answered."""
     registry.domains.get(question.domain)
-    if bool(question.user) == bool(question.titles()):
-        raise UsageError("a history or a user, one of the two", hint="search for titles or type them, or name a user")
+    problems = Problems()
+    with problems.of("history"):
+        if bool(question.user) == bool(question.titles()):
+            raise UsageError(
+                "a history or a user, one of the two", hint="search for titles or type them, or name a user"
+            )
+    problems.expect_none()
 
     def work(ask: Ask[Shown], bar: Callable[[str], Any]) -> Shown:
         from ...engine.answering import answer  # loads torch
@@ -189,7 +198,7 @@ def _asks(request: Request) -> Asks[Shown]:
 
 def _page(
     request: Request, registry: Registry, question: Question, *, ask: Ask[Shown] | None = None,
-    refused: RecCocktailError | None = None, found: Sequence[Any] = (),
+    refused: RecCocktailError | None = None, found: Sequence[Any] = (), typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:  # fmt: skip
     domains = [row for row in registry.domains.list() if row.data is not None]
     versions = [
@@ -200,6 +209,6 @@ def _page(
     ]
     before = _asks(request).before(ask) if ask is not None and ask.state == "waiting" else 0
     return show(
-        request, "try.html", refused=refused, form=question, domains=domains, versions=versions, found=found, ask=ask,
+        request, "try.html", refused=refused, typed=typed, form=question, domains=domains, versions=versions, found=found, ask=ask,
         before=before,
     )  # fmt: skip

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from ...registry import Adapter, Domain
 from ...registry.catalog.annotations import Edit
 from ...registry.errors import UsageError
-
-LongText = Annotated[str, Field(max_length=2000)]
+from .acting import LongText, ShortText
+from .forms import Problems
 
 
 class Words(BaseModel):
     """Tags by commas; links and metrics as `NAME VALUE`, one a line. Links and metrics that are not sent stay."""
 
-    base: Annotated[str, Field(max_length=200)] = ""
+    base: ShortText = ""
     tags: LongText = ""
     note: LongText = ""
     description: LongText = ""
@@ -25,20 +25,29 @@ class Words(BaseModel):
     metrics: LongText | None = None
 
     def edit(self, row: Adapter | Domain) -> Edit:
-        """What makes the row say this. Raises UsageError for a line that has no value."""
-        tags = [tag.strip() for tag in self.tags.split(",") if tag.strip()]
-        links = row.links if self.links is None else _pairs("link", self.links)
-        metrics = row.metrics if self.metrics is None else _numbers(_pairs("metric", self.metrics))
+        """What makes the row say this. Raises FormError, which says of each field what is wrong."""
+        found, problems = dict[str, Any](), Problems()
+        for name, read in self._fields(row).items():
+            with problems.of(name):
+                found[name] = read()
+                Edit(**{name: found[name]}).checked()
+        problems.expect_none()
         return Edit(
-            description=self.description.strip(),
-            note=self.note.strip(),
-            tags=tags,
-            untag=[tag for tag in row.tags if tag not in tags],
-            metrics=metrics,
-            unmetric=[name for name in row.metrics if name not in metrics],
-            links=links,
-            unlink=[name for name in row.links if name not in links],
+            **found,
+            untag=[tag for tag in row.tags if tag not in found["tags"]],
+            unmetric=[name for name in row.metrics if name not in found["metrics"]],
+            unlink=[name for name in row.links if name not in found["links"]],
         )
+
+    def _fields(self, row: Adapter | Domain) -> dict[str, Callable[[], Any]]:
+        """How the fields of an edit are read."""
+        return {
+            "tags": lambda: [tag.strip() for tag in self.tags.split(",") if tag.strip()],
+            "note": self.note.strip,
+            "description": self.description.strip,
+            "links": lambda: row.links if self.links is None else _pairs("link", self.links),
+            "metrics": lambda: row.metrics if self.metrics is None else _numbers(_pairs("metric", self.metrics)),
+        }
 
 
 def _pairs(what: str, text: str) -> dict[str, str]:
@@ -46,13 +55,16 @@ def _pairs(what: str, text: str) -> dict[str, str]:
     for line in filter(str.strip, text.splitlines()):
         name, _, value = line.strip().rpartition(" ")
         if not name:
-            raise UsageError(f"{what} {line.strip()!r} has no value", hint=f"one {what} a line: NAME VALUE")
+            raise UsageError(f"{what} {line.strip()!r} has no value")
         found[name.strip()] = value
     return found
 
 
 def _numbers(texts: Mapping[str, str]) -> dict[str, float]:
-    try:
-        return {name: float(text) for name, text in texts.items()}
-    except ValueError as error:
-        raise UsageError(f"a metric is a number: {error}", hint="one metric a line: NAME VALUE") from error
+    found: dict[str, float] = {}
+    for name, text in texts.items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise UsageError(f"metric {name!r}: {text!r} is no number") from None
+    return found

@@ -72,6 +72,23 @@ def pages_of(build: Any) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _alert(text: str) -> str:
+    """What a page says was refused."""
+    found = re.search(r'<div role="alert">.*?</div>', text, re.DOTALL)
+    assert found
+    return found[0]
+
+
+def _marked(text: str) -> set[str]:
+    """The fields of a page that have an error beside them, and refer to it."""
+    found = set(re.findall(r'<p id="(\w+)-problem" class="problem">', text))
+    assert (
+        len(re.findall(r'aria-describedby="\w+-problem[ "]', text)) == text.count('aria-invalid="true"') == len(found)
+    )
+    assert text.count(" autofocus") == bool(found)
+    return found
+
+
 @pytest.fixture
 def ask(stocked, open_client):
     """(path, form): the answer to somebody on this machine, whose form carries what the page gave it."""
@@ -158,6 +175,11 @@ def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, as
     assert (refused.status_code, 'role="alert"' in refused.text) == (409, True)
     assert "Archive skin-care@v2 all the same" in refused.text
     assert ask(f"/builds/{build.id}/retry", {}).status_code == 409
+    nowhere = ask("/domains/skin-care/rollback")  # nothing was served before: in place, with what can be done
+    assert (nowhere.status_code, "name a build or a moment" in nowhere.text) == (409, True)
+    assert f'href="/domains/skin-care/rollback?to={build.id}"' in nowhere.text
+    wrong = ask("/domains/skin-care/rollback?to=1999-01-01")
+    assert (wrong.status_code, _marked(wrong.text), 'value="1999-01-01"' in wrong.text) == (404, {"to"}, True)
     other = succeed(stocked, "another")
     stocked.serving.promote(other.id)
     preview = ask("/domains/skin-care/rollback")
@@ -177,9 +199,13 @@ def test_a_closed_gate_is_shown_before_and_refuses_after(stocked, ask, second):
     assert "closed" in preview.text
     assert "reccocktail evaluate" in preview.text
     form = {"ref": "skin-care@v2", "base": "tiny"}
-    refused = ask("/domains/skin-care/promote", form)
+    refused = ask("/domains/skin-care/promote", form | {"override": " "})
     assert refused.status_code == 409
     assert "reccocktail evaluate" in refused.text
+    assert "--override" not in refused.text + preview.text  # the page has a field for it
+    assert "Pass the gate by" in refused.text
+    long = ask("/domains/skin-care/promote", form | {"override": "w" * 2001})
+    assert (_marked(long.text), "w" * 2001 in long.text) == ({"override"}, True)
     assert ask("/domains/skin-care/promote", form | {"ref": "spirit@v1"}).status_code == 400
     assert stocked.adapters.resolve("skin-care@v2").aliases == ()
     assert ask("/domains/skin-care/promote", form | {"override": "the shop is on fire"}).status_code == 303
@@ -270,7 +296,8 @@ def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask)
     for text in ("method: [", "just words", "method: soup", HOSTILE, "adaptive: {template: /etc/passwd}"):
         refused = ask("/recipes", recipe | {"text": text})
         assert refused.status_code in (400, 422), text
-        assert 'role="alert"' in refused.text
+        assert _marked(refused.text) == {"text"}
+        assert 'value="mine"' in refused.text
         assert "<script>alert" not in refused.text
     assert ask("/recipes", recipe).headers["location"] == "/recipes/mine@v1?done=added"
     assert ask("/recipes", recipe).headers["location"] == "/recipes/mine@v1?done=same"
@@ -283,6 +310,7 @@ def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask)
     assert ask("/compare").status_code == 200
     assert ask("/compare?a=skin-care@v1&b=spirit@v1").status_code == 404
     assert ask(f"/compare?a={HOSTILE}&b=1").text.count("<script>alert") == 0
+    assert _marked(ask("/compare?a=/etc&b=1").text) == {"a", "b"}
     assert ask("/compare?a=/etc&b=1").status_code == 400
 
 
@@ -403,9 +431,16 @@ def test_what_people_say_of_a_domain_and_a_version_is_replaced(stocked, ask):
         page = ask(path).text
         assert '<a href="https://wiki.example.org/x" rel="noreferrer">' in page
         assert "<script>alert" not in page
+        typed = form | {"note": "typed just now", "tags": "c"}
         for wrong in ({"links": "x javascript:alert(1)"}, {"links": "nothing"}, {"metrics": "HR@1 high"}):
-            refused = ask(f"{path}/edit", form | wrong)
+            refused = ask(f"{path}/edit", typed | wrong)
             assert (refused.status_code, 'role="alert"' in refused.text) == (400, True), wrong
+            assert _marked(refused.text) == set(wrong)
+            for text in ("typed just now</textarea>", 'value="c"', *(f"{each}</textarea>" for each in wrong.values())):
+                assert text in refused.text  # nothing of what was typed is lost
+        both = ask(f"{path}/edit", typed | {"links": "nothing", "metrics": "HR@1 high", "tags": "c" * 2001})
+        assert _marked(both.text) == {"tags"}  # which is looked at before any is read
+        assert _marked(ask(f"{path}/edit", typed | {"links": "nothing", "metrics": "x y"}).text) == {"links", "metrics"}
         assert ask(f"{path}/edit", form | {"tags": "b", "links": "", "metrics": "lift 3"}).status_code == 303
         row = read()
         assert (row.tags, row.links, row.metrics) == (("b",), {}, {"lift": 3.0})
@@ -468,9 +503,18 @@ def test_a_gate_is_set_and_removed_by_admins(stocked, ask):
     assert (kept.requirement, kept.approvals) == (Requirement("NDCG@3", "parents", 0.02, 0.9, "cold"), 1)
     page = ask("/domains/skin-care").text
     assert "<option selected>parents</option>" in page
-    for wrong in ({"metric": HOSTILE}, {"margin": "much"}, {"split": "x"}, {"metric": "", "approvals": "0"}):
+    for wrong in (
+        {"metric": HOSTILE},
+        {"margin": "much"},
+        {"split": "x"},
+        {"metric": "", "approvals": "0"},
+        {"approvals": "?"},
+    ):
         refused = ask("/domains/skin-care/gate", gate | wrong)
         assert (refused.status_code, "<script>alert" in refused.text) == (400, False), wrong
+        assert _marked(refused.text) == {next(iter(wrong))}
+        assert "<details open>" in refused.text
+        assert ('value="0.9"' in refused.text, "--" in _alert(refused.text)) == (True, False)
     assert ask("/domains/skin-care/gate", {"approvals": "2"}).status_code == 303
     assert (stocked.gates.get("skin-care").requirement, stocked.gates.get("skin-care").approvals) == (None, 2)
     assert ask("/domains/spirit/gate", gate).status_code == 303
