@@ -1,11 +1,12 @@
 """How often the guard of `objective: ranking` ships something worse than the best parent, on simulated domains whose truth is known.
 
-    python benchmarks/guard.py [--domains 200] [--seed 1]
+    python benchmarks/guard.py [--domains 200] [--seed 1] [--labelled 60 2000] [--guard ship-best | ship-parent | off]
 
 A domain has users with 10 candidates each, a base model, and two adapters. What a user takes follows from two tastes (one that holds in all shops,
 one of this shop) and chance; each adapter has learned some of either, with noise of its own. A mix adds their scores, and some domains
 have interference: noise that grows with the product of the coefficients, so that mixing harms. How much of everything there is, how many
 labelled users there are (60 to 2,000), and what they take, is drawn. Ladder and guard are those of a build, on arrays in place of a model.
+`--guard` is the recipe's switch: what ships where labels do not say that the mix is safe.
 
 What is shipped is judged by NDCG@3 on 10,000 other users. Fails where more than 5 % of the domains got something worse than the best parent by
 more than the margin ε = .02.
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from reccocktail.engine.adapting.calibration import Floats, margins, ranks
 from reccocktail.engine.adapting.found import Matrix
-from reccocktail.engine.adapting.guard import compare
+from reccocktail.engine.adapting.judging import judge
 from reccocktail.engine.adapting.ladder import Ladder
-from reccocktail.engine.adapting.verdict import best_parent
+from reccocktail.engine.adaptive import Guard
 from reccocktail.tasks.metrics import per_question
 
 CANDIDATES, TRUTH, MARGIN, LIMIT = 10, 10_000, 0.02, 0.05
@@ -82,27 +83,23 @@ class Shipped:
     win: bool
 
 
-def simulate(rng: np.random.Generator) -> Shipped:
+def simulate(rng: np.random.Generator, least: int, most: int, guard: Guard) -> Shipped:
     domain = Domain.drawn(rng)
-    labelled = int(np.exp(rng.uniform(np.log(60), np.log(2000))))
+    labelled = int(np.exp(rng.uniform(np.log(least), np.log(most))))
     fit, gate = Users(domain, round(0.6 * labelled), rng), Users(domain, labelled - round(0.6 * labelled), rng)
     ladder = Ladder(fit.margins, 2)
     ladder.begin()
     ladder.climb()
     chosen, alone = ladder.best.weights, [parent.weights for parent in ladder.parents]
-    on_gate = [gate.margins(weights) for weights in alone]
-    outcome, win = "parent", False
-    if chosen not in alone:
-        compared = compare(
-            ranks(gate.margins(chosen)),
-            {str(place): ranks(margin) for place, margin in enumerate(on_gate)},
-            metric=METRIC,
-            margin=MARGIN,
-        )
-        if compared.safe:
-            outcome, win = "mixed", compared.win
-    if outcome == "parent":
-        chosen = alone[best_parent([fit.margins(w) for w in alone], on_gate)]
+    looked = [*dict.fromkeys((*alone, chosen))]
+    on_fit, on_gate = [fit.margins(w) for w in looked], [gate.margins(w) for w in looked]
+    judged = judge(("spirit", "ingredient"), on_fit, on_gate, metric=METRIC, margin=MARGIN)
+    outcome = "parent"
+    if judged.ships(guard):
+        outcome = "mixed" if judged.mix is not None and judged.mix.safe else "mixed, unsure"
+    else:
+        chosen = alone[judged.best]
+    win = outcome == "mixed" and judged.mix is not None and judged.mix.win
     others = Users(domain, TRUTH, rng)
     truth = [float(per_question(ranks(others.margins(w)), METRIC).mean()) for w in (chosen, *alone)]
     return Shipped(outcome, max(truth[1:]) - truth[0], win)
@@ -112,9 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--labelled", type=int, nargs=2, default=(60, 2000), help="labelled users, at least and at most"
+    )
+    parser.add_argument("--guard", choices=("ship-best", "ship-parent", "off"), default="ship-best")
     asked = parser.parse_args()
     began = time.monotonic()
-    shipped = [simulate(np.random.default_rng([asked.seed, number])) for number in range(asked.domains)]
+    rngs = [np.random.default_rng([asked.seed, number]) for number in range(asked.domains)]
+    least, most = asked.labelled
+    shipped = [simulate(rng, least, most, asked.guard) for rng in rngs]
     bad = [each for each in shipped if each.worse > MARGIN]
     share = len(bad) / len(shipped)
     outcomes, harmed = Counter(each.outcome for each in shipped), Counter(each.outcome for each in bad)

@@ -13,13 +13,18 @@ WIDTH = 30  # of a bar
 
 
 def outcome_of(report: Mapping[str, Any] | None) -> str | None:
-    """What came of the search: a mix, an average or one adapter; and whether it was shown to be better than every adapter alone, or not measured."""
+    """What came of the search: a mix, an average or one adapter; and how sure that is, where it is not just as good as every adapter alone."""
     report = report or {}
     outcome = report.get("outcome")
     if not outcome:
         return None
-    unmeasured = (report.get("adaptation") or {}).get("measured") is False
-    return f"{outcome}, a win" if report.get("win") else f"{outcome}, not measured" if unmeasured else outcome
+    found = report.get("adaptation") or {}
+    if report.get("win"):
+        return f"{outcome}, a win"
+    if found.get("measured") is False:
+        return f"{outcome}, not measured"
+    unsure = outcome != "parent" and not (found.get("comparison") or {"safe": True})["safe"]
+    return f"{outcome}, not sure" if unsure else outcome
 
 
 def show_search(found: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ _SWITCHES = {
     "agreement": frozenset(_OF_AGREEMENT),
 }
 """By objective what not all of them have."""
+Guard = Literal["ship-best", "ship-parent", "fail", "off"]
 METRICS = re.compile(r"(HR|NDCG)@[1-9]\d*|MRR|AUC")
 
 
@@ -176,9 +177,13 @@ class Adaptive(Strict):
     ] = "auto"
     scale: Annotated[bool, Field(description="whether the sum of the coefficients may differ from 1")] = True
     guard: Annotated[
-        Literal["ship-parent", "fail", "off"],
-        Field(description="where a mix may be worse than an adapter alone: ship that one, fail, or ship the mix"),
-    ] = "ship-parent"
+        Guard,
+        Field(
+            description="where a mix may be worse than an adapter alone: ship-best: ship the adapter, or where labels do not"
+            " tell which one, what has the smallest loss on all of them, be it an adapter or the mix; ship-parent: ship the"
+            " adapter in any case; fail; off: ship the mix"
+        ),
+    ] = "ship-best"
     margin: Annotated[
         float, Field(ge=0, lt=1, allow_inf_nan=False, description="of `metric`: by how much a mix may be worse")
     ] = 0.02

@@ -230,6 +230,7 @@ def _verdict(registry: Registry, build: Build, folder: Path) -> CardVerdict | No
         ),
         _plots(registry, report["artifact"], folder),
         (build.inputs.get("data") or {}).get("digest"),
+        compared.get("safe", True),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +10,19 @@ import torch
 
 from ...registry.signals import Stopped
 from ...tasks import SCORES, OpenQuestion, Question, Score, ScoreMode, ScoreParts, score_parts
-from ..adaptive import OWN_ROLES, Adaptive
+from ..adaptive import OWN_ROLES, Adaptive, Guard
 from ..coefficients import EVERYWHERE, Granularity, layer_of
 from ..errors import AdaptationError, GuardError
 from ..score_choice import fitted_hybrid
 from .adapt import Bar, MixInput, expect_weights_to_fit
-from .calibration import Floats, margins, mean_loss, ranks
+from .calibration import Floats, margins, mean_loss
 from .found import FoundCoefficients, Matrix
-from .guard import Comparison, Outcome, compare
+from .guard import Comparison, Outcome
+from .judging import Judged, judge
 from .ladder import Ladder, Rung, adapter_rung
 from .mixture import Mixture
 from .users import FEWEST_FIT, Labels
-from .verdict import RankedPoint, ScoreLoss, Verdict, best_parent
+from .verdict import RankedPoint, ScoreLoss, Verdict
 
 INTERRUPTED = "the search was interrupted; this is the best of what it had seen. Use --force to build again"
 HYBRID = Score("hybrid")  # of any weight: what it needs of a question
@@ -77,14 +78,13 @@ def choose_mix(
         ladder = Ladder(fitted.margins, len(roles), groups=len(mixture.groups), pair=pair, blocks=blocks)
         ladder.begin()
         interrupted = climbed(ladder, scale=adaptive.scale, keep_best=keep_best)
-        compared, among_parents, best = _judged(ladder, fitted, scorer, given, adaptive)
+        judged = _judged(ladder, fitted, scorer, given, adaptive)
         modules = {group: tuple(mixture.spread(place)) for place, group in enumerate(mixture.groups)}
         found = FoundCoefficients(roles, mixture.groups, modules, ladder.best.weights, adaptive.granularity)
     bar.finish()
-    verdict = _verdict(found, ladder, fitted, labels, compared, best, guarded=adaptive.guard != "off")
-    verdict = replace(verdict, asked=scorer.asked, among_parents=among_parents)
-    warnings = _warnings_of(verdict)
-    if verdict.outcome == "parent" and compared is not None and adaptive.guard == "fail":
+    verdict = replace(_verdict(found, ladder, fitted, labels, judged, adaptive.guard), asked=scorer.asked)
+    warnings = _warnings_of(verdict, adaptive.guard)
+    if verdict.outcome == "parent" and judged.mix is not None and adaptive.guard == "fail":
         raise GuardError(warnings[0], hint="more labelled users, another mix, or `guard: ship-parent`")
     if interrupted:
         warnings = (INTERRUPTED, *warnings)
@@ -104,25 +104,15 @@ def climbed(ladder: Ladder, *, scale: bool, keep_best: bool) -> bool:
 
 def _judged(
     ladder: Ladder, fitted: FittedScores, scorer: MixtureScores, given: RankingInput, adaptive: Adaptive
-) -> tuple[Comparison | None, Comparison, int]:
-    """On the users kept apart: the mix beside every parent, unless it is one of them, and the best parent beside the others; and its place."""
-    labels, chosen = given.labels, ladder.best.weights
-    alone = [look.weights for look in ladder.parents]
-    gate = [scorer.margins(weights, labels.gate, fitted.score) for weights in alone]
-    parents = {role: ranks(margin) for role, margin in zip(given.parts, gate, strict=True)}
-
-    def beside(ours: Sequence[int | None], theirs: Mapping[str, Sequence[int | None]]) -> Comparison:
-        candidates = len(labels.gate[0].titles)
-        more: dict[str, Any] = {"metric": adaptive.metric, "margin": adaptive.margin, "looks": labels.looks}
-        return compare(ours, theirs, candidates=candidates, **more)
-
-    compared = None
-    if chosen not in alone:
-        compared = beside(ranks(scorer.margins(chosen, labels.gate, fitted.score)), parents)
-    place = best_parent([fitted.margins(weights) for weights in alone], gate)
-    best = tuple(parents)[place]
-    others = {role: found for role, found in parents.items() if role != best}
-    return compared, beside(parents[best], others), place
+) -> Judged:
+    """Ask the users kept apart about every parent and, where it is none of them, about what the ladder chose."""
+    labels = given.labels
+    looked = list(dict.fromkeys((*(look.weights for look in ladder.parents), ladder.best.weights)))
+    on_fit = [fitted.margins(weights) for weights in looked]
+    on_gate = [scorer.margins(weights, labels.gate, fitted.score) for weights in looked]
+    return judge(
+        tuple(given.parts), on_fit, on_gate, metric=adaptive.metric, margin=adaptive.margin, looks=labels.looks
+    )
 
 
 def _verdict(
@@ -130,31 +120,30 @@ def _verdict(
     ladder: Ladder,
     fitted: FittedScores,
     labels: Labels,
-    compared: Comparison | None,
-    best: int,
-    *,
-    guarded: bool,
+    judged: Judged,
+    guard: Guard,
 ) -> Verdict:
     chosen = found.coefficients
     points, rungs = points_of(ladder, found.roles)
     outcome: Outcome = "average" if chosen == ladder.average.weights else "mixed"
-    if compared is None or (guarded and not compared.safe):
+    if not judged.ships(guard):
         outcome = "parent"
     return Verdict(
         roles=found.roles,
         groups=found.groups,
         modules=found.modules,
-        coefficients=ladder.parents[best].weights if outcome == "parent" else chosen,
+        coefficients=ladder.parents[judged.best].weights if outcome == "parent" else chosen,
         granularity=found.granularity,
         outcome=outcome,
-        win=outcome != "parent" and compared is not None and compared.win,
+        win=outcome != "parent" and judged.mix is not None and judged.mix.win,
         score=str(fitted.score),
-        parent=found.roles[best] if outcome == "parent" else None,
+        parent=found.roles[judged.best] if outcome == "parent" else None,
         chosen=chosen,
         fit=len(labels.fit),
         gate=len(labels.gate),
         seen=labels.seen,
-        comparison=compared,
+        comparison=judged.mix,
+        among_parents=judged.parent,
         points=points,
         rungs=rungs,
         scores=fitted.choices,
@@ -307,18 +296,24 @@ def _too_few(labels: Labels) -> str:
     )
 
 
-def _warnings_of(verdict: Verdict) -> tuple[str, ...]:
+def _warnings_of(verdict: Verdict, guard: Guard) -> tuple[str, ...]:
     """What a person should know before trusting it."""
     compared, among = verdict.comparison, verdict.among_parents
     if compared is None or compared.safe:
         return ()
-    ships = f"so the {verdict.parent} alone ships" if verdict.outcome == "parent" else "and ships, as `guard: off` says"
+    if verdict.outcome == "parent":
+        ships = f"so the {verdict.parent} alone ships"
+    elif guard == "off":
+        ships = "and ships, as `guard: off` says"
+    else:
+        ships = f"and ships, for no adapter alone is sure either and its loss is the smallest on all {verdict.fit + verdict.gate} labelled users"
     more = f"; about {verdict.more_users:,} more labelled users would decide" if verdict.more_users else ""
     shown = _worst_of(compared, "")
     found = f"the mix may be worse than an adapter alone by more than {compared.margin:g}, {ships}: {shown}{more}"
-    if verdict.outcome != "parent" or among is None or among.safe:
+    if guard == "off" or among is None or among.safe:
         return (found,)
-    return (found, f"nor is it sure which adapter is the best one: {_worst_of(among, f'the {verdict.parent} alone ')}")
+    best = next(role for role in verdict.roles if role not in {bound.parent for bound in among.bounds})
+    return (found, f"nor is it sure which adapter is the best one: {_worst_of(among, f'the {best} alone ')}")
 
 
 def _worst_of(compared: Comparison, whose: str) -> str:

@@ -1,13 +1,9 @@
-"""What a build ships in the end: the mix that the ladder chose, if the guard lets it pass, else the best parent; and all that was looked at."""
+"""What a build ships in the end, the mix that the ladder chose or the best parent alone, and all that was looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
-from .calibration import Floats, mean_loss
 from .found import FoundCoefficients, Matrix, column_means
 from .guard import Comparison, Outcome
 from .ladder import Rung
@@ -38,8 +34,9 @@ class Verdict(FoundCoefficients):
     """The coefficients that ship, and why these.
 
     `chosen` are those of the ladder, which differ where the guard did not let them pass; `parent` is the adapter that ships alone, if one
-    does. `fit` and `gate` count users. `comparison` is None where no mix was chosen, or no user could judge it. `asked` counts the
-    candidates' questions that the models ranked. `among_parents` has the best adapter beside the others, on the same users as `comparison`.
+    does. `fit` and `gate` count users. `comparison` is None where no mix was chosen, or no user could judge it; a mix that ships without being
+    safe by it ships because the recipe's `guard` lets it. `asked` counts the candidates' questions that the models ranked. `among_parents`
+    has the best adapter beside the others, on the same users as `comparison`.
     """
 
     outcome: Outcome
@@ -135,9 +132,3 @@ class Agreement(FoundCoefficients):
     def summary(self) -> dict:
         """What a database row has room for: of every point the coefficients' means."""
         return summarised(self, self.to_json())
-
-
-def best_parent(*labelled: Sequence[Floats]) -> int:
-    """The place of the parent with the smallest loss on all labels together; each argument is the parents' margins on some of them."""
-    together = [np.concatenate(margin) for margin in zip(*labelled, strict=True)]
-    return min(range(len(together)), key=lambda place: mean_loss(together[place]))

@@ -99,6 +99,7 @@ class CardVerdict:
     bounds: tuple[CardBound, ...] = ()
     plots: tuple[str, ...] = ()  # files of the result folder
     data: str | None = None  # digest of the data that the labelled users are from
+    safe: bool = True  # not worse than any adapter alone by more than the margin
 
 
 @dataclass(frozen=True)

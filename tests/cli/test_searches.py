@@ -63,6 +63,8 @@ def test_a_build_by_agreement_says_that_nobody_measured_it(prepared: Any, tmp_pa
         ({}, None),
         ({"outcome": "parent", "win": False}, "parent"),
         ({"outcome": "mixed", "win": True}, "mixed, a win"),
+        ({"outcome": "mixed", "win": False, "adaptation": {"comparison": {"safe": False}}}, "mixed, not sure"),
+        ({"outcome": "parent", "win": False, "adaptation": {"comparison": {"safe": False}}}, "parent"),
         ({"outcome": "mixed", "win": False, "adaptation": {"measured": False}}, "mixed, not measured"),
         ({"outcome": "parent", "win": False, "adaptation": {"objective": "ranking"}}, "parent"),
     ],

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from reccocktail.engine.adapting.calibration import margins
 from reccocktail.engine.adapting.guard import UNSEEN, compare, level, student_quantile
+from reccocktail.engine.adapting.judging import Judged, judge
 from reccocktail.engine.adapting.users import FIT_SHARE, Labels, divide, is_fit
 from reccocktail.tasks import Example, generate, load_template, questions
 from scipy import stats
@@ -47,6 +49,31 @@ def test_equal_rankings_are_safe_with_users_enough_and_never_a_win():
     found = [compare([0] * users, {"spirit": [0] * users}, metric="NDCG@3", margin=0.02) for users in (19, 25, 200)]
     assert [each.safe for each in found] == [False, False, True]
     assert not any(each.win for each in found)
+
+
+def judged(noise: tuple[float, ...], users: int) -> Judged:
+    """Two parents and a mix, each of which scores what is wanted with so much noise of its own."""
+    rng = np.random.default_rng(4)
+    wanted = rng.normal(size=(users, 10))
+    picked = (wanted + 0.3 * rng.gumbel(size=wanted.shape)).argmax(axis=1)
+    tables = [margins((wanted + each * rng.normal(size=wanted.shape)).tolist(), picked.tolist()) for each in noise]
+    half = users // 2
+    roles = ("spirit", "ingredient")
+    return judge(roles, [t[:half] for t in tables], [t[half:] for t in tables], metric="NDCG@3", margin=0.02)
+
+
+def test_a_mix_that_is_not_sure_ships_only_where_no_parent_is_and_its_loss_is_the_smallest():
+    """With few users; the truth in the noises: the mix is better than both, worse than one of them, or as bad as is easily seen."""
+    better, worse, seen = judged((1.0, 1.0, 0.8), 60), judged((1.0, 1.0, 1.5), 60), judged((0.1, 4.0, 0.6), 400)
+    for found in (better, worse, seen):
+        assert found.mix is not None
+        assert not found.mix.safe
+        assert (found.ships("off"), found.ships("ship-parent"), found.ships("fail")) == (True, False, False)
+    assert (better.parent.safe, better.mix_has_least, better.ships("ship-best")) == (False, True, True)
+    assert (worse.parent.safe, worse.mix_has_least, worse.ships("ship-best")) == (False, False, False)
+    assert (seen.parent.safe, seen.best, seen.ships("ship-best")) == (True, 0, False)
+    alone = judged((1.0, 1.0), 60)
+    assert (alone.mix, alone.mix_has_least, alone.ships("off")) == (None, False, False)
 
 
 def test_users_needed_are_those_of_the_table():

@@ -201,7 +201,7 @@ def test_the_score_is_chosen_by_the_parents_and_their_average(choose, many):
 
 def test_few_users_to_judge_by_let_no_mix_pass(choose, world):
     asked = world.answered(0.5, 0.5)
-    found = choose(asked[:FIT], asked[FIT : FIT + 5])
+    found = choose(asked[:FIT], asked[FIT : FIT + 5], guard="ship-parent")
     assert found.outcome == "parent"
     assert found.more_users is not None
     other = ({"spirit", "ingredient"} - {found.parent}).pop()
@@ -209,6 +209,19 @@ def test_few_users_to_judge_by_let_no_mix_pass(choose, world):
     assert [bound.parent for bound in found.among_parents.bounds] == [other]
     assert not found.to_json()["among_parents"]["safe"]
     assert f"the {other} alone" in found.warnings[1]  # nor do five users say which adapter is the better one
+
+
+def test_where_no_adapter_is_sure_either_the_mix_ships_if_its_loss_is_the_smallest(choose, world):
+    asked = world.answered(0.5, 0.5)
+    found = choose(asked[:FIT], asked[FIT : FIT + 5])
+    assert (found.outcome, found.win, found.parent) == ("average", False, None)
+    assert found.coefficients == found.chosen
+    assert found.comparison is not None
+    assert not found.comparison.safe
+    assert f"all {FIT + 5} labelled users" in found.warnings[0]
+    assert len(found.warnings) == 2  # the mix is not sure, nor is any adapter
+    with pytest.raises(GuardError):
+        choose(asked[:FIT], asked[FIT : FIT + 5], guard="fail")
 
 
 @pytest.mark.parametrize("fit", [0, 19])

@@ -228,7 +228,7 @@ def test_an_option_spelled_with_its_default_makes_the_same_recipe():
 
 
 DIGESTS = {
-    "default": "ef510f2f7da56f2790e60752c3ed0ddecb6bb5e961dd8b774dc0d318a2bf6c68",
+    "default": "69257b28fa3e67d544ea64cf981fc6eac246f1b45430a27ac1b94e4b2e571e28",
     "molorec": "3367a8270f4453ee5cabe257f48a5ca9f006fb46de1c8613ca5d091a419b264b",
     "reccocktail": "127a10e7bac43aecf0c88659811ecd05ac1cdb71fafc2ccaeccdd48831821ee1",
     "average": "d3354ff45fb30a5ac8b756b76e049cdc42a01edadf204cca0849f683ee62b238",

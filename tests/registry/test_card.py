@@ -325,15 +325,16 @@ def test_a_template_of_ones_own_makes_what_it_would_make_here(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "win", "bounds", "said"),
+    ("outcome", "win", "bounds", "safe", "said"),
     [
-        ("mixed", True, True, "better than every adapter alone"),
-        ("mixed", False, True, "counts as as good"),
-        ("parent", False, True, "It is the ingredient alone"),
-        ("average", False, False, "too few labelled users"),
+        ("mixed", True, True, True, "better than every adapter alone"),
+        ("mixed", False, True, True, "counts as as good"),
+        ("mixed", False, True, False, "may be worse than an adapter alone by more than 0.0200"),
+        ("parent", False, True, False, "It is the ingredient alone"),
+        ("average", False, False, True, "too few labelled users"),
     ],
 )
-def test_a_mix_by_ranking_tells_what_it_was_compared_with(outcome, win, bounds, said):
+def test_a_mix_by_ranking_tells_what_it_was_compared_with(outcome, win, bounds, safe, said):
     beside = (CardBound("spirit", 0.6, 0.5, 0.1, 0.02), CardBound("ingredient", 0.6, 0.58, 0.02, -0.01))
     parent = "ingredient" if outcome == "parent" else None
     verdict = CardVerdict(
@@ -349,6 +350,7 @@ def test_a_mix_by_ranking_tells_what_it_was_compared_with(outcome, win, bounds, 
         beside if bounds else (),
         ("ranking.png",),
         "sha256:9",
+        safe,
     )
     text = render_card(replace(FACTS, adaptive=None, verdict=verdict))
     assert said in text
