@@ -78,7 +78,8 @@ class RemoteDomains(_Noun):
     def added(self, document: Mapping[str, Any]) -> Domain:
         from ..registry import Domain
 
-        return Domain.from_json(self._server.ask("POST", "/domains", json=document))
+        found = self._server.ask("POST", "/domains", json=document)
+        return Domain.from_json(found, created=found["created"], changed=tuple(found["changed"]))
 
 
 class RemoteAdapters(_Noun):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.catalog.content_changes import in_words
 from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
 from .console import answer, counted, details, say, table, warn
@@ -52,9 +53,9 @@ def add(
     plugin: str | None,
     as_json: bool,
 ) -> None:
-    """Add a domain, or change the given fields of one.
+    """Add a domain, or change the given fields of one that is there.
 
-    Reports what was found in its data. Read that before you train on them.
+    Reports what changed, and what was found in its data. Read that before you train on them.
     """
     if plugin is not None and (data is not None or trainer is not None):
         raise UsageError("--from-plugin brings data and trainer: leave --data and --trainer out")
@@ -70,8 +71,22 @@ def add(
             say(line)
     if title is not None and row.title != title:
         warn("the title was kept without what looks like a secret")
-    document = row.to_json() | ({"found": asdict(found)} if found else {})
-    answer(as_json, document, lambda: say(f"domain {row.name} is registered"))
+    document = row.to_json() | {"created": row.created, "changed": list(row.changed)}
+    document |= {"found": asdict(found)} if found else {}
+    answer(as_json, document, lambda: _say_what_became(row))
+
+
+def _say_what_became(row: Domain) -> None:
+    if row.created:
+        say(f"domain {row.name} is registered")
+    elif not row.changed:
+        say(f"domain {row.name} was there already, and nothing changed")
+    else:
+        say(f"domain {row.name} was there already, and is changed:")
+        for change in row.changed:
+            say(f"  {in_words(change)}")
+        if any(change["key"] == "data" for change in row.changed):
+            say(f"hint: `reccocktail status {row.name}` shows whether its build is of other data now")
 
 
 def _add_from_plugin(

@@ -1,4 +1,4 @@
-"""What differs between two versions of a recipe or a template."""
+"""What differs between two versions of a recipe or a template, or between two states of a row."""
 
 from __future__ import annotations
 

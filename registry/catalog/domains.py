@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, false, func, select
 from sqlalchemy.orm import Session, joinedload
@@ -16,6 +17,7 @@ from ..errors import ConflictError, NotFoundError, UsageError
 from ..redaction import check_no_secret, redacted
 from . import events
 from .annotations import annotation_of
+from .content_changes import differences
 from .events import EventIds
 from .records import NOT_IN_JSON, Record
 from .references import SPIRIT, Reference, check_name, check_text, near_name
@@ -38,6 +40,8 @@ class Domain(Record):
     metrics: Mapping[str, float] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+    created: bool = field(default=False, metadata=NOT_IN_JSON)
+    changed: tuple[Mapping[str, Any], ...] = field(default=(), metadata=NOT_IN_JSON)
 
 
 class Domains:
@@ -53,7 +57,10 @@ class Domains:
         trainer: str | None = None,
         recipe: str | None = None,
     ) -> Domain:
-        """Adds the domain, or changes what is given of one that is there; None leaves a field as it is."""
+        """Adds the domain, or changes what is given of one that is there; None leaves a field as it is.
+
+        The answer has whether it was `created`, and of one that was there what is `changed`: `key`, `before` and `after` of each field.
+        """
         check_name("domain", name)
         fields = {"title": title and redacted(title), "data": data, "trainer": trainer, "recipe": recipe}
         given = {what: check_text(what, value) for what, value in fields.items() if value is not None}
@@ -62,7 +69,8 @@ class Domains:
         with self._database.writing() as session:
             lock_new_names(session)
             row = session.scalar(select(DomainRow).where(DomainRow.name == name).with_for_update(key_share=True))
-            if row is None:
+            about: builtins.list[dict[str, Any]] = []
+            if created := row is None:
                 _expect_kept(session, recipe)
                 row = DomainRow(name=name, role="ingredient", **fields | {"title": title or name})
                 session.add(row)
@@ -70,10 +78,11 @@ class Domains:
                 events.append(session, "domain.added", name, given, EventIds(domain_id=row.id))
             elif changed := {what: value for what, value in given.items() if getattr(row, what) != value}:
                 _expect_kept(session, changed.get("recipe"))
+                about = differences({what: getattr(row, what) for what in changed}, changed)
                 events.append(session, "domain.changed", name, changed, EventIds(domain_id=row.id))
                 for what, value in changed.items():
                     setattr(row, what, value)
-            return domain_of(row)
+            return replace(domain_of(row), created=created, changed=tuple(about))
 
     def get(self, name: str) -> Domain:
         with self._database.reading() as session:

@@ -177,8 +177,11 @@ def _done_with(request: Request, registry: Registry, upload: str | None) -> None
 
 
 @routes.post("/domains", response_model=DomainModel)
-def add_domain(request: Request, registry: Registering, new: NewDomain) -> Any:
-    """Adds a domain, or changes the given fields of one; trainer and data are looked at first."""
+def add_domain(request: Request, response: Response, registry: Registering, new: NewDomain) -> Any:
+    """Adds a domain, or changes the given fields of one; trainer and data are looked at first.
+
+    `created` says which of these it was, and `changed` has the key of each field that changed, with what it was before and after.
+    """
     if new.data is not None and new.upload is not None:
         raise UsageError("give either data or upload")
     if new.data is not None:
@@ -191,7 +194,8 @@ def add_domain(request: Request, registry: Registering, new: NewDomain) -> Any:
     if new.upload is not None:  # once it can be read
         data = str(_uploads(request).keep(new.upload, registry.actor, registry.settings.own_folder("data") / "uploads"))
     row = registry.domains.add(new.name, title=new.title, data=data, trainer=new.trainer, recipe=recipe)
-    return row.to_json()
+    response.status_code = 201 if row.created else 200
+    return row.to_json() | {"created": row.created, "changed": list(row.changed)}
 
 
 @routes.post("/recipes", response_model=RecipeModel)

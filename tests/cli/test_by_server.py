@@ -30,6 +30,8 @@ base list
 base show tiny
 domain add kitchen --data {data}/kitchen
 domain add skin-care --title Skin --data {data}/skin-care --recipe {small_recipe}
+domain add skin-care --title Body
+domain add kitchen
 domain list
 domain show skin-care
 adapter add {spirit} --base tiny --spirit --tag 2026-11

@@ -62,6 +62,17 @@ def test_a_base_is_kept_with_what_it_is(prepared: Any, tiny_base: Path) -> None:
 def test_a_domain_is_described_when_it_is_added(prepared: Any, data: Path) -> None:
     answer = prepared("domain", "add", "more", "--data", data / "kitchen", "--json")
     assert answer.json["found"]["users"] == 12
+    assert (answer.json["created"], answer.json["changed"]) == (True, [])
+    again = ("domain", "add", "more", "--data", data / "kitchen")
+    assert "nothing changed" in prepared(*again).err
+    moved = prepared(*again[:-1], data / "skin-care", "--title", "More", "--json").json
+    assert not moved["created"]
+    assert [(each["key"], each["after"]) for each in moved["changed"]] == [
+        ("title", "More"),
+        ("data", str(data / "skin-care")),
+    ]
+    back = prepared(*again, columns=200).err
+    assert f"data: {data / 'skin-care'} → {data / 'kitchen'}" in back
     assert "12 users, 128 items" in answer.err
     assert [entry["name"] for entry in prepared("domain", "list", "--json").json] == ["kitchen", "more", "skin-care"]
 

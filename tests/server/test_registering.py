@@ -163,7 +163,10 @@ def test_what_is_uploaded_says_nothing_of_the_servers_files_and_of_how_it_was_ma
 
 def test_domains_recipes_and_words_are_added_and_changed(ci, stocked, tmp_path, monkeypatch):
     made = ci.post(f"{API}/domains", json={"name": "garden", "title": "<b>Garden</b>"})
-    assert (made.status_code, made.json()["title"]) == (200, "<b>Garden</b>")
+    assert (made.status_code, made.json()["title"], made.json()["created"]) == (201, "<b>Garden</b>", True)
+    again = ci.post(f"{API}/domains", json={"name": "garden", "title": "Garden"})
+    change = {"key": "title", "before": "<b>Garden</b>", "after": "Garden"}
+    assert (again.status_code, again.json()["created"], again.json()["changed"]) == (200, False, [change])
     content = {"method": "linear", "coefficients": {"spirit": 0.3, "ingredient": 0.7}}
     recipe = ci.post(f"{API}/recipes", json={"name": "house", "content": content, "note": "less spirit"})
     assert (recipe.status_code, recipe.json()["ref"]) == (201, "house@v1")
