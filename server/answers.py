@@ -48,7 +48,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5]]
-        body = failure("usage", f"the request is malformed: {'; '.join(problems)}", "see /api/v1/openapi.json")
+        hint = "correct the address, or go back" if wants_page(request) else "see /api/v1/openapi.json"
+        body = failure("usage", f"the request is malformed: {'; '.join(problems)}", hint)
         return answer_failure(request, 422, body)
 
     @app.exception_handler(HTTPException)

@@ -110,15 +110,17 @@ class Person:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A login that has begun, as a cookie keeps it: nobody else can end it."""
+    """A login that has begun, as a cookie keeps it: nobody else can end it. `after` is the page that it leads to."""
 
     state: str
     nonce: str
     verifier: str
+    after: str | None = None
 
     @classmethod
-    def new(cls) -> Attempt:
-        return cls(*(secrets.token_urlsafe(32) for _ in range(3)))
+    def new(cls, after: str | None = None) -> Attempt:
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        return cls(state, nonce, verifier, after)
 
     @property
     def challenge(self) -> str:

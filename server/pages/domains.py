@@ -89,19 +89,21 @@ def _versions(registry: Registry, rows: list[Adapter], metric: str) -> dict[str,
 
 
 def _history(registry: Registry, name: str) -> dict[str, Any]:
-    """Where aliases of versions and of builds were, which recipes it had, its builds and its gate."""
+    """Where aliases of versions and of builds were, which recipes it had, its builds and its gate; `before` are builds that were served."""
     changed = registry.events.list(domain=name, kind="domain", limit=MOVES)
     builds = registry.builds.list(BuildFilter(domain=name), limit=BUILDS)
     moves = registry.adapters.log(name, limit=3 * MOVES)
+    served, policy = registry.serving.history(name, limit=MOVES), registry.serving.policy(name)
     return {
         "moves": [(event, happened(event)) for event in moves if event.kind.startswith("alias.")][:MOVES],
-        "served": registry.serving.history(name, limit=MOVES),
+        "served": served,
+        "before": {move.build for move in served if move.alias == policy.alias and move.build},
         "recipes": [event for event in changed if "recipe" in event.detail],
         "builds": builds,
         "marks": registry.serving.marks(build.id for build in builds),
         "gate": registry.gates.get(name),
         "gates": registry.gates.history(name)[:MOVES],
-        "policy": registry.serving.policy(name),
+        "policy": policy,
     }
 
 

@@ -17,9 +17,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...registry.errors import RecCocktailError
 from ..identity import Identity, seen_as, session_of
 from .hints import on_page
+from .ways import LOGIN, asked_path, login_for, page_before
 
 FOLDER = Path(__file__).parents[1]
-LOGIN = "/login"
+HEADINGS = {
+    400: "This cannot be meant so",
+    403: "You may not do this",
+    404: "There is no such thing",
+    409: "Not as things are now",
+    412: "Somebody else was first",
+    413: "This is too much",
+    422: "This cannot be meant so",
+    429: "Too much at once",
+    502: "Somebody else's server did not answer as it should",
+    503: "Not at the moment",
+}
+"""What a page of an error is called, by its status."""
 UNITS = ((timedelta(days=365), "y"), (timedelta(days=1), "d"), (timedelta(hours=1), "h"), (timedelta(minutes=1), "min"))
 
 
@@ -78,9 +91,14 @@ def error_page(
 ) -> HTMLResponse | RedirectResponse:
     """Of somebody who is not known yet, the way to the login."""
     if status == 401 and request.url.path != LOGIN:
-        return RedirectResponse(LOGIN, 303)
+        return RedirectResponse(login_for(asked_path(request)), 303)
     request.state.caller = _seen(request)
-    return render(request, "error.html", status=status, headers=headers, number=status, error=error)
+    before = page_before(request)
+    return render(
+        request, "error.html", status=status, headers=headers, number=status, error=error,
+        heading=HEADINGS.get(status, "Not so" if status < 500 else "The server could not do it"),
+        is_change=request.method == "POST", before=before if before != asked_path(request) or request.method == "POST" else None,
+    )  # fmt: skip
 
 
 def _seen(request: Request) -> Identity | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from reccocktail.registry.errors import UsageError
@@ -12,6 +13,7 @@ from reccocktail.server.app import ServerOptions
 from reccocktail.server.errors import TooManyRequestsError
 from reccocktail.server.identity import Identity
 from reccocktail.server.limits import RateLimit
+from reccocktail.server.pages.ways import own_path
 from reccocktail.server.running import Address, options_for
 from reccocktail.server.security import BODY_LIMIT
 from reccocktail.server.sessions import COOKIE, Sessions, session_key
@@ -73,6 +75,39 @@ def test_somebody_with_a_token_logs_in_and_out(stocked, open_client):
     stocked.tokens.revoke("anna")
     assert client.get("/", headers=HTML).status_code == 303
     assert 'aria-label="Pages"' not in client.get("/nothing", headers=HTML).text
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for_and_nowhere_else(stocked, open_client):
+    made = stocked.tokens.create("anna", ["read"], lasts=None)
+    client = open_client(stocked, CLOSED)
+    wanted = "/domains/skin-care?at=2026-01-02&after=tiny:skin-care@v1"
+    asked = client.get(wanted, headers=HTML)
+    assert (asked.status_code, urlsplit(asked.headers["location"]).path) == (303, "/login")
+    page = client.get(asked.headers["location"]).text
+    assert f'name="next" value="{wanted.replace("&", "&amp;")}"' in page
+    form = {"csrf": _csrf(page), "next": wanted}
+    refused = client.post("/login", data=form | {"token": "rct_guess"})
+    assert (refused.status_code, 'name="next" value="/domains/skin-care?' in refused.text) == (401, True)
+    assert client.post("/login", data=form | {"token": made.secret}).headers["location"] == wanted
+    # a form whose session has ended leads back to its page
+    for before, after in (
+        ("http://localhost/recipes/default", "/recipes/default"),
+        ("http://evil.example/recipes", None),
+    ):
+        client.cookies.clear()
+        found = client.post("/recipes", data={"csrf": "x"}, headers=HTML | {"Referer": before})
+        assert found.status_code == 403, before
+        assert (f'href="{after}"' in found.text) is (after is not None), before
+    for elsewhere in (
+        "//evil.example", "/\\evil.example", "\\evil.example", "https://evil.example/", "javascript:alert(1)", "/\t/evil.example",
+        "/\n/evil.example", "evil.example", "", "/ü", "/a b", "/login?next=/", "/login", "/logout", "/api/v1/export", "/" + "x" * 2000,
+    ):  # fmt: skip
+        client.cookies.clear()
+        page = client.get("/login", params={"next": elsewhere}).text
+        assert 'name="next"' not in page, elsewhere
+        form = {"csrf": _csrf(page), "token": made.secret, "next": elsewhere}
+        assert client.post("/login", data=form).headers["location"] == "/", elsewhere
+    assert own_path("/loginx?a=%2F%2Fevil") == "/loginx?a=%2F%2Fevil"
 
 
 def test_a_session_is_signed_and_its_scripts_say_so(stocked, open_client):

@@ -72,7 +72,7 @@ def test_every_answer_has_the_headers_that_confine_a_page(client):
     assert "unsafe-inline" not in str(HEADERS)
     page = client.get("/nothing", headers={"Accept": "text/html"})
     assert page.status_code == 404
-    assert "<h1>404" in page.text
+    assert "<strong>not_found</strong>" in page.text
 
 
 @pytest.mark.parametrize(

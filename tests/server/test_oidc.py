@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from html import unescape
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -47,15 +48,15 @@ def client(stocked, options, open_client):
     return open_client(stocked, ServerOptions(login=True, oidc=options))
 
 
-def _begin(client) -> str:
+def _begin(client, query: str = "") -> str:
     """Where the provider sends the browser to."""
-    begun = client.get("/login/oidc")
+    begun = client.get(f"/login/oidc{query}")
     assert begun.status_code == 303
     return BROWSER.get(begun.headers["location"]).headers["location"]
 
 
-def _log_in(client):
-    return client.get(_begin(client).removeprefix("http://localhost"), headers=HTML)
+def _log_in(client, query: str = ""):
+    return client.get(_begin(client, query).removeprefix("http://localhost"), headers=HTML)
 
 
 def test_somebody_logs_in_at_the_provider_and_acts_under_the_name_that_it_gives(client, stocked, provider):
@@ -85,6 +86,11 @@ def test_somebody_logs_in_at_the_provider_and_acts_under_the_name_that_it_gives(
     assert denied.status_code == 403  # no group of hers may build
     assert client.post("/logout", data={"csrf": csrf[1]}).status_code == 303
     assert client.get("/", headers=HTML).status_code == 303
+    login = client.get(client.get("/builds/x?done=pinned", headers=HTML).headers["location"]).text
+    found = re.search(r'href="/login/oidc([^"]*)"', login)
+    assert found
+    for query, after in ((unescape(found[1]), "/builds/x?done=pinned"), ("?next=//evil.example", "/")):
+        assert _log_in(client, query).headers["location"] == after
 
 
 def test_an_answer_that_is_not_of_this_login_or_does_not_hold_is_refused(

@@ -175,6 +175,7 @@ def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, as
     assert (refused.status_code, 'role="alert"' in refused.text) == (409, True)
     assert "Archive skin-care@v2 all the same" in refused.text
     assert ask(f"/builds/{build.id}/retry", {}).status_code == 409
+    assert "Roll back…" not in ask("/domains/skin-care").text
     nowhere = ask("/domains/skin-care/rollback")  # nothing was served before: in place, with what can be done
     assert (nowhere.status_code, "name a build or a moment" in nowhere.text) == (409, True)
     assert f'href="/domains/skin-care/rollback?to={build.id}"' in nowhere.text
@@ -182,6 +183,7 @@ def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, as
     assert (wrong.status_code, _marked(wrong.text), 'value="1999-01-01"' in wrong.text) == (404, {"to"}, True)
     other = succeed(stocked, "another")
     stocked.serving.promote(other.id)
+    assert "Roll back…" in ask("/domains/skin-care").text
     preview = ask("/domains/skin-care/rollback")
     assert build.id in preview.text
     assert stocked.serving.served("skin-care")[0].build == other.id
