@@ -182,9 +182,9 @@ class Client(Closing):
         Raises ConflictError if the repository holds another kind of artifact or commits by others, HubError if it is unreachable.
         """
         from ..publishing.licenses import parse
+        from ..publishing.names import check_names
         from ..publishing.packing import PublishOptions
         from ..publishing.release import find_subject, planned, send
-        from ..publishing.upload import check_names
 
         check_names(repo, tag)
         what, _ = find_subject(self._registry, subject)

@@ -93,9 +93,9 @@ def publish(
     if offline and not dry_run:
         raise UsageError("--offline asks nothing of the Hub, so it cannot publish", hint="--dry-run --offline")
     from ..publishing.licenses import parse
+    from ..publishing.names import check_names
     from ..publishing.packing import PublishOptions
     from ..publishing.release import describe_plan, planned, rehearse
-    from ..publishing.upload import check_names
 
     if repo is not None:
         check_names(repo, tag)
@@ -371,7 +371,7 @@ def verify(app: App, source: str, revision: str | None, key: Path | None, as_jso
         if revision is not None:
             raise UsageError("--revision belongs to a Hub repo, and this is a folder")
     else:
-        from ..publishing.upload import check_names
+        from ..publishing.names import check_names
         from ..registry.artifacts.hub import download
 
         if source.startswith((".", "/", "~")):

@@ -20,7 +20,7 @@ from .click_measured import ClickEvaluation
 from .click_records import ClickRecords
 from .click_scorers import ClickScorer, click_scorer, expect_questions_of
 from .evaluation import Bar, Bars
-from .figures import result_key
+from .question_sets import result_key
 from .systems import System, data_folder, expect_baselines_of, find_system, place_among
 
 

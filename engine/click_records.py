@@ -17,7 +17,7 @@ from ..registry.errors import RecCocktailError, StoreError
 from ..tasks import CLICK_METRICS, ClickQuestions, ClickScores, Interval, paired_click_difference
 from ..tasks.click_tasks import KIND
 from .click_measured import ClickEvaluation
-from .figures import RANKING_VERSION
+from .question_sets import RANKING_VERSION
 from .record_files import REPAIR, add_record, store_tensors, stored_tensors
 from .systems import System
 

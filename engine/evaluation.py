@@ -33,9 +33,10 @@ from ..tasks import (
     read_domain,
 )
 from .errors import EvaluationError
-from .figures import Keeping, QuestionSet, figures, keep, loaded, result_key
+from .figures import Keeping, figures, keep, loaded
 from .measured import Evaluation, ListFacts, LogLosses, Measured
 from .models import compute_dtype
+from .question_sets import QuestionSet, result_key
 from .recipe_book import find_template
 from .records import Records
 from .score_choice import (

@@ -6,37 +6,19 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..registry.digests import digest_of_json
 from ..registry.errors import InvalidArtifactError
 from ..registry.store.atomic import write_whole
 from ..registry.store.room import NO_ROOM, lacks_room
 from ..registry.strict_json import OWN_LIMIT, read_object
-from ..tasks import ClickTask, DomainData, FullSpec, Likeness, Question, ScoreMode, ScoreParts, TaskSpec, score_parts
+from ..tasks import Likeness, Question, ScoreMode, ScoreParts, score_parts
 from .adapting.mixture import Mixture
 from .errors import EvaluationError
 from .models import compute_dtype, load_model
+from .question_sets import QuestionSet, result_key
 from .systems import System
-
-RANKING_VERSION = (
-    4  # part of every kept result's name: raised when equal questions would be ranked, or their losses kept, otherwise
-)
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """The questions of a task; baselines, and the score `constrained`, also need the data that they are about."""
-
-    task: TaskSpec
-    questions: Sequence[Question]
-    data: DomainData | None = None
-
-    @property
-    def catalogue(self) -> list[str]:
-        return [self.data.items[item_id].title for item_id in self.data.titled] if self.data else []
 
 
 @dataclass(frozen=True)
@@ -109,18 +91,6 @@ def loaded(system: System, device: str) -> Iterator[tuple[Any, Any]]:
         if system.adapter is not None:
             stack.enter_context(Mixture(model, [system.adapter], "linear"))
         yield model, tokenizer
-
-
-def result_key(system: System, task: TaskSpec | ClickTask | FullSpec, dtype: str, how: str) -> str:
-    """The name of a kept result, from everything that decides it."""
-    content = {
-        "system": system.digest,
-        "task": task.digest,
-        "dtype": dtype,
-        "mode": how,
-        "version": [version("reccocktail"), RANKING_VERSION],
-    }
-    return digest_of_json(content).removeprefix("sha256:")[:32]
 
 
 def keep(path: Path, content: Mapping[str, object]) -> str | None:

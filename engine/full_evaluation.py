@@ -12,9 +12,9 @@ from ..registry.catalog.evaluations import Measurement
 from ..tasks import FullTask, Split, full_ranks, full_task, read_domain
 from .errors import EvaluationError
 from .evaluation import Bar, Bars
-from .figures import RANKING_VERSION, result_key
 from .full_measured import FullEvaluation
 from .full_scorers import TRAINED, expect_scorable, full_scorer
+from .question_sets import RANKING_VERSION, result_key
 from .record_files import add_record
 from .records import Records, store_ranks
 from .systems import System, data_folder, find_system, place_among

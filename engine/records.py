@@ -20,8 +20,8 @@ from ..registry.errors import NotFoundError, RecCocktailError, StoreError, Usage
 from ..tasks import Interval, Question, paired_difference
 from ..tasks.full import KIND as FULL
 from .click_records import click_differences, is_of_clicks
-from .figures import RANKING_VERSION, QuestionSet
 from .measured import Evaluation, ListFacts, LogLosses, Measured
+from .question_sets import RANKING_VERSION, QuestionSet
 from .record_files import REPAIR, add_record, store_tensors, stored_tensors
 from .systems import BASELINES, System, find_system
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..networks.din import DinOptions
+from ..networks.options import Bert4RecOptions, DinOptions
 from ..registry import Adapter, Registry
 from ..registry.artifacts.allowlist import is_bundle, published_files
 from ..registry.artifacts.bi_tunings import read_bi_tuning_manifest
@@ -124,8 +124,6 @@ def _baseline(name: AnyBaseline) -> System:
     elif name == "din":
         made_with = DinOptions().model_dump()
     elif name == "bert4rec":
-        from ..networks.bert4rec import Bert4RecOptions  # which needs transformers
-
         made_with = Bert4RecOptions().model_dump()
     return System(name, digest_of_json([name, made_with]), baseline=name)
 

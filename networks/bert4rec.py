@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import BertConfig, BertForMaskedLM
@@ -21,39 +20,9 @@ from ..tasks.early_stopping import EarlyStopping
 from ..tasks.sasrec import dropped, padded
 from ..tasks.torch_threads import one_torch_thread
 from .id_encoder import AT_ONCE, FrozenIdEncoder, IdSequences, load_parameters, trimmed
+from .options import Bert4RecOptions
 
 PAD, MASK, UNKNOWN, FIRST = 0, 1, 2, 3  # items are numbered from FIRST
-
-
-class Bert4RecOptions(BaseModel):
-    """Sizes and training. `length` is how many of the newest items are seen, `patience` is in epochs.
-
-    Each item is masked with the probability `mask`; in the share `mask_last` of the samples the last item alone. `id_dropout` is the share of the
-    items read that training takes for unknown, so that unknown ones are trained for.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = Field(default=64, ge=1)
-    blocks: int = Field(default=2, ge=1)
-    heads: int = Field(default=2, ge=1)
-    length: int = Field(default=50, ge=1)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    mask: float = Field(default=0.2, gt=0, lt=1)
-    mask_last: float = Field(default=0.5, ge=0, le=1)
-    id_dropout: float = Field(default=0.1, ge=0, lt=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    batch_size: int = Field(default=64, ge=1)
-    epochs: int = Field(default=150, ge=1)
-    patience: int = Field(default=15, ge=1)
-    seed: int = 42
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} is not a multiple of {self.heads} heads")
-        return self
 
 
 class Bert4Rec(nn.Module):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,37 +27,12 @@ from ..tasks import ClickData, ClickRow, ClickScores, TaskError, roc_auc
 from ..tasks.early_stopping import EarlyStopping
 from ..tasks.torch_threads import one_torch_thread
 from .click_fields import UNKNOWN, ClickBatch, ClickEncoder, ClickVocabulary, padded_table
+from .options import DinOptions
 
 WEIGHTS, MANIFEST = "din.safetensors", "din.json"
 FORMAT = 1
 AT_ONCE = 512  # rows of an inference batch
 Progress = Callable[[int, int], None]
-
-
-class DinOptions(BaseModel):
-    """Sizes and training. `embedding` is the width of each field, `hidden` of c_u; `length` is how many of the newest items are seen.
-
-    With `target` c_u follows from user, history and the target, by attention. Without, it follows from the user and the mean history
-    alone, the same for all targets, and meets the target in one product at the end. `id_dropout` is the share of user ids, and of
-    item ids, that training takes for unknown, so that unknown ones are trained for. `patience` is in epochs.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: bool = True
-    embedding: int = Field(default=16, ge=1)
-    hidden: int = Field(default=256, ge=1)
-    layers: int = Field(default=3, ge=1)
-    attention: int = Field(default=64, ge=1)
-    length: int = Field(default=60, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    id_dropout: float = Field(default=0.1, ge=0, lt=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    batch_size: int = Field(default=256, ge=1)
-    epochs: int = Field(default=10, ge=1)
-    patience: int = Field(default=2, ge=1)
-    seed: int = 42
 
 
 class TargetAttention(nn.Module):

@@ -7,7 +7,6 @@ new one, and the same command resumes from there: a commit of ours is known by t
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -15,15 +14,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, RepoFile
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars
 
 from ..registry.artifacts import hub
 from ..registry.artifacts.hub import LOADED, HubUnreachableError, explained, retried
 from ..registry.digests import file_digest
-from ..registry.errors import ConflictError, InvalidArtifactError, UsageError
-from ..registry.redaction import check_no_secret
+from ..registry.errors import ConflictError, InvalidArtifactError
 from . import commits, repository
+from .names import check_names
 from .plan import Notify, PublicationPlan, Published, RemoteHistory, UploadOptions
 from .repository import NAMES, OF_THE_HUB, PlannedFile
 
@@ -177,20 +175,6 @@ def make_private(repo: str, *, notify: Notify = lambda text: None) -> None:
     """Raises HubError."""
     with hub.timeouts_and_redaction(), explained("make private", repo):
         retried(lambda: HfApi().update_repo_settings(repo, private=True), notify)
-
-
-def check_names(repo: str, tag: str | None = None) -> None:
-    """Raises UsageError for what is not ORG/NAME, and for a tag that git would not take."""
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(str(error)) from error
-    if "/" not in repo:
-        raise UsageError(f"{repo!r} is not ORG/NAME", hint=f"name the organisation or user too: ORG/{repo}")
-    check_no_secret("repository", repo)
-    check_no_secret("tag", tag or "")
-    if tag is not None and not re.fullmatch(r"\w[\w.+-]*", tag, re.ASCII):
-        raise UsageError(f"{tag!r} is no tag", hint="use letters, digits, '.', '_', '-' and '+', such as v1.2")
 
 
 def is_loaded(path: str) -> bool:

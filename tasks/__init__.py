@@ -91,7 +91,8 @@ if TYPE_CHECKING:
     from .readers import read_domain
     from .retrieval import Retriever
     from .samples import SAMPLE_DOMAINS, SampleDomain, generate
-    from .sasrec import SasRecOptions, rank_by_sasrec, train_sasrec
+    from .sasrec import rank_by_sasrec, train_sasrec
+    from .sasrec_options import SasRecOptions
     from .scores import SCORES, Score, ScoreMode, ScoreParts, fit_temperature, fit_weight, rank_candidates, score_parts
     from .splits import Example, Split, examples, sample, user_digest
     from .tfidf import Likeness, rank_by_tfidf
@@ -311,7 +312,8 @@ _HOMES = {
     "readers": ("read_domain",),
     "retrieval": ("Retriever",),
     "ranking": ("Ranking",),
-    "sasrec": ("SasRecOptions", "rank_by_sasrec", "train_sasrec"),
+    "sasrec": ("rank_by_sasrec", "train_sasrec"),
+    "sasrec_options": ("SasRecOptions",),
     "samples": ("SAMPLE_DOMAINS", "SampleDomain", "generate"),
     "scores": (
         "SCORES",

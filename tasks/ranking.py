@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .answer_tree import AnswerTree, common_beginning, packed
 from .errors import TaskError
 from .prompts import ANSWER_MARK, OpenQuestion, Question, shown_titles
 from .title_trie import TitleTrie, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TITLES_AT_ONCE = 1024  # that are tokenised together: a tokenizer's answer takes far more memory than the ids
 PACK_TOKENS = 192  # of answers that share a row: fewer rows pad less, longer rows attend to more that the mask hides

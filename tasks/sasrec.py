@@ -8,8 +8,6 @@ the paper's, which is an option; layer norms stand before the blocks, activation
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,32 +22,12 @@ from .metrics import ndcg
 from .popularity import known
 from .prompts import Question
 from .ranking import Ranking
+from .sasrec_options import SasRecOptions
 from .splits import Split
 from .torch_threads import one_torch_thread
 
 PAD = 0  # items are numbered from 1
 SAMPLED = 99  # negatives beside each validation target
-
-
-@dataclass(frozen=True)
-class SasRecOptions:
-    """Sizes and training. `length` is how many of the newest items are seen; `patience` is in epochs.
-
-    `loss`: `softmax` over all items; or `sampled`, the paper's: log-loss of the right item and of one random other at each place.
-    """
-
-    width: int = 64
-    blocks: int = 2
-    heads: int = 2
-    length: int = 50
-    dropout: float = 0.3
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    batch_size: int = 128
-    epochs: int = 100
-    patience: int = 5
-    seed: int = 42
-    loss: Literal["softmax", "sampled"] = "softmax"
 
 
 class SasRec(nn.Module):
@@ -118,7 +96,7 @@ def rank_by_sasrec(
     data: DomainData,
     questions: Sequence[Question],
     split: Split,
-    options: SasRecOptions = SasRecOptions(),
+    options: SasRecOptions = SasRecOptions(),  # noqa: B008  immutable
     *,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -146,7 +124,7 @@ def rank_by_sasrec(
 def train_sasrec(
     data: DomainData,
     split: Split,
-    options: SasRecOptions = SasRecOptions(),
+    options: SasRecOptions = SasRecOptions(),  # noqa: B008  immutable
     *,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,

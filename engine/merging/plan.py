@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...registry.artifacts.facts import AdapterFacts, BaseTensor
 from ...registry.artifacts.lora import LoraModule, SavedTensor, TokenRows
@@ -17,8 +18,10 @@ from ..coefficients import Weight, expect_finite, mean, module_of, weight_at
 from ..errors import MergeError
 from ..methods import Method
 from ..recipes import DType
-from .deltas import AdapterFile, OldRows, Term
 from .journal import Journal
+
+if TYPE_CHECKING:  # imports torch
+    from .deltas import AdapterFile, OldRows, Term
 
 
 @dataclass(frozen=True)

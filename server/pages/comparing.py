@@ -14,6 +14,7 @@ from ...registry import Registry
 from ...registry.catalog.evaluations import EvaluationFilter
 from ...registry.catalog.filters import AdapterFilter
 from ..identity import Reading
+from ..libraries import load_models
 from ..naming import expect_registered
 from .acting import attempt, show
 from .charts import heat_map, intervals
@@ -89,7 +90,8 @@ def _asked(text: str, label: str) -> str:
 
 
 def _weights(registry: Registry, a: str, b: str) -> dict[str, Any]:
-    from ...engine.comparing import compare as compare_adapters  # loads torch
+    load_models()
+    from ...engine.comparing import compare as compare_adapters
 
     found = compare_adapters(registry, registry.adapters.resolve(a), registry.adapters.resolve(b))
     deltas = found.weights.deltas if found.weights else ()

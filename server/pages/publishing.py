@@ -12,9 +12,9 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
 from ...publishing.licenses import parse
+from ...publishing.names import check_names
 from ...publishing.packing import PublishOptions
 from ...publishing.release import Release, agree, find_subject, planned, rehearse, send
-from ...publishing.upload import check_names
 from ...registry import Adapter, Build, Registry
 from ...registry.errors import RecCocktailError
 from ..identity import Publishing

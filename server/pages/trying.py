@@ -20,6 +20,7 @@ from ...registry.catalog.references import BI_TUNING, PERSONALISED_LORA
 from ...registry.errors import RecCocktailError, UsageError
 from ..asks import Ask, Asks
 from ..identity import Reading
+from ..libraries import load_models
 from .acting import OWN_FORM, ShortText, attempt, show
 from .forms import Problems, Sent, form_of
 
@@ -121,7 +122,9 @@ def _ask(request: Request, registry: Registry, question: Question) -> Ask[Shown]
     problems.expect_none()
 
     def work(ask: Ask[Shown], bar: Callable[[str], Any]) -> Shown:
-        from ...engine.answering import answer  # loads torch
+        ask.stage = "loading the libraries, the first time only"
+        load_models()
+        from ...engine.answering import answer
         from ...engine.models import pick_device
 
         ask.stage = "loading the model"

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...engine.declared_versions import ways_of
 from ...engine.documents import describe_choice
 from ...publishing.licenses import parse
+from ...publishing.names import check_names
 from ...publishing.packing import PublishOptions
 from ...publishing.release import describe_plan, find_subject, planned, rehearse, send
-from ...publishing.upload import check_names
 from ...registry.declared.applying import apply as apply_document
 from ...registry.declared.document import parse_document
 from ...registry.declared.outcomes import described

@@ -1,4 +1,4 @@
-"""`server` and `token`: what they print, and that a server which is asked to end does."""
+"""`server` and `token`: what they print, that a server loads nothing heavy, and that one which is asked to end does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+HEAVY = {"torch", "transformers", "peft", "accelerate", "scipy", "sklearn", "huggingface_hub"}
+TRACE = "import time:"
+
+
+def _said(stderr: IO[str], imported: set[str]) -> Iterator[str]:
+    """The lines that are none of `-X importtime`, whose modules are added to `imported`."""
+    for line in stderr:
+        if line.startswith(TRACE):
+            imported.add(line.rpartition("|")[2].strip())
+        else:
+            yield line
 
 
 def _free_port() -> str:
@@ -35,16 +49,21 @@ def test_a_server_begins_answers_and_ends(prepared):
     refused = prepared("server", "--host", "0.0.0.0", code=2).err.splitlines()
     assert [line.split()[0] for line in refused[:2]] == ["starting", "error:"]
     port = _free_port()
-    command = [str(Path(sys.executable).with_name("reccocktail")), "server", "--port", port]
+    installed = str(Path(sys.executable).with_name("reccocktail"))
+    command = [sys.executable, "-X", "importtime", installed, "server", "--port", port]
     process = subprocess.Popen(
         command, env=prepared.environment(), cwd=prepared.folder, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stderr is not None
-        begins = process.stderr.readline()
+        imported = set[str]()
+        said = _said(process.stderr, imported)
+        begins = next(said)
         assert begins.startswith("starting")
         assert f"127.0.0.1, port {port}," in begins
-        assert process.stderr.readline() == f"serving http://127.0.0.1:{port}\n"
+        assert next(said) == f"serving http://127.0.0.1:{port}\n"
+        assert "reccocktail.server.app" in imported, "the trace was read"
+        assert not {name.partition(".")[0] for name in imported} & HEAVY
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
             assert json.load(answer) == {"ok": True}
         again = prepared.process("server", "--port", port, code=2)
@@ -55,7 +74,7 @@ def test_a_server_begins_answers_and_ends(prepared):
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             assert followed.read() == b"\n"  # it ends as an answer does, and is not cut off
-        assert process.stderr.read() == "stopped\n"
+        assert [*said] == ["stopped\n"]
     finally:
         process.kill()
         process.wait()

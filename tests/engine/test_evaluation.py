@@ -219,7 +219,7 @@ def test_generated_lists_are_read_kept_apart_from_likelihoods_and_have_no_auc(st
 def test_a_later_way_of_ranking_measures_anew(stocked, shop, exam, tmp_path, monkeypatch):
     system = find_system(stocked, "popularity")
     evaluate(system, QuestionSet(*exam, data=shop), device="cpu", kept_in=tmp_path)
-    monkeypatch.setattr(figures, "RANKING_VERSION", -1)
+    monkeypatch.setattr("reccocktail.engine.question_sets.RANKING_VERSION", -1)
     evaluate(system, QuestionSet(*exam, data=shop), device="cpu", kept_in=tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 2
 

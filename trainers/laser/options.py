@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ...networks.options import Bert4RecOptions
 from ...tasks import DEFAULT_HISTORY_TEMPLATE
 from ..option_pairs import pairs, wrong_inside
 
-if TYPE_CHECKING:  # these import torch, which listing options needs not
-    from ...networks.bert4rec import Bert4RecOptions
+if TYPE_CHECKING:  # imports torch, which listing options needs not
     from ...networks.laser import LaserConfig
 
 RATES = {"none": 1e-2, "static": 1e-2, "m-former": 1e-4}  # 33 rows need larger steps than a network
@@ -112,15 +112,11 @@ class LaserOptions(BaseModel):
         try:
             _ = self.recommender and self.bert4rec
         except ValidationError as error:
-            from ...networks.bert4rec import Bert4RecOptions
-
             raise wrong_inside("recommender", error, Bert4RecOptions) from None
         return self
 
     @property
     def bert4rec(self) -> Bert4RecOptions:
-        from ...networks.bert4rec import Bert4RecOptions
-
         own: dict[str, Any] = dict(self.recommender)
         return Bert4RecOptions(**own, seed=self.seed)
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ...networks.options import DinOptions
 from ...tasks import DEFAULT_CLICK_TEMPLATE, ClickOptions
 from ..option_pairs import pairs, wrong_inside
 
-if TYPE_CHECKING:  # these import torch, which listing options needs not
-    from ...networks.din import DinOptions
+if TYPE_CHECKING:  # imports torch, which listing options needs not
     from ...networks.gated_lora import GatedLoraConfig
 
 OWN = {"target": "target_dependent", "seed": "seed"}  # of DIN's options, those that are options of the trainer
@@ -121,15 +121,11 @@ class RecloraOptions(BaseModel):
         try:
             _ = self.recommender and self.din
         except ValidationError as error:
-            from ...networks.din import DinOptions
-
             raise wrong_inside("recommender", error, DinOptions) from None
         return self
 
     @property
     def din(self) -> DinOptions:
-        from ...networks.din import DinOptions
-
         own: dict[str, Any] = dict(self.recommender)
         return DinOptions(**own, target=self.target_dependent, seed=self.seed)
 

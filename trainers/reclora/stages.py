@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...networks.bundle import BundleOrigin, Retrieval, shown_by, write_bundle
-from ...networks.din import WEIGHTS, DinOptions, FrozenDin, train_din
+from ...networks.din import WEIGHTS, FrozenDin, train_din
 from ...networks.gated_lora import GatedLora
+from ...networks.options import DinOptions
 from ...registry.digests import file_digest
 from ...registry.store.files import sync_all
 from ...tasks import (
