@@ -49,6 +49,12 @@ make_bi_tuning = _bi_tunings.make_bi_tuning
 homes, registry, stocked = _tiny.homes, _tiny.registry, _tiny.stocked
 
 
+@pytest.fixture(scope="session")
+def served() -> Any:
+    """(application, port): a context in which it is found at an address (tests/web_server.py)."""
+    return _web_server.served
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Any], str]]:
     """(application): the address at which a browser or another client finds it."""

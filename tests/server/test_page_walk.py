@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from reccocktail.registry.catalog.gates import Requirement
@@ -106,4 +107,23 @@ def test_a_gate_refuses_and_a_build_is_watched_to_its_end_by_keyboard(stocked, s
     stocked.builds.succeed(asked.id, "w", base.digest, {"spirit": 1.0}, {})
     page.wait_for_selector("#state .succeeded", timeout=60_000)
     page.wait_for_selector("#pin", timeout=60_000)
+    context.close()
+
+
+def test_a_live_page_says_that_the_server_is_gone_and_recovers_with_it(stocked, served, browser):
+    """As a page of its own: the browser reports the requests that fail."""
+    asked = stocked.builds.request("skin-care", "tiny", "live", {"output": {}}, {"adapters": []}).build
+    app = create_app(stocked)
+    context = browser.new_context()
+    page = context.new_page()
+    with served(app) as site:
+        page.goto(f"{site}/builds/{asked.id}")
+        page.wait_for_selector("#state .queued")
+        assert page.locator("#line").count() == 0
+        app.state.ending.set()
+    page.wait_for_selector("#line[role=alert]", timeout=60_000)
+    stocked.builds.cancel(asked.id)
+    with served(create_app(stocked), urlsplit(site).port):
+        page.wait_for_selector("#state .cancelled", timeout=60_000)
+        page.wait_for_selector("#line", state="detached", timeout=60_000)
     context.close()
