@@ -33,9 +33,11 @@ def open_registry(
     `actor` is the name that rows and events carry; by default the login name. With `create`, database and store are created
     where they are missing. Raises DatabaseError or StoreError if there is no registry, UsageError for a wrong setting.
     """
-    if home is None and database_url is None and store_url is None and (url := os.environ.get("RECCOCKTAIL_URL")):
-        home, token = url, token or os.environ.get("RECCOCKTAIL_TOKEN") or None
-    if isinstance(home, str) and home.startswith(("http://", "https://")):
+    here = any(each is not None for each in (home, database_url, store_url))
+    named = None if here else os.environ.get("RECCOCKTAIL_URL")
+    if named:
+        home, token = named, token or os.environ.get("RECCOCKTAIL_TOKEN") or None
+    if isinstance(home, str) and (named or home.startswith(("http://", "https://"))):
         if create or any(each is not None for each in (database_url, store_url, device, actor)):
             raise UsageError(
                 "a server has its own database, store, device and actors", hint="give its address and a token"

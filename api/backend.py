@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,10 @@ class LocalBackend(Closing):
 
     def close(self) -> None:
         self.registry.close()
+
+    def patient(self) -> AbstractContextManager[None]:
+        """There is no server that could be away."""
+        return nullcontext()
 
     # base models and domains
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import SplitResult, quote, urlsplit
 
 from ..registry import errors
 from ..registry.errors import InvalidArtifactError, RecCocktailError, UsageError
+from .orders import Say, unsaid
+from .outages import BRIEF, CONNECT_SECONDS, FIRST, LONG, Outage, unreachable
 
 if TYPE_CHECKING:
     import httpx2
 
+WHERE_TOKENS_COME_FROM = "`reccocktail token create NAME --scope read`, where the registry is, prints one; put it into RECCOCKTAIL_TOKEN (`token list` there shows which are valid)"
+PERHAPS_DONE = "it may have done what was asked: look, before you ask again"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PIECE = 8 * 2**20  # bytes of one piece of an upload
-TRIES, MOST_WAIT = 6, 30.0  # of what may succeed later; seconds between two
+TRIES, MOST_WAIT = 6, 30.0  # of what the server says may succeed later; seconds between two
+BY_A_PROXY = (502, 503, 504)  # where a proxy answers in the place of a server that is away
 MOST_LISTED = 1000  # entries of one page, as the server allows
 
 Count = Callable[[int, int], None]
@@ -31,24 +38,26 @@ Count = Callable[[int, int], None]
 class Connection:
     """A server's API, asked in the name of one token."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
-        """Raises UsageError for an address that is none, and for a token that would cross a network unencrypted."""
+    def __init__(self, url: str, token: str | None = None, say: Say = unsaid) -> None:
+        """`say` hears of a server that is away for a while, and back.
+
+        Raises UsageError for an address that is none, and for a token that would cross a network unencrypted.
+        """
         import httpx2
 
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise UsageError(
-                "the registry's address is no http(s):// URL", hint="https://HOST, without a user or query"
-            )
+        parts = _address(url)
         if token is not None and parts.scheme == "http" and parts.hostname not in LOOPBACK:
             raise UsageError("a token is not sent over plain http", hint=f"https://{parts.netloc}")
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-            raise UsageError("the token has characters that no token has", hint="reccocktail token create prints one")
+            raise UsageError("the token has characters that no token has", hint=WHERE_TOKENS_COME_FROM)
+        self._place = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        self._token, self._say = token, say
+        self._reached, self._patience = False, BRIEF
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http: httpx2.Client = httpx2.Client(
-            base_url=f"{url.rstrip('/')}/api/v1",
+            base_url=f"{parts.geturl().rstrip('/')}/api/v1",
             headers=headers,
-            timeout=600,
+            timeout=httpx2.Timeout(600, connect=CONNECT_SECONDS),
             follow_redirects=False,  # a token is for this host alone
             verify=parts.scheme == "https",  # to read the certificates takes longer than most answers
             trust_env=parts.scheme == "https",  # a proxy of the environment would read what is not encrypted
@@ -57,25 +66,46 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """While something is waited for that goes on without this command: a server that restarts is asked for ten minutes."""
+        self._patience = LONG
+        try:
+            yield
+        finally:
+            self._patience = BRIEF
+
     def ask(self, method: str, address: str, **options: Any) -> Any:
-        """The answer as JSON; what may succeed later is asked again. Raises what the server answers."""
+        """The answer as JSON; what may succeed later is asked again. Raises what the server answers, UnreachableError."""
+        for attempt in range(1, TRIES + 1):
+            answer = self._answer(method, address, options)
+            if answer.status_code not in (429, 503) or attempt == TRIES:
+                return self._read(answer)
+            wait = float(answer.headers.get("Retry-After", 2.0**attempt / 4))
+            time.sleep(min(MOST_WAIT, wait))
+        raise AssertionError
+
+    def _answer(self, method: str, address: str, options: Mapping[str, Any]) -> httpx2.Response:
+        """Of the server, which is asked again while it is away, if the request may be sent twice."""
         import httpx2
 
-        for attempt in range(1, TRIES + 1):
-            wait = min(MOST_WAIT, 2.0**attempt / 4)
+        outage = self._outage()
+        while True:
             try:
                 answer = self._http.request(method, address, **options)
+                _expect_server(answer)
             except httpx2.TransportError as error:
-                if attempt == TRIES or not _may_repeat(method, options):
-                    raise RecCocktailError(
-                        f"{self._http.base_url}: {error or type(error).__name__}", hint="is the server running?"
-                    ) from error
+                never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if not never_sent and not _may_repeat(method, options):
+                    raise unreachable(self._place, error, hint=PERHAPS_DONE) from error
+                outage.wait(error)
             else:
-                if answer.status_code not in (429, 503) or attempt == TRIES:
-                    return _read(answer)
-                wait = min(MOST_WAIT, float(answer.headers.get("Retry-After", wait)))
-            time.sleep(wait)
-        raise AssertionError
+                self._reached = True
+                outage.over()
+                return answer
+
+    def _outage(self) -> Outage:
+        return Outage(self._place, self._patience if self._reached else FIRST, self._say)
 
     def get(self, address: str, **params: Any) -> Any:
         """What is None or empty is not sent."""
@@ -93,24 +123,29 @@ class Connection:
         return found
 
     def events(self, address: str, last: int, **params: Any) -> Iterator[Any]:
-        """The data of server-sent events after one, and again from the last where the line is cut. It has no end."""
+        """The data of server-sent events after one, and again from the last where the line is cut. It ends only with UnreachableError."""
         import httpx2
 
+        with self.patient():
+            outage = self._outage()
         while True:
             headers = {"Last-Event-ID": str(last)}
             try:
                 with self._http.stream("GET", address, params=given(**params), headers=headers) as answer:
                     if answer.status_code != 200:
                         answer.read()
-                        _raise(answer)
+                        _expect_server(answer)
+                        self._raise(answer)
+                    outage.over()
                     for line in answer.iter_lines():
                         name, _, value = line.partition(": ")
                         if name == "id":
                             last = int(value)
                         elif name == "data":
                             yield json.loads(value)
-            except httpx2.TransportError:
-                time.sleep(1)
+                time.sleep(1)  # a server that stops ends its streams
+            except httpx2.TransportError as error:
+                outage.wait(error)
 
     def upload(self, folder: Path, names: Sequence[str], progress: Count = lambda count, total: None) -> str:
         """The id of a complete upload of these files of a folder, by their paths in it. Raises InvalidArtifactError without one."""
@@ -157,18 +192,17 @@ class Connection:
         import httpx2
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest, there = hashlib.sha256(), 0
+        digest, there, outage = hashlib.sha256(), 0, self._outage()
         with path.open("wb") as opened:
-            for attempt in range(1, TRIES + 1):
+            while True:
                 try:
                     for piece in self._from(address, params, there):
+                        outage.over()
                         digest.update(piece)
                         there += opened.write(piece)
                     break
                 except httpx2.TransportError as error:
-                    if attempt == TRIES:
-                        raise RecCocktailError(f"{self._http.base_url}: {error or type(error).__name__}") from error
-                    time.sleep(min(MOST_WAIT, 2.0**attempt / 4))
+                    outage.wait(error)
         if digest.hexdigest() != file["sha256"]:
             raise InvalidArtifactError(
                 f"{path.name} arrived with other bytes than its digest says", hint="fetch it again"
@@ -182,8 +216,35 @@ class Connection:
                 return
             if answer.status_code != (206 if there else 200):
                 answer.read()
-                _raise(answer)
+                _expect_server(answer)
+                self._raise(answer)
             yield from answer.iter_bytes(PIECE)
+
+    def _read(self, answer: httpx2.Response) -> Any:
+        if answer.status_code >= 300:
+            self._raise(answer)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise self._foreign(answer) from None
+
+    def _raise(self, answer: httpx2.Response) -> NoReturn:
+        """Raises what the server answered; where it wants a token, with where one comes from."""
+        if (found := _error_in(answer)) is None:
+            raise self._foreign(answer)
+        if found.code == "unauthenticated":
+            why = (
+                "wants a token, and RECCOCKTAIL_TOKEN is not set or empty" if self._token is None else f"says: {found}"
+            )
+            raise error_of(found.code, f"the server at {self._place} {why}", WHERE_TOKENS_COME_FROM)
+        raise found
+
+    def _foreign(self, answer: httpx2.Response) -> RecCocktailError:
+        where = f"{answer.request.method} {answer.request.url.path}"
+        return RecCocktailError(
+            f"{self._place} answers {where} with {answer.status_code}, and not as RecCocktail does",
+            hint=_elsewhere(answer),
+        )
 
 
 def given(**params: Any) -> dict[str, Any]:
@@ -210,21 +271,59 @@ def _may_repeat(method: str, options: Mapping[str, Any]) -> bool:
     return method in ("GET", "PUT") or "Idempotency-Key" in (options.get("headers") or {})
 
 
-def _read(answer: httpx2.Response) -> Any:
-    if answer.status_code >= 300:
-        _raise(answer)
-    return answer.json() if answer.content else None
+def _address(url: str) -> SplitResult:
+    """The parts of a server's address; one that ends in the API's own path is the server's. Raises UsageError for what is none."""
+    text = url.strip()
+    try:
+        parts = urlsplit(text)
+        has_port = parts.port != 0
+    except ValueError:  # no number, or brackets without an end
+        parts, has_port = urlsplit(""), False
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UsageError(
+            "the server's address has a user, a query or a fragment, which it does not take",
+            hint="RECCOCKTAIL_URL is like https://registry.example.org; RECCOCKTAIL_TOKEN has the token",
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
+        raise UsageError("the server's address is no http:// or https:// URL", hint=_example(text))
+    path = parts.path.rstrip("/").removesuffix("/api/v1")
+    return parts._replace(path=path)
 
 
-def _raise(answer: httpx2.Response) -> None:
+def _example(text: str) -> str:
+    """How the address may have been meant."""
+    host = text.partition("://")[2] or text
+    if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[\w./-]*)?", host):
+        return "RECCOCKTAIL_URL is like https://registry.example.org or http://127.0.0.1:8321"
+    scheme = "http" if re.split("[:/]", host)[0] in LOOPBACK else "https"
+    return f"write {scheme}://{host}"
+
+
+def _expect_server(answer: httpx2.Response) -> None:
+    """Raises TransportError where a proxy answers that the server is away."""
+    import httpx2
+
+    if answer.status_code in BY_A_PROXY and _error_in(answer) is None:
+        raise httpx2.TransportError(f"the proxy before it answers {answer.status_code}", request=answer.request)
+
+
+def _error_in(answer: httpx2.Response) -> RecCocktailError | None:
+    """What the answer says as every error of RecCocktail is said."""
     try:
         error = answer.json()["error"]
-        raise error_of(error["code"], error["message"], error["hint"])
+        return error_of(error["code"], error["message"], error["hint"])
     except (ValueError, KeyError, TypeError):
-        where = f"{answer.request.method} {answer.request.url.path}"
-        raise RecCocktailError(
-            f"{where}: {answer.status_code}, and no answer of RecCocktail", hint="is it the right address?"
-        ) from None
+        return None
+
+
+def _elsewhere(answer: httpx2.Response) -> str:
+    """What to do where something else than RecCocktail answers."""
+    place = answer.headers.get("Location", "").partition("/api/v1")[0]
+    if answer.is_redirect and place.startswith(("http://", "https://")):
+        return f"it sends on to {place}, where a token does not follow: is RECCOCKTAIL_URL to name that?"
+    if answer.status_code == 400 and answer.request.url.scheme == "http":
+        return "is it the right address? Where the server wants https, RECCOCKTAIL_URL says so"
+    return "is it the right address? RECCOCKTAIL_URL is where the pages are, such as https://registry.example.org"
 
 
 def _sha256(path: Path) -> str:

@@ -88,9 +88,10 @@ class RemoteClient(Client):
         return self._server.request_build(BuildOrder(domain, recipe, base=base, force=force)).build
 
     def wait(self, build: Build) -> Build:
-        """The finished build, once a worker has made it. Raises what it failed with."""
-        while (row := self._server.builds.get(build.id)).status in OPEN:
-            time.sleep(POLL_SECONDS)
+        """The finished build, once a worker has made it; a server that restarts is asked again. Raises what it failed with."""
+        with self._server.patient():
+            while (row := self._server.builds.get(build.id)).status in OPEN:
+                time.sleep(POLL_SECONDS)
         if row.status != "succeeded":
             error = dict(row.error or {})
             message = error.get("message") or f"build {row.id} is {row.status}"

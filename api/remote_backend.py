@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -51,9 +52,9 @@ POLL_SECONDS = 1.0
 class RemoteBackend(Closing):
     """A server, asked in the name of one token."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, say: Say = unsaid) -> None:
         """Raises UsageError, as `Connection`."""
-        self._server = server = Connection(url, token)
+        self._server = server = Connection(url, token, say)
         self.bases, self.domains, self.adapters = RemoteBases(server), RemoteDomains(server), RemoteAdapters(server)
         self.builds, self.serving, self.edits = RemoteBuilds(server), RemoteServing(server), RemoteEdits(server)
         self.evaluations, self.publications = RemoteEvaluations(server), RemotePublications(server)
@@ -62,6 +63,10 @@ class RemoteBackend(Closing):
 
     def close(self) -> None:
         self._server.close()
+
+    def patient(self) -> AbstractContextManager[None]:
+        """While a build is watched, a server that restarts is asked again for ten minutes."""
+        return self._server.patient()
 
     # base models and domains
 
@@ -219,7 +224,7 @@ class RemoteBackend(Closing):
 
     def _awaited(self, row: Build, reports: Reports) -> Build:
         told = None
-        with reports.attempt([row]) as progress:
+        with reports.attempt([row]) as progress, self.patient():
             while row.status in OPEN:
                 with_whom = f" with worker {row.worker}" if row.worker else ""
                 if told != (told := f"build {row.id} is {row.status}{with_whom}"):

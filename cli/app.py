@@ -99,7 +99,7 @@ class App:
         from ..api.remote_backend import RemoteBackend
 
         assert self.url is not None
-        return RemoteBackend(self.url, os.environ.get(TOKEN) or None)
+        return RemoteBackend(self.url, os.environ.get(TOKEN) or None, warn)
 
     def device(self) -> str:
         from ..engine.models import pick_device

@@ -246,7 +246,7 @@ def _follow(backend: Backend, id_: str) -> None:
 
     row = backend.builds.get(id_)
     shown: str | None = None
-    with stages(f"build {row.domain}", UNITS) as bars:
+    with stages(f"build {row.domain}", UNITS) as bars, backend.patient():
         while row.status in ("queued", "running"):
             if row.stage and row.total:
                 bars.update(row.stage, row.done, row.total)
@@ -319,11 +319,12 @@ def logs(app: App, id_: str, follow: bool, as_json: bool) -> None:
         id_ = named_build(backend, id_).id
         lines = backend.builds.logs(id_)
         answer(as_json, [line.to_json() for line in lines], lambda: _show_lines(lines))
-        while follow and backend.builds.get(id_).status in ("queued", "running"):
-            time.sleep(1)
-            more = backend.builds.logs(id_, after=lines[-1].id if lines else 0)
-            _show_lines(more)
-            lines = more or lines
+        with backend.patient():
+            while follow and backend.builds.get(id_).status in ("queued", "running"):
+                time.sleep(1)
+                more = backend.builds.logs(id_, after=lines[-1].id if lines else 0)
+                _show_lines(more)
+                lines = more or lines
 
 
 def _show_lines(lines: Sequence[LogLine]) -> None:

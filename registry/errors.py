@@ -93,6 +93,13 @@ class BaseMismatchError(InvalidArtifactError):
     code = "base_mismatch"
 
 
+class UnreachableError(RecCocktailError):
+    """The server that RECCOCKTAIL_URL names does not answer: it is not there, or something lies between."""
+
+    code = "unreachable"
+    retryable = True
+
+
 class WebhookTargetError(UsageError):
     """A URL that events are not sent to: it is malformed, not encrypted, or leads to an address that is not public."""
 

@@ -70,6 +70,7 @@ STATUSES = {
     "hub": 502,
     "webhook": 502,
     "provider": 502,
+    "unreachable": 502,
     "database": 503,
     "store": 503,
     "no_room": 507,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx2
 import pytest
 from pydantic import TypeAdapter
 from reccocktail.cli import commands
@@ -209,7 +210,7 @@ def test_the_trip_gives_the_same_json_by_a_server(
         assert (tmp_path / "theirs" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_ctrl_c_says_which_builds_go_on_at_the_server(
+def test_waiting_outlasts_a_restart_and_ctrl_c_says_which_builds_go_on_at_the_server(
     by_server: Any, tiny_base: Path, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
@@ -220,10 +221,29 @@ def test_ctrl_c_says_which_builds_go_on_at_the_server(
     for name, role in (("skin-care", "ingredient"), ("kitchen", "newer")):
         by_server("domain", "add", name)
         by_server("adapter", "add", loras[role], "--base", "tiny", "--domain", name)
+    request, polled = httpx2.Client.request, list[str]()
+
+    def restarting(self: Any, method: str, address: str, **options: Any) -> Any:
+        """The server is away for four requests after the build was seen once, which somebody cancels meanwhile."""
+        if method == "GET" and address.startswith("/builds/"):
+            polled.append(address)
+            if 2 <= len(polled) <= 5:
+                if len(polled) == 2:
+                    by_server.registry.builds.cancel(address.rpartition("/")[2])
+                raise httpx2.ConnectError("refused")
+        return request(self, method, address, **options)
+
+    with monkeypatch.context() as away:
+        away.setattr(httpx2.Client, "request", restarting)
+        away.setattr("reccocktail.api.outages.MOST_WAIT", 0.0)
+        away.setattr("reccocktail.api.connection.BRIEF", -1.0)
+        waited = by_server("build", "request", "kitchen", "--recipe", "spirit-only", "--wait", code=None).err
+    assert (len(polled), waited.count(" is away: "), waited.count(" is back")) == (6, 1, 1)
     monkeypatch.setattr(time, "sleep", interrupt)
     for names in (["skin-care"], ["skin-care", "kitchen"]):
         error = by_server("build", "request", *names, "--recipe", "average", "--wait", "--json", code=130).json["error"]
         ids = [row.id for row in by_server.registry.builds.list()][::-1]
+        ids = [id_ for id_ in ids if f"/builds/{id_}" not in polled]
         assert len(ids) == len(names)
         assert error["code"] == "interrupted"
         assert f"build cancel {' '.join(ids)}`" in error["hint"]
@@ -319,7 +339,10 @@ def test_what_says_where_a_registry_is_does_not_go_with_a_server(bare: Any, by_s
         assert by_server(*option, "status", "--json", code=2).json["error"]["code"] == "usage", option
     for url in ("ftp://host", "https://eve@host", "http://registry.example.org"):
         assert by_server("status", "--json", code=2, RECCOCKTAIL_URL=url).json["error"]["code"] == "usage", url
-    assert by_server("status", "--json", code=1, RECCOCKTAIL_TOKEN="").json["error"]["code"] == "unauthenticated"
+    for token, said in (("", "RECCOCKTAIL_TOKEN is not set or empty"), ("rct_wrong", "unknown")):
+        error = by_server("status", "--json", code=1, RECCOCKTAIL_TOKEN=token).json["error"]
+        assert (error["code"], said in error["message"]) == ("unauthenticated", True)
+        assert "reccocktail token create" in error["hint"]
     assert by_server("recipe", "add", "x", "nowhere.yaml", "--json", code=1).json["error"]["code"] == "recipe"
 
 

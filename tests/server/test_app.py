@@ -36,6 +36,7 @@ def test_every_error_has_a_status_by_its_code():
         "hub",
         "webhook",
         "provider",
+        "unreachable",
         "database",
         "store",
         "no_room",

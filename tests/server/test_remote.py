@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from httpx2 import ReadError
+from httpx2 import Client, ConnectError, MockTransport, ReadError, Response
 from reccocktail import api
-from reccocktail.api import connection
+from reccocktail.api import connection, outages
 from reccocktail.registry.errors import (
     ConflictError,
     InvalidArtifactError,
     NotFoundError,
     RecCocktailError,
+    UnreachableError,
     UsageError,
     WrongKindError,
 )
@@ -116,9 +118,105 @@ def test_a_token_goes_to_its_server_alone(serve, monkeypatch):
     assert seen == []
 
 
-def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path):
+@pytest.fixture
+def patience(monkeypatch):
+    """Nothing sleeps, and a server that never answered, or did, is asked once; one that has a build that is waited for as long as ever."""
+    monkeypatch.setattr(outages, "MOST_WAIT", 0.0)
+    monkeypatch.setattr(connection, "FIRST", -1.0)
+    monkeypatch.setattr(connection, "BRIEF", -1.0)
+
+
+def away(requests, times, *, error=ConnectError):
+    """A server behind a proxy that is away for some requests, and then has something else each time."""
+    seen = []
+
+    def answer(request):
+        requests.append(f"{request.method} {request.url.path}")
+        seen.append(request)
+        if len(seen) in times and error is None:
+            return Response(502, text="Bad Gateway")
+        if len(seen) in times:
+            raise error("the line was cut")
+        if request.url.path.endswith("/follow"):
+            return Response(200, text=f"id: {len(seen)}\ndata: {len(seen)}\n\n")
+        return Response(200, json=len(seen))
+
+    return MockTransport(answer)
+
+
+@pytest.mark.parametrize("error", [ConnectError, ReadError, None])
+def test_a_server_that_restarts_is_asked_again_while_a_build_is_waited_for_and_said_to_be_away_once(
+    patience, monkeypatch, error
+):
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
+    said, requests = [], []
+    server = connection.Connection("http://localhost:1/api/v1/", say=said.append)
+    assert server._http.base_url == "http://localhost:1/api/v1/"
+    server._http = Client(
+        transport=away(requests, {2, *range(4, 9), 10, 11, 12}, error=error), base_url="http://x/api/v1"
+    )
+    assert server.get("/builds/1") == 1
+    with pytest.raises(UnreachableError, match="localhost:1"):
+        server.get("/builds/1")
+    assert server.get("/builds/1") == 3
+    with server.patient():
+        assert server.get("/builds/1") == 9
+    events = server.events("/events/follow", 0)
+    assert [next(events), next(events)] == [13, 14]
+    assert [line.split()[:3] for line in said] == [["localhost:1", "is", word] for word in ("away:", "back") * 2]
+    del requests[:]
+    server._http = Client(transport=away(requests, {1}, error=error), base_url="http://x/api/v1")
+    with server.patient():
+        if error is ConnectError:  # nothing was sent
+            assert server.ask("POST", "/builds") == 2
+        else:
+            with pytest.raises(UnreachableError) as caught:
+                server.ask("POST", "/builds")
+            assert len(requests) == 1
+            assert "may have done" in str(caught.value.hint)
+
+
+def test_why_a_server_cannot_be_reached_is_said_in_plain_words(patience, serve, tmp_path):
+    def refused(url, **options):
+        with api.open_registry(url, **options) as client, pytest.raises(RecCocktailError) as caught:
+            client.resolve("skin-care")
+        return caught.value.code, str(caught.value), str(caught.value.hint)
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{bound.getsockname()[1]}"
+        code, message, hint = refused(f"http://{place}")
+    assert (code, place in message, "connection refused" in message) == ("unreachable", True, True)
+    assert "reccocktail server" in hint
+    plain = serve(PlainTextResponse("thanks"))
+    code, message, hint = refused(plain.replace("http", "https"))
+    assert (code, "plain http" in message, "http://" in hint) == ("unreachable", True, True)
+    code, message, _ = refused("http://nowhere.invalid")
+    assert (code, "nowhere.invalid:80" in message, "name" in message) == ("unreachable", True, True)
+    assert refused(plain)[0] == "error"
+
+
+def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for options in ({"home": "http://registry.example.org"}, {"home": "https://eve:pw@host"}, {"home": str(tmp_path)}):
         with pytest.raises(UsageError):
             api.open_registry(**options, token="rct_x")
     with pytest.raises(UsageError):
         api.open_registry("https://host", create=True)
+    examples = {
+        "registry.example.org": "https://registry.example.org",
+        "localhost:8321": "http://localhost:8321",
+        "127.0.0.1:8321/api/v1": "http://127.0.0.1:8321/api/v1",
+        "ftp://host": "https://host",
+        "https://host:port": "http://127.0.0.1:8321",
+        "https://[::1": "http://127.0.0.1:8321",
+    }
+    for url, example in examples.items():
+        monkeypatch.setenv("RECCOCKTAIL_URL", url)
+        with pytest.raises(UsageError) as caught:
+            api.open_registry()
+        assert example in str(caught.value.hint), url
+    for text in ("https://eve:secret@host", "https://host?token=secret", "https://host/#secret"):
+        monkeypatch.setenv("RECCOCKTAIL_URL", text)
+        with pytest.raises(UsageError) as caught:
+            api.open_registry()
+        assert "secret" not in f"{caught.value} {caught.value.hint}"
