@@ -85,7 +85,7 @@ def add(
 
     def show() -> None:
         say(f"webhook {name} is added; `reccocktail webhook test {name}` sends it a test event")
-        _warn_of_secret(found)
+        _warn_of_secret(app, found)
 
     answer(as_json, found.to_json(), show)
 
@@ -97,10 +97,15 @@ def _fields(kinds: tuple[str, ...], domains: tuple[str, ...]) -> WebhookFields:
     return WebhookFields(kinds=kinds or None, domains=domains or None)
 
 
-def _warn_of_secret(found: Webhook) -> None:
-    """A remark where the secret cannot be read here; it may be elsewhere."""
-    from ..registry.webhooks.signing import read_secret
+def _warn_of_secret(app: App, found: Webhook) -> None:
+    """A remark where the secret cannot be read here; it may be elsewhere. Of a server, whose environment is not to be seen, where it is needed."""
+    from ..registry.webhooks.signing import named, read_secret
 
+    if app.url is not None:
+        say(
+            f"note: {named(found.secret)} with its secret is needed where the server and `reccocktail webhook deliver` run"
+        )
+        return
     try:
         read_secret(found.secret)
     except WebhookError as error:

@@ -24,7 +24,7 @@ from .hooks import Webhook
 from .kinds import TEST
 from .outbox import Answer, Claim, Delivery, Outbox
 from .post import post
-from .signing import read_secret, signature
+from .signing import HERE, read_secret, signature
 
 AT_ONCE = 8  # requests under way
 
@@ -33,12 +33,16 @@ Clock = Callable[[], datetime]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a test may replace: the clock, the name server, and where the jitter comes from (a share from 0 to 1)."""
+    """What a test may replace: the clock, the name server, and where the jitter comes from (a share from 0 to 1).
+
+    `reader` is who reads secrets, as errors call it: this process, or the server for who asks it.
+    """
 
     clock: Clock = now
     resolve: targets.Resolve = targets.resolve
     share: Callable[[], float] = random.random
     environ: Mapping[str, str] | None = None
+    reader: str = HERE
 
 
 class Deliverer:
@@ -75,7 +79,7 @@ class Deliverer:
         self.unsigned = {}
         for name, where in self._outbox.secrets().items():
             try:
-                found[name] = read_secret(where, self._around.environ)
+                found[name] = read_secret(where, self._around.environ, reader=self._around.reader)
             except WebhookError as error:
                 self.unsigned[name] = str(error)
         return found
@@ -94,7 +98,8 @@ def send_test(hook: Webhook, surroundings: Surroundings | None = None) -> Answer
     headers = {"Event": TEST, "Delivery": TEST}
     body = _body(id=None, kind=TEST, domain=None, time=_iso(moment), actor=hook.created_by, data=about)
     message = _Message(hook.url, hook.allow_private, headers, body)
-    return _sent(message, read_secret(hook.secret, around.environ), moment, around.resolve)
+    secret = read_secret(hook.secret, around.environ, reader=around.reader)
+    return _sent(message, secret, moment, around.resolve)
 
 
 def expect_test(hook: Webhook, surroundings: Surroundings | None = None) -> dict[str, Any]:

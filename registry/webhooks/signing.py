@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import UsageError, WebhookError
 from ..redaction import check_no_secret
 
+HERE = "this process"
 SHORTEST, LONGEST = 16, 4096  # bytes of a secret
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _HINT = "openssl rand -hex 32 makes one"
@@ -34,24 +35,35 @@ def reference(variable: str | None, file: Path | None) -> str:
     return f"env:{check_no_secret('name of the variable', variable)}"
 
 
-def read_secret(where: str, environ: Mapping[str, str] | None = None) -> bytes:
-    """The secret. Raises WebhookError, which says where it was looked for, if there is none or it is too short to be one."""
+def read_secret(where: str, environ: Mapping[str, str] | None = None, *, reader: str = HERE) -> bytes:
+    """The secret. Raises WebhookError, which says where it was looked for and whose environment that is, if there is none or it is too short.
+
+    `reader` is who reads it, for that message: this process, or the server that somebody asks.
+    """
     kind, _, name = where.partition(":")
-    found = _from_file(Path(name)) if kind == "file" else (os.environ if environ is None else environ).get(name)
+    if kind == "file":
+        found = _from_file(Path(name), reader)
+    else:
+        found = (os.environ if environ is None else environ).get(name)
     if found is None:
-        raise WebhookError(f"the environment variable {name} with the secret is not set", hint=f"export {name}=…")
+        mended = f"export {name}=…" if reader == HERE else f"set {name} where {reader} is started, and start it again"
+        raise WebhookError(
+            f"the variable {name} with the secret is not set in the environment of {reader}", hint=mended
+        )
     secret = found.strip().encode("utf-8", "surrogateescape")
     if not SHORTEST <= len(secret) <= LONGEST:
-        raise WebhookError(f"the secret in {named(where)} has not {SHORTEST} to {LONGEST} bytes", hint=_HINT)
+        raise WebhookError(
+            f"the secret in {named(where)}, as {reader} reads it, has not {SHORTEST} to {LONGEST} bytes", hint=_HINT
+        )
     return secret
 
 
-def _from_file(path: Path) -> str:
+def _from_file(path: Path, reader: str) -> str:
     try:
         with path.open("rb") as file:
             return file.read(LONGEST + 3).decode("utf-8", "surrogateescape")  # more is too long, and so refused
     except OSError as error:
-        raise WebhookError(f"the secret cannot be read from {path}: {error.strerror}", hint=_HINT) from error
+        raise WebhookError(f"{reader} cannot read the secret from {path}: {error.strerror}", hint=_HINT) from error
 
 
 def named(where: str) -> str:

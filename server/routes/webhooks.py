@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...registry.webhooks.delivery import expect_test
+from ...registry.webhooks.delivery import Surroundings, expect_test
 from ...registry.webhooks.hooks import Webhook, WebhookFields
 from ...registry.webhooks.outbox import Attempt, Delivery, DeliveryFilter
 from ..identity import Administering
@@ -77,7 +77,7 @@ def remove_webhook(registry: Administering, hook: Name) -> Any:
 @routes.post("/webhooks/{hook}:test")
 def test_webhook(registry: Administering, hook: Name) -> dict[str, Any]:
     """Sends a test event now; 502 where it did not arrive."""
-    return expect_test(registry.webhooks.get(hook))
+    return expect_test(registry.webhooks.get(hook), Surroundings(reader="the server"))
 
 
 @routes.get("/deliveries", response_model=page_of(DeliveryModel))

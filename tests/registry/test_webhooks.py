@@ -241,6 +241,7 @@ def test_without_its_secret_nothing_is_sent_or_lost_and_it_is_said(
         deliverer = post.deliverer()
         assert [*deliverer.run()] == []
         assert "HOOK" in deliverer.unsigned["hook"]
+        assert "this process" in deliverer.unsigned["hook"]
         assert "short" not in deliverer.unsigned["hook"].replace("too short", "")
         with pytest.raises(WebhookError):
             send_test(registry.webhooks.get("hook"), Surroundings(environ=post.environ))

@@ -8,11 +8,15 @@ from reccocktail.server.app import API, ServerOptions
 from reccocktail.server.running import _delivering
 
 
-def test_webhooks_are_kept_by_admins_alone(client, stocked, open_client):
+def test_webhooks_are_kept_by_admins_alone(client, stocked, open_client, monkeypatch):
+    monkeypatch.delenv("OPS_SECRET", raising=False)
     new = {"name": "ops", "url": "https://93.184.215.14/hook", "secret_env": "OPS_SECRET", "kinds": ["alias.moved"]}
     made = client.post(f"{API}/webhooks", json=new)
     assert (made.status_code, made.json()["name"]) == (201, "ops"), made.text
     assert client.get(f"{API}/webhooks").json() == [made.json()] == [stocked.webhooks.get("ops").to_json()]
+    unsigned = client.post(f"{API}/webhooks/ops:test")
+    assert (unsigned.status_code, unsigned.json()["error"]["code"]) == (502, "webhook")
+    assert all("the server" in unsigned.json()["error"][part] for part in ("message", "hint")), "it is not the caller's"
     edited = client.patch(f"{API}/webhooks/ops", json={"active": False})
     assert (edited.json()["active"], edited.json()["url"]) == (False, new["url"])
     for url in ("http://93.184.215.14/", "https://127.0.0.1/", "https://10.0.0.1/", "file:///etc/passwd"):
