@@ -41,10 +41,7 @@ def read_secret(where: str, environ: Mapping[str, str] | None = None, *, reader:
     `reader` is who reads it, for that message: this process, or the server that somebody asks.
     """
     kind, _, name = where.partition(":")
-    if kind == "file":
-        found = _from_file(Path(name), reader)
-    else:
-        found = (os.environ if environ is None else environ).get(name)
+    found = _from_file(Path(name), reader) if kind == "file" else (os.environ if environ is None else environ).get(name)
     if found is None:
         mended = f"export {name}=…" if reader == HERE else f"set {name} where {reader} is started, and start it again"
         raise WebhookError(
