@@ -47,6 +47,7 @@ from .events import EventIds
 from .filters import BuildFilter
 from .references import MERGE
 from .serving import propose
+from .worker_signs import WorkerSign, worker_signs
 
 LEASE_SECONDS = 60.0
 MAX_ATTEMPTS = 5
@@ -307,6 +308,11 @@ class Builds:
         with self._database.reading() as session:
             query = select(BuildRow).where(is_claimable(now())).order_by(BuildRow.id).limit(limit)
             return [self._build(row) for row in session.scalars(query)]
+
+    def workers(self) -> builtins.list[WorkerSign]:
+        """Who has builds, and who ended one within a day."""
+        with self._database.reading() as session:
+            return worker_signs(session, timedelta(seconds=LEASE_SECONDS))
 
     def counts(self) -> dict[str, int]:
         """How many builds are in each status that any is in."""

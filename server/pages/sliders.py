@@ -1,4 +1,4 @@
-"""A slider over days: from the first of what happened to yesterday."""
+"""A slider over days: from the first of what happened to today, which is as it is now."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Slider:
 
 
 def slider_of(moments: Iterable[datetime]) -> Slider | None:
-    """None where all of it happened today: a day is looked back to once it is over."""
+    """None where all of it happened today: there is no day to look back to."""
     days = sorted({each.astimezone(UTC).date() for each in moments})
-    yesterday = datetime.now(UTC).date() - timedelta(days=1)
-    if not days or days[0] > yesterday:
+    today = datetime.now(UTC).date()
+    if not days or days[0] >= today:
         return None
-    marks = tuple((each - days[0]).days for each in days if each <= yesterday)
-    return Slider(days[0], (yesterday - days[0]).days, marks)
+    marks = tuple((each - days[0]).days for each in days if each <= today)
+    return Slider(days[0], (today - days[0]).days, marks)
