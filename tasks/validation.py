@@ -22,6 +22,28 @@ def unknown(problem: Any, model: type[BaseModel], what: str) -> str:
     return f"unknown {what} {'.'.join((*around, name))!r:.200}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
+def amiss(problem: Any) -> str:
+    """What is wrong with a value, as it follows the value: `is no whole number`. What has no words here keeps pydantic's."""
+    kind, bounds = problem["type"], problem.get("ctx", {})
+    if kind in _AMISS:
+        return _AMISS[kind].format(**bounds)
+    return f"is refused: {problem['msg']}"
+
+
+_AMISS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "is no whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "is no number"),
+    "finite_number": "is no finite number",
+    **dict.fromkeys(("bool_parsing", "bool_type"), "is neither true nor false"),
+    "greater_than_equal": "is below {ge}",
+    "greater_than": "is not above {gt}",
+    "less_than_equal": "is above {le}",
+    "less_than": "is not below {lt}",
+    "literal_error": "is none of {expected}",
+    "string_type": "is no text",
+}
+
+
 def problems(error: ValidationError, model: type[BaseModel], *, whole: str) -> str:
     """All that is wrong with a file's keys; `whole` names what concerns no key alone."""
     return "; ".join(

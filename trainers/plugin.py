@@ -23,9 +23,9 @@ from ..registry.artifacts.bundles import PERSONALISED
 from ..registry.catalog.references import check_name, check_text, did_you_mean
 from ..registry.errors import RecCocktailError, UsageError
 from ..registry.redaction import check_no_secret
-from ..registry.strict_json import shown
 from ..tasks import DomainData
 from ..tasks.validation import is_unknown, unknown
+from .option_pairs import wrong_option
 
 GROUP = "reccocktail.trainers"
 LORA = "lora"
@@ -224,7 +224,7 @@ def parse_options(trainer: Trainer, pairs: Mapping[str, str]) -> BaseModel:
         problems = "; ".join(
             unknown(e, trainer.Options, "option")
             if is_unknown(e)
-            else f"{'.'.join(map(str, e['loc']))}={shown(e.get('input'))}: {e['msg']}"
+            else wrong_option(e)
             if e["loc"]
             else _of_several(e["msg"])
             for e in error.errors()
