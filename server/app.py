@@ -74,6 +74,7 @@ def create_app(registry: Registry, options: ServerOptions | None = None) -> Fast
     app.state.uploads = Uploads(registry.store)
     app.state.status = StatusCache(registry)
     app.state.asks, app.state.catalogues = Asks(answers.failure), Catalogues()
+    app.state.hub = Asks(answers.failure)  # what waits for the Hub does not wait for a model
     answers.install(app)
     app.add_middleware(Guard, hosts=options.hosts)
     app.include_router(health.router)

@@ -92,6 +92,7 @@ def run(
             ) from error
         finally:
             app.state.asks.close(GRACE_SECONDS)
+            app.state.hub.close(GRACE_SECONDS)
 
 
 @contextmanager

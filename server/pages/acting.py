@@ -52,11 +52,11 @@ Base = Annotated[str | None, Query(max_length=200)]
 
 def show(
     request: Request, template: str, *, done: str | None = None, refused: RecCocktailError | None = None,
-    typed: Mapping[str, str] | None = None, **values: Any,
+    typed: Mapping[str, str] | None = None, status: int | None = None, **values: Any,
 ) -> HTMLResponse:  # fmt: skip
-    """A page that says what was done, or, with the error's status, what was refused and what helps; its form has what was typed."""
+    """A page that says what was done, or, with the error's status unless there is another, what was refused; its form has what was typed."""
     error = refused and failure(refused.code, str(refused), refused.hint)["error"]
-    status = STATUSES.get(refused.code, 500) if refused else 200
+    status = status or (STATUSES.get(refused.code, 500) if refused else 200)
     filled = Filled(typed or {}, refused.problems if isinstance(refused, FormError) else {})
     return render(request, template, status=status, done=DONE.get(done or ""), refused=error, filled=filled, **values)
 

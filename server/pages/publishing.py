@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
 from ...publishing.licenses import parse
@@ -16,7 +16,8 @@ from ...publishing.names import check_names
 from ...publishing.packing import PublishOptions
 from ...publishing.release import Release, agree, find_subject, planned, rehearse, send
 from ...registry import Adapter, Build, Registry
-from ...registry.errors import RecCocktailError
+from ...registry.errors import NotFoundError, RecCocktailError
+from ..asks import Ask, Asks
 from ..identity import Publishing
 from .acting import OWN_FORM, Done, ShortText, attempt, back, show
 from .cards import ShownCard, shown_card
@@ -90,57 +91,117 @@ class Preview:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the Hub was asked for: what would change, why that is refused, or that it has been sent."""
+
+    preview: Preview | None = None
+    refused: RecCocktailError | None = None
+    is_sent: bool = False
+
+
+Hub = Asks[Outcome]
+
+
 @router.get("/publish")
 def preview(
     request: Request, registry: Publishing, sent: Annotated[Sent[Wanted], Depends(query_of(Wanted))], done: Done = None
-) -> HTMLResponse:
-    """What was published last; of what is named, the form; with a repository, what publishing would change there. Nothing is sent.
+) -> Response:
+    """What was published last; of what is named, the form; with a repository, leads to what publishing would change there. Nothing is sent.
 
     A page elsewhere that leads here gets the form alone: it cannot make the server ask the Hub.
     """
-    found, refused, wanted = None, attempt(sent.read), sent.known
     is_ours = request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-    if wanted.what and wanted.to and is_ours and not refused:
-        found, refused = _previewed(registry, wanted)
-    return _page(request, registry, sent, done=done, preview=found, refused=refused)
+    if not (sent.known.what and sent.known.to and is_ours and not done):
+        return _page(request, registry, sent, done=done, outcome=Outcome(refused=attempt(sent.read)))
+    return _begin(request, registry, sent, lambda ask: _previewed(registry, sent.known, ask))
 
 
 @router.post("/publish", dependencies=OWN_FORM)
 def publish(
     request: Request, registry: Publishing, sent: Annotated[Sent[Wanted], Depends(form_of(Wanted))]
 ) -> Response:
-    """Publishes what was seen, as one commit. What has changed since is shown again first."""
-    wanted = sent.known
+    """Begins to publish what was seen, as one commit. What has changed since is shown again first."""
+    return _begin(request, registry, sent, lambda ask: _sent(registry, sent.known, ask))
+
+
+@router.get("/publish/{id_}")
+def follow(request: Request, registry: Publishing, id_: str) -> Response:
+    """How far it is, then what would change, or what was refused; what was sent is in the list of what was published."""
     try:
-        with _planned(registry, sent.read(), []) as release:
-            agree(release, wanted.seen)
-            send(registry, release)
-    except RecCocktailError as error:  # also where the Hub is to blame: the form stays, so that it can be sent again
-        found = _previewed(registry, wanted)[0] if error.code == "conflict" else None
-        return _page(request, registry, sent, preview=found, refused=error)
-    return back("/publish", "published", what=wanted.what, base=wanted.base or None)
+        ask = _hub(request).get(id_, registry.actor)
+    except NotFoundError as error:
+        hint = "begin again at /publish: what would change says whether the Hub has it"
+        raise NotFoundError("the server does not know any more what it was to ask the Hub", hint=hint) from error
+    wanted: Sent[Wanted] = ask.about
+    if ask.answer and ask.answer.is_sent:
+        return back("/publish", "published", what=wanted.known.what, base=wanted.known.base or None)
+    return _page(request, registry, wanted, ask=ask, outcome=ask.answer or Outcome())
+
+
+def _begin(
+    request: Request, registry: Registry, sent: Sent[Wanted], work: Callable[[Ask[Outcome]], Outcome]
+) -> Response:
+    """The Hub may take long to answer, and longer not to: it is asked in a thread, and the page waits."""
+    begun: list[Ask[Outcome]] = []
+
+    def begin() -> None:
+        sent.read().subject(registry)
+        begun.append(_hub(request).add(registry.actor, sent, lambda ask, bar: work(ask)))
+
+    if refused := attempt(begin):
+        return _page(request, registry, sent, outcome=Outcome(refused=refused))
+    return RedirectResponse(f"/publish/{begun[0].id}", 303)
+
+
+def _hub(request: Request) -> Hub:
+    return request.app.state.hub
 
 
 @contextmanager
-def _planned(registry: Registry, wanted: Wanted, notes: list[str]) -> Iterator[Release]:
+def _planned(registry: Registry, wanted: Wanted, notify: Callable[[str], None]) -> Iterator[Release]:
     subject = wanted.subject(registry)
     is_private = wanted.visibility == "private"
     with planned(
-        registry, subject, wanted.options(), private=is_private, tag=wanted.tag or None, notify=notes.append
+        registry, subject, wanted.options(), private=is_private, tag=wanted.tag or None, notify=notify
     ) as release:
         yield release
 
 
-def _previewed(registry: Registry, wanted: Wanted) -> tuple[Preview | None, RecCocktailError | None]:
+def _sent(registry: Registry, wanted: Wanted, ask: Ask[Outcome]) -> Outcome:
+    """Sent, if it is what was seen; also where the Hub is to blame the form stays, so that it can be sent again."""
+    ask.stage = "looks at what is there"
+    try:
+        with _planned(registry, wanted, lambda text: _tell(ask, text)) as release:
+            agree(release, wanted.seen)
+            ask.stage = f"sends {release.plan.repo} what it lacks"
+            send(registry, release, notify=lambda text: _tell(ask, text))
+    except RecCocktailError as error:
+        found = _previewed(registry, wanted, ask).preview if error.code == "conflict" else None
+        return Outcome(found, error)
+    return Outcome(is_sent=True)
+
+
+def _tell(ask: Ask[Outcome], text: str) -> None:
+    ask.stage = text
+
+
+def _previewed(registry: Registry, wanted: Wanted, ask: Ask[Outcome]) -> Outcome:
     """What would be done, and why it would be refused."""
     found, notes = None, list[str]()
+
+    def notify(text: str) -> None:
+        notes.append(text)
+        _tell(ask, text)
+
+    ask.stage = "looks at what is there"
     try:
-        with _planned(registry, wanted, notes) as release:
+        with _planned(registry, wanted, notify) as release:
             found = Preview(release, _files(release), shown_card(release.plan.card), notes)
-            rehearse(release, notify=notes.append)
+            rehearse(release, notify=notify)
     except RecCocktailError as error:
-        return found, error
-    return found, None
+        return Outcome(found, error)
+    return Outcome(found)
 
 
 def _files(release: Release) -> list[ShownFile]:
@@ -162,12 +223,12 @@ def _loss(is_foreign: bool) -> str:
 
 def _page(
     request: Request, registry: Registry, sent: Sent[Wanted], *, done: str | None = None,
-    preview: Preview | None = None, refused: RecCocktailError | None = None,
+    outcome: Outcome, ask: Ask[Outcome] | None = None,
 ) -> HTMLResponse:  # fmt: skip
     wanted, problems, about = sent.known, Problems(), NOTHING
     with problems.of("what"):
         about = _about(find_subject(registry, wanted.what, base=wanted.base or None)[0]) if wanted.what else NOTHING
-    refused = refused or attempt(problems.expect_none)
+    refused = outcome.refused or attempt(problems.expect_none)
     earlier = registry.publications.list(about["domain"], limit=SHOWN)
     if not wanted.to and about["domain"]:
         repos = [
@@ -177,9 +238,10 @@ def _page(
         ]
         wanted = wanted.model_copy(update={"to": repos[0] if repos else ""})
     typed = {name: text for name, text in sent.typed.items() if text}
+    before = _hub(request).before(ask) if ask is not None and ask.state == "waiting" else 0
     return show(
         request, "publish.html", done=done, refused=refused, typed=typed, form=wanted, about=about, earlier=earlier,
-        preview=preview,
+        preview=outcome.preview, ask=ask, before=before, status=200 if ask else None,
     )  # fmt: skip
 
 
