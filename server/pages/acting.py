@@ -28,6 +28,7 @@ DONE = {
     "approved": "Approved.",
     "gated": "The gate is set.",
     "ungated": "The gate is removed.",
+    "policy": "The serving policy is set.",
     "rolled-back": "Rolled back.",
     "archived": "Archived.",
     "restored": "In use again.",

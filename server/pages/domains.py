@@ -25,7 +25,7 @@ from ..identity import Administering, Building, Promoting, Reading, Registering
 from .acting import OWN_FORM, Base, Done, Short, attempt, back, show
 from .charts import intervals
 from .forms import Sent, form_of
-from .gating import GateForm, Promotion
+from .gating import GateForm, PolicyForm, Promotion
 from .sliders import Slider, slider_of
 from .words import Words
 
@@ -172,6 +172,18 @@ def set_gate(
     if refused:
         return _page(request, registry, name, refused=refused, typed=sent.typed)
     return back(f"/domains/{name}", "ungated" if sent.known.do == "remove" else "gated")
+
+
+@router.post("/domains/{name}/policy", dependencies=OWN_FORM)
+def set_policy(
+    request: Request, registry: Promoting, name: str, sent: Annotated[Sent[PolicyForm], Depends(form_of(PolicyForm))]
+) -> Response:
+    """How the domain gets what it serves."""
+    registry.domains.get(name)
+    refused = attempt(lambda: sent.read().carry_out(registry, name))
+    if refused:
+        return _page(request, registry, name, refused=refused, typed=sent.typed)
+    return back(f"/domains/{name}", "policy")
 
 
 def _version_of(registry: Registry, name: str, ref: str, base: str | None) -> Adapter:

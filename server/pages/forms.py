@@ -34,11 +34,11 @@ class Problems:
         self._code = UsageError.code
 
     @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """What is refused inside is the field's fault; what is no fault of who asks is raised."""
+    def of(self, name: str, kind: type[RecCocktailError] = RecCocktailError) -> Iterator[None]:
+        """What is refused inside is the field's fault if it is of that kind; what is no fault of who asks is raised."""
         try:
             yield
-        except RecCocktailError as error:
+        except kind as error:
             if STATUSES.get(error.code, 500) >= 500:
                 raise
             if not self._found:

@@ -1,4 +1,4 @@
-"""The forms about gates: the one that sets or removes a domain's, and the one that promotes through it."""
+"""The forms about what is served: the gate of a domain, promotion through it, and the policy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from ...engine.gates import policy_of
 from ...registry import Registry
 from ...registry.catalog.gates import Requirement
+from ...registry.errors import UsageError
 from .acting import LongText, ShortText
 from .forms import Problems
 
@@ -38,7 +39,7 @@ class GateForm(BaseModel):
             with problems.of(name):
                 Requirement.read({"metric": ANY_METRIC, name: text})
         problems.expect_none()
-        with problems.of("metric"):
+        with problems.of("metric", UsageError):
             registry.gates.set(domain, *policy_of({"require": require, "approvals": self.approvals}))
         problems.expect_none()
 
@@ -48,3 +49,18 @@ class Promotion(BaseModel):
 
     why: LongText = ""
     override: LongText = ""
+
+
+class PolicyForm(BaseModel):
+    """Which alias a domain serves, and who promotes new builds; `override` is a reason to pass the gate by."""
+
+    alias: ShortText = ""
+    promote: Literal["manual", "automatic"] = "manual"
+    override: LongText = ""
+
+    def carry_out(self, registry: Registry, domain: str) -> None:
+        """Raises FormError, GateError."""
+        problems, override = Problems(), self.override.strip() or None
+        with problems.of("alias", UsageError):
+            registry.serving.set_policy(domain, alias=self.alias.strip(), promote=self.promote, override=override)
+        problems.expect_none()

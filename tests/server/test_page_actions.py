@@ -224,6 +224,7 @@ def test_who_lacks_a_scope_sees_no_button_and_is_refused(stocked, open_client, s
         "/domains/skin-care/promote": ({"ref": "skin-care@v2", "base": "tiny"}, "promote:skin-care"),
         f"/builds/{build.id}/promote": ({}, "promote:skin-care"),
         f"/builds/{build.id}/pin": ({}, "build"),
+        "/domains/skin-care/policy": ({"alias": "production", "promote": "manual"}, "promote:skin-care"),
         "/domains/skin-care/build": ({}, "build"),
         "/domains/skin-care/archive": ({"ref": "skin-care@v1", "base": "tiny"}, "register"),
         "/adapters/skin-care@v1/edit": ({"base": "tiny"}, "register"),
@@ -494,7 +495,8 @@ def test_a_slider_looks_back_by_days(stocked, ask, monkeypatch):
     assert ask("/domains/skin-care?day=-1").status_code == 422
 
 
-def test_a_gate_is_set_and_removed_by_admins(stocked, ask):
+def test_a_gate_and_a_serving_policy_are_set(stocked, ask):
+    build = succeed(stocked)
     gate = {
         "metric": "NDCG@3",
         "against": "parents",
@@ -523,6 +525,24 @@ def test_a_gate_is_set_and_removed_by_admins(stocked, ask):
     assert ask("/domains/skin-care/gate", {"approvals": "2"}).status_code == 303
     assert (stocked.gates.get("skin-care").requirement, stocked.gates.get("skin-care").approvals) == (None, 2)
     assert ask("/domains/spirit/gate", gate).status_code == 303
+    # how it gets what it serves: another alias goes by the gate only with a reason
+    for alias in ("candidate", "No such", ""):
+        refused = ask("/domains/skin-care/policy", {"alias": alias, "promote": "automatic"})
+        assert (refused.status_code, _marked(refused.text), "selected>automatic" in refused.text) == (
+            400,
+            {"alias"},
+            True,
+        )
+    closed = ask("/domains/skin-care/policy", {"alias": "shadow", "promote": "automatic"})
+    assert (closed.status_code, 'value="shadow"' in closed.text, "--" in _alert(closed.text)) == (409, True, False)
+    assert stocked.serving.policy("skin-care").alias == "production"
+    sent = {"alias": "shadow", "promote": "automatic", "override": "fire"}
+    assert 'role="status"' in ask(ask("/domains/skin-care/policy", sent).headers["location"]).text
+    policy = stocked.serving.policy("skin-care")
+    assert (policy.alias, policy.promote, stocked.serving.served("skin-care")) == ("shadow", "automatic", [])
+    assert ask("/domains/nowhere/policy", sent).status_code == ask("/domains/spirit/policy", sent).status_code == 404
+    assert ask("/domains/skin-care/policy", sent | {"alias": "production"}).status_code == 303
+    assert stocked.serving.marks([build.id])[build.id] == ("candidate", "production")
     assert ask("/domains/skin-care/gate", {"do": "remove"}).headers["location"].endswith("done=ungated")
     assert stocked.gates.get("skin-care") is None
 
