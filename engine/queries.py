@@ -13,7 +13,6 @@ from ..registry.catalog.filters import AdapterFilter, BuildFilter, MetricBound
 from ..registry.catalog.references import SPIRIT
 from ..registry.errors import UsageError
 from ..registry.moments import moment
-from .systems import find_system
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,8 @@ class EvaluationQuery:
 
     def rows(self, registry: Registry, *, limit: int, after: int | None = None) -> list[EvaluationRecord]:
         """Newest first, or the largest of a metric first. Raises NotFoundError for the system, UsageError."""
+        from .systems import find_system  # it imports what a client of a server does not need
+
         weights = None if self.system is None else find_system(registry, self.system, base=self.base).weights
         bounds = [MetricBound.parse(bound) for bound in self.metric]
         wanted = EvaluationFilter(self.domain, weights, self.split, self.score, bounds)
