@@ -159,6 +159,18 @@ class LocalBackend(Closing):
         row = self.registry.adapters.resolve(ref, base=base)
         return row.ref, self.registry.gates.approve_adapter(row.ref, base=row.base)
 
+    def difference(self, ref: str, other: str, *, base: str | None = None) -> dict[str, Any]:
+        """What two versions differ in. Raises NotFoundError, StoreError, InvalidArtifactError."""
+        from ..engine.documents import describe_difference
+
+        return describe_difference(self.registry, ref, other, base=base)
+
+    def verify_adapter(self, ref: str, *, base: str | None = None) -> dict[str, Any]:
+        """All of its files are read again. Raises StoreError, InvalidArtifactError for a version that is not sound."""
+        from ..engine.documents import describe_verification
+
+        return describe_verification(self.registry, ref, base=base)
+
     def locate(self, ref: str, *, base: str | None = None) -> Located:
         """Fetched where its files are not on this machine. Raises as `serving.find`."""
         from ..serving.resolve import find, resizing
@@ -298,6 +310,18 @@ class LocalBackend(Closing):
     def describe_publication(self, what: str) -> dict[str, Any]:
         """A publication by its id, or a repository's newest, with its files."""
         return self.registry.publications.get(what).describe()
+
+    def withdraw(self, what: str, *, make_private: bool, say: Say = unsaid) -> dict[str, Any]:
+        """A publication by its id, or all of a repository. Raises NotFoundError, HubError."""
+        from ..publishing.release import withdraw
+
+        return withdraw(self.registry, what, private=make_private, notify=say)
+
+    def ranks(self, row: EvaluationRecord) -> dict[str, list[Any]]:
+        """Of each user of an evaluation, of clicks of each row."""
+        from ..engine.documents import describe_ranks
+
+        return describe_ranks(self.registry, row)
 
     def test_webhook(self, name: str) -> dict[str, Any]:
         """Sends a test event now. Raises WebhookError where it does not arrive."""

@@ -175,6 +175,12 @@ class RemoteBackend(Closing):
         found = self._server.ask("POST", f"/adapters/{quote(ref)}:approve", params=given(base=base))
         return found["ref"], found["approved_by"]
 
+    def difference(self, ref: str, other: str, *, base: str | None = None) -> dict[str, Any]:
+        return self._server.get(f"/adapters/{quote(ref, safe='')}/diff", other=other, base=base)
+
+    def verify_adapter(self, ref: str, *, base: str | None = None) -> dict[str, Any]:
+        return self._server.get(f"/adapters/{quote(ref, safe='')}/verification", base=base)
+
     def locate(self, ref: str, *, base: str | None = None) -> Located:
         """In this user's cache, fetched if needed and checked against its digests."""
         from ..serving.resolve import Origin, Resizing
@@ -333,6 +339,14 @@ class RemoteBackend(Closing):
 
     def describe_publication(self, what: str) -> dict[str, Any]:
         return self._server.get(f"/publications/{quote(what)}")
+
+    def withdraw(self, what: str, *, make_private: bool, say: Say = unsaid) -> dict[str, Any]:
+        """The repository is made private by the server's login at the Hub."""
+        body = {"make_private": make_private}
+        return self._server.ask("POST", f"/publications/{quote(what)}:withdraw", json=body)
+
+    def ranks(self, row: EvaluationRecord) -> dict[str, list[Any]]:
+        return self._server.get(f"/evaluations/{row.id}/ranks")
 
     def test_webhook(self, name: str) -> dict[str, Any]:
         return self._server.ask("POST", f"/webhooks/{quote(name, safe='')}:test")

@@ -63,6 +63,11 @@ class RemoteBases(_Noun):
         found = self._server.ask("POST", "/bases", json=document)
         return Base.from_json(found, created=found["created"], skipped=tuple(found["not_stored"]))
 
+    def remove(self, name: str) -> Base:
+        from ..registry import Base
+
+        return Base.from_json(self._server.ask("DELETE", f"/bases/{quote(name, safe='')}"))
+
 
 class RemoteDomains(_Noun):
     def list(self) -> builtins.list[Domain]:
@@ -80,6 +85,17 @@ class RemoteDomains(_Noun):
 
         found = self._server.ask("POST", "/domains", json=document)
         return Domain.from_json(found, created=found["created"], changed=tuple(found["changed"]))
+
+    def rename(self, name: str, new: str) -> Domain:
+        from ..registry import Domain
+
+        found = self._server.ask("POST", f"/domains/{quote(name, safe='')}:rename", json={"name": new})
+        return Domain.from_json(found)
+
+    def remove(self, name: str) -> Domain:
+        from ..registry import Domain
+
+        return Domain.from_json(self._server.ask("DELETE", f"/domains/{quote(name, safe='')}"))
 
 
 class RemoteAdapters(_Noun):

@@ -321,11 +321,8 @@ def archive(app: App, ref: str, force: bool, override: str | None, undo: bool, b
 @pass_app
 def verify(app: App, ref: str, base: str | None, as_json: bool) -> None:
     """Check a registered version again, digests included."""
-    with app.registry() as registry:
-        row = registry.adapters.resolve(ref, base=base, kind=None)
-        registry.store.verify_tree(row.digest)
-        notes = registry.adapters.inspected(row).notes
-    for note in notes:
+    with app.backend() as backend:
+        found = backend.verify_adapter(ref, base=base)
+    for note in found["notes"]:
         say(f"note: {note}")
-    document = {"ref": row.ref, "digest": row.digest, "ok": True, "notes": list(notes)}
-    answer(as_json, document, lambda: say(f"{row.ref} is sound: {short(row.digest)}"))
+    answer(as_json, found, lambda: say(f"{found['ref']} is sound: {short(found['digest'])}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -33,46 +33,38 @@ def diff(app: App, ref: str, other: str, base: str | None, as_json: bool) -> Non
     Deltas are measured whole, s·B·A, whatever their ranks: by their norms (Frobenius), how far they are apart, and the cosine
     between them. What is equal on both sides is left out.
     """
-    from ..engine.comparing import compare
-
-    with app.registry() as registry:
-        rows = [registry.adapters.resolve(each, base=base) for each in (ref, other)]
-        found = compare(registry, *rows)
-    weights = found.weights
-    names = [row.ref if rows[0].base == rows[1].base else f"{row.ref} ({row.base})" for row in rows]
-    document = {
-        "one": rows[0].to_json(),
-        "other": rows[1].to_json(),
-        "fields": [asdict(field) for field in found.fields],
-        "weights": None if weights is None else asdict(weights),
-    }
+    with app.backend() as backend:
+        found = backend.difference(ref, other, base=base)
 
     def show_all() -> None:
-        cells = [[field.name, _written(field.one), _written(field.other)] for field in found.fields]
+        rows = [found["one"], found["other"]]
+        names = [row["ref"] if rows[0]["base"] == rows[1]["base"] else f"{row['ref']} ({row['base']})" for row in rows]
+        cells = [[field["name"], _written(field["one"]), _written(field["other"])] for field in found["fields"]]
         table(["what", *names], cells, empty="their metadata are equal")
-        if weights is None:
-            click.echo("their weights are not compared: their base models have different weights")
-            return
-        apart = [each for each in (*weights.deltas, *weights.tensors) if not each.equal]
-        if not apart:
-            click.echo("their weights are the same")
-            return
-        total = weights.total
-        click.echo(
-            f"deltas: norms {_figure(total.one)} and {_figure(total.other)}, {_figure(total.distance)} apart,"
-            f" cosine {_figure(total.cosine)}"
-        )
-        apart.sort(key=lambda each: -each.distance)
-        figures = [
-            [each.name, *map(_figure, (each.one, each.other, each.distance, each.cosine))]
-            for each in apart[:MOST_APART]
-        ]
-        columns = ["furthest apart", "norm", "other's", "distance", "cosine"]
-        table(columns, figures, empty="", right=columns[1:])
-        if len(apart) > MOST_APART:
-            say(f"({MOST_APART} of {len(apart)} that differ; --json has all)")
+        _show_weights(found["weights"])
 
-    answer(as_json, document, show_all)
+    answer(as_json, found, show_all)
+
+
+def _show_weights(weights: Mapping[str, Any] | None) -> None:
+    if weights is None:
+        click.echo("their weights are not compared: their base models have different weights")
+        return
+    apart = [each for each in (*weights["deltas"], *weights["tensors"]) if not each["equal"]]
+    if not apart:
+        click.echo("their weights are the same")
+        return
+    one, other, distance, cosine = _figures(weights["total"])
+    click.echo(f"deltas: norms {one} and {other}, {distance} apart, cosine {cosine}")
+    apart.sort(key=lambda each: -each["distance"])
+    columns = ["furthest apart", "norm", "other's", "distance", "cosine"]
+    table(columns, [[each["name"], *_figures(each)] for each in apart[:MOST_APART]], empty="", right=columns[1:])
+    if len(apart) > MOST_APART:
+        say(f"({MOST_APART} of {len(apart)} that differ; --json has all)")
+
+
+def _figures(apart: Mapping[str, Any]) -> list[str]:
+    return [_figure(apart[name]) for name in ("one", "other", "distance", "cosine")]
 
 
 def _written(value: Any) -> str:

@@ -169,8 +169,8 @@ def rename(app: App, name: str, new: str, as_json: bool) -> None:
 
     Versions, aliases and log stay with it. Recipes that name the domain have to be changed by hand.
     """
-    with app.registry() as registry:
-        row = registry.domains.rename(name, new)
+    with app.backend() as backend:
+        row = backend.domains.rename(name, new)
     answer(as_json, row.to_json(), lambda: say(f"{name} is called {row.name} now"))
 
 
@@ -183,8 +183,8 @@ def remove_domain(app: App, name: str, as_json: bool) -> None:
 
     Its data folder stays. The name can be given again.
     """
-    with app.registry() as registry:
-        row = registry.domains.remove(name)
+    with app.backend() as backend:
+        row = backend.domains.remove(name)
     answer(as_json, row.to_json(), lambda: say(f"{row.name} is removed"))
 
 
@@ -197,6 +197,6 @@ def remove_base(app: App, name: str, as_json: bool) -> None:
 
     `store gc` then frees the disk space. The name can be given again.
     """
-    with app.registry() as registry:
-        row = registry.bases.remove(name)
+    with app.backend() as backend:
+        row = backend.bases.remove(name)
     answer(as_json, row.to_json(), lambda: say(f"{row.name} is removed; `reccocktail store gc` frees its files"))

@@ -11,7 +11,6 @@ from .app import App, base_option, example, json_option, pass_app
 from .console import NO_MORE, answer, counted, details, page, say, table
 
 if TYPE_CHECKING:
-    from ..registry import Registry
     from ..registry.catalog.evaluations import EvaluationRecord
 
 FIRST = (
@@ -110,13 +109,9 @@ def list_(
 @pass_app
 def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
     """Show one evaluation: metrics, task, and who measured it when."""
-    if ranks:
-        with app.registry() as registry:
-            row = registry.evaluations.get(id_)
-            per_row = _per_row(registry, row)
-    else:
-        with app.backend() as backend:
-            row, per_row = backend.evaluations.get(id_), {}
+    with app.backend() as backend:
+        row = backend.evaluations.get(id_)
+        per_row = backend.ranks(row) if ranks else {}
     document = row.to_json() | per_row
 
     def show_all() -> None:
@@ -136,18 +131,6 @@ def show(app: App, id_: int, ranks: bool, as_json: bool) -> None:
             click.echo(" ".join("-" if rank is None else str(rank) for rank in per_row["user_ranks"]))
 
     answer(as_json, document, show_all)
-
-
-def _per_row(registry: Registry, row: EvaluationRecord) -> dict[str, list[Any]]:
-    """Each user's rank; of clicks each row's probability, label and user, who is a number."""
-    from ..engine.click_records import is_of_clicks, scores_of
-    from ..engine.records import ranks_of
-
-    if not is_of_clicks(row):
-        return {"user_ranks": list(ranks_of(registry, row))}
-    found = scores_of(registry, row)
-    both = {"row_scores": found.scores.tolist(), "row_labels": found.labels.tolist()}
-    return both | {"row_users": found.users.tolist()}
 
 
 @evaluation.command(

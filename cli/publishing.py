@@ -283,19 +283,15 @@ def unpublish(app: App, what: str, make_private: bool, as_json: bool) -> None:
     """Mark publications as withdrawn.
 
     All of a repository, or one by its id. Nothing is deleted, here or on the Hub."""
-    from ..publishing import upload as publishing
+    from ..registry import Publication
 
-    with app.registry() as registry:
-        repo = registry.publications.get(what).repo
-        if make_private:
-            publishing.make_private(repo, notify=say)
-            say(f"{repo} is private")
-        rows = registry.publications.withdraw(what)
-    answer(
-        as_json,
-        {"repo": repo, "made_private": make_private, "withdrawn": [row.to_json() for row in rows]},
-        lambda: say(f"withdrawn: {', '.join(f'{row.repo}@{row.revision[:12]} ({row.subject})' for row in rows)}"),
-    )
+    with app.backend() as backend:
+        found = backend.withdraw(what, make_private=make_private, say=say)
+    if make_private:
+        say(f"{found['repo']} is private")
+    rows = [Publication.from_json(row, base="") for row in found["withdrawn"]]
+    named = ", ".join(f"{row.repo}@{row.revision[:12]} ({row.subject})" for row in rows)
+    answer(as_json, found, lambda: say(f"withdrawn: {named}"))
 
 
 @click.group(epilog=example("reccocktail publication list --domain beauty"))

@@ -106,3 +106,36 @@ def describe_comparison(found: RecordedComparison, metrics: Sequence[str] = ()) 
         "users": found.one.users,
         "differences": {name: asdict(each) for name, each in chosen.items()},
     }
+
+
+def describe_difference(registry: Registry, ref: str, other: str, *, base: str | None = None) -> dict[str, Any]:
+    """Two versions, in which `fields` they differ, and how far their deltas are apart. Raises what `comparing.compare` does."""
+    from .comparing import compare
+
+    rows = [registry.adapters.resolve(each, base=base) for each in (ref, other)]
+    found = compare(registry, *rows)
+    return {
+        "one": rows[0].to_json(),
+        "other": rows[1].to_json(),
+        "fields": [asdict(field) for field in found.fields],
+        "weights": None if found.weights is None else asdict(found.weights),
+    }
+
+
+def describe_verification(registry: Registry, ref: str, *, base: str | None = None) -> dict[str, Any]:
+    """A version whose files were all read and inspected again. Raises StoreError, InvalidArtifactError for one that is not sound."""
+    row = registry.adapters.resolve(ref, base=base, kind=None)
+    registry.store.verify_tree(row.digest)
+    return {"ref": row.ref, "digest": row.digest, "ok": True, "notes": [*registry.adapters.inspected(row).notes]}
+
+
+def describe_ranks(registry: Registry, row: EvaluationRecord) -> dict[str, list[Any]]:
+    """Each user's rank; of clicks each row's probability, label and user, who is a number."""
+    from .click_records import is_of_clicks, scores_of
+    from .records import ranks_of
+
+    if not is_of_clicks(row):
+        return {"user_ranks": list(ranks_of(registry, row))}
+    found = scores_of(registry, row)
+    both = {"row_scores": found.scores.tolist(), "row_labels": found.labels.tolist()}
+    return both | {"row_users": found.users.tolist()}

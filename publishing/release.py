@@ -191,3 +191,19 @@ def send(registry: Registry, release: Release, *, notify: Callable[[str], None] 
         if last and last.revision == done.commit and last.of(release.subject) and last.withdrawn_at is None:
             return last
     return record(done.commit, done.tag)
+
+
+def withdraw(
+    registry: Registry, what: str, *, private: bool = False, notify: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Marks a publication by its id, or all of a repository, as withdrawn, and makes the repository private first if asked to.
+
+    Raises NotFoundError, HubError.
+    """
+    from .upload import make_private
+
+    repo = registry.publications.get(what).repo
+    if private:
+        make_private(repo, notify=notify)
+    rows = registry.publications.withdraw(what)
+    return {"repo": repo, "made_private": private, "withdrawn": [row.to_json() for row in rows]}

@@ -185,6 +185,68 @@ class ComparisonModel(_Answer):
     differences: dict[str, IntervalModel]
 
 
+class FieldModel(_Answer):
+    """Metadata in which two versions differ."""
+
+    name: str
+    one: Any
+    other: Any
+
+
+class ApartModel(_Answer):
+    """Two tensors or deltas: Frobenius norms of each and of the difference, and the cosine; null where one has none."""
+
+    name: str
+    one: float | None
+    other: float | None
+    distance: float
+    cosine: float | None
+    equal: bool
+
+
+class WeightsModel(_Answer):
+    """How far the weights of two versions are apart: all deltas together, each of them, and what there is beside them."""
+
+    total: ApartModel
+    deltas: list[ApartModel]
+    tensors: list[ApartModel]
+
+
+class DifferenceModel(_Answer):
+    """What two versions differ in; `weights` is null where their base models have different weights."""
+
+    one: AdapterModel  # pyright: ignore[reportInvalidTypeForm]
+    other: AdapterModel  # pyright: ignore[reportInvalidTypeForm]
+    differ: Annotated[list[FieldModel], Field(alias="fields")]
+    weights: WeightsModel | None
+
+
+class VerificationModel(_Answer):
+    """A version that is sound, and what is peculiar about it."""
+
+    ref: str
+    digest: str
+    ok: bool
+    notes: list[str]
+
+
+class RanksModel(_Answer):
+    """Of each user, in order, the rank of the right item, 0 for the best, null where it was not named; of clicks each row's probability and label."""
+
+    user_ranks: list[int | None] = []
+    row_scores: list[float] = []
+    row_labels: list[bool] = []
+    row_users: list[int] = []
+
+
+class WithdrawalModel(_Answer):
+    """The publications that are withdrawn now, of a repository."""
+
+    repo: str
+    made_private: bool
+    withdrawn: list[PublicationModel]  # pyright: ignore[reportInvalidTypeForm]
+
+
 class RecipeEntryModel(_Answer):
     """A recipe of a list, with the domains that use it."""
 

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from fastapi.responses import Response
 
-from ...engine.documents import describe_adapter, describe_adapters
+from ...engine.documents import describe_adapter, describe_adapters, describe_difference, describe_verification
 from ...engine.queries import AdapterQuery
 from ...registry import Adapter
 from ...registry.moments import moment
 from ..downloads import archived, listed, sent
 from ..identity import Reading
+from ..libraries import load_models
 from ..listing import Page
-from ..models import AdapterModel, EventModel, page_of
+from ..models import AdapterModel, DifferenceModel, EventModel, VerificationModel, page_of
 from .declaring import At, BaseName, Name, router
 
 routes = router("adapters")
@@ -59,6 +60,21 @@ def show_log(registry: Reading, page: Page, ref: Name, base: BaseName = None) ->
     """Who changed what, newest first: of a version, of an alias wherever it was, or of all versions of a name."""
     found = registry.adapters.log(ref, base=base, limit=page.limit + 1, after=page.after_number)
     return page.page(found, lambda event: event.id, lambda shown: [event.to_json() for event in shown])
+
+
+@routes.get("/adapters/{ref}/diff", response_model=DifferenceModel)
+def show_difference(
+    registry: Reading, ref: Name, other: Annotated[str, Query(max_length=200)], base: BaseName = None
+) -> Any:
+    """In what metadata two versions differ, and how far their weights are apart."""
+    load_models()
+    return describe_difference(registry, ref, other, base=base)
+
+
+@routes.get("/adapters/{ref}/verification", response_model=VerificationModel)
+def verify_adapter(registry: Reading, ref: Name, base: BaseName = None) -> Any:
+    """Reads all files of a version again, against their digests and as it was inspected; an error says what is not sound."""
+    return describe_verification(registry, ref, base=base)
 
 
 @routes.get("/adapters/{ref}/files")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...engine.declared_versions import ways_of
@@ -11,14 +12,14 @@ from ...engine.documents import describe_choice
 from ...publishing.licenses import parse
 from ...publishing.names import check_names
 from ...publishing.packing import PublishOptions
-from ...publishing.release import describe_plan, find_subject, planned, rehearse, send
+from ...publishing.release import describe_plan, find_subject, planned, rehearse, send, withdraw
 from ...registry.declared.applying import apply as apply_document
 from ...registry.declared.document import parse_document
 from ...registry.declared.outcomes import described
 from ...registry.errors import UsageError
 from ...trainers.domains import DomainCheck
 from ..identity import Administering, Publishing
-from ..models import OutcomeCounts
+from ..models import OutcomeCounts, WithdrawalModel
 from .aliases import DryRun
 from .declaring import Raw, raw_body, router
 
@@ -43,6 +44,13 @@ class Publication(BaseModel):
     replace: bool = False
     strip_users: bool = False
     offline: bool = False
+
+
+class Withdrawal(BaseModel):
+    """With `make_private` the repository is made private on the Hub first, by the server's own login."""
+
+    model_config = ConfigDict(extra="forbid")
+    make_private: bool = False
 
 
 @routes.post("/apply", response_model=OutcomeCounts, openapi_extra=raw_body("application/yaml", "application/json"))
@@ -79,3 +87,11 @@ def publish(registry: Publishing, wanted: Publication, dry_run: DryRun = False) 
             rehearse(release)
             return describe_plan(release) | choice
         return send(registry, release).to_json() | choice
+
+
+@routes.post("/publications/{what:path}:withdraw", response_model=WithdrawalModel)
+def withdraw_publications(
+    registry: Publishing, what: Annotated[str, Path(max_length=200)], how: Withdrawal | None = None
+) -> Any:
+    """Marks one publication by its id, or all of a repository, as withdrawn. Nothing is deleted, here or on the Hub."""
+    return withdraw(registry, what, private=(how or Withdrawal()).make_private)

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ...engine.building.asking import Due, builds_due
 from ...engine.building.freshness import chosen
-from ...engine.documents import describe_choice, describe_comparison
+from ...engine.documents import describe_choice, describe_comparison, describe_ranks
 from ...engine.queries import EvaluationQuery, EventQuery
 from ...engine.recipe_book import find_recipe
 from ...engine.records import compare, find_pair
@@ -27,6 +27,7 @@ from ..models import (
     EventModel,
     MoveModel,
     PublicationModel,
+    RanksModel,
     ResolvedModel,
     StatusModel,
     model_of,
@@ -120,6 +121,12 @@ def list_evaluations(
 @routes.get("/evaluations/{id}", response_model=EvaluationModel)
 def show_evaluation(registry: Reading, id: Annotated[int, Path(ge=1, lt=2**62)]) -> Any:  # noqa: A002
     return registry.evaluations.get(id).to_json()
+
+
+@routes.get("/evaluations/{id}/ranks", response_model=RanksModel, response_model_exclude_unset=True)
+def show_ranks(registry: Reading, id: Annotated[int, Path(ge=1, lt=2**62)]) -> Any:  # noqa: A002
+    """What the evaluation's figures are made of: each user's rank, of clicks each row's probability."""
+    return describe_ranks(registry, registry.evaluations.get(id))
 
 
 @routes.get("/compare", response_model=ComparisonModel)

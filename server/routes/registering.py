@@ -22,7 +22,7 @@ from ...registry.catalog.references import SPIRIT, check_name
 from ...registry.catalog.registration import Checks, Labels
 from ...registry.errors import UsageError
 from ...trainers.domains import DomainCheck
-from ..identity import ADMIN, Registering, identify
+from ..identity import ADMIN, Administering, Registering, identify
 from ..models import AdapterModel, BaseModelModel, DomainModel, RecipeModel, model_of
 from ..uploads import MOST_FILES, AnnouncedFile, Uploads
 from .declaring import BaseName, Name, Raw, expect_named_template, named_recipe, raw_body, router
@@ -71,6 +71,10 @@ class NewDomain(_Sent):
     upload: ShortText | None = None
     trainer: ShortText | None = None
     recipe: ShortText | None = None
+
+
+class NewName(_Sent):
+    name: ShortText
 
 
 class NewRecipe(_Sent):
@@ -196,6 +200,24 @@ def add_domain(request: Request, response: Response, registry: Registering, new:
     row = registry.domains.add(new.name, title=new.title, data=data, trainer=new.trainer, recipe=recipe)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created, "changed": list(row.changed)}
+
+
+@routes.post("/domains/{name}:rename", response_model=DomainModel)
+def rename_domain(registry: Administering, name: Name, to: NewName) -> Any:
+    """Gives another name to a domain that no build refers to. For `admin`: scopes such as `promote:NAME` are by names."""
+    return registry.domains.rename(name, to.name).to_json()
+
+
+@routes.delete("/domains/{name}", response_model=DomainModel)
+def remove_domain(registry: Administering, name: Name) -> Any:
+    """Takes a domain away that nothing refers to. For `admin`: its gate goes with it."""
+    return registry.domains.remove(name).to_json()
+
+
+@routes.delete("/bases/{name}", response_model=BaseModelModel)
+def remove_base(registry: Administering, name: Name) -> Any:
+    """Takes a base model away that nothing refers to. For `admin`, as all that takes away."""
+    return registry.bases.remove(name).to_json()
 
 
 @routes.post("/recipes", response_model=RecipeModel)

@@ -48,6 +48,13 @@ adapter alias skin-care@v1 champion
 adapter edit skin-care@v1 --tag prod
 adapter show skin-care@champion
 adapter list --tag prod
+adapter diff skin-care@v1 spirit
+adapter verify skin-care@v1
+domain add garden
+domain rename garden patio
+domain remove patio
+base add spare {tiny_base}
+base remove spare
 adapter log skin-care
 build request skin-care --recipe average --wait
 build request skin-care --recipe average
@@ -97,6 +104,8 @@ FORMS: dict[str, Any] = {
     "domain list": list[models.DomainModel],
     "adapter list": list[models.AdapterModel],
     "adapter show": models.AdapterModel,
+    "adapter diff": models.DifferenceModel,
+    "adapter verify": models.VerificationModel,
     "build list": list[models.BuildModel],
     "build show": models.BuildModel,
     "build logs": list[models.LogLineModel],
@@ -277,18 +286,11 @@ template diff t
 template show ours
 domain sync
 domain add books --from-plugin p
-domain rename a b
-domain remove a
-base remove tiny
-adapter diff skin-care@v1 spirit
-adapter verify spirit
 build request skin-care --wait --keep-best
 recipe import {mix} --add mix
-unpublish acme/x
 verify {built}
 publish --stale
 publish skin-care --to acme/x --sign {small_recipe}
-evaluation show 1 --ranks
 resolve skin-care --format peft -o out
 apply -f {document}
 merge tiny -a spirit=1 -o merged
@@ -299,7 +301,7 @@ OF_FILES = {("trainers", "list"), ("trainers", "show"), ("completion",), ("recip
 """What needs no registry, wherever one is."""
 BY_OTHERS = {("base", "edit"), ("domain", "edit"), ("build", "cancel"), ("build", "retry"), ("build", "alias")} | {
     ("evaluation", "compare"), ("publication", "show"), ("build", "approve"), ("adapter", "approve"),
-    ("webhook", "test"), ("webhook", "redeliver")
+    ("webhook", "test"), ("webhook", "redeliver"), ("unpublish",), ("evaluation", "show")
 }  # fmt: skip
 """What goes by the server and is not in the trip: the test of those that name nothing."""
 
@@ -327,7 +329,7 @@ def test_every_command_goes_to_the_server_or_is_refused(
     assert not bare.home.exists()
     for words in ("build show 12", "build cancel 12", "build retry 12", "build alias 12 x", "evaluation show 7", "base edit x --tag t",
                   "domain edit x --tag t", "evaluation compare 7 8", "publication show acme/x", "build approve 12", "adapter approve x",
-                  "webhook test ops", "webhook redeliver 7"):  # fmt: skip
+                  "webhook test ops", "webhook redeliver 7", "unpublish acme/x", "evaluation show 7 --ranks"):  # fmt: skip
         assert by_server(*words.split(), "--json", code=1).json["error"]["code"] == "not_found", words
     every = {path for command in commands.ALL for path in _leaves(command, (str(command.name),))}
     asked = [tuple(line.split()) for line in (TRIP + ONLY_HERE).strip().splitlines()]

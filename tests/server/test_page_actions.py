@@ -53,6 +53,17 @@ def measure(registry: Registry, ref: str, ranks: list[int | None], label: str) -
     ))  # fmt: skip
 
 
+def test_the_api_has_the_ranks_behind_a_figure_and_whether_a_version_is_sound(client, stocked):
+    row = measure(stocked, "skin-care@v1", [0, 2, None, 0], "one")
+    assert client.get(f"/api/v1/evaluations/{row.id}/ranks").json() == {"user_ranks": [0, 2, None, 0]}
+    assert client.get("/api/v1/adapters/spirit/verification").json()["ok"]
+    (file,) = stocked.adapters.folder(stocked.adapters.resolve("spirit")).glob("*.safetensors")
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    damaged = client.get("/api/v1/adapters/spirit/verification")
+    assert (damaged.status_code, damaged.json()["error"]["code"]) == (503, "store")
+
+
 ADAPTATION = {
     "objective": "ranking", "outcome": "mixed", "win": False, "parent": None, "search": "ladder", "roles": ["spirit", "ingredient"],
     "chosen": [0.25, 0.75],

@@ -179,6 +179,9 @@ def test_domains_recipes_and_words_are_added_and_changed(ci, stocked, tmp_path, 
         adaptive = {"adaptive": {"template": file}}
         assert _code(ci.post(f"{API}/recipes", json={"name": "house", "content": adaptive})) == (400, "usage")
     assert ci.post(f"{API}/domains", json={"name": "garden", "recipe": "house"}).json()["recipe"] == "house@v1"
+    assert _code(ci.post(f"{API}/domains/garden:rename", json={"name": "patio"})) == (403, "forbidden")
+    for place in ("domains/garden", "bases/tiny"):
+        assert _code(ci.delete(f"{API}/{place}")) == (403, "forbidden"), "a domain's gate would go with it"
     edited = ci.patch(
         f"{API}/adapters/skin-care@v1", json={"tags": ["prod"], "note": "checked", "metrics": {"HR@1": 0.4}}
     )

@@ -58,6 +58,9 @@ def test_the_facade_is_the_same_over_http(remote, stocked, make_adapter, loopbac
     published = remote.publish("skin-care@v2", "acme/skin-care")
     kept = stocked.publications.list()[0]
     assert (published.id, published.revision, published.base) == (kept.id, kept.revision, kept.base)
+    withdrawn = remote._server.withdraw("acme/skin-care", make_private=True)
+    assert (withdrawn["made_private"], [each["id"] for each in withdrawn["withdrawn"]]) == (True, [kept.id])
+    assert stocked.publications.get("acme/skin-care").withdrawn_at is not None
 
 
 def test_errors_are_those_of_the_registry(remote, stocked, tmp_path):
