@@ -57,8 +57,8 @@ class Victim:
             process.wait()
 
     def _answers(self) -> bool:
-        with suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/healthz").status_code == 200
+        with suppress(httpx2.TransportError), httpx2.Client(verify=False) as client:
+            return client.get(f"{self.url}/healthz").status_code == 200
         return False
 
 
@@ -71,15 +71,16 @@ class Caller(threading.Thread):
         self._home, self._ended, self.answered = home, ended, 0
 
     def run(self) -> None:
-        while not self._ended.wait(0.005):
-            with suppress(httpx2.TransportError):
-                only_new = {
-                    "If-None-Match": "*"
-                }  # it may be there: where the answer to its removal was lost, or its removal
-                put = httpx2.put(self._path, json={"ref": f"{self._home}@v1"}, headers=only_new, timeout=PATIENCE)
-                self.answered += put.status_code == 200
-                removed = httpx2.delete(self._path, timeout=PATIENCE)
-                self.answered += removed.status_code in (200, 204)
+        with httpx2.Client(timeout=PATIENCE) as client:  # one, for to make one takes longer than an answer
+            while not self._ended.wait(0.02):
+                with suppress(httpx2.TransportError):
+                    only_new = {
+                        "If-None-Match": "*"
+                    }  # it may be there: where the answer to its removal was lost, or its removal
+                    put = client.put(self._path, json={"ref": f"{self._home}@v1"}, headers=only_new)
+                    self.answered += put.status_code == 200
+                    removed = client.delete(self._path)
+                    self.answered += removed.status_code in (200, 204)
 
 
 def pass_leases(registry: Registry) -> None:
