@@ -21,6 +21,10 @@ settings.register_profile("ours", deadline=None, derandomize=os.environ.get("REC
 settings.load_profile("ours")
 
 
+COLLECTIONS = gc.get_threshold()
+gc.set_threshold(100_000)  # while the libraries are imported, which makes a million objects that are never garbage
+
+
 def _beside(name: str) -> ModuleType:
     """A module of this folder; with `--import-mode=importlib` it is on no search path."""
     spec = importlib.util.spec_from_file_location(f"reccocktail_tests_{name}", Path(__file__).with_name(f"{name}.py"))
@@ -116,6 +120,7 @@ def pytest_collection_finish() -> None:
     """What the imports left is never garbage: without it a collection, one of which each training asks for, takes no half second."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
 
 
 @pytest.fixture
