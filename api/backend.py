@@ -348,6 +348,23 @@ class LocalBackend(Closing):
 
         return add_recipe(self.registry, name, file, note=note, say=say)
 
+    def describe_templates(self) -> list[dict[str, Any]]:
+        from ..engine.documents import describe_templates
+
+        return describe_templates(self.registry)
+
+    def template(self, name: str) -> dict[str, Any]:
+        """One that ships, NAME or NAME@vN. Raises TaskError."""
+        from ..engine.recipe_book import find_template
+
+        return find_template(self.registry, name).model_dump(mode="json")
+
+    def add_template(self, name: str, file: Path, *, note: str | None = None) -> RecipeVersion:
+        """Raises TaskError, UsageError for the name of a template that ships."""
+        from ..engine.recipe_book import add_template
+
+        return add_template(self.registry, name, file, note=note)
+
     def marks(self) -> int | None:
         """How many aliases and pins of builds there are, which no export has."""
         return len(self.registry.serving.aliases()) + len(self.registry.serving.pinned())

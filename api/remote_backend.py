@@ -28,6 +28,7 @@ from .remote_nouns import (
     RemotePublications,
     RemoteRecipes,
     RemoteServing,
+    RemoteTemplates,
     adapter_of,
     build_of,
 )
@@ -59,7 +60,8 @@ class RemoteBackend(Closing):
         self.builds, self.serving, self.edits = RemoteBuilds(server), RemoteServing(server), RemoteEdits(server)
         self.evaluations, self.publications = RemoteEvaluations(server), RemotePublications(server)
         self.webhooks, self.outbox = RemoteWebhooks(server), RemoteOutbox(server)
-        self.recipes, self.gates = RemoteRecipes(server), RemoteGates(server)
+        self.recipes, self.templates = RemoteRecipes(server), RemoteTemplates(server)
+        self.gates = RemoteGates(server)
 
     def close(self) -> None:
         self._server.close()
@@ -370,6 +372,19 @@ class RemoteBackend(Closing):
         if template and template not in shipped_templates() and is_file_name(template):
             raise LocalOnlyError.of(f"the template {template!r}", hint="name one of the registry: NAME or NAME@vN")
         return self.recipes.added({"name": name, "content": recipe.to_json(), "note": note})
+
+    def describe_templates(self) -> list[dict[str, Any]]:
+        return self._server.get("/templates")
+
+    def template(self, name: str) -> dict[str, Any]:
+        return self._server.get(f"/templates/{quote(name, safe='')}")
+
+    def add_template(self, name: str, file: Path, *, note: str | None = None) -> RecipeVersion:
+        """The file's content is sent."""
+        from ..tasks import load_template
+
+        content = load_template(file).model_dump(mode="json")
+        return self.templates.added({"name": name, "content": content, "note": note})
 
     def marks(self) -> int | None:
         """Not known here."""

@@ -292,7 +292,8 @@ class RemoteRecipes(_Noun):
     def log(self, name: str) -> list[RecipeVersion]:
         from ..registry.catalog.recipes import RecipeVersion
 
-        return [RecipeVersion.from_json(each) for each in self._server.get(f"/recipes/{quote(name, safe='')}/versions")]
+        found = self._server.get(f"/{self.kind}s/{quote(name, safe='')}/versions")
+        return [RecipeVersion.from_json(each) for each in found]
 
     def users(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -304,5 +305,9 @@ class RemoteRecipes(_Noun):
     def added(self, document: Mapping[str, Any]) -> RecipeVersion:
         from ..registry.catalog.recipes import RecipeVersion
 
-        found = self._server.ask("POST", "/recipes", json=document)
+        found = self._server.ask("POST", f"/{self.kind}s", json=document)
         return RecipeVersion.from_json(found, created=found["created"])
+
+
+class RemoteTemplates(RemoteRecipes):
+    kind = "template"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from .app import App, example, json_option, pass_app
 from .console import answer, table
 from .recipe_versions import if_any, newest_two, show_added, show_difference, show_log
-
-if TYPE_CHECKING:
-    from ..tasks import Template
 
 
 @click.group(epilog=example("reccocktail template show next-title > ours.yaml"))
@@ -31,10 +28,8 @@ def add(app: App, name: str, file: Path, note: str | None, as_json: bool) -> Non
 
     A file that says what a version says already adds nothing. Recipes name it as `template: NAME` and keep the version.
     """
-    from ..engine.recipe_book import add_template
-
-    with app.registry() as registry:
-        added = add_template(registry, name, file.expanduser(), note=note)
+    with app.backend() as backend:
+        added = backend.add_template(name, file.expanduser(), note=note)
     show_added(added, {}, as_json)
 
 
@@ -43,15 +38,10 @@ def add(app: App, name: str, file: Path, note: str | None, as_json: bool) -> Non
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """List templates: yours, and those that ship."""
-    from ..tasks import load_template, shipped_templates
+    from ..engine.documents import describe_templates
 
-    with if_any(app.registry) as registry:
-        own = registry.templates.list() if registry else []
-    document = [{"name": v.name, "ref": v.ref, "note": v.note, "digest": v.digest} for v in own]
-    document += [
-        {"name": name, "ref": name, "note": "ships", "digest": load_template(name).digest}
-        for name in shipped_templates()
-    ]
+    with if_any(app.backend) as backend:
+        document = backend.describe_templates() if backend else describe_templates(None)
     answer(as_json, document, lambda: table(["name", "note"], [[d["ref"], d["note"]] for d in document], empty=""))
 
 
@@ -63,18 +53,18 @@ def show(app: App, name: str, as_json: bool) -> None:
     """Print a template, as YAML."""
     import yaml
 
-    content = _found(app, name).model_dump(mode="json")
+    content = _found(app, name)
     answer(as_json, content, lambda: click.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip()))
 
 
-def _found(app: App, name: str) -> Template:
-    from ..engine.recipe_book import find_template, is_file_name
+def _found(app: App, name: str) -> dict[str, Any]:
+    from ..engine.recipe_book import is_file_name
     from ..tasks import load_template, shipped_templates
 
     if name in shipped_templates() or is_file_name(name):
-        return load_template(name)
-    with app.registry() as registry:
-        return find_template(registry, name)
+        return load_template(name).model_dump(mode="json")
+    with app.backend() as backend:
+        return backend.template(name)
 
 
 @template.command(epilog=example("reccocktail template log ours"))
@@ -83,8 +73,8 @@ def _found(app: App, name: str) -> Template:
 @pass_app
 def log(app: App, name: str, as_json: bool) -> None:
     """Show who changed a template, when and how."""
-    with app.registry() as registry:
-        show_log(registry.templates, name, as_json)
+    with app.backend() as backend:
+        show_log(backend.templates, name, as_json)
 
 
 @template.command(epilog=example("reccocktail template diff ours", "reccocktail template diff next-title ours@v2"))
@@ -98,7 +88,6 @@ def diff(app: App, before: str, after: str | None, as_json: bool) -> None:
     With one NAME: between its newest version and the one before.
     """
     if after is None:
-        with app.registry() as registry:
-            before, after = newest_two(registry.templates, before)
-    one, other = _found(app, before), _found(app, after)
-    show_difference((before, after), one.model_dump(mode="json"), other.model_dump(mode="json"), as_json)
+        with app.backend() as backend:
+            before, after = newest_two(backend.templates, before)
+    show_difference((before, after), _found(app, before), _found(app, after), as_json)

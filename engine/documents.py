@@ -95,6 +95,17 @@ def describe_recipes(registry: Registry | None) -> list[dict[str, Any]]:
     ]
 
 
+def describe_templates(registry: Registry | None) -> list[dict[str, Any]]:
+    """The registry's prompt templates, and those that ship."""
+    from ..tasks import load_template, shipped_templates
+
+    own = registry.templates.list() if registry else []
+    return [{"name": v.name, "ref": v.ref, "note": v.note, "digest": v.digest} for v in own] + [
+        {"name": name, "ref": name, "note": "ships", "digest": load_template(name).digest}
+        for name in shipped_templates()
+    ]
+
+
 def describe_comparison(found: RecordedComparison, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Two evaluations, and what A has more than B of each metric, or of these, with paired intervals. Raises UsageError for an unknown one."""
     if unknown := [name for name in metrics if name not in found.differences]:

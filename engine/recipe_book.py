@@ -192,13 +192,20 @@ def template_file(registry: Registry, text: str) -> tuple[Path, str] | None:
 
 def add_template(registry: Registry, name: str, path: Path, *, note: str | None = None) -> RecipeVersion:
     """The template file as the name's next version, or the version that says the same already."""
+    return keep_template(registry, name, load_template(path), note=note, read_from=str(path.absolute()))
+
+
+def keep_template(
+    registry: Registry, name: str, template: Template, *, note: str | None = None, read_from: str | None = None
+) -> RecipeVersion:
+    """As `add_template`, of what was read. Raises UsageError for the name of one that ships."""
     if name in shipped_templates():
         raise UsageError(f"a template {name!r} ships with RecCocktail", hint="choose another name")
-    content = load_template(path).model_dump(mode="json")
+    content = template.model_dump(mode="json")
     for version in _versions(registry.templates.log, name):
         if parse_template(version.content, where=version.ref).model_dump(mode="json") == content:
             return version
-    return registry.templates.add(name, content, note=note, read_from=str(path.absolute()))
+    return registry.templates.add(name, content, note=note, read_from=read_from)
 
 
 def settle_template(registry: Registry, text: str, *, beside: Path, say: Callable[[str], None]) -> str:

@@ -257,6 +257,15 @@ class RecipeEntryModel(_Answer):
     domains: list[str]
 
 
+class TemplateEntryModel(_Answer):
+    """A prompt template of a list."""
+
+    name: str
+    ref: str
+    note: str | None
+    digest: str
+
+
 class RollbackModel(_Answer):
     """What going back from one build to another changes, and where the domain stands then."""
 

@@ -1,4 +1,4 @@
-"""Base models, domains and recipes."""
+"""Base models, domains, recipes and prompt templates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...engine.documents import describe_recipes
+from ...engine.documents import describe_recipes, describe_templates
 from ...engine.recipe_book import find_recipe
-from ...tasks import DataFacts, describe, read_domain
+from ...tasks import DataFacts, describe, load_template, parse_template, read_domain, shipped_templates
 from ..identity import Reading
-from ..models import BaseModelModel, DomainModel, RecipeEntryModel, RecipeModel
+from ..models import BaseModelModel, DomainModel, RecipeEntryModel, RecipeModel, TemplateEntryModel
 from .declaring import Name, named_recipe, router
 
 routes = router("catalog")
@@ -61,3 +61,24 @@ def show_recipe(registry: Reading, name: Name) -> dict[str, Any]:
 def list_recipe_versions(registry: Reading, name: Name) -> Any:
     """All versions of a recipe of the registry, the newest first."""
     return [row.to_json() for row in registry.recipes.log(name)]
+
+
+@routes.get("/templates", response_model=list[TemplateEntryModel])
+def list_templates(registry: Reading) -> Any:
+    """Prompt templates of the registry, and those that ship."""
+    return describe_templates(registry)
+
+
+@routes.get("/templates/{name}")
+def show_template(registry: Reading, name: Name) -> dict[str, Any]:
+    """A template with its defaults: one that ships, NAME, or NAME@vN."""
+    if name in shipped_templates():
+        return load_template(name).model_dump(mode="json")
+    found = registry.templates.get(name)
+    return parse_template(found.content, where=found.ref).model_dump(mode="json")
+
+
+@routes.get("/templates/{name}/versions", response_model=list[RecipeModel])
+def list_template_versions(registry: Reading, name: Name) -> Any:
+    """All versions of a template of the registry, the newest first."""
+    return [row.to_json() for row in registry.templates.log(name)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...engine.recipe_book import keep_recipe, settle_recipe
+from ...engine.recipe_book import keep_recipe, keep_template, settle_recipe
 from ...engine.recipes import parse_recipe
 from ...registry import Adapter, Registry
 from ...registry.artifacts.checkpoints import Checkpoint, checkpoint
@@ -21,6 +21,7 @@ from ...registry.catalog.editing import BuildAnnotation
 from ...registry.catalog.references import SPIRIT, check_name
 from ...registry.catalog.registration import Checks, Labels
 from ...registry.errors import UsageError
+from ...tasks import parse_template
 from ...trainers.domains import DomainCheck
 from ..identity import ADMIN, Administering, Registering, identify
 from ..models import AdapterModel, BaseModelModel, DomainModel, RecipeModel, model_of
@@ -79,6 +80,14 @@ class NewName(_Sent):
 
 class NewRecipe(_Sent):
     """The next version of a recipe, unless one says the same already."""
+
+    name: ShortText
+    content: dict[str, Any]
+    note: LongText | None = None
+
+
+class NewTemplate(_Sent):
+    """The next version of a prompt template, unless one says the same already."""
 
     name: ShortText
     content: dict[str, Any]
@@ -226,6 +235,14 @@ def add_recipe(response: Response, registry: Registering, new: NewRecipe) -> Any
     expect_named_template(registry, new.content)
     recipe = parse_recipe(new.content, where=new.name)
     row = keep_recipe(registry, new.name, recipe, note=new.note)
+    response.status_code = 201 if row.created else 200
+    return row.to_json() | {"created": row.created}
+
+
+@routes.post("/templates", response_model=RecipeModel)
+def add_template(response: Response, registry: Registering, new: NewTemplate) -> Any:
+    """Adds a version of a prompt template."""
+    row = keep_template(registry, new.name, parse_template(new.content, where=new.name), note=new.note)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created}
 

@@ -82,6 +82,11 @@ recipe list
 recipe show small
 recipe log small
 recipe diff small average
+template add ours {template} --note n
+template list
+template show ours
+template log ours
+template diff ours next-title
 evaluation list --domain skin-care
 publish skin-care --to acme/skin-care --dry-run --offline
 publication list
@@ -116,6 +121,8 @@ FORMS: dict[str, Any] = {
     "rollback": models.RollbackModel,
     "recipe list": list[models.RecipeEntryModel],
     "recipe log": list[models.RecipeModel],
+    "template list": list[models.TemplateEntryModel],
+    "template log": list[models.RecipeModel],
     "log": list[models.EventModel],
 }
 """What the API's document says of an answer, by the beginning of a command."""
@@ -201,7 +208,8 @@ def test_the_trip_gives_the_same_json_by_a_server(
     small_recipe: Path,
     tmp_path: Path,
 ) -> None:
-    names = {"tiny_base": tiny_base, "data": data, "small_recipe": small_recipe, **loras}
+    (template := tmp_path / "ours.yaml").write_text('{"name": "ours", "user": "{history}"}')
+    names = {"tiny_base": tiny_base, "data": data, "small_recipe": small_recipe, "template": template, **loras}
     cache = str(tmp_path / "cache")
     worker(by_server.registry)
     theirs = Way(lambda *words: by_server(*words, XDG_CACHE_HOME=cache), names | {"target": tmp_path / "theirs"}).trip()
@@ -279,11 +287,6 @@ db current
 db check
 store verify
 store gc
-template add t {small_recipe}
-template list
-template log t
-template diff t
-template show ours
 domain sync
 domain add books --from-plugin p
 build request skin-care --wait --keep-best
