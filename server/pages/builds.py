@@ -131,6 +131,7 @@ def _promotion(
     closed = attempt(lambda: may_promote(registry, row))
     served = [each.build for each in registry.serving.served(row.domain) if each.base == row.base]
     values = {
+        "author": row.created_by,
         "name": row.domain, "subject": f"build {row.id}", "what": registry.serving.policy(row.domain).alias,
         "now": served[0] if served else None, "closed": closed, "gate": registry.gates.get(row.domain),
         "approvers": registry.gates.approvers(build=row.id), "approve": f"/builds/{row.id}/approve",

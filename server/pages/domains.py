@@ -205,6 +205,7 @@ def _promotion(
     name, closed = row.domain or SPIRIT, attempt(lambda: may_move(registry, row, CHAMPION))
     now = [each for each in registry.adapters.aliases(name, base=row.base) if each.alias == CHAMPION]
     values = {
+        "author": row.created_by,
         "name": name, "subject": row.ref, "what": CHAMPION, "now": now[0].ref if now else None, "closed": closed,
         "approvers": registry.gates.approvers(adapter=(row.ref, row.base)), "approve": f"/domains/{name}/approve",
         "gate": registry.gates.get(name), "path": f"/domains/{name}/promote", "home": f"/domains/{name}",

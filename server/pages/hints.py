@@ -6,22 +6,22 @@ import re
 
 OFFERED = (
     # promotion, approval, the gate
-    (r'reccocktail build policy \S+ --alias \S+ --override "why"|^--override "why"$', "give a reason for passing the gate by"),
+    (r'reccocktail build policy [^\s;]+ --alias [^\s;]+ --override "why"|^--override "why"$', "give a reason for passing the gate by"),
     (r'--override "why" lets it through all the same, and the reason is recorded', "a reason for passing the gate by lets it through all the same, and is recorded"),
-    (r"somebody else: reccocktail (?:adapter|build) approve \S+", "somebody else approves it on this page, logged in in their own name"),
+    (r"somebody else: reccocktail (?:adapter|build) approve [^\s;]+", "somebody else approves it on this page, logged in in their own name"),
     (r"in their own name \(--as\)", "logged in in their own name"),
     (r"give --require or --approvals; --remove removes the gate", "name a metric or a number of approvals; “Remove the gate” removes it"),
-    (r"write metric=\S+", ""),
+    (r"write metric=[^\s;]+", ""),
     # versions, builds
     (r"use --force to archive it", "it can be archived all the same"),
-    (r"reccocktail rollback \S+ --to BUILD; `reccocktail build history (\S+)`", r"name a build or a moment; the page of \1 lists what it served"),
+    (r"reccocktail rollback [^\s;]+ --to BUILD; `reccocktail build history (\S+)`", r"name a build or a moment; the page of \1 lists what it served"),
     (r"`reccocktail build history (\S+)`", r"the page of \1 lists what it served"),
     (r"(?:build it again: )?`?reccocktail build request ([^\s;`]+)[^;`]* --wait`?", r"request a build on the page of \1"),
     (r"reccocktail build promote (\S+)$", r"promote build \1 on its page"),
     (r"reccocktail build (?:retry|show) (\S+)$", r"see the page of build \1"),
     (r"`reccocktail (?:build|domain|adapter) list[^`]*`(?: and `reccocktail build list`)? shows? [\w ]+", "the overview leads to all domains, and those to their versions and builds"),
-    (r"reccocktail adapter archive (\S+) --base \S+ --undo", r"“Restore” on the page of its domain takes it into use again"),
-    (r"`reccocktail recipe log \S+` lists", "the page of the recipe lists"),
+    (r"reccocktail adapter archive [^\s;]+ --base [^\s;]+ --undo", r"“Restore” on the page of its domain takes it into use again"),
+    (r"`reccocktail recipe log [^\s;]+` lists", "the page of the recipe lists"),
     (r"`?reccocktail adapter list --domain ([^\s`]+)[^;`]*`?", r"the page of \1 lists its versions"),
     (r"run the same command with (.+?)(?=;|$)", r"try it with \1"),
     (r"POST /api/v1/recipes adds one", "the page of recipes adds one"),

@@ -39,6 +39,12 @@ def test_no_hint_of_a_page_names_an_option_that_only_the_command_has():
         (None, None),
         ("choose another name", "choose another name"),
         ('--override "why"', "give a reason for passing the gate by"),
+        (
+            'somebody else: reccocktail build approve 66; reccocktail evaluate 66 --domain a; --override "why" lets it through all the'
+            " same, and the reason is recorded",
+            "somebody else approves it on this page, logged in in their own name; where the registry is, run reccocktail evaluate 66"
+            " --domain a; a reason for passing the gate by lets it through all the same, and is recorded",
+        ),
         ("use --force to archive it", "it can be archived all the same"),
         ("try again; --soup does it", "try again"),
         ("--soup", None),

@@ -48,7 +48,7 @@ def measure(registry: Registry, ref: str, ranks: list[int | None], label: str) -
     return registry.evaluations.add(Measurement(
         key=f"{ref}{label}", system=row.digest, weights=Weights(row.digest, base.digest), label=label, domain="skin-care",
         mode="likelihood", dtype="float32", task_digest="sha256:task", questions="sha256:questions", users=len(ranks),
-        task={"split": "test", "n_negatives": 9, "kind": "rank"}, metrics={"HR@1": figure, "NDCG@3": figure}, detail={},
+        task={"split": "test", "n_negatives": 9, "kind": "rank", "data_digest": "sha256:data"}, metrics={"HR@1": figure, "NDCG@3": figure}, detail={},
         ranks=store_ranks(registry, ranks), version="1",
     ))  # fmt: skip
 
@@ -465,7 +465,8 @@ def test_who_approves_is_who_is_logged_in(stocked, ask, second, open_client):
     stocked.serving.remove("skin-care@production")
     stocked.gates.set("skin-care", None, 1)
     form = {"ref": "skin-care@v2", "base": "tiny"}
-    assert ask("/domains/skin-care/approve", form).status_code == 409  # it is theirs
+    assert "Approve as" not in ask("/domains/skin-care/promote?ref=skin-care@v2").text  # it is theirs
+    assert ask("/domains/skin-care/approve", form).status_code == 409
     anna = stocked.acting_as("anna")
     client = open_client(anna)
     for home, path, sent in (

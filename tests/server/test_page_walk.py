@@ -57,7 +57,7 @@ def test_every_page_is_accessible_and_fits_a_phone(
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             page.goto(site + path)
-            page.wait_for_function("!document.querySelector('[data-poll]')")  # the Hub has answered
+            page.locator('[data-poll="1000"]').wait_for(state="detached")  # the Hub has answered
             if problems := inaccessible(page):
                 found[path, scheme] = problems
             _shoot(page, f"{number:02}-{scheme}")
