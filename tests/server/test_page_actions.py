@@ -48,7 +48,7 @@ def measure(registry: Registry, ref: str, ranks: list[int | None], label: str) -
     return registry.evaluations.add(Measurement(
         key=f"{ref}{label}", system=row.digest, weights=Weights(row.digest, base.digest), label=label, domain="skin-care",
         mode="likelihood", dtype="float32", task_digest="sha256:task", questions="sha256:questions", users=len(ranks),
-        task={"split": "test", "n_negatives": 9, "kind": "rank", "data_digest": "sha256:data"}, metrics={"HR@1": figure, "NDCG@3": figure}, detail={},
+        task={"split": "test", "n_negatives": 9, "kind": "rank", "data_digest": "sha256:data", "seed": 42}, metrics={"HR@1": figure, "NDCG@3": figure}, detail={},
         ranks=store_ranks(registry, ranks), version="1",
     ))  # fmt: skip
 

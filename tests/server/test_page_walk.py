@@ -51,6 +51,7 @@ def test_every_page_is_accessible_and_fits_a_phone(
             "/recipes",
             "/recipes/default",
             "/publish?what=spirit@v1&to=acme/skin-care&replace=1",
+            "/publish?what=skin-care@v1&to=acme/skin-care&replace=1",
         )
     ):
         page.set_viewport_size({"width": 1200, "height": 800})
@@ -66,6 +67,9 @@ def test_every_page_is_accessible_and_fits_a_phone(
             found[path, 390] = page.evaluate("document.documentElement.scrollWidth")
         _shoot(page, f"{number:02}-phone")
         assert page.locator("h1").count() == 1, path
+    # the tables of a card, on the last of them, are aligned by classes
+    sides = "cells => cells.map(cell => getComputedStyle(cell).textAlign)"
+    assert {*page.eval_on_selector_all(".card td.right", sides)} == {"right"}
     assert found == {}
 
 
