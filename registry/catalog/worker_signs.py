@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from ..database.tables import BuildRow, now
@@ -50,8 +50,11 @@ def _busy(session: Session, lease: timedelta) -> Iterator[WorkerSign]:
 
 def _done(session: Session) -> Iterator[WorkerSign]:
     ended = func.max(BuildRow.finished_at)
-    # of one that was cancelled, not the worker said so
-    of_workers = (BuildRow.worker.is_not(None), BuildRow.status.in_(("succeeded", "failed")))
+    # of one that was cancelled, and of one whose worker was lost, not the worker said so
+    told = or_(
+        BuildRow.status == "succeeded", and_(BuildRow.status == "failed", BuildRow.error["code"].as_string() != "lost")
+    )
+    of_workers = (BuildRow.worker.is_not(None), told)
     query = select(BuildRow.worker, ended).where(*of_workers, BuildRow.finished_at >= now() - RECENT)
     for worker, at in session.execute(query.group_by(BuildRow.worker).order_by(ended.desc()).limit(MOST)):
         if worker is not None and at is not None:

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -17,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...registry.errors import RecCocktailError
 from ..identity import Identity, seen_as, session_of
 from .hints import on_page
-from .ways import LOGIN, asked_path, login_for, page_before
+from .ways import LOGIN, asked_path, login_for, own_path, page_before
 
 FOLDER = Path(__file__).parents[1]
 HEADINGS = {
@@ -89,16 +90,25 @@ def wants_page(request: Request) -> bool:
 def error_page(
     request: Request, status: int, error: Mapping[str, Any], headers: Mapping[str, str]
 ) -> HTMLResponse | RedirectResponse:
-    """Of somebody who is not known yet, the way to the login."""
+    """Of somebody who is not known yet, the way to the login; of an address that only a form is sent to, the way to the page above."""
     if status == 401 and request.url.path != LOGIN:
         return RedirectResponse(login_for(asked_path(request)), 303)
+    if status == 405 and request.method == "GET":
+        return RedirectResponse(own_path(quote(request.url.path.rpartition("/")[0])) or "/", 303)
     request.state.caller = _seen(request)
-    before = page_before(request)
     return render(
         request, "error.html", status=status, headers=headers, number=status, error=error,
         heading=HEADINGS.get(status, "Not so" if status < 500 else "The server could not do it"),
-        is_change=request.method == "POST", before=before if before != asked_path(request) or request.method == "POST" else None,
+        is_change=request.method == "POST", before=_way_back(request),
     )  # fmt: skip
+
+
+def _way_back(request: Request) -> str | None:
+    """To the page that led here, else to the one of the navigation that this is below."""
+    before = page_before(request)
+    if before is not None and (request.method == "POST" or before != asked_path(request)):
+        return before
+    return next((each.path for each in NAVIGATION[1:] if request.url.path.startswith(f"{each.path}/")), None)
 
 
 def _seen(request: Request) -> Identity | None:

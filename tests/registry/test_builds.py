@@ -122,7 +122,13 @@ def test_a_dead_workers_build_is_taken_over_and_its_word_refused(
 ) -> None:
     build = ask()
     registry.builds.claim("dead", lease_seconds=-1)
+    assert [(each.name, each.builds, each.is_alive) for each in registry.builds.workers()] == [
+        ("dead", (build.id,), False)
+    ]
     taken = registry.builds.claim("alive")
+    assert [(each.name, each.builds, each.is_alive) for each in registry.builds.workers()] == [
+        ("alive", (build.id,), True)
+    ]
     assert taken is not None
     assert (taken.id, taken.worker, taken.attempts) == (build.id, "alive", 2)
     for report in (
@@ -133,7 +139,10 @@ def test_a_dead_workers_build_is_taken_over_and_its_word_refused(
     ):
         with pytest.raises(ConflictError, match="running by alive: dead does not hold it"):
             report()
-    assert registry.builds.succeed(build.id, "alive", stored, None, None).status == "succeeded"
+    ended = registry.builds.succeed(build.id, "alive", stored, None, None)
+    assert ended.status == "succeeded"
+    (sign,) = registry.builds.workers()
+    assert (sign.name, sign.builds, sign.seen_at, sign.is_alive) == ("alive", (), ended.finished_at, False)
 
 
 def test_a_build_that_lost_its_worker_too_often_fails(registry: Registry, ask: Callable[..., Build]) -> None:
@@ -146,6 +155,7 @@ def test_a_build_that_lost_its_worker_too_often_fails(registry: Registry, ask: C
     failed = registry.builds.get(build.id)
     assert failed.status == "failed"
     assert failed.error == {"code": "lost", "message": f"build {build.id} failed: its worker was lost 5 times"}
+    assert [each.name for each in registry.builds.workers()] == ["alive"]  # the dead one said nothing
     assert registry.builds.retry(build.id).attempts == 0
 
 

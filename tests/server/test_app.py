@@ -74,6 +74,12 @@ def test_every_answer_has_the_headers_that_confine_a_page(client):
     page = client.get("/nothing", headers={"Accept": "text/html"})
     assert page.status_code == 404
     assert "<strong>not_found</strong>" in page.text
+    gone = client.get("/try/0123", headers={"Accept": "text/html"})
+    assert (gone.status_code, 'href="/try">Back to' in gone.text) == (404, True)
+    # what a refused form leaves in the address bar leads to its page
+    for path, above in (("/domains/skin-care/edit", "/domains/skin-care"), ("/rebuild", "/")):
+        answer = client.get(path, headers={"Accept": "text/html"})
+        assert (answer.status_code, answer.headers["location"]) == (303, above)
 
 
 @pytest.mark.parametrize(
