@@ -199,4 +199,5 @@ def remove_base(app: App, name: str, as_json: bool) -> None:
     """
     with app.backend() as backend:
         row = backend.bases.remove(name)
-    answer(as_json, row.to_json(), lambda: say(f"{row.name} is removed; `reccocktail store gc` frees its files"))
+    where = ", where the registry is," if app.url else ""
+    answer(as_json, row.to_json(), lambda: say(f"{row.name} is removed; `reccocktail store gc`{where} frees its files"))

@@ -85,7 +85,8 @@ def gate(
             row = backend.gates.get(name)
         waits = None if row is None else _unmeant(backend, name)
     if waits is not None:
-        warn(f"note: {waits}\nhint: {waits.hint}")
+        warn(f"note: {waits}")
+        warn(f"hint: {waits.hint}")
 
     def show() -> None:
         if row is None:

@@ -56,7 +56,8 @@ def install(app: FastAPI) -> None:
     def unknown(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "usage")
         what = f"{request.method} {request.url.path}: {error.detail}"
-        answer = answer_failure(request, error.status_code, failure(code, what))
+        hint = "the API is below /api/v1 of the server's address, the pages at /" if error.status_code == 404 else None
+        answer = answer_failure(request, error.status_code, failure(code, what, hint))
         answer.headers.update(error.headers or {})
         return answer
 

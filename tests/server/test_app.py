@@ -58,6 +58,7 @@ def test_errors_are_answered_in_one_shape_and_without_secrets(client):
     answer = client.get("/api/v1/refused")
     assert answer.status_code == 409
     assert answer.json() == {"error": {"code": "conflict", "message": "not with [secret]", "hint": "take another"}}
+    assert "/api/v1" in client.get("/else/api/v1/bases").json()["error"]["hint"]
     assert client.get("/api/v1/nothing").json()["error"]["code"] == "not_found"
     assert client.post("/api/v1/refused").json()["error"]["code"] == "method_not_allowed"
     quiet = type(client)(client.app, base_url="http://localhost", raise_server_exceptions=False)
