@@ -56,7 +56,8 @@ def show(
     typed: Mapping[str, str] | None = None, status: int | None = None, **values: Any,
 ) -> HTMLResponse:  # fmt: skip
     """A page that says what was done, or, with the error's status unless there is another, what was refused; its form has what was typed."""
-    error = refused and failure(refused.code, str(refused), refused.hint)["error"]
+    text = refused.summary if isinstance(refused, FormError) else str(refused)
+    error = refused and failure(refused.code, text, refused.hint)["error"]
     status = status or (STATUSES.get(refused.code, 500) if refused else 200)
     filled = Filled(typed or {}, refused.problems if isinstance(refused, FormError) else {})
     return render(request, template, status=status, done=DONE.get(done or ""), refused=error, filled=filled, **values)

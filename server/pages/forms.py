@@ -22,8 +22,13 @@ class FormError(UsageError):
 
     def __init__(self, problems: Mapping[str, str], code: str = UsageError.code) -> None:
         found = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in problems.items())
-        super().__init__(found, hint="correct what is marked below; nothing was changed")
+        super().__init__(found)
         self.code, self.problems = code, dict(problems)
+
+    @property
+    def summary(self) -> str:
+        """For a page that says the rest beside each field."""
+        return f"correct what is marked below: {', '.join(name.replace('_', ' ') for name in self.problems)}"
 
 
 class Problems:

@@ -86,7 +86,9 @@ def _press_until(page, name):
 
 
 @pytest.mark.slow
-def test_a_gate_refuses_and_a_build_is_watched_to_its_end_by_keyboard(stocked, serve, browser, two_versions):
+def test_a_gate_refuses_and_a_build_is_watched_to_its_end_by_keyboard(
+    stocked, serve, browser, two_versions, inaccessible
+):
     stocked.gates.set("skin-care", Requirement("HR@1"), 0)
     asked = stocked.builds.request("skin-care", "tiny", "live", {"output": {}}, {"adapters": []}).build
     site = serve(create_app(stocked))
@@ -99,6 +101,9 @@ def test_a_gate_refuses_and_a_build_is_watched_to_its_end_by_keyboard(stocked, s
     _press_until(page, "Promote")
     assert "evaluate" in page.get_by_role("alert").text_content()
     assert stocked.adapters.resolve("skin-care@champion").ref == "skin-care@v1"
+    page.goto(f"{site}/compare?a=nothing&b=/etc")  # what is wrong is beside each field, and the first one has the focus
+    assert (page.locator(".problem").count(), page.evaluate("document.activeElement.id")) == (2, "a")
+    assert inaccessible(page) == []
     page.goto(site)
     _press_until(page, "Queue")
     _press_until(page, f"{asked.id[:8]}…{asked.id[-4:]}")
