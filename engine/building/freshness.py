@@ -260,11 +260,10 @@ def snapshot_lookups(registry: Registry, domains: Iterable[Domain] = ()) -> Look
     bases = {base.name: base for base in registry.bases.list()}
     placed = registry.adapters.placed()
     versions: dict[str, dict[str, Adapter]] = {}
-    for version_ in registry.adapters.current():
-        versions.setdefault(version_.domain or SPIRIT, {})[version_.base] = version_
     held: dict[str, dict[str, Adapter]] = {}
-    for version_ in registry.adapters.held_back():
-        held.setdefault(version_.domain or SPIRIT, {})[version_.base] = version_
+    for places, rows in zip((versions, held), registry.adapters.current_and_held_back(), strict=True):
+        for row in rows:
+            places.setdefault(row.domain or SPIRIT, {})[row.base] = row
 
     def adapter(name: str, base: str | None) -> Adapter:
         here = versions.get(name, {})

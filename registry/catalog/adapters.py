@@ -254,12 +254,14 @@ class Adapters:
         with self._database.reading() as session:
             return [adapter_of(row) for row in session.scalars(query).unique()]
 
-    def held_back(self) -> builtins.list[Adapter]:
-        """The newest plain LoRAs, per base, of gated domains without a champion in use: their bare names mean nothing, in one query."""
-        query = select(AdapterRow).where(AdapterRow.id.in_(held_back())).order_by(AdapterRow.id)
-        query = query.options(joinedload(AdapterRow.aliases))
+    def current_and_held_back(self) -> tuple[builtins.list[Adapter], builtins.list[Adapter]]:
+        """`current`, and the newest plain LoRAs, per base, of gated domains without a champion in use, whose bare names mean nothing; in one query."""
+        is_held = AdapterRow.id.in_(held_back())
+        query = select(AdapterRow, is_held).where(AdapterRow.id.in_(preferred()) | is_held).order_by(AdapterRow.id)
         with self._database.reading() as session:
-            return [adapter_of(row) for row in session.scalars(query).unique()]
+            rows = session.execute(query.options(joinedload(AdapterRow.aliases))).unique().all()
+            found = [(adapter_of(row), bool(held)) for row, held in rows]
+        return [row for row, held in found if not held], [row for row, held in found if held]
 
     def versions(self, domains: Iterable[str] | None = None) -> builtins.list[Adapter]:
         """All versions of these domains (`spirit` is one), or of all, oldest first, in one query."""

@@ -168,7 +168,8 @@ def test_in_a_gated_domain_a_bare_name_means_the_champion_or_nothing(
                 assert f"reccocktail adapter alias {newest} champion" in (caught.value.hint or "")
     assert registry.adapters.resolve("beauty@v2").ref == "beauty@v2"
     assert registry.adapters.current() == []
-    assert [row.ref for row in registry.adapters.held_back()] == ["beauty@v2", "spirit@v1"]
+    current, held = registry.adapters.current_and_held_back()
+    assert (current, [row.ref for row in held]) == ([], ["beauty@v2", "spirit@v1"])
     assert registry.adapters.digests(bare, base=base.name) == {}
     state = freshness_by_domain(registry)["beauty"]
     assert (state.state, state.ingredient) == ("blocked", None)
@@ -181,6 +182,7 @@ def test_in_a_gated_domain_a_bare_name_means_the_champion_or_nothing(
         request(registry, "beauty", SHIPPED["average"][1])
     registry.gates.remove("spirit")
     assert {row.ref for row in registry.adapters.current()} == {"spirit@v1", "beauty@v1"}
+    assert [len(rows) for rows in registry.adapters.current_and_held_back()] == [2, 0]
     assert registry.adapters.digests(bare, base=base.name).keys() == {*bare}
     registry.adapters.archive("beauty@v1", force=True, override="it leaks")
     with pytest.raises(GateError):
