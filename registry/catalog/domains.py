@@ -40,8 +40,8 @@ class Domain(Record):
     metrics: Mapping[str, float] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
-    created: bool = field(default=False, metadata=NOT_IN_JSON)
-    changed: tuple[Mapping[str, Any], ...] = field(default=(), metadata=NOT_IN_JSON)
+    created: bool = field(default=False, compare=False, metadata=NOT_IN_JSON)
+    changed: tuple[Mapping[str, Any], ...] = field(default=(), compare=False, metadata=NOT_IN_JSON)
 
 
 class Domains:
