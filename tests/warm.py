@@ -28,6 +28,7 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,9 @@ LIBRARIES = (
 ROOMS = ("registry", "tasks", "networks", "engine", "publishing", "serving", "trainers", "server", "cli")
 LEFT_OUT = ("ray", "s3", "vllm", "postgres", "tuning")  # not always installed, or begin threads
 COMMAND = Path(sys.executable).with_name("reccocktail")
+CHILDREN = (
+    "WARM_CHILDREN"  # where it is set in the environment of a command, its trainings are forked from the server, too
+)
 
 
 class Warm:
@@ -212,7 +216,7 @@ def _serve(listener: socket.socket, place: Path) -> None:
         for ready in select.select([listener, *clients], [], [])[0]:
             if ready is listener:
                 clients.append(listener.accept()[0])
-            elif not _answered(ready, [listener, *clients]):
+            elif not _answered(ready, [listener, *clients], place):
                 clients.remove(ready)
                 ready.close()
         if not clients:
@@ -221,7 +225,7 @@ def _serve(listener: socket.socket, place: Path) -> None:
                 return
 
 
-def _answered(client: socket.socket, ours: Sequence[socket.socket]) -> bool:
+def _answered(client: socket.socket, ours: Sequence[socket.socket], place: Path) -> bool:
     """Whether it is still there; carries out what it asks for."""
     try:
         data, streams, _, _ = socket.recv_fds(client, 1 << 18, 16)
@@ -239,7 +243,7 @@ def _answered(client: socket.socket, ours: Sequence[socket.socket]) -> bool:
         if not pid:
             for each in ours:
                 each.close()
-            _run(asked, streams)
+            _run(asked, streams, place)
         for stream in streams:
             os.close(stream)
         client.send(json.dumps(pid).encode())
@@ -248,9 +252,10 @@ def _answered(client: socket.socket, ours: Sequence[socket.socket]) -> bool:
     return True
 
 
-def _run(asked: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
+def _run(asked: Mapping[str, Any], streams: Sequence[int], place: Path) -> NoReturn:
     """The process that was forked."""
     from huggingface_hub import constants
+    from tqdm import tqdm
 
     if asked["session"]:
         os.setsid()
@@ -275,6 +280,12 @@ def _run(asked: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     importlib.reload(constants)  # what the client reads from the environment when it is imported
+    if os.environ.get("TQDM_DISABLE") == "1":  # that, too
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    if os.environ.pop(CHILDREN, ""):
+        from reccocktail.trainers import child
+
+        vars(child)["subprocess"] = Warm(place).module()
     _end(_carried_out(*asked["words"]))
 
 

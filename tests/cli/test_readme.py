@@ -105,7 +105,7 @@ def test_every_command_of_the_readme_and_the_trip_does_on_a_terminal_what_it_say
         "ORG/NAME": "acme/skin-care",
         "ORG/NAME-lora": "acme/ingredient",
     }
-    environment = bare.environment() | {"OMP_NUM_THREADS": "1"}
+    environment = bare.environment() | {"OMP_NUM_THREADS": "1", "WARM_CHILDREN": "1"}
     typed: list[str] = []
     wrong: list[str] = []
     for page, command in _shown():
