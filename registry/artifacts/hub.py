@@ -17,7 +17,7 @@ from glob import escape
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from httpx2 import HTTPError, Timeout, TransportError
+from httpx2 import HTTPError, LocalProtocolError, Timeout, TransportError, UnsupportedProtocol
 from huggingface_hub import HfApi, ModelInfo, RepoFile, constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
@@ -182,8 +182,8 @@ def back_off(error: BaseException, attempt: int) -> float | None:
         asked = error.response.headers.get("Retry-After", "")
         if asked.isdigit():
             return float(asked) + 1 if float(asked) < LONGEST_WAIT else None
-    elif not isinstance(error, TransportError):
-        return None
+    elif not isinstance(error, TransportError) or isinstance(error, LocalProtocolError | UnsupportedProtocol):
+        return None  # the latter are of requests that cannot be sent at all, such as with a token that is no header
     return min(8.0, 2.0 ** (attempt - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
 
 
