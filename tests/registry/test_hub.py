@@ -234,6 +234,7 @@ def test_a_refused_token_is_an_error_that_does_not_show_it(hub, result, monkeypa
         Path(constants.HF_TOKEN_PATH).write_text(token)
     else:
         monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(hub_module.time, "sleep", lambda _: pytest.fail("no wait heals it"))
     for attempt in (
         lambda: fetch("maker/base", kind="base"),
         lambda: publish(plan(result, REPO, UploadOptions("RecCocktail-Build: 7", offline=True)), result, message="no"),
