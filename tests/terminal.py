@@ -128,5 +128,5 @@ class Terminal:
             self._process.kill()
             self._process.wait()
             raise AssertionError(f"it did not end:\n{self.written}") from None
-        self._reader.join(5)
+        self._reader.join(60)
         return code

@@ -137,7 +137,7 @@ def test_a_worker_that_is_stopped_answers_with_what_it_ended(prepared: Any) -> N
             process.terminate()
     assert process.stdout is not None
     assert [row["status"] for row in json.loads(process.stdout.read())] == ["succeeded"]
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert said[-1]["what"] == "ended"
 
 

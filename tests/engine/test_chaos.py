@@ -100,7 +100,7 @@ class Workers:
 
     def wait(self, seconds: float) -> int:
         code = self.process.wait(seconds)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
 

@@ -383,7 +383,7 @@ def test_no_thread_goes_on_writing_after_a_merge_has_failed(base, make_adapter, 
         return done
 
     def fail(*_):
-        started.wait(5)
+        assert started.wait(60)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(merging._Run, "_copied", slow)

@@ -504,7 +504,7 @@ def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
 
     def slow(*given: Any, **options: Any) -> serving.Servable:
         fetching.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return real(*given, **options)
 
     monkeypatch.setattr(plugin.serving, "find", slow)
@@ -512,7 +512,7 @@ def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
 
     async def leave() -> None:
         task = asyncio.create_task(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
-        await asyncio.to_thread(fetching.wait, 10)
+        assert await asyncio.to_thread(fetching.wait, 60)
         task.cancel()
         await asyncio.wait([task])
 

@@ -609,9 +609,9 @@ def test_file_names_that_are_one_on_another_file_system_are_refused_together(
 @pytest.fixture
 def soon() -> Iterator[None]:
     """Fails a test that took as long as a hostile file would like."""
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_configuration_of_ten_million_keys_is_refused_by_its_size(

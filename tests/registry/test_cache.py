@@ -187,7 +187,7 @@ def test_the_work_of_a_killed_fetcher_is_gone_on_with_by_who_waited_for_it(
     with process(program, place, 0, tree.digest, last) as fetcher, ThreadPoolExecutor(1) as thread:
         heard(fetcher, "stuck")
         (half,) = (path for path in (place / "staging").iterdir() if path.is_dir())
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not all(is_fetched(half / name) for name in "ab"):  # they come beside the one that is stuck
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -195,7 +195,7 @@ def test_the_work_of_a_killed_fetcher_is_gone_on_with_by_who_waited_for_it(
         time.sleep(0.3)
         assert not waiting.done()
         fetcher.send_signal(signal.SIGKILL)
-        folder = waiting.result(30)
+        folder = waiting.result(120)
     assert (folder / "c").read_text() == "c" * FILE
     assert set(gets().values()) == {1}
     here().verify_tree(tree.digest)
@@ -211,13 +211,16 @@ def test_a_fetch_that_failed_goes_on_where_it_was(
 ) -> None:
     tree = add("abc")
     chunks, last = buckets.Bucket.chunks, tree.files["c"].sha256
+    others = threading.Barrier(3, timeout=60)  # they come before the line is cut
 
     def cut(self: buckets.Bucket, key: str, size: int) -> Iterator[bytes]:
         if key.endswith(last):
-            time.sleep(0.5)  # the others come first
+            others.wait()
             yield b"half of"
             raise StoreError("the line is cut")
         yield from chunks(self, key, size)
+        if key.endswith((tree.files["a"].sha256, tree.files["b"].sha256)):
+            others.wait()
 
     with monkeypatch.context() as patched:
         patched.setattr(buckets.Bucket, "chunks", cut)
@@ -624,19 +627,19 @@ def test_a_thread_holds_what_it_was_given_although_the_one_that_fetched_it_first
     def once(self: buckets.Bucket, key: str, size: int) -> Iterator[bytes]:
         if not first.is_set():
             first.set()
-            failing.wait(30)
+            failing.wait(120)
             raise StoreError("the line is cut")
         return chunks(self, key, size)
 
     monkeypatch.setattr(buckets.Bucket, "chunks", once)
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(store.folder, a.digest)
-        assert first.wait(30)
+        assert first.wait(120)
         two = threads.submit(store.folder, a.digest)
         time.sleep(0.3)
         failing.set()
-        assert isinstance(one.exception(30), StoreError)
-        assert two.result(30).exists()
+        assert isinstance(one.exception(120), StoreError)
+        assert two.result(120).exists()
     fetch(store, b, c)
     assert kept(store, a, b, c) == [True, False, True]
 

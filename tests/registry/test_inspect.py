@@ -410,10 +410,10 @@ def test_patterns_that_could_run_for_ever_or_mean_something_else_are_refused(key
 
 def test_thousands_of_plain_names_as_patterns_take_no_time() -> None:
     names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(40) for expert in range(128)]
-    start = time.monotonic()
+    start = time.process_time()
     patterns = NamePatterns({name: number for number, name in enumerate(names)})
     assert [patterns.value_of(name, -1) for name in names] == list(range(len(names)))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- what PEFT itself writes

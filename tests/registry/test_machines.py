@@ -112,7 +112,7 @@ def test_a_collection_waits_for_writers_on_other_machines(
     with lock.exclusive(1):
         writer = threading.Thread(target=write)
         writer.start()
-        began.wait(5)
+        assert began.wait(60)
         assert not written.wait(0.3)
-    writer.join(5)
+    writer.join(60)
     assert written.is_set()

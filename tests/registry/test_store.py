@@ -494,7 +494,7 @@ def test_an_exclusive_lock_holds_writers_off_until_it_is_free(
         with pytest.raises(TimeoutError):
             adding.result(timeout=0.5)
         assert house.trees() == set()
-    assert adding.result(timeout=10).digest in house.trees()
+    assert adding.result(timeout=60).digest in house.trees()
 
 
 def test_pieces_are_there_for_everybody_until_they_are_removed(house: House, store: Store, folder: Path) -> None:

@@ -124,13 +124,13 @@ def test_without_the_lock_a_collection_takes_what_was_just_put_in(
         def slow(trees: object) -> set[str]:
             found = needed(trees)  # pyright: ignore
             listed.set()
-            added.wait(0.5)
+            added.wait(60 if isinstance(lock, NoLock) else 0.5)  # with the lock the writer waits for us
             return found
 
         with monkeypatch.context() as patched, ThreadPoolExecutor(1) as thread:
             patched.setattr(store, "_needed", slow)
             collecting = thread.submit(store.gc, set())
-            listed.wait(5)
+            assert listed.wait(60)
             digest = LocalStore(root, lock=lock).add_folder(folder).digest
             added.set()
             collecting.result()

@@ -308,7 +308,7 @@ def test_a_server_that_never_answers_is_given_up(store: Store, tmp_path: Path, m
         started = time.monotonic()
         with refused_without_secrets("the server does not answer", "AWS_ENDPOINT_URL"):
             open_store(URL, cache=tmp_path / "cache")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
 
 
 def test_a_bucket_that_does_not_exist_is_said_so(client: Any, tmp_path: Path) -> None:
@@ -401,5 +401,5 @@ def test_the_store_works_on_in_a_forked_process(store: Store, folder: Path) -> N
     queue = multiprocessing.get_context("fork").Queue()
     child = multiprocessing.get_context("fork").Process(target=lambda: queue.put(store.digests()))
     child.start()
-    assert queue.get(timeout=30) == {tree.digest}
-    child.join(30)
+    assert queue.get(timeout=120) == {tree.digest}
+    child.join(120)

@@ -78,20 +78,23 @@ def test_the_process_that_tries_ends_with_the_one_that_asks_even_if_a_fork_holds
     asking = """
 import subprocess, sys, time
 trial = subprocess.Popen([sys.executable, "-P", sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
-fork = subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL, pass_fds=[trial.stdin.fileno()])
-print(fork.pid, flush=True)
-time.sleep(30)
+fork = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, pass_fds=[trial.stdin.fileno()])
+print(trial.pid, fork.pid, flush=True)
+time.sleep(600)
 """
     parent = subprocess.Popen(
         [sys.executable, "-c", asking, str(chat_templates._TRIAL)], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    fork = int(parent.stdout.readline())
+    trial, fork = map(int, parent.stdout.readline().split())
     try:
-        time.sleep(0.5)  # so that it has seen its parent
+        until = time.monotonic() + 60
+        while len(os.listdir(f"/proc/{trial}/task")) < 2:  # noqa: PTH208  the thread knows its parent
+            assert time.monotonic() < until
+            time.sleep(0.01)
         parent.terminate()
         parent.wait()
-        assert select.select([parent.stdout], [], [], 15)[0], "the trial, which has the other end, is still there"
+        assert select.select([parent.stdout], [], [], 60)[0], "the trial, which has the other end, is still there"
         assert parent.stdout.read() == ""
     finally:
         os.kill(fork, signal.SIGKILL)

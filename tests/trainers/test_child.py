@@ -123,8 +123,8 @@ def test_a_crash_after_the_work_takes_nothing_away_from_it(run):
 
 
 def test_the_time_to_be_silent_begins_when_the_trainer_is_loaded(run, misbehaving, monkeypatch):
-    misbehaving.write_text("import time\ntime.sleep(1.5)\n" + misbehaving.read_text())
-    assert run(stall=1.0).ref == "skin-care@v2"
+    misbehaving.write_text("import time\ntime.sleep(3.5)\n" + misbehaving.read_text())
+    assert run(stall=3.0).ref == "skin-care@v2"
     monkeypatch.setattr("reccocktail.trainers.child.START_SECONDS", 0.5)
     with pytest.raises(TrainerError, match="no progress for 1 seconds"):
         run(stall=1.0)
@@ -138,10 +138,7 @@ def test_a_trainer_that_hangs_is_stopped_with_all_that_it_started(run, stocked, 
     assert "a_misbehaving.py" in capfd.readouterr().err, "it told where it stood"
     if how == "hang with a child":
         pid = int((only_run(stocked) / "child").read_text())
-        time.sleep(0.2)
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            state = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]  # noqa: PTH123, SIM115
-            assert state == "Z"
+        assert ends(pid)
 
 
 def test_a_trainer_that_hangs_and_is_deaf_is_killed(run, monkeypatch):
@@ -177,11 +174,15 @@ def test_a_child_ends_with_the_command_that_started_it(run, stocked, make_adapte
     assert child
     command.kill()
     command.wait()
-    for _ in range(100):
-        if not alive(child):
-            break
-        time.sleep(0.1)
-    assert not alive(child)
+    assert ends(child)
+
+
+def ends(pid):
+    """Whether it has ended within a minute."""
+    until = time.monotonic() + 60
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(pid)
 
 
 def alive(pid):
