@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -57,8 +58,10 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 
 def _base(registry: Registry, row: Base) -> dict[str, Any]:
-    files = _files(registry, row.digest)
-    return _given(source=row.source, revision=row.revision, files=files, digest=row.digest, **about(row))
+    folder = registry.store.local(row.digest)
+    return _given(
+        source=row.source, revision=row.revision, files=folder and str(folder), digest=row.digest, **about(row)
+    )
 
 
 def _contents(versions: Recipes) -> dict[str, list[dict[str, Any]]]:
@@ -73,31 +76,25 @@ def _domain(row: Domain) -> dict[str, Any]:
 def _adapter(registry: Registry, row: Adapter, bases: list[Base]) -> dict[str, Any]:
     of = {"spirit": True} if row.domain is None else {"domain": row.domain}
     base = next(base for base in bases if base.name == row.base)
+    folder, training = registry.store.local(row.digest), row.training
     return of | _given(
         base=row.base,
         version=row.version,
-        source=row.training.hub_repo,
+        source=training.hub_repo,
         revision=row.context.get("hub_commit"),
-        files=_files(registry, row.digest),
+        files=folder and str(folder),
         digest=row.digest,
         aliases=[*row.aliases],
         archived=row.archived_at is not None,
         **about(row),
-        allow_base_mismatch=_names_another(registry, row, base),
-        allow_partial=bool(row.training.lacking),
+        allow_base_mismatch=_names_another(folder, row, base),
+        allow_partial=bool(training.lacking),
         context=dict(row.context),
     )
 
 
-def _files(registry: Registry, digest: str) -> str | None:
-    """The folder in the store, where it is on this machine."""
-    folder = registry.store.local(digest)
-    return None if folder is None else str(folder)
-
-
-def _names_another(registry: Registry, row: Adapter, base: Base) -> bool:
-    """Whether it was registered although it names another base model."""
-    folder = registry.store.local(row.digest)
+def _names_another(folder: Path | None, row: Adapter, base: Base) -> bool:
+    """Whether it was registered although it names another base model; `folder` is that in the store, where it is on this machine."""
     if folder is None or row.kind != LORA:
         return False
     with suppress(InvalidArtifactError):
