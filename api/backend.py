@@ -86,9 +86,10 @@ class LocalBackend(Closing):
 
     def data_facts(self, row: Domain) -> DataFacts | None:
         """What is in a domain's data; None without any. Raises TaskError."""
-        from ..tasks import describe, read_domain
+        from ..engine.domain_data import domain_data
+        from ..tasks import describe
 
-        return None if row.data is None else describe(read_domain(Path(row.data), row.name))
+        return None if row.data is None else describe(domain_data(self.registry, row.name))
 
     # adapters
 

@@ -14,7 +14,7 @@ import click
 from ..registry.catalog.content_changes import in_words
 from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
-from .console import answer, counted, details, say, table, warn
+from .console import answer, counted, details, say, short, table, warn
 
 if TYPE_CHECKING:
     from ..registry import Domain, Registry
@@ -240,6 +240,11 @@ def _brief(found: dict[str, Any]) -> str:
     return ", ".join(counted(found[f"{what}s"], what) for what in ("user", "item", "interaction"))
 
 
+def _place(data: str | None) -> str | None:
+    """Where a domain's data lie, in a table's width: what was uploaded is in the store."""
+    return f"in the store, {short(data)}" if data is not None and data.startswith("sha256:") else data
+
+
 @domain.command(name="list", epilog=example("reccocktail domain list"))
 @json_option
 @pass_app
@@ -247,7 +252,7 @@ def list_(app: App, as_json: bool) -> None:
     """List the domains."""
     with app.backend() as backend:
         domains = backend.domains.list()
-    rows = [[d.name, d.title, d.trainer or "sft", d.recipe or "default", d.data] for d in domains]
+    rows = [[d.name, d.title, d.trainer or "sft", d.recipe or "default", _place(d.data)] for d in domains]
     answer(
         as_json,
         [d.to_json() for d in domains],

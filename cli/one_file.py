@@ -59,7 +59,11 @@ def apply(app: App, source: str, dry_run: bool, as_json: bool) -> None:
     try:
         with app.registry() as registry, progress("checking" if dry_run else "applying") as bar:
             for outcome in apply_document(
-                registry, document, ways_of(DomainCheck(), say=say), dry_run=dry_run, progress=bar.update
+                registry,
+                document,
+                ways_of(DomainCheck(registry.data_folder), say=say),
+                dry_run=dry_run,
+                progress=bar.update,
             ):
                 outcomes.append(outcome)
     except KeyboardInterrupt as error:

@@ -19,9 +19,10 @@ from ..tasks import (
 from .click_measured import ClickEvaluation
 from .click_records import ClickRecords
 from .click_scorers import ClickScorer, click_scorer, expect_questions_of
+from .domain_data import data_folder
 from .evaluation import Bar, Bars
 from .question_sets import result_key
-from .systems import System, data_folder, expect_baselines_of, find_system, place_among
+from .systems import System, expect_baselines_of, find_system, place_among
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ..tasks import (
     rank_by_tfidf,
     read_domain,
 )
+from .domain_data import data_folder
 from .errors import EvaluationError
 from .figures import Keeping, figures, keep, loaded
 from .measured import Evaluation, ListFacts, LogLosses, Measured
@@ -49,7 +50,7 @@ from .score_choice import (
     log_losses,
     losses_by_score,
 )
-from .systems import System, data_folder, expect_baselines_of, find_system, place_among
+from .systems import System, expect_baselines_of, find_system, place_among
 
 
 @dataclass(frozen=True)

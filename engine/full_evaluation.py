@@ -10,6 +10,7 @@ from importlib.metadata import version
 from ..registry import Registry
 from ..registry.catalog.evaluations import Measurement
 from ..tasks import FullTask, Split, full_ranks, full_task, read_domain
+from .domain_data import data_folder
 from .errors import EvaluationError
 from .evaluation import Bar, Bars
 from .full_measured import FullEvaluation
@@ -17,7 +18,7 @@ from .full_scorers import TRAINED, expect_scorable, full_scorer
 from .question_sets import RANKING_VERSION, result_key
 from .record_files import add_record
 from .records import Records, store_ranks
-from .systems import System, data_folder, find_system, place_among
+from .systems import System, find_system, place_among
 
 DTYPE = "float32"  # of what is trained
 

@@ -14,8 +14,9 @@ from ..registry.errors import UsageError
 from ..tasks import Catalogue as Titles
 from ..tasks import DomainData, Item, title_key
 from .building.indexing import Catalogue, index_file, index_freshness
+from .domain_data import NO_CATALOGUE, domain_data
 from .frozen import Frozen, open_beside
-from .recommending import Recommendation, RecommendationRequest, domain_data, expect_some_items, history_asked
+from .recommending import Recommendation, RecommendationRequest, expect_some_items, history_asked
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def recommend_by_index(
     `IndexRecommender.open` raises.
     """
     _expect_no_more(row, wanted)
-    data = domain_data(registry, wanted.domain)
+    data = domain_data(registry, wanted.domain, needed=NO_CATALOGUE)
     history = history_asked(data, Titles(data), wanted)
     recommender = IndexRecommender.open(registry, row, data, device=device)
     items = recommender.best(history, count, exclude_seen=wanted.exclude_seen)

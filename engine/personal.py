@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry import Adapter, Registry
 from ..registry.catalog.references import PERSONALISED_LORA, SPIRIT, Reference
-from ..registry.errors import NotFoundError, UsageError
+from ..registry.errors import NotFoundError
 from ..registry.filenames import is_reserved
 from ..registry.store.files import whole_folder
+from .domain_data import domain_data
 from .errors import TargetDependentError
 from .merging.standalone import MergeOptions
 
@@ -119,7 +120,7 @@ def _bundle(registry: Registry, request: PersonalRequest) -> Adapter:
         return registry.adapters.resolve(request.ref, base=request.base, kind=PERSONALISED_LORA)
     except NotFoundError as error:
         domain = registry.domains.get(Reference.parse(request.ref).name)
-        if domain.data is None or _has_ratings(Path(domain.data), domain.name):
+        if domain.data is None or _has_ratings(registry, domain.name):
             raise
         raise type(error)(
             f"{error}; and the data of {domain.name} have no ratings, from which it is learned",
@@ -128,10 +129,10 @@ def _bundle(registry: Registry, request: PersonalRequest) -> Adapter:
         ) from error
 
 
-def _has_ratings(folder: Path, name: str) -> bool:
-    from ..tasks import click_user, read_domain
+def _has_ratings(registry: Registry, domain: str) -> bool:
+    from ..tasks import click_user
 
-    data = read_domain(folder, name)
+    data = domain_data(registry, domain)
     return any(click_user(data, history).rated for history in data.sequences)
 
 
@@ -177,16 +178,8 @@ def folder_names(users: Sequence[str]) -> dict[str, str]:
 
 def data_of(registry: Registry, row: Adapter) -> DomainData:
     """Raises UsageError where the adapter's domain has none."""
-    from ..tasks import read_domain
-
     assert row.domain is not None
-    folder = registry.domains.get(row.domain).data
-    if folder is None:
-        raise UsageError(
-            f"domain {row.domain!r} has no data, from which the histories of users are read",
-            hint=f"reccocktail domain add {row.domain} --data DIR",
-        )
-    return read_domain(Path(folder), row.domain)
+    return domain_data(registry, row.domain, needed=", from which the histories of users are read")
 
 
 def rated_by(data: DomainData, user_id: str) -> ClickUser:

@@ -33,7 +33,7 @@ from ..tasks.prompts import fit
 from ..tasks.ranking import prompt_text, token_ids
 from .adapting.mixture import Mixture
 from .building.freshness import Freshness, chosen
-from .domain_data import domain_data
+from .domain_data import NO_CATALOGUE, domain_data
 from .errors import EvaluationError, MergeError
 from .models import load_model
 from .recipe_book import find_template
@@ -161,7 +161,7 @@ def recommend(
     ConflictError, DataError, TaskError, EvaluationError.
     """
     build, choice = _build(registry, wanted)
-    data = domain_data(registry, wanted.domain)
+    data = domain_data(registry, wanted.domain, needed=NO_CATALOGUE)
     catalogue = Catalogue(data)
     history = history_asked(data, catalogue, wanted)
     template = _template(registry, build, wanted)

@@ -84,14 +84,6 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
     )
 
 
-def data_folder(registry: Registry, domain: str) -> Path:
-    """Where the domain's data lie. Raises NotFoundError, and UsageError where it has none."""
-    data = registry.domains.get(domain).data
-    if data is None:
-        raise UsageError(f"domain {domain!r} has no data", hint=f"reccocktail domain add {domain} --data DIR")
-    return Path(data)
-
-
 def place_among(texts: Sequence[str], found: Sequence[System], against: str | None) -> int | None:
     """Which of the systems `against` names, by its text or its label. Raises UsageError if it is none of them."""
     names = [(text, system.label) for text, system in zip(texts, found, strict=True)]

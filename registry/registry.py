@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import select
 
@@ -35,6 +36,7 @@ from .ownership import private_folder
 from .settings import Settings, is_remote
 from .store import create_store, open_store
 from .store.contract import GRACE, GcReport, Store
+from .store.trees import is_tree
 from .webhooks.hooks import Webhooks
 from .webhooks.outbox import Outbox
 
@@ -127,6 +129,10 @@ class Registry(Closing):
         """
         return Registry(self.settings, self._database.acting_as(actor), self.store, once=once)
 
+    def data_folder(self, data: str) -> Path:
+        """Where a domain's data lie on this machine: a folder's path as it is, and a tree of the store, fetched if need be. Raises StoreError."""
+        return self.store.folder(data) if is_tree(data) else Path(data)
+
     def digests(self, *, without: Collection[str] = ()) -> set[str]:
         """Every tree that a row refers to: what `store.gc` must keep. `without` the results of these builds."""
         return {digest for _, digest in self._references(without)}
@@ -175,6 +181,10 @@ class Registry(Closing):
         with self._database.reading() as session:
             for name, digest in session.execute(select(BaseModelRow.name, BaseModelRow.digest).where(present)):
                 yield f"base {name}", digest
+            domains = select(DomainRow.name, DomainRow.data).where(DomainRow.removed_at.is_(None))
+            for name, data in session.execute(domains):
+                if data is not None and is_tree(data):
+                    yield f"data of domain {name}", data
             adapters = select(DomainRow.name, AdapterRow.version, AdapterRow.digest).join(AdapterRow.domain)
             for name, version, digest in session.execute(adapters):
                 yield f"adapter {Reference(name, version=version)}", digest

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from ..engine.building.planning import data_digest
-from ..engine.domain_data import domain_data
+from ..engine.domain_data import NO_CATALOGUE, domain_data
 from ..registry import Registry
 from ..tasks import Catalogue
 
@@ -20,11 +20,11 @@ class Catalogues:
 
     def get(self, registry: Registry, domain: str) -> Catalogue:
         """Raises NotFoundError, UsageError for a domain without data, DataError."""
-        folder = registry.domains.get(domain).data
+        data = registry.domains.get(domain).data
         with self._lock:
-            key = (domain, data_digest(registry, folder) if folder else "")
+            key = (domain, data_digest(registry, data) if data else "")
             if key not in self._known:
-                self._known[key] = Catalogue(domain_data(registry, domain))
+                self._known[key] = Catalogue(domain_data(registry, domain, needed=NO_CATALOGUE))
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
             self._known.move_to_end(key)

@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..registry import Store
-from ..registry.digests import digest_of_json
 from ..registry.errors import ConflictError, InvalidArtifactError, NotFoundError
 from ..registry.filenames import check_file_names
-from ..registry.ownership import private_folder
-from ..registry.store.files import whole_folder
 from .errors import TooLargeError
 from .security import CHUNK_LIMIT
 
@@ -142,18 +139,6 @@ class Uploads:
         with self._store.staging("upload") as folder:
             self._assemble(upload, folder)
             yield folder
-
-    def keep(self, id_: str, actor: str, folder: Path) -> Path:
-        """Puts the files of a complete upload into a folder of their own below `folder`, named by what they are; equal ones are there once."""
-        upload = self._found(id_, actor)
-        said = sorted((each.path, each.sha256) for each in upload.files)
-        target = folder / digest_of_json(said).removeprefix("sha256:")[:32]
-        private_folder(folder)
-        if not target.is_dir():
-            with whole_folder(target) as staged:
-                self._assemble(upload, staged)
-        self.remove(id_, actor)
-        return target
 
     def remove(self, id_: str, actor: str) -> None:
         """Raises NotFoundError."""

@@ -141,13 +141,15 @@ def _known(registry: Registry, name: str) -> Domain | None:
 class DomainCheck:
     """What is looked at before a domain is written: that its trainer is installed, and that its data can be read, once for all that share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Callable[[str], Path] = Path) -> None:
+        """`folder` says where data lie: `Registry.data_folder` also reads those that were uploaded."""
+        self._folder = folder
         self._readable: set[str] = set()
 
     def __call__(self, name: str, fields: Mapping[str, str]) -> None:
-        """Raises TrainerError, TaskError."""
+        """Raises TrainerError, TaskError, StoreError."""
         if "trainer" in fields:
             load(fields["trainer"])
         if "data" in fields and fields["data"] not in self._readable:
-            read_domain(Path(fields["data"]), name)
+            read_domain(self._folder(fields["data"]), name)
             self._readable.add(fields["data"])

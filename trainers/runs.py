@@ -257,7 +257,7 @@ def _checkpoint(registry: Registry, request: TrainingRequest) -> tuple[Path, dic
 
 
 def _run(registry: Registry, request: TrainingRequest, progress: Progress) -> Run:
-    folders = tuple(map(_data_folder, request.domains))
+    folders = tuple(_data_folder(registry, domain) for domain in request.domains)
     data = tuple(read_domain(folder, domain.name) for folder, domain in zip(folders, request.domains, strict=True))
     checkpoint, on = _checkpoint(registry, request)
     job = TrainingJob(
@@ -344,12 +344,12 @@ def run_folder(registry: Registry, request: TrainingRequest, data: Sequence[Doma
     return registry.settings.own_folder("runs") / key.removeprefix("sha256:")[:16]
 
 
-def _data_folder(domain: Domain) -> Path:
+def _data_folder(registry: Registry, domain: Domain) -> Path:
     if domain.data is None:
         raise UsageError(
             f"domain {domain.name!r} has no data to train on", hint=f"`reccocktail domain add {domain.name} --data DIR`"
         )
-    return Path(domain.data)
+    return registry.data_folder(domain.data)
 
 
 def finished(folder: Path) -> TrainingResult | None:

@@ -21,11 +21,13 @@ from ...registry.digests import DigestMemory, digest_of_json
 from ...registry.errors import RecCocktailError, UsageError
 from ...tasks import DataError, DomainData, HistoryTemplate, Item
 from ...tasks.data import READING
+from ..domain_data import domain_data
 from ..frozen import Frozen
 from .planning import own_version
 
 FORMAT = 1
 CATALOGUE = "catalogue.jsonl"  # the items of an index, in a folder of the store
+NO_ITEMS = ", so there are no items to embed"
 MOST_READ = 20  # indexes of one bi-tuning that are looked at for one that can be used
 
 
@@ -226,23 +228,18 @@ def _items_now(registry: Registry, row: Adapter) -> str | RecCocktailError:
     place = registry.settings.own_folder("cache") / "data" / f"items-{str(template).removeprefix('sha256:')[:16]}"
     memory = DigestMemory(place, version=own_version("reccocktail"), reading=READING, template=template)
     try:
-        return memory.digest(Path(data), compute)
+        return memory.digest(registry.data_folder(data), compute)
     except RecCocktailError as error:
         return error
 
 
 def _data(registry: Registry, row: Adapter) -> DomainData:
-    folder = registry.domains.get(_domain(row)).data
-    if folder is None:
-        raise _no_data(row)
-    from ...tasks import read_domain  # the readers import numpy, and `status` seldom reads data
-
-    return read_domain(Path(folder), _domain(row))
+    return domain_data(registry, _domain(row), needed=NO_ITEMS)
 
 
 def _no_data(row: Adapter) -> UsageError:
     hint = f"reccocktail domain add {row.domain} --data DIR"
-    return UsageError(f"domain {row.domain!r} has no data, so there are no items to embed", hint=hint)
+    return UsageError(f"domain {row.domain!r} has no data{NO_ITEMS}", hint=hint)
 
 
 def _domain(row: Adapter) -> str:

@@ -76,7 +76,7 @@ def live_lookups(registry: Registry) -> Lookups:
         base=registry.bases.get,
         recipe=lambda text: own_recipe(registry, text),
         template=lambda text: find_template(registry, text),
-        data_digest=lambda folder: data_digest(registry, folder),
+        data_digest=lambda data: data_digest(registry, data),
     )
 
 
@@ -135,20 +135,20 @@ def _takes_average(recipe: Recipe, domain: Domain) -> bool:
 own_version = cache(version)
 
 
-def data_digest(registry: Registry, folder: str) -> str:
+def data_digest(registry: Registry, data: str) -> str:
     """The digest of a domain's data, remembered under the home until a file of the folder changes.
 
-    Raises what `read_domain` raises.
+    Raises what `read_domain` raises, and StoreError.
     """
-    place = registry.settings.own_folder("cache") / "data"
+    place, where = registry.settings.own_folder("cache") / "data", registry.data_folder(data)
     memory = DigestMemory(place, version=own_version("reccocktail"), reading=READING)
 
     def read() -> str:
         from ...tasks import read_domain  # the readers import numpy, and `status` seldom reads data
 
-        return read_domain(Path(folder)).digest
+        return read_domain(where).digest
 
-    return memory.digest(Path(folder), read)
+    return memory.digest(where, read)
 
 
 def _key(domain: str, recipe: Recipe, inputs: dict) -> str:
@@ -227,7 +227,7 @@ def _keep_prompts(registry: Registry, planned: Plan) -> None:
     assert adaptive is not None
     from ...tasks import read_domain
 
-    data = read_domain(Path(planned.inputs["data"]["path"]), planned.domain)
+    data = read_domain(registry.data_folder(planned.inputs["data"]["path"]), planned.domain)
     template = find_template(registry, adaptive.template)
     for name, digest in ("data", data.digest), ("template", template.digest):
         if digest != planned.inputs[name]["digest"]:

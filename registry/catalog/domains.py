@@ -27,6 +27,8 @@ NAMED = 5  # so many rows that refer to one are named in a refusal
 
 @dataclass(frozen=True)
 class Domain(Record):
+    """`data` is the path of a folder or, of what was uploaded, the digest of a tree of the store; `Registry.data_folder` reads either."""
+
     name: str
     title: str
     data: str | None

@@ -328,7 +328,7 @@ class _Reader:
     def _domains(self, content: Mapping[str, Any]) -> Iterator[DomainEntry]:
         for name, place, given in self._named(content, "domains", "domain"):
             if "data" in given:
-                given["data"] = str(self._path(given["data"]))
+                given["data"] = given["data"] if _DIGEST.fullmatch(given["data"]) else str(self._path(given["data"]))
             if "recipe" in given and Path(given["recipe"]).suffix:
                 given["recipe"] = str(self._path(given["recipe"]))
             yield DomainEntry(name, place, **given)

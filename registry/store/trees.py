@@ -80,6 +80,11 @@ def hex_of(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
+def is_tree(text: str) -> bool:
+    """Whether it is a digest of the form that trees have."""
+    return text.startswith("sha256:") and HEX.fullmatch(text.removeprefix("sha256:")) is not None
+
+
 def list_files(folder: Path) -> list[str]:
     """All that is not a folder, and links to folders, by relative path. Raises InvalidArtifactError."""
     if not folder.is_dir():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ...engine.documents import describe_recipes, describe_templates
+from ...engine.domain_data import domain_data
 from ...engine.recipe_book import find_recipe
-from ...tasks import DataFacts, describe, load_template, parse_template, read_domain, shipped_templates
+from ...tasks import DataFacts, describe, load_template, parse_template, shipped_templates
 from ..identity import Reading
 from ..models import BaseModelModel, DomainModel, RecipeEntryModel, RecipeModel, TemplateEntryModel
 from .declaring import Name, named_recipe, router
@@ -41,8 +41,8 @@ def show_domain(registry: Reading, name: Name) -> Any:
 @routes.get("/domains/{name}/facts", response_model=DataFacts | None)
 def show_facts(registry: Reading, name: Name) -> Any:
     """What is in a domain's data, which is read for it; null without any."""
-    data = registry.domains.get(name).data
-    return None if data is None else asdict(describe(read_domain(Path(data), name)))
+    row = registry.domains.get(name)
+    return None if row.data is None else asdict(describe(domain_data(registry, name)))
 
 
 @routes.get("/recipes", response_model=list[RecipeEntryModel])

@@ -61,7 +61,7 @@ def apply(registry: Administering, document: Raw, dry_run: DryRun = False) -> An
     """
     suffix = ".json" if document.lstrip().startswith(b"{") else ".yaml"
     parsed = parse_document(document, name="sent", folder=registry.settings.home, suffix=suffix)
-    ways = ways_of(DomainCheck(), say=lambda line: None)
+    ways = ways_of(DomainCheck(registry.data_folder), say=lambda line: None)
     return described([*apply_document(registry, parsed, ways, dry_run=dry_run)], dry_run)
 
 

@@ -200,12 +200,13 @@ def add_domain(request: Request, response: Response, registry: Registering, new:
     if new.data is not None:
         identify(request).expect(ADMIN)
     data = new.data
+    recipe = new.recipe and settle_recipe(registry, named_recipe(new.recipe))
     with _uploaded(request, registry, new.upload) as folder:
         given = {"data": data if folder is None else str(folder), "trainer": new.trainer}
-        DomainCheck()(new.name, {key: value for key, value in given.items() if value is not None})
-    recipe = new.recipe and settle_recipe(registry, named_recipe(new.recipe))
-    if new.upload is not None:  # once it can be read
-        data = str(_uploads(request).keep(new.upload, registry.actor, registry.settings.own_folder("data") / "uploads"))
+        DomainCheck(registry.data_folder)(new.name, {key: value for key, value in given.items() if value is not None})
+        if folder is not None:  # where all instances and workers find them
+            data = registry.store.add_folder(folder).digest
+    _done_with(request, registry, new.upload)
     row = registry.domains.add(new.name, title=new.title, data=data, trainer=new.trainer, recipe=recipe)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created, "changed": list(row.changed)}

@@ -7,13 +7,17 @@ import re
 import runpy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from reccocktail.engine.building.planning import data_digest
+from reccocktail.engine.domain_data import domain_data
 from reccocktail.registry import Registry, Settings
 from reccocktail.server.app import API, ServerOptions, create_app
+from reccocktail.tasks import generate, write_domain
 
 s3: Any = runpy.run_path(str(Path(__file__).parents[1] / "registry" / "s3.py"))
 CLIENTS, ROUNDS = 12, 6
@@ -68,6 +72,40 @@ def test_two_instances_lose_no_update_and_share_sessions(instances):
         assert browser.get(f"{addresses[1]}/", headers={"Accept": "text/html"}).status_code == 200
 
 
+def _announced(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"path": each.name, "bytes": each.stat().st_size, "sha256": hashlib.sha256(each.read_bytes()).hexdigest()}
+        for each in sorted(folder.iterdir())
+    ]
+
+
+def _expect_data_everywhere(one: Any, other: Any, registries: tuple[Registry, Registry], folder: Path) -> None:
+    """Data that one instance was sent are read at the other, exported, applied again, and kept from a collection until others replace them."""
+    first, second = registries
+    for users in (30, 40):
+        shop = generate("skin-care", users=users)
+        write_domain(shop, folder / str(users))
+        files = _announced(folder / str(users))
+        upload = one.post(f"{API}/uploads", json={"files": files}).json()["id"]
+        for file in files:
+            sent = one.put(
+                f"{API}/uploads/{upload}/files/{file['path']}",
+                content=(folder / str(users) / file["path"]).read_bytes(),
+            )
+            assert sent.status_code == 200
+        made = one.post(f"{API}/domains", json={"name": "skin-care", "upload": upload}).json()
+        assert other.get(f"{API}/domains/skin-care/facts").json()["users"] == users
+        assert domain_data(second, "skin-care").digest == shop.digest == data_digest(second, made["data"])
+        first.collect(grace=timedelta(0))
+        assert first.missing() == []
+        assert second.store.has(made["data"])
+    (tree,) = [each for each in first.digests() if each == made["data"]]
+    text = other.get(f"{API}/export").content
+    found = other.post(f"{API}/apply", content=text, headers={"Content-Type": "application/json"}).json()
+    assert (found["counts"].get("failed", 0), found["counts"].get("changed", 0)) == (0, 0)
+    assert one.get(f"{API}/domains/skin-care").json()["data"] == tree
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with s3["serve"](monkeypatch) as client:
@@ -87,10 +125,7 @@ def test_an_upload_that_one_instance_began_is_continued_and_registered_by_anothe
         first.bases.add("tiny", base, source=str(base))
         first.domains.add("skin-care")
         one, other = open_client(first), open_client(second)
-        files = [
-            {"path": each.name, "bytes": each.stat().st_size, "sha256": hashlib.sha256(each.read_bytes()).hexdigest()}
-            for each in sorted(folder.iterdir())
-        ]
+        files = _announced(folder)
         upload = one.post(f"{API}/uploads", json={"files": files}).json()["id"]
         for number, file in enumerate(files):
             data, here = (folder / file["path"]).read_bytes(), f"{API}/uploads/{upload}/files/{file['path']}"
@@ -103,6 +138,7 @@ def test_an_upload_that_one_instance_began_is_continued_and_registered_by_anothe
         new = {"base": "tiny", "domain": "skin-care", "upload": upload}
         assert other.post(f"{API}/adapters", json=new).json()["ref"] == "skin-care@v1"
         assert not any("/uploads/" in key for key in s3["keys"](bucket))
+        _expect_data_everywhere(one, other, (first, second), tmp_path)
         old = one.post(f"{API}/uploads", json={"files": files}).json()["id"]
         assert other.delete(f"{API}/uploads/{old}").status_code == 204
         assert one.get(f"{API}/uploads/{old}").status_code == 404
