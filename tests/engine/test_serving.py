@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -41,6 +42,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return in_thread(asyncio.run, coroutine)
+
+
+def in_thread(function: Callable[..., Any], *given: Any) -> Any:
+    """Of its own: a browser that other tests drive keeps a loop running in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *given).result()
 
 
 @pytest.fixture
@@ -388,7 +399,7 @@ def test_the_entry_points_name_what_is_there(plugin: ModuleType) -> None:
 
 
 def test_a_resolver_that_was_told_nothing_knows_no_name(plugin: ModuleType) -> None:
-    assert asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
+    assert run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
 
 
 def test_names_become_adapters_or_errors_to_the_client(
@@ -402,7 +413,7 @@ def test_names_become_adapters_or_errors_to_the_client(
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
 
     def ask(name: str) -> Any:
-        return asyncio.run(resolver.resolve_lora("/models/tiny", name))
+        return run(resolver.resolve_lora("/models/tiny", name))
 
     found = ask("skin-care@v1")
     assert (found.lora_name, found.base_model_name) == ("skin-care@v1", "tiny")
@@ -432,7 +443,7 @@ def test_a_server_answers_with_the_build_of_an_alias_and_follows_it(
     resolver.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
 
     def ask(name: str) -> Any:
-        return asyncio.run(resolver.resolve_lora("/models/tiny", name))
+        return run(resolver.resolve_lora("/models/tiny", name))
 
     stocked.serving.promote(built.id)
     stocked.serving.alias(built.id, "shadow")
@@ -441,16 +452,16 @@ def test_a_server_answers_with_the_build_of_an_alias_and_follows_it(
     ask("skin-care")
     ask("skin-care@shadow")
     statements.clear()
-    assert asyncio.run(resolver.moved()) == []
+    assert run(resolver.moved()) == []
     assert len([statement for statement in statements if "SELECT" in statement]) == 2
 
     stocked.serving.promote(whole.id)
-    assert asyncio.run(resolver.moved()) == [name]
+    assert run(resolver.moved()) == [name]
     with pytest.raises(plugin.GracefulHTTPError, match="--merged") as error:
         ask(name)
     assert error.value.http_status == 400
     stocked.adapters.alias("skin-care@v1", "shadow")  # from now on the name is the adapter's
-    assert asyncio.run(resolver.moved()) == [name, "skin-care@shadow"]
+    assert run(resolver.moved()) == [name, "skin-care@shadow"]
     assert ask("skin-care@shadow").lora_name == "skin-care@shadow=v1"
 
 
@@ -460,7 +471,7 @@ def test_troubles_of_the_registry_are_told_without_their_details(
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
     shutil.rmtree(stocked.settings.home / "store" / "trees")
     with pytest.raises(plugin.GracefulHTTPError) as error:
-        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+        run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
     assert error.value.http_status == 503
     assert str(error.value) == "skin-care cannot be fetched from the registry now"
 
@@ -477,7 +488,7 @@ def test_whatever_goes_wrong_the_client_is_told_without_paths(
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
     monkeypatch.setattr(stocked.store, "folder", fails)
     with pytest.raises(plugin.GracefulHTTPError) as error:
-        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+        run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
     assert (error.value.http_status, str(error.value)) == (503, "skin-care cannot be fetched from the registry now")
 
 
@@ -488,10 +499,10 @@ def test_two_versions_are_never_called_the_same_while_a_name_moves(
     stocked.adapters.alias("skin-care@v1", "champion")
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
     names = ("skin-care", "skin-care@champion")
-    before = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v1")]
+    before = [run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v1")]
     stocked.adapters.add(make_adapter(base, 3), base=tiny, role="ingredient", domain="skin-care")
     stocked.adapters.alias("skin-care@v2", "champion")
-    after = [asyncio.run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v2")]
+    after = [run(resolver.resolve_lora("/models/tiny", name)) for name in (*names, "skin-care@v2")]
     called = [request.lora_name for request in (*before, *after)]
     assert len(set(called)) == 6
     assert [name.partition("=")[0] for name in called] == [*names, "skin-care@v1", *names, "skin-care@v2"]
@@ -516,18 +527,21 @@ def test_what_a_client_asked_for_who_left_is_not_taken_for_served(
         task.cancel()
         await asyncio.wait([task])
 
-    try:
+    def left() -> None:
         loop = asyncio.new_event_loop()
-        loop.run_until_complete(leave())
-    finally:
-        go_on.set()
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+        try:
+            loop.run_until_complete(leave())
+        finally:
+            go_on.set()
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    in_thread(left)
     stocked.adapters.archive("skin-care@v1", force=True)
-    assert asyncio.run(plugin.RESOLVER.moved()) == []
+    assert run(plugin.RESOLVER.moved()) == []
     assert len(held) == 1
     for _ in range(2):
-        asyncio.run(plugin.RESOLVER.release())
+        run(plugin.RESOLVER.release())
     assert held == []
 
 
@@ -587,7 +601,7 @@ def test_a_version_that_comes_back_is_an_adapter_of_its_own(
                 found.append(await models.ask(plugin, name))
         return found
 
-    under_way = asyncio.run(serve())
+    under_way = run(serve())
     assert [request.lora_name for request in under_way] == [shown for shown in called if shown]
     batch = {request.lora_int_id: request for request in under_way}
     assert len(set(batch.values())) == len(batch) == len(under_way)  # vLLM loads as many as differ by name
@@ -641,13 +655,13 @@ def test_a_tree_is_let_go_when_its_name_has_moved_on_and_the_last_answer_made_wi
         stocked.adapters.archive("skin-care@v1", force=True)
         assert await looks() == [newer]
 
-    asyncio.run(serve())
+    run(serve())
 
 
 def test_a_tree_that_is_refused_is_not_held(plugin: ModuleType, stocked: Registry, held: list[Path]) -> None:
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=2))
     with pytest.raises(plugin.GracefulHTTPError, match="greater than max_lora_rank 2"):
-        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
+        run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care"))
     assert held == []
 
 
@@ -671,7 +685,7 @@ def test_an_alias_is_followed_however_often_vllm_fails_to_forget_it(
         await asyncio.wait([task])
         assert task.cancelled()
 
-    asyncio.run(serve())
+    run(serve())
     assert (models.asked, [*models.lora_requests]) == (["skin-care"] * 3, ["spirit"])
 
 
@@ -703,7 +717,7 @@ def test_the_server_is_told_of_the_registry_of_the_settings_and_follows_it(
                 break
         state.reccocktail_following.cancel()
 
-    asyncio.run(serve())
+    run(serve())
     assert models.asked == ["skin-care"]
 
 
@@ -714,7 +728,7 @@ def test_a_server_without_a_registry_or_with_a_bad_setting_ends(
     def start() -> None:
         config = SimpleNamespace(vllm_config=SimpleNamespace(lora_config=None))
         state = SimpleNamespace(openai_serving_models=Models())
-        asyncio.run(plugin.Introduction().init_state(config, state, None))
+        run(plugin.Introduction().init_state(config, state, None))
 
     monkeypatch.setenv("RECCOCKTAIL_HOME", str(tmp_path / "absent"))
     with pytest.raises(RecCocktailError, match="there is no database"):
@@ -722,7 +736,7 @@ def test_a_server_without_a_registry_or_with_a_bad_setting_ends(
     monkeypatch.setenv("RECCOCKTAIL_SERVE_REFRESH", seconds)
     with pytest.raises(UsageError, match=f"RECCOCKTAIL_SERVE_REFRESH='{seconds}' is no number of seconds"):
         start()
-    assert asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
+    assert run(plugin.RESOLVER.resolve_lora("/models/tiny", "skin-care")) is None
 
 
 def test_names_that_mean_another_version_or_none_are_told(
@@ -741,24 +755,24 @@ def test_names_that_mean_another_version_or_none_are_told(
         stocked.adapters.alias("skin-care@v1", "candidate", base=row.name)
     resolver.introduce(stocked, tiny, SimpleNamespace(max_lora_rank=8))
     for name in ("skin-care", "skin-care@v1", "skin-care@candidate", "spirit", "spirit@v1"):
-        asyncio.run(resolver.resolve_lora("/models/tiny", name))
-    assert asyncio.run(resolver.moved()) == []
+        run(resolver.resolve_lora("/models/tiny", name))
+    assert run(resolver.moved()) == []
     stocked.adapters.add(make_adapter(base, 4), base=tiny, role="ingredient", domain="skin-care")
     stocked.adapters.remove_alias("skin-care@candidate", base="tiny")  # that of the other base stays
     stocked.adapters.archive("spirit@v1", force=True)
-    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit", "spirit@v1"]
+    assert run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit", "spirit@v1"]
     resolver.forget("spirit")
-    assert asyncio.run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
+    assert run(resolver.moved()) == ["skin-care", "skin-care@candidate", "spirit@v1"]
 
 
 def test_all_names_are_looked_at_in_one_query(plugin: ModuleType, stocked: Registry, statements: list[str]) -> None:
     stocked.adapters.alias("skin-care@v1", "champion")
     plugin.RESOLVER.introduce(stocked, stocked.bases.get("tiny"), SimpleNamespace(max_lora_rank=8))
     for name in ("skin-care", "skin-care@v1", "skin-care@champion", "spirit", "spirit@v1"):
-        asyncio.run(plugin.RESOLVER.resolve_lora("/models/tiny", name))
+        run(plugin.RESOLVER.resolve_lora("/models/tiny", name))
     stocked.adapters.archive("spirit@v1", force=True)
     statements.clear()
-    assert asyncio.run(plugin.RESOLVER.moved()) == ["spirit", "spirit@v1"]
+    assert run(plugin.RESOLVER.moved()) == ["spirit", "spirit@v1"]
     assert len([statement for statement in statements if "SELECT" in statement]) == 1
 
 
