@@ -50,7 +50,7 @@ def test_status_asks_the_database_no_more_for_many_domains(built: Any, statement
     statements.clear()
     document = built("status", "--json").json
     assert len(document) == 22
-    assert len(statements) == few <= 33
+    assert len(statements) == few <= 35
     states = {entry["domain"]: entry["state"] for entry in document}
     assert (states["skin-care"], states["kitchen"], states["shop-7"]) == ("fresh", "cold", "unbuilt")
 
