@@ -74,7 +74,7 @@ class Domains:
             about: builtins.list[dict[str, Any]] = []
             if created := row is None:
                 _expect_kept(session, recipe)
-                row = DomainRow(name=name, role="ingredient", **fields | {"title": title or name})
+                row = DomainRow(name=name, role="ingredient", **fields | {"title": fields["title"] or name})
                 session.add(row)
                 session.flush()
                 events.append(session, "domain.added", name, given, EventIds(domain_id=row.id))

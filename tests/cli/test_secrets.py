@@ -85,7 +85,7 @@ def test_a_secret_in_the_wrong_place_is_neither_kept_nor_shown(
             answer = built(*words, *more, code=None)
             assert secrets_in(answer.out + answer.err) == [], words
             assert "a bug in RecCocktail" not in answer.out + answer.err
-        assert secrets_in(kept(built)) == [], words
+            assert secrets_in(kept(built)) == [], words
     assert not [repo for repo in loopback_hub.repos if TOKEN in repo]
 
 
