@@ -179,7 +179,11 @@ def test_a_server_that_restarts_is_asked_again_while_a_build_is_waited_for_and_s
             assert "may have done" in str(caught.value.hint)
 
 
-def test_why_a_server_cannot_be_reached_is_said_in_plain_words(patience, serve, tmp_path):
+def nameless(*_, **__):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def test_why_a_server_cannot_be_reached_is_said_in_plain_words(patience, serve, monkeypatch):
     def refused(url, **options):
         with api.open_registry(url, **options) as client, pytest.raises(RecCocktailError) as caught:
             client.resolve("skin-care")
@@ -194,7 +198,9 @@ def test_why_a_server_cannot_be_reached_is_said_in_plain_words(patience, serve, 
     plain = serve(PlainTextResponse("thanks"))
     code, message, hint = refused(plain.replace("http", "https"))
     assert (code, "plain http" in message, "http://" in hint) == ("unreachable", True, True)
-    code, message, _ = refused("http://nowhere.invalid")
+    with monkeypatch.context() as unnamed:
+        unnamed.setattr(socket, "getaddrinfo", nameless)
+        code, message, _ = refused("http://nowhere.invalid")
     assert (code, "nowhere.invalid:80" in message, "name" in message) == ("unreachable", True, True)
     assert refused(plain)[0] == "error"
 
