@@ -18,6 +18,8 @@ import pytest
 from reccocktail.cli.domains import facts_lines
 from reccocktail.tasks import DataFacts
 
+from .conftest import Answer
+
 SHOP = """
 import os, time
 from pathlib import Path
@@ -57,9 +59,31 @@ class Shop:
 BROKEN = "raise SystemExit('no licence')\n"
 
 
-@pytest.fixture
-def plugins(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+class Plugins:
     """The command in processes that find two plugins: one with domains, and one that cannot be imported."""
+
+    def __init__(self, shell: Any, warm: Any) -> None:
+        self.home, self._shell, self._warm = shell.home, shell, warm
+
+    def __call__(self, *words: object) -> Answer:
+        """The command in this process."""
+        return self._shell(*words)
+
+    def process(self, *words: object, code: int = 0) -> Answer:
+        with self.begun(*words) as process:
+            out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"{words}\n{out}{err}"
+        return Answer(process.returncode, out, err)
+
+    def begun(self, *words: object) -> subprocess.Popen[str]:
+        command = [Path(sys.executable).with_name("reccocktail"), *words]
+        environment = self._shell.environment() | {"WARM_CHILDREN": "1"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return self._warm.popen(command, env=environment, cwd=self._shell.folder, **streams)
+
+
+@pytest.fixture
+def plugins(prepared: Any, warm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugins:
     for name, source in ("shop", SHOP), ("wreck", BROKEN):
         about = tmp_path / "site" / f"a_{name}-1.dist-info"
         about.mkdir(parents=True)
@@ -68,7 +92,7 @@ def plugins(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         (about / "entry_points.txt").write_text(f"[reccocktail.trainers]\n{name} = a_{name}:Shop\n")
     paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    return prepared
+    return Plugins(prepared, warm)
 
 
 def test_syncing_tells_of_every_domain_and_stops_for_none(plugins: Any) -> None:
@@ -127,10 +151,7 @@ def test_a_training_that_hangs_is_stopped_and_told(plugins: Any) -> None:
 
 
 def test_ctrl_c_ends_the_child_and_says_how_to_go_on(plugins: Any) -> None:
-    command = [Path(sys.executable).with_name("reccocktail"), "train", "skin-care", "--trainer", "shop", "--json"]
-    process = subprocess.Popen(
-        list(map(str, command)), env=plugins.environment(), cwd=plugins.folder, stdout=subprocess.PIPE, text=True
-    )
+    process = plugins.begun("train", "skin-care", "--trainer", "shop", "--json")
     until = time.monotonic() + 240
     while not list(plugins.home.glob("runs/*/begun")) and time.monotonic() < until:
         time.sleep(0.1)
