@@ -29,12 +29,18 @@ Place = tuple[str, str, str]
 
 
 class Member:
-    """A process that does `work`, one of the functions below, on the registry once it is told to `go`."""
+    """A process that does `work`, one of the functions below, on the registry once it is told to `go`; `start` may be `Warm.popen`."""
 
-    def __init__(self, settings: Settings, work: str, *, actor: str = "member", **given: Any) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(
+        self,
+        settings: Settings,
+        work: str,
+        *,
+        actor: str = "member",
+        start: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
+        **given: Any,
+    ) -> None:
+        self._process = start([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         about = asdict(settings) | {"home": str(settings.home)}
         self._notify(json.dumps({"settings": about, "actor": actor, "work": work, "given": given}))
         self.hears("ready")

@@ -163,13 +163,13 @@ def test_a_check_that_is_interrupted_changes_nothing(registry: Registry, beauty:
 
 @killed_on("postgresql")
 def test_registrations_killed_at_any_moment_are_whole_or_absent(
-    registry: Registry, beauty: Base, victims: Victims, sql: Sql
+    registry: Registry, beauty: Base, victims: Victims, sql: Sql, warm: Any
 ) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     draw = random.Random(seed)
     # most are killed in a process that was started before: of the command's time, little is the registration's own
-    by_command, by_member = Killer(registry.settings, victims, draw), MemberKiller(registry.settings, victims, draw)
+    by_command, by_member = (kind(registry.settings, victims, draw, warm) for kind in (Killer, MemberKiller))
     kills, left = 0, Leftovers(0, 0, 0)
     # until one of them hit where something is left over: it is the rare machine that needs more than the first few
     while kills < KILLS or (left == Leftovers(0, 0, 0) and kills < MOST_KILLS):
@@ -188,8 +188,8 @@ def test_registrations_killed_at_any_moment_are_whole_or_absent(
 class Killer:
     """Starts `reccocktail adapter add` as a user does and kills it at a moment between its beginning and its usual end."""
 
-    def __init__(self, settings: Settings, victims: Victims, draw: random.Random) -> None:
-        self._settings, self._victims, self._draw = settings, victims, draw
+    def __init__(self, settings: Settings, victims: Victims, draw: random.Random, warm: Any) -> None:
+        self._settings, self._victims, self._draw, self._warm = settings, victims, draw, warm
         self.kills = 0
         began = time.monotonic()
         process = self._start()
@@ -207,22 +207,22 @@ class Killer:
         settings = self._settings
         places = ["--home", settings.home, "--database-url", settings.database_url, "--store-url", settings.store_url]
         words = ["adapter", "add", self._victims.one(), "--base", "tiny", "--domain", "beauty"]
-        return subprocess.Popen([Path(sys.executable).with_name("reccocktail"), *places, *words])
+        return self._warm.popen([Path(sys.executable).with_name("reccocktail"), *places, *words])
 
 
 class MemberKiller:
     """Kills a process that registers one adapter after the other, while it is busy with one of the first few."""
 
-    def __init__(self, settings: Settings, victims: Victims, draw: random.Random) -> None:
-        self._settings, self._victims, self._draw = settings, victims, draw
-        member = Member(settings, "persist", places=victims.places(3))
+    def __init__(self, settings: Settings, victims: Victims, draw: random.Random, warm: Any) -> None:
+        self._settings, self._victims, self._draw, self._warm = settings, victims, draw, warm
+        member = Member(settings, "persist", start=warm.popen, places=victims.places(3))
         began = time.monotonic()
         member.go()
         member.done()
         self._usual = time.monotonic() - began
 
     def kill(self) -> None:
-        member = Member(self._settings, "persist", places=self._victims.places(8))
+        member = Member(self._settings, "persist", start=self._warm.popen, places=self._victims.places(8))
         member.go()
         time.sleep(self._draw.uniform(0, self._usual))
         member.kill()
