@@ -81,14 +81,15 @@ def _answer(found: Mapping[str, Any], outcomes: list[Outcome], dry_run: bool, as
 
 def _refuse_relative(document: Document) -> None:
     """An absolute path is the server's own, as an export of it has them. Raises LocalOnlyError for a file beside this one."""
-    paths = [path for each in document.domains for path in (each.data,)]
+    paths = [path for each in document.domains for path in (each.data, each.files)]
     paths += [path for each in (*document.bases, *document.adapters) for path in (each.files, each.source)]
     paths += [each.file for each in document.recipes]
     for path in paths:
         if path is not None and path.startswith(str(NOWHERE)):
             beside = path.removeprefix(str(NOWHERE)).lstrip("/")
-            raise LocalOnlyError.of(
-                f"{beside!r}, a path beside the file,", hint="`base add`, `domain add` and `adapter add` send folders"
+            raise LocalOnlyError(
+                f"{beside!r} is a path on this machine, which the server that RECCOCKTAIL_URL names cannot read",
+                hint="`base add`, `domain add` and `adapter add` send folders",
             )
 
 
@@ -177,7 +178,7 @@ def export(app: App, as_json: bool) -> None:
     """Print the registry as a file that `apply` reads.
 
     Applied to an empty registry it gives the same digests, versions, aliases and policies; builds and events are not in it. The files of
-    bases and adapters are named by their place in this registry's store.
+    bases and adapters, and data that were uploaded, are named by their place in this registry's store.
     """
     from ..registry.declared.exporting import to_json, to_yaml
 

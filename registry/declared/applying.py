@@ -21,6 +21,7 @@ from ..redaction import redacted
 from ..registry import Registry
 from .ahead import Ahead, Ready
 from .annotating import difference
+from .bringing_data import check_and_bring
 from .document import AdapterEntry, AliasEntry, BaseEntry, Document, DomainEntry, PolicyEntry, RecipeEntry, WebhookEntry
 from .outcomes import Outcome, failure, new
 from .policies import bring_policy
@@ -272,7 +273,7 @@ class _Applying:
         try:
             difference(entry.about, None)
             if created or differing:
-                self._ways.check_domain(entry.name, differing)
+                check_and_bring(self._registry, entry, differing, self._ways.check_domain, dry_run=self._dry_run)
                 if not self._dry_run:
                     known = self._registry.domains.add(entry.name, **differing)
                 changes = {name: (before[name], value) for name, value in differing.items()}

@@ -53,10 +53,13 @@ class RecipeEntry:
 
 @dataclass(frozen=True)
 class DomainEntry:
+    """`data` is a folder or the digest of a tree; of a tree, `files` is a folder that has the bytes, for a store that lacks it."""
+
     name: str
     place: Place
     title: str | None = None
     data: str | None = None
+    files: str | None = None
     trainer: str | None = None
     recipe: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -243,7 +246,7 @@ _ABOUT: dict[str, Callable[[Any], Any]] = {
 _SOURCE: dict[str, Callable[[Any], Any]] = {"source": _text, "revision": _text, "files": _text, "digest": _digest}
 _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "bases": _SOURCE | _ABOUT,
-    "domains": {"title": _text, "data": _text, "trainer": _text, "recipe": _text, **_ABOUT},
+    "domains": {"title": _text, "data": _text, "files": _text, "trainer": _text, "recipe": _text, **_ABOUT},
     "adapters": {
         "base": _text,
         "domain": _text,
@@ -329,6 +332,10 @@ class _Reader:
         for name, place, given in self._named(content, "domains", "domain"):
             if "data" in given:
                 given["data"] = given["data"] if _DIGEST.fullmatch(given["data"]) else str(self._path(given["data"]))
+            if "files" in given and not _DIGEST.fullmatch(given.get("data", "")):
+                self._problems.add((*place.path, "files"), "belongs to `data: sha256:…`; write the folder as `data`")
+                continue
+            given = self._located(given)
             if "recipe" in given and Path(given["recipe"]).suffix:
                 given["recipe"] = str(self._path(given["recipe"]))
             yield DomainEntry(name, place, **given)

@@ -17,6 +17,7 @@ from ..catalog.recipes import Recipes
 from ..catalog.references import LORA
 from ..errors import InvalidArtifactError
 from ..registry import Registry
+from ..store.trees import is_tree
 from ..strict_json import read_object
 from .annotating import about
 from .policies import policies
@@ -30,7 +31,7 @@ def export(registry: Registry, *, with_webhooks: bool = True) -> dict[str, Any]:
         "bases": {row.name: _base(registry, row) for row in bases},
         "templates": _contents(registry.templates),
         "recipes": _contents(registry.recipes),
-        "domains": {row.name: _domain(row) for row in registry.domains.list()},
+        "domains": {row.name: _domain(registry, row) for row in registry.domains.list()},
         "adapters": [_adapter(registry, row, bases) for row in registry.adapters.versions()],
         "policies": policies(registry),
         "webhooks": webhooks(registry) if with_webhooks else {},
@@ -69,8 +70,17 @@ def _contents(versions: Recipes) -> dict[str, list[dict[str, Any]]]:
     return {row.name: [dict(each.content) for each in reversed(versions.log(row.name))] for row in versions.list()}
 
 
-def _domain(row: Domain) -> dict[str, Any]:
-    return _given(title=row.title, data=row.data, trainer=row.trainer, recipe=row.recipe, **about(row))
+def _domain(registry: Registry, row: Domain) -> dict[str, Any]:
+    """What was uploaded has the folder in the store beside its digest."""
+    folder = registry.store.local(row.data) if row.data is not None and is_tree(row.data) else None
+    return _given(
+        title=row.title,
+        data=row.data,
+        files=folder and str(folder),
+        trainer=row.trainer,
+        recipe=row.recipe,
+        **about(row),
+    )
 
 
 def _adapter(registry: Registry, row: Adapter, bases: list[Base]) -> dict[str, Any]:

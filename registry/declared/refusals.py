@@ -22,11 +22,17 @@ def is_known(known: Base, entry: BaseEntry) -> bool:
     return same and entry.revision in (None, known.revision)
 
 
-def check_digest(folder: Path, digest: str | None, wanted: str | None) -> None:
+def check_digest(
+    folder: Path,
+    digest: str | None,
+    wanted: str | None,
+    *,
+    hint: str = "these are other files than the ones that were meant; correct the source, or leave the digest out",
+) -> None:
     if wanted is not None and digest is not None and digest != wanted:
         raise InvalidArtifactError(
             f"{folder}: its digest is {digest}, and the file says {wanted}",
-            hint="these are other files than the ones that were meant; correct the source, or leave the digest out",
+            hint=hint,
         )
 
 
@@ -45,8 +51,8 @@ def other_content(known: Base, digest: str) -> ConflictError:
     )
 
 
-def nowhere(files: str | None, digest: str | None) -> NotFoundError:
+def nowhere(files: str | None, digest: str | None, *, hint: str = "name a `source`") -> NotFoundError:
     where = " and ".join(
         filter(None, [f"{files} is not a folder" if files else None, digest and f"the store has no {digest}"])
     )
-    return NotFoundError(f"its files are nowhere: {where}", hint="name a `source`")
+    return NotFoundError(f"its files are nowhere: {where}", hint=hint)

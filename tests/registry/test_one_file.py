@@ -275,16 +275,33 @@ def test_a_base_that_is_there_with_other_content_is_refused(
 def test_an_exported_registry_applied_to_an_empty_one_is_the_same(
     bring: Any, registry: Registry, create_registry: Callable[[Settings], Registry], tmp_path: Path
 ) -> None:
+    uploaded = tmp_path / "uploaded"
+    uploaded.mkdir()
+    (uploaded / "dataset.yaml").write_text("format: csv\n")
+    data = registry.store.add_folder(uploaded).digest
     bring(FILE)
+    registry.domains.add("toys", data=data)
     registry.adapters.archive("beauty@v1", base="tiny")
     for number, write in enumerate((to_yaml, to_json)):
         home = tmp_path / f"copy-{number}"
         with create_registry(Settings.load(home=home, cwd=tmp_path, environ={"HOME": str(tmp_path)})) as copy:
             text = write(export(registry))
+            known, kept = export(registry)["domains"]["toys"], str(registry.store.local(data))
+            assert known == {"title": "toys", "data": data, "files": kept}
+            for files, code in ((None, "not_found"), (str(uploaded.parent / "declared"), "invalid_artifact")):
+                lacking = bring(
+                    to_yaml({"domains": {"other": {"data": data} | ({"files": files} if files else {})}}), into=copy
+                )["domain other"]
+                assert lacking.error is not None
+                assert (lacking.error["code"], "verify" in lacking.error["hint"]) == (code, False)
+            assert bring(text, into=copy, dry_run=True)["domain toys"].action == "created"
+            assert not copy.store.has(data)
             found = bring(text, into=copy)
             assert not [each for each in found.values() if each.error]
             assert _state(copy) == _state(registry)
             assert _state(copy)["adapters"][1][-1], "it is archived there too"
+            assert copy.domains.get("toys").data == data
+            assert (copy.data_folder(data) / "dataset.yaml").read_text() == "format: csv\n"
             assert {each.action for each in bring(text, into=copy).values()} == {"unchanged"}
             assert {each.action for each in bring(text).values()} == {"unchanged"}
 
@@ -387,6 +404,7 @@ def test_without_its_source_the_bytes_come_from_the_store(
         ("aliases:\n  beauty@champion: v1\n  beauty: v1\n", 3, "alias"),
         ("aliases:\n  beauty@champion: newest\n", 2, "version"),
         ("bases:\n  tiny:\n    revision: main\n", 2, "source"),
+        ("domains:\n  beauty:\n    data: ./data\n    files: ./data\n", 4, "data"),
         (
             "adapters:\n"
             "  - {source: ./a, base: t, domain: b, aliases: [champion]}\n"
