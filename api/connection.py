@@ -237,6 +237,8 @@ class Connection:
                 "wants a token, and RECCOCKTAIL_TOKEN is not set or empty" if self._token is None else f"says: {found}"
             )
             raise error_of(found.code, f"the server at {self._place} {why}", WHERE_TOKENS_COME_FROM)
+        if str(found) == f"{answer.request.method} {answer.request.url.path}: Not Found":  # no route is there
+            raise error_of(found.code, str(found), _elsewhere(answer))
         raise found
 
     def _foreign(self, answer: httpx2.Response) -> RecCocktailError:
@@ -276,18 +278,30 @@ def _address(url: str) -> SplitResult:
     text = url.strip()
     try:
         parts = urlsplit(text)
-        has_port = parts.port != 0
-    except ValueError:  # no number, or brackets without an end
-        parts, has_port = urlsplit(""), False
+    except ValueError:  # brackets without an end
+        parts = urlsplit("")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             "the server's address has a user, a query or a fragment, which it does not take",
             hint="RECCOCKTAIL_URL is like https://registry.example.org; RECCOCKTAIL_TOKEN has the token",
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError("the server's address is no http:// or https:// URL", hint=_example(text))
+    if not _has_port(parts):
+        raise UsageError(
+            f"the server's address has the port {parts.netloc.rpartition(':')[2]!r}; ports are from 1 to 65535",
+            hint="RECCOCKTAIL_URL is like https://registry.example.org or http://127.0.0.1:8321",
+        )
     path = parts.path.rstrip("/").removesuffix("/api/v1")
     return parts._replace(path=path)
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is left out, or one that there can be."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _example(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..registry.catalog.references import MERGE
+from ..registry.catalog.references import A_FILE, MERGE
 from .console import answer, page, short, table
 from .searches import outcome_of
 
@@ -45,9 +45,9 @@ def show_builds(builds: list[Build], as_json: bool, *, empty: str, limit: int | 
     answer(as_json, [b.to_json() for b in builds], show_rows)
 
 
-def _made_by(build: Build) -> str | None:
+def _made_by(build: Build) -> str:
     """The recipe of a merge; of an index, which has none, the bi-tuning."""
-    return build.recipe_ref if build.kind == MERGE else f"{build.kind} {build.inputs['adapters'][0]['ref']}"
+    return build.recipe_ref or A_FILE if build.kind == MERGE else f"{build.kind} {build.inputs['adapters'][0]['ref']}"
 
 
 def _how_far(build: Build) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ...registry import Adapter, Build, Domain, Registry
 from ...registry.catalog.evaluations import Weights
 from ...registry.catalog.lookup import no_champion
-from ...registry.catalog.references import SPIRIT, did_you_mean
+from ...registry.catalog.references import A_FILE, SPIRIT, did_you_mean
 from ...registry.catalog.serving import BuildAlias
 from ...registry.errors import (
     GateError,
@@ -337,8 +337,12 @@ def differences(
 
 
 def _recipe_moved(was: str | None, now: str | None) -> str:
-    """`recipe: v2 → v3`; with names where they differ, and `recipe` alone where it was not recorded which one it was."""
-    if was is None or now is None or was == now:
-        return "recipe"
+    """`recipe: v2 → v3`; with names where they differ. One without a name was read from a file."""
+    if was is None and now is None:
+        return "recipe: a file → another file"
+    if was is None or now is None:
+        return f"recipe: {was or A_FILE} → {now or A_FILE}"
+    if was == now:
+        return f"recipe: {was}, of which the content changed"
     (old, _, before), (new, _, after) = was.partition("@"), now.partition("@")
     return f"recipe: {before} → {after}" if old == new else f"recipe: {was} → {now}"

@@ -16,6 +16,7 @@ SPIRIT = "spirit"
 CHAMPION = "champion"
 LORA, PERSONALISED_LORA, BI_TUNING = "lora", "personalised-lora", "bi-tuning"  # kinds of adapters
 MERGE, INDEX = "merge", "index"  # kinds of builds
+A_FILE = "a file"  # in the place of the name of a recipe that has none
 
 _SLUG = r"[a-z0-9][a-z0-9-]{0,62}"
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")

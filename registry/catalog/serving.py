@@ -314,8 +314,11 @@ class Serving:
         put_there = next((m for m in moves if m.build == now and not m.rollback), moves[-1])
         earlier = next((m.build for m in moves if m.event < put_there.event and m.build not in (None, now)), None)
         if earlier is None:
+            later = (
+                "; what was served after it was rolled back" if any(m.build not in (None, now) for m in moves) else ""
+            )
             raise ConflictError(
-                f"no build of {domain!r} was served before {now}",
+                f"no build of {domain!r} was served before {now}{later}",
                 hint=f"reccocktail rollback {domain} --to BUILD; `reccocktail build history {domain}`",
             )
         return earlier

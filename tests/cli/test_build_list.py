@@ -37,7 +37,9 @@ def test_builds_are_shown_with_recipe_requester_age_and_progress(built: Any) -> 
 
 def test_every_order_pages_with_the_same_few_queries(built: Any) -> None:
     assert build_lists.SORTS == SORTS
-    built("build", "request", "skin-care", "--recipe", "spirit-only")
+    file = built.folder / "mine.yaml"
+    file.write_text("method: linear\ncoefficients: {spirit: 0.25, ingredient: 0.75}\n")
+    assert "a file" in built("build", "request", "skin-care", "--recipe", file).out
     asked: list[str] = []
 
     def note(connection: object, cursor: object, statement: str, *_: object) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,7 +18,7 @@ from reccocktail.engine.building import execution as running
 from reccocktail.engine.building import job
 from reccocktail.engine.building import planning as builds
 from reccocktail.engine.building.execution import run
-from reccocktail.engine.building.freshness import chosen, freshness_by_domain, freshness_of
+from reccocktail.engine.building.freshness import chosen, differences, freshness_by_domain, freshness_of
 from reccocktail.engine.building.job import RunOptions
 from reccocktail.engine.building.planning import plan, request
 from reccocktail.engine.building.retries import back_off
@@ -519,8 +520,19 @@ def test_a_rollback_says_what_changes_and_what_becomes_stale(stocked, base, make
     move = stocked.serving.history("skin-care", limit=1)[0]
     assert (move.build, move.previous, move.rollback, move.why) == (first.id, second.id, True, "worse")
     assert not plan_rollback(stocked, "skin-care", to=first.id).is_needed
-    with pytest.raises(ConflictError, match="was served before"):
+    with pytest.raises(ConflictError, match="rolled back"):
         plan_rollback(stocked, "skin-care")
+    changed = {**first.recipe, "seed": 7}
+    by_file = replace(first, inputs={name: value for name, value in first.inputs.items() if name != "recipe"})
+    for build, ref, says in (
+        (first, None, f"{first.recipe_ref or 'a file'} → a"),
+        (by_file, "mine@v1", "a file → mine@v1"),
+        (by_file, None, "a file → another file"),
+        (first, first.recipe_ref, first.recipe_ref or "another file"),
+    ):
+        (line,) = differences(build, first.inputs, changed, ref)
+        assert line.startswith("recipe: ")
+        assert says in line
     with pytest.raises(NotFoundError):
         plan_rollback(stocked, "skin-care", to=first.created_at)
     stocked.domains.add("toys")

@@ -217,6 +217,8 @@ def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path, monkeyp
         "127.0.0.1:8321/api/v1": "http://127.0.0.1:8321/api/v1",
         "ftp://host": "https://host",
         "https://host:port": "http://127.0.0.1:8321",
+        "http://127.0.0.1:99999": "http://127.0.0.1:8321",
+        "http://127.0.0.1:0": "http://127.0.0.1:8321",
         "https://[::1": "http://127.0.0.1:8321",
     }
     for url, example in examples.items():
@@ -224,6 +226,7 @@ def test_an_address_and_a_token_are_what_they_have_to_be(tmp_path: Path, monkeyp
         with pytest.raises(UsageError) as caught:
             api.open_registry()
         assert example in str(caught.value.hint), url
+        assert ("port" in str(caught.value)) == (url.startswith("http") and "[" not in url), url
     for text in ("https://eve:secret@host", "https://host?token=secret", "https://host/#secret"):
         monkeypatch.setenv("RECCOCKTAIL_URL", text)
         with pytest.raises(UsageError) as caught:
