@@ -26,6 +26,7 @@ from .verdict import RankedPoint, ScoreLoss, Verdict
 
 INTERRUPTED = "the search was interrupted; this is the best of what it had seen. Use --force to build again"
 HYBRID = Score("hybrid")  # of any weight: what it needs of a question
+_UNSURE = "it is not sure which adapter is the best one"
 DEPTHS = 4  # blocks of layers, where coefficients differ by layer or module
 PAIR_LOOKS, NEIGHBOUR_LOOKS, SCALE_LOOKS = 8, 4, 3  # at most, beside the average
 
@@ -299,6 +300,12 @@ def _too_few(labels: Labels) -> str:
 def _warnings_of(verdict: Verdict, guard: Guard) -> tuple[str, ...]:
     """What a person should know before trusting it."""
     compared, among = verdict.comparison, verdict.among_parents
+    unsure = among is not None and not among.safe
+    if compared is None and among is not None and unsure:
+        shown = _worst_of(among, f"the {verdict.parent} alone ")
+        return (
+            f"no mix was clearly better for those who choose, so the {verdict.parent} alone ships; {_UNSURE}: {shown}",
+        )
     if compared is None or compared.safe:
         return ()
     if verdict.outcome == "parent":
@@ -310,10 +317,10 @@ def _warnings_of(verdict: Verdict, guard: Guard) -> tuple[str, ...]:
     more = f"; about {verdict.more_users:,} more labelled users would decide" if verdict.more_users else ""
     shown = _worst_of(compared, "")
     found = f"the mix may be worse than an adapter alone by more than {compared.margin:g}, {ships}: {shown}{more}"
-    if guard == "off" or among is None or among.safe:
+    if guard == "off" or among is None or not unsure:
         return (found,)
     best = next(role for role in verdict.roles if role not in {bound.parent for bound in among.bounds})
-    return (found, f"nor is it sure which adapter is the best one: {_worst_of(among, f'the {best} alone ')}")
+    return (found, f"{_UNSURE}: {_worst_of(among, f'the {best} alone ')}")
 
 
 def _worst_of(compared: Comparison, whose: str) -> str:

@@ -211,6 +211,15 @@ def test_few_users_to_judge_by_let_no_mix_pass(choose, world):
     assert f"the {other} alone" in found.warnings[1]  # nor do five users say which adapter is the better one
 
 
+def test_an_adapter_that_ships_because_no_mix_was_taken_is_not_called_sure(choose, world):
+    asked = world.answered(1.0, 0.0)
+    found = choose(asked[:FIT], asked[FIT : FIT + 5])
+    assert (found.outcome, found.parent, found.comparison) == ("parent", "spirit", None)
+    assert "the ingredient alone" in found.warnings[0]
+    assert len(found.warnings) == 1
+    assert choose(asked[:FIT], asked[FIT:]).warnings == ()  # forty users leave no doubt
+
+
 def test_where_no_adapter_is_sure_either_the_mix_ships_if_its_loss_is_the_smallest(choose, world):
     asked = world.answered(0.5, 0.5)
     found = choose(asked[:FIT], asked[FIT : FIT + 5])

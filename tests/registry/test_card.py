@@ -330,7 +330,8 @@ def test_a_template_of_ones_own_makes_what_it_would_make_here(tmp_path):
         ("mixed", True, True, True, "better than every adapter alone"),
         ("mixed", False, True, True, "counts as as good"),
         ("mixed", False, True, False, "may be worse than an adapter alone by more than 0.0200"),
-        ("parent", False, True, False, "It is the ingredient alone"),
+        ("parent", False, True, False, "It is the ingredient alone: no mix was shown"),
+        ("parent", False, False, True, "none was held against others"),
         ("average", False, False, True, "too few labelled users"),
     ],
 )
