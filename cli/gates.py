@@ -16,6 +16,7 @@ from .console import answer, counted, details, say, table, warn
 from .domains import domain
 
 if TYPE_CHECKING:
+    from ..registry.catalog.gates import Gate
     from .app import Backend
 
 
@@ -76,25 +77,35 @@ def gate(
         wanted = None if require is None else key_values(tuple(require.split(",")), "--require")
         given = {"require": wanted, "approvals": approvals or 0}
     with app.backend() as backend:
+        row = before = backend.gates.get(name)
         if remove:
             backend.gates.remove(name)
             row = None
         elif file is not None or given is not None:
             row = backend.gates.set(name, *policy_of(given))
-        else:
-            row = backend.gates.get(name)
         waits = None if row is None else _unmeant(backend, name)
+    if before is not None and row is not None and (gone := _no_longer_asked(before, row)):
+        warn(f"note: gate v{row.version} no longer asks for {gone}")
+        warn("hint: a gate is replaced as a whole; give --require and --approvals together")
     if waits is not None:
         warn(f"note: {waits}")
         warn(f"hint: {waits.hint}")
 
     def show() -> None:
         if row is None:
-            say(f"{name} has no gate")
+            say(f"{name} has no gate" if before is None else f"gate v{before.version} of {name} is removed")
         else:
             details(row.to_json())
 
     answer(as_json, row and row.to_json(), show)
+
+
+def _no_longer_asked(before: Gate, now: Gate) -> str:
+    """What the gate that is replaced asked for and the new one does not; empty where it asks for no less."""
+    return asked(
+        before.require if before.require != now.require else None,
+        before.approvals if before.approvals > now.approvals else 0,
+    )
 
 
 def _unmeant(backend: Backend, name: str) -> GateError | None:
@@ -129,7 +140,10 @@ def _show_log(app: App, name: str, as_json: bool) -> None:
 
 def asked(require: Mapping[str, Any] | None, approvals: int) -> str:
     """What a gate asks for, as it is typed: `metric=NDCG@3, against=champion, …; 1 approval`."""
-    required = ", ".join(f"{name}={value}" for name, value in (require or {}).items())
+    required = ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in (require or {}).items()
+    )
     return "; ".join(filter(None, [required, counted(approvals, "approval") if approvals else ""]))
 
 

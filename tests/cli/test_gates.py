@@ -168,7 +168,13 @@ def test_a_gate_is_read_from_a_file_shown_and_removed(shop: Any) -> None:
     assert (shown["require"]["margin"], shown["require"]["confidence"], shown["approvals"]) == (0.02, 0.95, 1)
     for wrong in ("metric=NDCG", "metric=HR@1,margin=a", "metric=HR@1,sure=1", "margin=1", "metric=HR@1,confidence=95"):
         shop("domain", "gate", "skin-care", "--require", wrong, "--json", code=2)
-    shop("domain", "gate", "skin-care", "--remove")
+    less = shop("domain", "gate", "skin-care", "--approvals", "2").err
+    assert "gate v2 no longer asks for metric=NDCG@3, against=champion, margin=0.02" in less
+    assert "approval" not in less.partition("hint")[0]
+    shop("domain", "gate", "skin-care", "--require", "metric=HR@1")
+    assert "margin=0," in shop("domain", "gate", "skin-care", "--log").out
+    assert "gate v3 of skin-care is removed" in shop("domain", "gate", "skin-care", "--remove").err
+    assert "has no gate" in shop("domain", "gate", "skin-care", "--remove").err
     assert shop("domain", "gate", "skin-care", "--json").json is None
     shop("adapter", "alias", "skin-care@v1", "champion")
 
