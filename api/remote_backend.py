@@ -383,7 +383,7 @@ class RemoteBackend(Closing):
         """The file's content is sent."""
         from ..tasks import load_template
 
-        content = load_template(file).model_dump(mode="json")
+        content = load_template(file, name=name).model_dump(mode="json")
         return self.templates.added({"name": name, "content": content, "note": note})
 
     def marks(self) -> int | None:

@@ -319,7 +319,8 @@ def list_(app: App, domain: str | None, repo: str | None, limit: int, after: str
             for p in rows[:limit]
         ]  # fmt: skip
         columns = ["id", "domain", "what", "repository", "commit", "tag", "state", "created"]
-        table(columns, shown, empty=NO_MORE if after else "no such publication", spare=("created", "commit", "domain"))
+        empty = "nothing is published yet" if domain is repo is None else "no such publication"
+        table(columns, shown, empty=NO_MORE if after else empty, spare=("created", "commit", "domain"))
         page([p.id for p in rows], limit)
 
     answer(as_json, [row.to_json() for row in rows[:limit]], show_rows)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .app import App, example, json_option, pass_app
-from .console import answer, table
+from .console import answer, say, table
 from .recipe_versions import if_any, newest_two, show_added, show_difference, show_log
 
 
@@ -30,6 +30,8 @@ def add(app: App, name: str, file: Path, note: str | None, as_json: bool) -> Non
     """
     with app.backend() as backend:
         added = backend.add_template(name, file.expanduser(), note=note)
+    if added.content["name"] != name:
+        say(f"note: {file} has the name {added.content['name']!r}; recipes name it as {name!r}")
     show_added(added, {}, as_json)
 
 

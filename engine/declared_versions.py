@@ -68,7 +68,10 @@ def _recipe(registry: Registry, entry: RecipeEntry) -> tuple[RecipeVersion | Non
 
 
 def _template(registry: Registry, entry: RecipeEntry) -> tuple[RecipeVersion | None, dict[str, Any]]:
-    template = load_template(Path(entry.file)) if entry.file else parse_template(entry.content, where=entry.name)
+    if entry.file:
+        template = load_template(Path(entry.file), name=entry.name)
+    else:
+        template = parse_template(entry.content, where=entry.name, name=entry.name)
     content = template.model_dump(mode="json")
     same = (
         version

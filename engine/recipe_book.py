@@ -192,7 +192,7 @@ def template_file(registry: Registry, text: str) -> tuple[Path, str] | None:
 
 def add_template(registry: Registry, name: str, path: Path, *, note: str | None = None) -> RecipeVersion:
     """The template file as the name's next version, or the version that says the same already."""
-    return keep_template(registry, name, load_template(path), note=note, read_from=str(path.absolute()))
+    return keep_template(registry, name, load_template(path, name=name), note=note, read_from=str(path.absolute()))
 
 
 def keep_template(

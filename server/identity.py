@@ -38,9 +38,10 @@ class Identity:
         return not domain and any(each.startswith(f"{noun}:") for each in self.scopes)
 
     def expect(self, scope: str) -> None:
-        """Raises ForbiddenError."""
+        """Raises ForbiddenError, with the scope as `token create` takes it."""
         if not self.may(scope):
-            raise ForbiddenError(f"{self.name} lacks the scope {scope}", hint="ask for a token that has it")
+            named = "promote:DOMAIN" if scope == "promote" else scope
+            raise ForbiddenError(f"{self.name} lacks the scope {named}", hint="ask for a token that has it")
 
 
 def identify(request: Request) -> Identity:

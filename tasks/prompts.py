@@ -158,8 +158,11 @@ def shipped_templates() -> tuple[str, ...]:
     return tuple(sorted(file.stem.removeprefix("template_") for file in SHIPPED.glob("template_*.yaml")))
 
 
-def load_template(name_or_path: str | Path) -> Template:
-    """A template that ships with the package by its name, or any other by the path of its YAML file."""
+def load_template(name_or_path: str | Path, *, name: str | None = None) -> Template:
+    """A template that ships with the package by its name, or any other by the path of its YAML file.
+
+    One that says no `name` gets the one that is given here.
+    """
     path = SHIPPED / f"template_{name_or_path}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -177,11 +180,13 @@ def load_template(name_or_path: str | Path) -> Template:
         raise TaskError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise TaskError(f"{path} is not a YAML file: {error}") from error
-    return parse_template(content, where=str(path))
+    return parse_template(content, where=str(path), name=name)
 
 
-def parse_template(content: object, *, where: str) -> Template:
-    """Validate a template's content; `where` names its origin in the error. Raises TaskError."""
+def parse_template(content: object, *, where: str, name: str | None = None) -> Template:
+    """Validate a template's content; `where` names its origin in the error, `name` is for one that says none. Raises TaskError."""
+    if name is not None and isinstance(content, Mapping):
+        content = {"name": name, **content}
     try:
         return Template.model_validate(content)
     except ValidationError as error:

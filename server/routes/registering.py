@@ -243,7 +243,7 @@ def add_recipe(response: Response, registry: Registering, new: NewRecipe) -> Any
 @routes.post("/templates", response_model=RecipeModel)
 def add_template(response: Response, registry: Registering, new: NewTemplate) -> Any:
     """Adds a version of a prompt template."""
-    row = keep_template(registry, new.name, parse_template(new.content, where=new.name), note=new.note)
+    row = keep_template(registry, new.name, parse_template(new.content, where=new.name, name=new.name), note=new.note)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created}
 

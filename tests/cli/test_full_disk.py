@@ -104,6 +104,8 @@ def test_a_publication(
     assert list((built.home / "store" / "staging").iterdir()) == []
     assert loopback_hub.repos == {}
     assert built("publication", "list", "--json").json == []
+    told = [built("publication", "list", *only) for only in ((), ("--domain", "skin-care"))]
+    assert ["nothing is published yet" in each.out + each.err for each in told] == [True, False]
     built(*command)
 
 

@@ -73,6 +73,11 @@ def test_a_recipes_template_is_read_in_with_it(prepared: Any, tmp_path: Path) ->
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content | {"system": "Choose well."}))
     assert prepared("template", "add", "ours", tmp_path / "ours.yaml", "--json").json["ref"] == "ours@v2"
     assert "system" in prepared("template", "diff", "ours").out
+    nameless = {name: value for name, value in content.items() if name != "name"}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(nameless))
+    assert prepared("template", "add", "theirs", tmp_path / "ours.yaml", "--json").json["content"]["name"] == "theirs"
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content))
+    assert "'pick-one'" in prepared("template", "add", "theirs", tmp_path / "ours.yaml").err
     assert [row["ref"] for row in prepared("template", "log", "ours", "--json").json] == ["ours@v2", "ours@v1"]
     assert prepared("template", "list", "--json").json[0]["ref"] == "ours@v2"
 

@@ -56,6 +56,8 @@ def test_every_route_with_every_scope(clients, stocked, open_client):
             if (status == 403) is _allows(scope, scope_of(route) or "") or status in (401, 405) or status >= 500:
                 wrong.append((method, path, scope, status))
     assert wrong == []
+    unnamed = clients["build"].post("/api/v1/adapters/skin-care@v1:approve").json()["error"]["message"]
+    assert "the scope promote:DOMAIN" in unnamed
     refused = clients["build"].get("/api/v1/events/follow")
     assert refused.status_code == 403
 
