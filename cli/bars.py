@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..registry.signals import check
+from ..registry.sizes import size
 
 QUIET_SECONDS = 10.0
 """How often work of unknown length says how far it is, where there is no terminal."""
@@ -22,16 +23,6 @@ RESUMED = 0.02
 """The share of the way from which a first report says what was done before, and not what took the time since the beginning."""
 
 WIDEST_BAR, NARROWEST_BAR = 40, 5  # columns
-
-
-def size(count: int) -> str:
-    """Bytes as people say them."""
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from ..registry.sizes import size as size
 from . import display
 from .bars import Bar, Stages
-from .bars import size as size
 
 NAMES = frozenset(
     {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..registry.catalog.event_text import passed
+from ..registry.catalog.event_text import remark
 from ..registry.errors import ConflictError, UsageError
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
@@ -16,7 +16,7 @@ from .console import NO_MORE, answer, details, page, say, table, tell, warn
 
 if TYPE_CHECKING:
     from ..registry import Build
-    from ..registry.catalog.serving import BuildAlias, Move
+    from ..registry.catalog.serving import BuildAlias
     from .app import Backend
 
 why_option = click.option("--why", metavar="TEXT", help="The reason, kept with the event.")
@@ -195,16 +195,13 @@ def history(app: App, ref: str, base: str | None, limit: int, after: int | None,
     empty = f"no build of {ref} has had an alias" if after is None else NO_MORE
 
     def show() -> None:
-        rows = [[f"{m.at:%Y-%m-%d %H:%M:%S}", m.by, m.alias, m.build or "nothing", _remark(m)] for m in found[:limit]]
+        rows = [
+            [f"{m.at:%Y-%m-%d %H:%M:%S}", m.by, m.alias, m.build or "nothing", remark(m) or None] for m in found[:limit]
+        ]
         table(["when (UTC)", "who", "alias", "build", "why"], rows, empty=empty)
         page([move.event for move in found], limit)
 
     answer(as_json, [move.to_json() for move in found[:limit]], show)
-
-
-def _remark(move: Move) -> str | None:
-    gate = passed({name: value for name, value in move.to_json().items() if value is not None})
-    return "; ".join(filter(None, ("rollback" if move.rollback else None, move.why, gate))) or None
 
 
 @click.command(

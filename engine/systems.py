@@ -77,8 +77,9 @@ def find_system(registry: Registry, text: str, *, base: str | None = None) -> Sy
             return lookup(registry, text, base)
         except (NotFoundError, InvalidReferenceError):
             continue
+    kinds = "base model, adapter, build or folder" if "/" in text else "base model, adapter or build"
     raise NotFoundError(
-        f"{text!r} names no base model, adapter, build or folder",
+        f"{text!r} names no {kinds}",
         hint="write a folder with a slash: ./merged; `reccocktail adapter list` shows the adapters;"
         f" baselines are {', '.join(FULL_BASELINES)}; of clicks {', '.join(CLICK_BASELINES)}",
     )

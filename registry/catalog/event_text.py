@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .events import Event
+    from .serving import Move
 
 LONG = ("digest", "key")  # of an event: for programs
 
@@ -61,6 +62,12 @@ def passed(detail: Mapping[str, Any]) -> str:
     found += [f"evaluation {detail['evaluation']}"] if "evaluation" in detail else []
     found += [f"override: {detail['override']}"] if "override" in detail else []
     return ", ".join(found)
+
+
+def remark(move: Move) -> str:
+    """What a move of a build's alias says besides where to: that it was a rollback, why, and by which gate or in spite of it why."""
+    gate = passed({name: value for name, value in move.to_json().items() if value is not None})
+    return "; ".join(filter(None, ("rollback" if move.rollback else None, move.why, gate)))
 
 
 def happened(event: Event) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
 
 from ...engine.documents import describe_comparison
 from ...engine.records import compare, find_pair
@@ -16,50 +17,61 @@ from ...registry.catalog.filters import AdapterFilter
 from ..identity import Reading
 from ..libraries import load_models
 from ..naming import expect_registered
-from .acting import attempt, show
+from .acting import ShortText, attempt, show
 from .charts import heat_map, intervals
-from .forms import Problems
+from .forms import Problems, Sent, query_of
 
 router = APIRouter()
 CHOICES = 30
-Text = Annotated[str, Query(max_length=200)]
+NOTHING: dict[str, Any] = {
+    "measured": None,
+    "names": None,
+    "chart": None,
+    "tasks": [],
+    "differ": None,
+    "map": None,
+    "total": None,
+}
+
+
+class Pair(BaseModel):
+    """`a` minus `b`: evaluations by id, or systems by name; with `weights`, the LoRAs of two versions, too, which takes a while."""
+
+    a: ShortText = ""
+    b: ShortText = ""
+    domain: ShortText = ""
+    weights: ShortText = ""
+
+    def expect_domain(self, registry: Registry) -> None:
+        """Raises FormError."""
+        problems = Problems()
+        with problems.of("domain"):
+            if self.domain:
+                registry.domains.get(self.domain)
+        problems.expect_none()
 
 
 @router.get("/compare")
 def comparing(
-    request: Request, registry: Reading, a: Text = "", b: Text = "", domain: Text = "", weights: Text = ""
+    request: Request, registry: Reading, sent: Annotated[Sent[Pair], Depends(query_of(Pair))]
 ) -> HTMLResponse:
-    """`a` minus `b`: evaluations by id, or systems by name; with `weights`, the LoRAs of two versions, too, which takes a while."""
+    """The figures of both and how they differ; the form alone as long as a side is missing."""
+    pair = sent.known
+    refused = attempt(lambda: sent.read().expect_domain(registry))
+    domain = None if refused else pair.domain or None
     found: dict[str, Any] = {}
-    refused = unmeasured = None
-    if a and b:
-        refused = attempt(lambda: found.update(_measured(registry, a, b, domain or None)))
-        of_weights = attempt(lambda: found.update(_weights(registry, a, b))) if weights else None
+    unmeasured = None
+    if pair.a and pair.b and not refused:
+        refused = attempt(lambda: found.update(_measured(registry, pair.a, pair.b, domain)))
+        of_weights = attempt(lambda: found.update(_weights(registry, pair.a, pair.b))) if pair.weights else None
         if "differ" in found:
             refused, unmeasured = None, refused  # what differs is an answer, too
         refused = refused or of_weights
-    recent = registry.evaluations.list(EvaluationFilter(domain=domain or None), limit=CHOICES)
-    versions = registry.adapters.list(AdapterFilter(domain=domain or None), limit=CHOICES)
-    values = {
-        "measured": None,
-        "names": None,
-        "chart": None,
-        "tasks": [],
-        "differ": None,
-        "map": None,
-        "total": None,
-    } | found
-    form = {"a": a, "b": b, "domain": domain, "weights": weights}
     return show(
-        request,
-        "compare.html",
-        refused=refused,
-        unmeasured=unmeasured,
-        form=form,
-        recent=recent,
-        versions=versions,
-        **values,
-    )
+        request, "compare.html", refused=refused, unmeasured=unmeasured, form=pair, typed=sent.typed,
+        recent=registry.evaluations.list(EvaluationFilter(domain=domain), limit=CHOICES),
+        versions=registry.adapters.list(AdapterFilter(domain=domain), limit=CHOICES), **NOTHING | found,
+    )  # fmt: skip
 
 
 def _measured(registry: Registry, a: str, b: str, domain: str | None) -> dict[str, Any]:

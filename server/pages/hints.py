@@ -10,7 +10,7 @@ OFFERED = (
     (r'--override "why" lets it through all the same, and the reason is recorded', "a reason for passing the gate by lets it through all the same, and is recorded"),
     (r"somebody else: reccocktail (?:adapter|build) approve [^\s;]+", "somebody else approves it on this page, logged in in their own name"),
     (r"in their own name \(--as\)", "logged in in their own name"),
-    (r"give --require or --approvals; --remove removes the gate", "name a metric or a number of approvals; “Remove the gate” removes it"),
+    (r"give --require or --approvals; --remove removes the gate", "name a metric or a number of approvals"),
     (r"write metric=[^\s;]+", ""),
     # versions, builds
     (r"use --force to archive it", "it can be archived all the same"),
@@ -28,6 +28,7 @@ OFFERED = (
     (r"say --base NAME(?:, or an id)?", "begin from the page of the version or build that you mean"),
     (r"run the same(?: command)? again", "do the same again"),
     # publishing
+    (r"write a folder with a slash: \./merged", ""),
     (r"name its license: --license ID", "name its license under “License”"),
     (r"--license ID sets one", "“License” sets one"),
     (r"check the network, HF_ENDPOINT and HF_HUB_OFFLINE; --offline.*", "check the server's network, HF_ENDPOINT and HF_HUB_OFFLINE; files and card are shown below all the same"),

@@ -94,7 +94,7 @@ def _page(
     return show(
         request, "overview.html", done=done, refused=refused, entries=shown, count=outcome.done if outcome else count,
         errors=errors, ticked=set(outcome.refused if outcome else ()), states=[(each, counts[each]) for each in STATES if counts[each]], chosen=wanted,
-        total=len(entries), reasons=grouped(shown), failed=[entry["domain"] for entry in shown if entry["failed"]],
+        offered={entry["domain"] for entry in shown if _can_be_ticked(entry)}, total=len(entries), reasons=grouped(shown), failed=[entry["domain"] for entry in shown if entry["failed"]],
     )  # fmt: skip
 
 
@@ -128,6 +128,10 @@ def rebuild(
     if outcome.refused:
         return _page(request, Filter(), outcome=outcome)
     return back("/", "rebuilding", count=str(outcome.done))
+
+
+def _can_be_ticked(entry: Mapping[str, Any]) -> bool:
+    return entry["state"] in ("stale", "unbuilt") or bool(entry["failed"])
 
 
 def _failed(request: Request) -> dict[str, str]:

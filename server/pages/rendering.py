@@ -15,7 +15,9 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...registry.catalog.event_text import remark
 from ...registry.errors import RecCocktailError
+from ...registry.sizes import size
 from ..identity import Identity, seen_as, session_of
 from .hints import on_page
 from .ways import LOGIN, asked_path, login_for, own_path, page_before
@@ -61,7 +63,7 @@ NAVIGATION = (
 @cache
 def _templates() -> Environment:
     found = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-    found.filters |= {"age": age, "moment": moment, "short": short, "on_page": on_page}
+    found.filters |= {"age": age, "moment": moment, "short": short, "on_page": on_page, "size": size, "remark": remark}
     found.trim_blocks = found.lstrip_blocks = True
     found.globals |= {"navigation": NAVIGATION, "version": version("reccocktail")}
     return found

@@ -62,7 +62,7 @@ function lost() {
   hangUp();
   if (cut === null) {
     cut = new Date();
-    tell(`The server has not answered since ${cut.toLocaleTimeString()}: this page is as it was then. It is asked again every ${AGAIN / 1000} seconds.`);
+    tell(`The server has not answered since ${cut.toISOString().slice(11, 19)} UTC: this page is as it was then. It is asked again every ${AGAIN / 1000} seconds.`);
   }
   if (due === null) due = setTimeout(refresh, AGAIN);
 }

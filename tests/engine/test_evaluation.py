@@ -100,7 +100,7 @@ def test_an_exported_build_is_the_build(stocked, build, tmp_path):
 
 @pytest.mark.parametrize("text", ["martini", "skin-care@v7", "skin-care@champion", "No Such Thing", ""])
 def test_what_is_not_there_is_not_found(text, stocked):
-    with pytest.raises(NotFoundError, match="names no base model, adapter, build or folder"):
+    with pytest.raises(NotFoundError, match="names no base model, adapter or build"):
         find_system(stocked, text)
 
 

@@ -326,6 +326,10 @@ def test_a_recipe_is_checked_kept_and_compared_with_the_one_before(stocked, ask)
     assert ask(f"/compare?a={HOSTILE}&b=1").text.count("<script>alert") == 0
     assert _marked(ask("/compare?a=/etc&b=1").text) == {"a", "b"}
     assert ask("/compare?a=/etc&b=1").status_code == 400
+    lost = ask("/compare?a=nope&b=skin-care@v1&domain=nowhere")
+    assert (lost.status_code, _marked(lost.text), 'value="nope"' in lost.text) == (404, {"domain"}, True)
+    unknown = ask("/compare?a=nope&b=skin-care@v1").text
+    assert ("a" in _marked(unknown), "folder" in unknown) == (True, False)
 
 
 def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, second):
@@ -338,6 +342,7 @@ def test_figures_are_drawn_with_intervals_and_compared_by_user(stocked, ask, sec
         compared = ask(f"/compare?a={a}&b={b}")
         assert compared.status_code == 200
         assert compared.text.count('class="whisker"') == 2
+        assert f"{one.users} users of skin-care, split test" in compared.text
         row = re.search(r'<th scope="row">HR@1</th>.*?</tr>', compared.text, re.DOTALL)
         assert row
         assert re.findall(r"(-?\d\.\d{3}) <span", row[0]) == ["0.500", "0.333", "0.167"]
@@ -402,7 +407,11 @@ def test_the_overview_is_filtered_and_a_reason_selects_its_domains(stocked, ask,
     selected = ask(reason[1].replace("&amp;", "&")).text
     assert re.findall(r'<input type="checkbox" name="domain" value="([^"]*)"[^>]* checked>', selected) == ["skin-care"]
     assert "garden</a></th>" not in selected
-    assert re.findall(r'row"><a href="[^"]*">(\w+)</a>', ask("/?name=GARD").text) == ["garden"]
+    assert "Rebuild selected" in page
+    garden = ask("/?name=GARD").text
+    assert re.findall(r'row"><a href="[^"]*">(\w+)</a>', garden) == ["garden"]
+    assert "Rebuild selected" not in garden  # there is nothing to tick
+    assert ">select</th>" not in garden
     assert "<script>alert" not in ask(f"/?name={HOSTILE}&reason={HOSTILE}").text
 
 
@@ -429,6 +438,9 @@ def test_a_build_offers_what_its_state_allows(stocked, ask):
     stocked.serving.promote(done.id)
     stocked.serving.pin(done.id)
     assert offered(done) == {"Unpin", "Export", "Publish…", again}
+    sizes = re.findall(r"</a> ([\d.]+ \w+)</li>", ask(f"/builds/{done.id}").text)
+    assert {text.split()[1] for text in sizes} & {"B", "KB"}
+    assert not {text.split()[1] for text in sizes} - {"B", "KB", "MB"}  # as the command writes them
 
 
 def test_what_people_say_of_a_domain_and_a_version_is_replaced(stocked, ask):
@@ -555,8 +567,12 @@ def test_a_gate_and_a_serving_policy_are_set(stocked, ask):
     assert ask("/domains/nowhere/policy", sent).status_code == ask("/domains/spirit/policy", sent).status_code == 404
     assert ask("/domains/skin-care/policy", sent | {"alias": "production"}).status_code == 303
     assert stocked.serving.marks([build.id])[build.id] == ("candidate", "production")
+    for path in ("/domains/skin-care", "/domains/skin-care/rollback"):
+        assert "gate v2, override: fire" in ask(path).text, path
     assert ask("/domains/skin-care/gate", {"do": "remove"}).headers["location"].endswith("done=ungated")
     assert stocked.gates.get("skin-care") is None
+    empty = ask("/domains/skin-care/gate", {"metric": "", "approvals": "0"})
+    assert (_marked(empty.text), "Remove the gate" in empty.text) == ({"metric"}, False)  # there is no such button
 
 
 def test_the_queue_says_whether_any_worker_lives(stocked, ask, monkeypatch):
