@@ -39,6 +39,7 @@ LONG_WORD = 24
 """Cells up to which a word in another column is not broken either."""
 
 NO_MORE = "there are no more entries"
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 """Of a page after the last one."""
 
 LEAST_CUT = 16
@@ -249,12 +250,15 @@ def _widths(natural: Mapping[str, int], least: Mapping[str, int], room: int) -> 
 
 
 def details(record: Mapping[str, Any]) -> None:
-    """One record, a field a line; the further lines of a text stand below its first."""
+    """One record, a field a line; the further lines of a text stand below its first. A digest too long for the terminal is shortened."""
     width = max(map(len, record), default=0)
     for name, value in record.items():
         if value not in (None, "", [], {}, ()):
             lead = f"{printable(name).replace('_', ' '):<{width}}  "
             text = value if isinstance(value, str) else _cell(value)
+            room = display.room(sys.stdout)
+            if room is not None and len(lead) + len(text) > room and _DIGEST.fullmatch(text):
+                text = short(text)  # whole with --json
             click.echo(prose(text, stream=sys.stdout, lead=lead, indent=" " * len(lead)))
 
 

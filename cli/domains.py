@@ -15,9 +15,11 @@ from ..registry.catalog.content_changes import in_words
 from ..registry.errors import RecCocktailError, UsageError
 from .app import App, example, json_option, pass_app
 from .console import answer, counted, details, say, short, table, warn
+from .gate_text import asked
 
 if TYPE_CHECKING:
     from ..registry import Domain, Registry
+    from ..registry.catalog.gates import Gate
     from ..tasks import DataFacts
     from ..trainers.domains import Registered
 
@@ -245,6 +247,10 @@ def _place(data: str | None) -> str | None:
     return f"in the store, {short(data)}" if data is not None and data.startswith("sha256:") else data
 
 
+def _gate(gate: Gate | None) -> str:
+    return "none" if gate is None else f"v{gate.version}: {asked(gate.require, gate.approvals)}"
+
+
 @domain.command(name="list", epilog=example("reccocktail domain list"))
 @json_option
 @pass_app
@@ -270,11 +276,12 @@ def list_(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """Show a domain, and what is in its data."""
+    """Show a domain, what is in its data, and what is used where it has no trainer, recipe or gate of its own."""
     from ..tasks import TaskError
 
     with app.backend() as backend:
         row = backend.domains.get(name)
+        gate = None if as_json else backend.gates.get(name)
         try:
             found = backend.data_facts(row)
         except TaskError as error:
@@ -282,7 +289,8 @@ def show(app: App, name: str, as_json: bool) -> None:
             warn(f"the data of {name} cannot be read here: {error}")
 
     def show_row() -> None:
-        details(row.to_json())
+        used = {"trainer": row.trainer or "sft", "recipe": row.recipe or "default"}
+        details(row.to_json() | used | {"data": _place(row.data), "gate": _gate(gate)})
         for line in facts_lines(found) if found else ():
             click.echo(line)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +11,9 @@ from ..registry.errors import GateError, NotFoundError, UsageError
 from .adapters import adapter, key_values
 from .app import App, base_option, example, json_option, pass_app
 from .builds import build, named_build
-from .console import answer, counted, details, say, table, warn
+from .console import answer, details, say, table, warn
 from .domains import domain
+from .gate_text import asked
 
 if TYPE_CHECKING:
     from ..registry.catalog.gates import Gate
@@ -136,15 +136,6 @@ def _show_log(app: App, name: str, as_json: bool) -> None:
         table(["when (UTC)", "who", "gate", "what it asks for"], rows, empty=f"{name} has had no gate")
 
     answer(as_json, [each.to_json() for each in found], show)
-
-
-def asked(require: Mapping[str, Any] | None, approvals: int) -> str:
-    """What a gate asks for, as it is typed: `metric=NDCG@3, against=champion, …; 1 approval`."""
-    required = ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in (require or {}).items()
-    )
-    return "; ".join(filter(None, [required, counted(approvals, "approval") if approvals else ""]))
 
 
 @adapter.command(name="approve", epilog=example("reccocktail adapter approve beauty@v3"))

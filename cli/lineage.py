@@ -41,9 +41,10 @@ def lineage_lines(lineage: Mapping[str, Any]) -> Iterator[str]:
     for name in ("data", "template"):
         found = lineage[name]
         none = UNKNOWN if adaptive else "not used: the coefficients are given"
-        yield (
-            f"{name:<11} {found.get('path') or found.get('name')}  {found['digest']}" if found else f"{name:<11} {none}"
-        )
+        place = found and (found.get("path") or found.get("name"))
+        if place and place.startswith("sha256:"):  # they were uploaded
+            place = "in the store"
+        yield f"{name:<11} {place}  {found['digest']}" if found else f"{name:<11} {none}"
 
 
 def _brief(coefficient: Any) -> Any:

@@ -12,7 +12,7 @@ from ..registry.moments import moment
 from .app import App, example, json_option, pass_app
 from .console import answer, say, table, tell
 from .evaluation_records import figure
-from .gates import asked
+from .gate_text import asked
 from .status_screen import fits, grouped, summary, with_names
 
 if TYPE_CHECKING:

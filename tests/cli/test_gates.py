@@ -168,6 +168,9 @@ def test_a_gate_is_read_from_a_file_shown_and_removed(shop: Any) -> None:
     assert (shown["require"]["margin"], shown["require"]["confidence"], shown["approvals"]) == (0.02, 0.95, 1)
     for wrong in ("metric=NDCG", "metric=HR@1,margin=a", "metric=HR@1,sure=1", "margin=1", "metric=HR@1,confidence=95"):
         shop("domain", "gate", "skin-care", "--require", wrong, "--json", code=2)
+    shown = [line.split() for line in shop("domain", "show", "skin-care").out.splitlines()]
+    assert ["trainer", "sft"] in shown
+    assert ["gate", "v1:", "metric=NDCG@3,"] in [words[:3] for words in shown]
     less = shop("domain", "gate", "skin-care", "--approvals", "2").err
     assert "gate v2 no longer asks for metric=NDCG@3, against=champion, margin=0.02" in less
     assert "approval" not in less.partition("hint")[0]

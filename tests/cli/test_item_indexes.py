@@ -121,6 +121,7 @@ def test_the_build_of_a_bi_tuning_is_an_index_to_which_only_new_items_are_added(
     told = run("adapter", "show", "things@v1", columns=80).out + run("build", "show", second["id"], columns=80).out
     assert "rank  " not in told
     assert not [line for line in told.splitlines() if "sha256:" in line and len(line) > 80], "no digest is broken"
+    assert not {"key", "digest"} & {line.strip() for line in told.splitlines()}, "none stands below its name"
     listed = run("build", "list", "--kind", "index", columns=80).out
     assert all(word in listed for word in ("things@v1", "embedded", "index"))
     run("build", "export", second["id"], "exported")
