@@ -30,6 +30,7 @@ OFFERED = (
     # publishing
     (r"write a folder with a slash: \./merged", ""),
     (r"name its license: --license ID", "name its license under “License”"),
+    (r"set one with --license ID", "set one under “License”"),
     (r"--license ID sets one", "“License” sets one"),
     (r"check the network, HF_ENDPOINT and HF_HUB_OFFLINE; --offline.*", "check the server's network, HF_ENDPOINT and HF_HUB_OFFLINE; files and card are shown below all the same"),
     (r"--sign KEY; to leave", "only the command signs; to leave"),

@@ -48,6 +48,7 @@ def test_no_hint_of_a_page_names_an_option_that_only_the_command_has():
         ("use --force to archive it", "it can be archived all the same"),
         ("try again; --soup does it", "try again"),
         ("--soup", None),
+        ("the card has none; set one with --license ID", "the card has none; set one under “License”"),
         ("write metric=NDCG@3,against=champion,margin=0.02,confidence=0.95", None),
         ("reccocktail evaluate a@v1 --domain a", "where the registry is, run reccocktail evaluate a@v1 --domain a"),
         ("reccocktail build request toys --wait", "request a build on the page of toys"),

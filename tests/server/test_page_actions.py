@@ -66,7 +66,8 @@ def test_the_api_has_the_ranks_behind_a_figure_and_whether_a_version_is_sound(cl
 
 ADAPTATION = {
     "objective": "ranking", "outcome": "mixed", "win": False, "parent": None, "search": "ladder", "roles": ["spirit", "ingredient"],
-    "chosen": [0.25, 0.75],
+    "chosen": [0.25, 0.75], "fit": 120, "gate": 40, "seen": 0,
+    "rungs": [{"name": "common", "gain": 0.0123, "error": 0.004, "taken": True}, {"name": "by role", "gain": 0.001, "error": 0.002, "taken": False}],
     "points": [{"means": [1 - x, x], "loss": (x - 0.75) ** 2} for x in (0.0, 0.25, 0.5, 0.75, 1.0)],
     "comparison": {"metric": "NDCG@3", "users": 40, "margin": 0.02, "safe": True, "bounds": [
         {"parent": HOSTILE, "mix_mean": 0.5, "parent_mean": 0.4, "difference": 0.1, "low": 0.01}]},
@@ -130,7 +131,11 @@ def test_what_people_write_is_shown_as_text(stocked, ask):
     stocked.domains.add("skin-care", title=HOSTILE)
     build = succeed(
         stocked,
-        report={"adaptation": ADAPTATION, "warnings": [HOSTILE]},
+        report={
+            "adaptation": ADAPTATION,
+            "warnings": [HOSTILE],
+            "merge": {"left_out": [], "notes": ["one", "two"], "skipped": 0},
+        },
         coefficients={"spirit": 0.5, "ingredient": BY_MODULE},
     )
     stocked.edits.build(build.id, edit)
@@ -153,6 +158,16 @@ def test_what_people_write_is_shown_as_text(stocked, ask):
     assert shown > 15
     text = ask(f"/builds/{build.id}").text
     assert text.count('<circle class="ring"') == 1
+    assert "120 to choose by, 40 to judge by" in text
+    assert re.findall(r"<li>([\w ]+): gain [^<]*: ((?:not )?taken)</li>", text) == [
+        ("common", "taken"),
+        ("by role", "not taken"),
+    ]
+    assert ("one, two" in text, "left out</dt>" in text, "<dd>0</dd>" in text) == (
+        True,
+        False,
+        True,
+    )  # what is empty is not said
     assert text.count('class="cell"') == len(BY_MODULE)
 
 
@@ -200,6 +215,8 @@ def test_forms_change_what_they_say_and_only_with_what_the_page_gave(stocked, as
     assert stocked.serving.served("skin-care")[0].build == other.id
     assert ask("/domains/skin-care/rollback", {"to": build.id, "base": "tiny", "why": "w"}).status_code == 303
     assert stocked.serving.served("skin-care")[0].build == build.id
+    same = ask(f"/domains/skin-care/rollback?to={build.id}").text
+    assert ("served already" in same, "What going back changes" in same) == (True, False)
     asked = ask("/domains/skin-care/build", {})
     assert asked.status_code in (303, 409)
 
