@@ -155,7 +155,8 @@ def _without(found: Any, name: str = "") -> Any:
     if any(word in name for word in NEVER) or (name in WHERE and isinstance(found, str | None)):
         return None
     if isinstance(found, dict):
-        return {key: _without(value, key) for key, value in found.items()}
+        # a domain's data have `files` only where they were uploaded
+        return {key: _without(value, key) for key, value in found.items() if key != "files" or "data" not in found}
     return [_without(each) for each in found] if isinstance(found, list) else found
 
 
