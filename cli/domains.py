@@ -276,7 +276,10 @@ def list_(app: App, as_json: bool) -> None:
 @json_option
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """Show a domain, what is in its data, and what is used where it has no trainer, recipe or gate of its own."""
+    """Show a domain, what is in its data, and what it uses.
+
+    Where it has no trainer or recipe of its own, those that are taken then.
+    """
     from ..tasks import TaskError
 
     with app.backend() as backend:

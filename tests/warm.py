@@ -105,8 +105,15 @@ class Warm:
 
     def ask(self, asked: Mapping[str, Any], streams: Sequence[int] = ()) -> Any:
         with self._lock:
-            socket.send_fds(self._server, [json.dumps(asked).encode()], list(streams))
-            return json.loads(self._server.recv(1 << 16))
+            try:
+                socket.send_fds(self._server, [json.dumps(asked).encode()], list(streams))
+                return json.loads(self._server.recv(1 << 16))
+            except BaseException:  # such as a signal's: an answer that comes later is not the next question's
+                with suppress(OSError):
+                    fresh = _connected(self._place)
+                    self._server.close()
+                    self._server = fresh
+                raise
 
     def close(self) -> None:
         self._server.close()
@@ -209,6 +216,18 @@ def _import_all() -> None:
                     importlib.import_module(module.name)
 
 
+_codes: dict[int, int] = {}
+"""Of processes that ended: who asked may have been interrupted before the answer came, and asks again."""
+
+
+def _polled(pid: int) -> int | None:
+    if pid not in _codes:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            _codes[pid] = os.waitstatus_to_exitcode(status)
+    return _codes.get(pid)
+
+
 def _serve(listener: socket.socket, place: Path) -> None:
     """Answer until the last test process is gone."""
     clients: list[socket.socket] = []
@@ -236,8 +255,7 @@ def _answered(client: socket.socket, ours: Sequence[socket.socket], place: Path)
             client.send(json.dumps(os.getpid()).encode())
             return True
         if "poll" in asked:
-            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
-            client.send(json.dumps(os.waitstatus_to_exitcode(status) if pid else None).encode())
+            client.send(json.dumps(_polled(asked["poll"])).encode())
             return True
         pid = os.fork()
         if not pid:
@@ -246,6 +264,7 @@ def _answered(client: socket.socket, ours: Sequence[socket.socket], place: Path)
             _run(asked, streams, place)
         for stream in streams:
             os.close(stream)
+        _codes.pop(pid, None)  # the number of one that ended long ago
         client.send(json.dumps(pid).encode())
     except ConnectionError:
         return False
