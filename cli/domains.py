@@ -13,6 +13,7 @@ import click
 
 from ..registry.catalog.content_changes import in_words
 from ..registry.errors import RecCocktailError, UsageError
+from ..registry.store.trees import is_tree
 from .app import App, example, json_option, pass_app
 from .console import answer, counted, details, say, short, table, warn
 from .gate_text import asked
@@ -244,7 +245,7 @@ def _brief(found: dict[str, Any]) -> str:
 
 def _place(data: str | None) -> str | None:
     """Where a domain's data lie, in a table's width: what was uploaded is in the store."""
-    return f"in the store, {short(data)}" if data is not None and data.startswith("sha256:") else data
+    return f"in the store, {short(data)}" if data is not None and is_tree(data) else data
 
 
 def _gate(gate: Gate | None) -> str:

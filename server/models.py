@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from ..engine.apart import Weights
 from ..registry import Adapter, Base, Build, Domain, Event, Publication
 from ..registry.catalog.build_records import LogLine
 from ..registry.catalog.evaluations import EvaluationRecord
@@ -193,32 +194,13 @@ class FieldModel(_Answer):
     other: Any
 
 
-class ApartModel(_Answer):
-    """Two tensors or deltas: Frobenius norms of each and of the difference, and the cosine; null where one has none."""
-
-    name: str
-    one: float | None
-    other: float | None
-    distance: float
-    cosine: float | None
-    equal: bool
-
-
-class WeightsModel(_Answer):
-    """How far the weights of two versions are apart: all deltas together, each of them, and what there is beside them."""
-
-    total: ApartModel
-    deltas: list[ApartModel]
-    tensors: list[ApartModel]
-
-
 class DifferenceModel(_Answer):
     """What two versions differ in; `weights` is null where their base models have different weights."""
 
     one: AdapterModel  # pyright: ignore[reportInvalidTypeForm]
     other: AdapterModel  # pyright: ignore[reportInvalidTypeForm]
     differ: Annotated[list[FieldModel], Field(alias="fields")]
-    weights: WeightsModel | None
+    weights: Weights | None
 
 
 class VerificationModel(_Answer):

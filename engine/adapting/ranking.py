@@ -300,9 +300,9 @@ def _too_few(labels: Labels) -> str:
 def _warnings_of(verdict: Verdict, guard: Guard) -> tuple[str, ...]:
     """What a person should know before trusting it."""
     compared, among = verdict.comparison, verdict.among_parents
-    unsure = among is not None and not among.safe
-    if compared is None and among is not None and unsure:
-        shown = _worst_of(among, f"the {verdict.parent} alone ")
+    unsure = None if among is None or among.safe else among
+    if compared is None and unsure is not None:
+        shown = _worst_of(unsure, f"the {verdict.parent} alone ")
         return (
             f"no mix was clearly better for those who choose, so the {verdict.parent} alone ships; {_UNSURE}: {shown}",
         )
@@ -317,10 +317,10 @@ def _warnings_of(verdict: Verdict, guard: Guard) -> tuple[str, ...]:
     more = f"; about {verdict.more_users:,} more labelled users would decide" if verdict.more_users else ""
     shown = _worst_of(compared, "")
     found = f"the mix may be worse than an adapter alone by more than {compared.margin:g}, {ships}: {shown}{more}"
-    if guard == "off" or among is None or not unsure:
+    if guard == "off" or unsure is None:
         return (found,)
-    best = next(role for role in verdict.roles if role not in {bound.parent for bound in among.bounds})
-    return (found, f"{_UNSURE}: {_worst_of(among, f'the {best} alone ')}")
+    best = next(role for role in verdict.roles if role not in {bound.parent for bound in unsure.bounds})
+    return (found, f"{_UNSURE}: {_worst_of(unsure, f'the {best} alone ')}")
 
 
 def _worst_of(compared: Comparison, whose: str) -> str:

@@ -15,6 +15,7 @@ from ..catalog.gates import Requirement
 from ..catalog.references import SPIRIT, Reference, check_name, did_you_mean, near_name
 from ..catalog.serving import PROMOTIONS
 from ..errors import RecCocktailError, UsageError
+from ..store.trees import is_tree
 from ..strict_json import parse_written, shown
 from ..strict_yaml import parse_with_lines
 from ..webhooks.hooks import WebhookFields
@@ -23,7 +24,6 @@ from .problems import Place, Problems
 
 LIMIT = 16 << 20  # bytes; of YAML a megabyte takes some ten seconds to read, JSON a tenth of one
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
 
@@ -171,7 +171,7 @@ def _lone_text(value: Any) -> str:
 
 
 def _digest(value: Any) -> str:
-    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+    if not isinstance(value, str) or not is_tree(value):
         raise ValueError("must be sha256: and 64 hexadecimal digits")
     return value
 
@@ -331,8 +331,8 @@ class _Reader:
     def _domains(self, content: Mapping[str, Any]) -> Iterator[DomainEntry]:
         for name, place, given in self._named(content, "domains", "domain"):
             if "data" in given:
-                given["data"] = given["data"] if _DIGEST.fullmatch(given["data"]) else str(self._path(given["data"]))
-            if "files" in given and not _DIGEST.fullmatch(given.get("data", "")):
+                given["data"] = given["data"] if is_tree(given["data"]) else str(self._path(given["data"]))
+            if "files" in given and not is_tree(given.get("data", "")):
                 self._problems.add((*place.path, "files"), "belongs to `data: sha256:…`; write the folder as `data`")
                 continue
             given = self._located(given)

@@ -206,8 +206,8 @@ def add_domain(request: Request, response: Response, registry: Registering, new:
         DomainCheck(registry.data_folder)(new.name, {key: value for key, value in given.items() if value is not None})
         if folder is not None:  # where all instances and workers find them
             data = registry.store.add_folder(folder).digest
-    _done_with(request, registry, new.upload)
     row = registry.domains.add(new.name, title=new.title, data=data, trainer=new.trainer, recipe=recipe)
+    _done_with(request, registry, new.upload)
     response.status_code = 201 if row.created else 200
     return row.to_json() | {"created": row.created, "changed": list(row.changed)}
 

@@ -13,6 +13,7 @@ from reccocktail.server import uploads
 from reccocktail.server.app import API, ServerOptions
 from reccocktail.server.errors import TooLargeError
 from reccocktail.server.uploads import AnnouncedFile, Uploads
+from reccocktail.tasks import generate, write_domain
 
 
 @pytest.fixture
@@ -157,6 +158,10 @@ def test_what_is_uploaded_says_nothing_of_the_servers_files_and_of_how_it_was_ma
     ):
         assert _code(ci.post(f"{API}/{path}", json=body)) == (400, "usage"), body
     assert [row.name for row in stocked.domains.list()] == ["skin-care"]
+    write_domain(generate("skin-care", users=30), tmp_path / "data")
+    data = upload(tmp_path / "data")
+    assert _code(ci.post(f"{API}/domains", json={"name": "spirit", "upload": data})) == (400, "usage")
+    assert ci.get(f"{API}/uploads/{data}").json()["complete"]  # what was refused need not be sent again
     made = ci.post(f"{API}/bases", json={"name": "x", "source": "/mine", "upload": model})
     assert (made.status_code, made.json()["source"], made.json()["created"]) == (201, "/mine", True)
 
